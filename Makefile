@@ -1,0 +1,32 @@
+PYTHON ?= python3.11
+PROFILE ?= tiny
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+.PHONY: help run test lint bench clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
+
+run: .venv/.ready ## train, evaluate, promote and serve the tiny model on this machine (PROFILE=tiny)
+	$(BIN)/moonflow run --profile $(PROFILE)
+
+test: .venv/.ready ## unit tests per room and one end-to-end run
+	$(BIN)/pytest -q -m "not engines"
+
+lint: .venv/.ready ## ruff and mypy
+	$(BIN)/ruff check . && $(BIN)/mypy
+
+bench: .venv/.ready ## every figure the README quotes, one JSON line each
+	@set -e; for script in tests/benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script --json; done
+
+clean: ## stop services kept alive, delete runs and caches
+	@test ! -x $(BIN)/moonflow || $(BIN)/moonflow clean
+	rm -rf runs build .mypy_cache .pytest_cache .ruff_cache
+
+# torch goes first and alone: only a plain `pip install torch==VERSION` finds the CPU build.
+.venv/.ready: pyproject.toml requirements.lock
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@

@@ -1,0 +1,13 @@
+"""KFP interface of finish."""
+
+from kfp import dsl
+
+from components.runtime.image import PIPELINE
+
+
+@dsl.component(base_image=PIPELINE, install_kfp_package=False)
+def finish(run_id: str, curve_points: int, status: dsl.PipelineTaskFinalStatus, report: dsl.Output[dsl.HTML]):
+    """Summary and report of the run. The exit handler: it runs after success and after failure alike."""
+    from components.runtime.entry import close
+
+    close(locals(), error=status.error_message if status.state == "FAILED" else "", report=report)

@@ -1,0 +1,110 @@
+"""After everything, whatever happened: one summary and one report of what the run's manifests say."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from components.finish.config import Config
+from components.finish.report import render
+from components.runtime import manifest as manifests
+from components.runtime.checkpoints import newest
+from components.runtime.manifest import Manifest
+from components.runtime.step import METRICS, read_metrics
+from components.runtime.store import ObjectStore
+from components.steps import STEPS
+
+PACKAGES = ("moonflow", "torch", "kfp", "mlflow", "numpy", "tokenizers")
+
+
+def run(config: Config, store: ObjectStore, run_id: str, run_dir: Path | None, error: str) -> dict[str, str]:
+    """Write ``summary.json``, ``events.json`` and ``report.html`` below ``<run>/finish/`` and into ``run_dir``.
+
+    Unlike the other steps it writes its files anew each time: they tell of the newest state of the run.
+
+    Args:
+        run_dir: folder of a local run; None on a cluster.
+        error: why the run ended early, empty if it did not.
+
+    Returns:
+        File name -> text.
+    """
+    # 1. What each step published last, finished or not.
+    found = {step: m for step in STEPS if (m := newest(store, f"{run_id}/{step}")) is not None}
+
+    # 2. The figures.
+    summary = summarise(found)
+    events = {step: thin(history(store, manifest), config.curve_points) for step, manifest in found.items()}
+    extra: dict[str, Any] = {"run_id": run_id, "profile": os.environ.get("MOONFLOW_PROFILE", ""), "error": error}
+    extra |= {step: found[step].extra for step in ("evaluate", "promote", "serve") if step in found}
+
+    # 3. The page, and everything it was made from.
+    files = {
+        "summary.json": json.dumps(summary, indent=2) + "\n",
+        "events.json": json.dumps({"events": events, "extra": extra}) + "\n",
+        "report.html": render(summary, events, extra),
+    }
+    for name, text in files.items():
+        store.put(f"{run_id}/finish/{name}", text.encode())
+        if run_dir is not None:
+            (run_dir / name).write_text(text)
+    return files
+
+
+def summarise(found: Mapping[str, Manifest]) -> dict[str, Any]:
+    """The machine-readable end of a run: ``seconds, steps, evals, promoted, versions``.
+
+    ``seconds`` is the wall clock of the call that did the whole run, or the sum of the steps where several calls
+    shared the work.
+    """
+    done = {step: manifest for step, manifest in found.items() if manifest.complete}
+    steps = [
+        {"name": step, "seconds": m.extra.get("seconds", 0.0), "tokens_per_s": m.extra.get("tokens_per_s", 0.0)}
+        for step, m in done.items()
+    ]
+    worked = sum(step["seconds"] for step in steps)
+    elapsed = time.time() - float(os.environ.get("MOONFLOW_STARTED", time.time()))
+    promoted = None
+    if "promote" in done:
+        extra = done["promote"].extra
+        promoted = {key: extra[key] for key in ("version", "manifest_sha256", "commit")}
+    return {
+        "seconds": round(max(worked, elapsed), 1),
+        "steps": steps,
+        "evals": done["evaluate"].extra["evals"] if "evaluate" in done else [],
+        "promoted": promoted,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Python, the operating system and the packages that the figures depend on."""
+    found = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def history(store: ObjectStore, manifest: Manifest) -> list[dict[str, float]]:
+    """The step's metric history, if its manifest holds one."""
+    if all(file.name != METRICS for file in manifest.files):
+        return []
+    with tempfile.TemporaryDirectory() as folder:
+        manifests.fetch(store, manifest.uri, Path(folder), [METRICS])
+        return read_metrics(Path(folder))
+
+
+def thin(rows: Sequence[dict[str, float]], points: int) -> list[dict[str, float]]:
+    """At most about ``points`` rows, evenly spaced, the last one among them."""
+    stride = max(1, -(-len(rows) // points))
+    return list(rows[::-1][::stride][::-1])

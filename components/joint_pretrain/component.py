@@ -1,0 +1,26 @@
+"""KFP interface of joint_pretrain."""
+
+from kfp import dsl
+
+from components.runtime.image import PIPELINE
+
+
+@dsl.component(base_image=PIPELINE, install_kfp_package=False)
+def joint_pretrain(
+    run_id: str,
+    data: dsl.Input[dsl.Dataset],
+    parent: dsl.Input[dsl.Model],
+    checkpoint: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+    steps: int,
+    vision_ratio: float,
+    learning_rate: float,
+    tokens_per_row: int,
+    rows: int,
+    checkpoint_every: int,
+    seed: int,
+):
+    """Train text and vision together at a constant, low share of vision tokens."""
+    from components.runtime.entry import enter
+
+    enter("joint_pretrain", locals(), inputs={"data": data, "parent": parent}, output=checkpoint, metrics=metrics)

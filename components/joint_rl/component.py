@@ -1,0 +1,27 @@
+"""KFP interface of joint_rl."""
+
+from kfp import dsl
+
+from components.runtime.image import PIPELINE
+
+
+@dsl.component(base_image=PIPELINE, install_kfp_package=False)
+def joint_rl(
+    run_id: str,
+    data: dsl.Input[dsl.Dataset],
+    parent: dsl.Input[dsl.Model],
+    checkpoint: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+    iterations: int,
+    prompts_per_iteration: int,
+    samples_per_prompt: int,
+    learning_rate: float,
+    max_new_tokens: int,
+    modalities: str,
+    checkpoint_every: int,
+    seed: int,
+):
+    """Reinforcement learning with verifiable rewards on text and image problems, grouped by ability, with Toggle."""
+    from components.runtime.entry import enter
+
+    enter("joint_rl", locals(), inputs={"data": data, "parent": parent}, output=checkpoint, metrics=metrics)

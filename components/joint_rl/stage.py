@@ -1,0 +1,56 @@
+"""Joint RL over text and image tasks with verifiable outcomes (source: K2.5 section on joint multimodal RL)."""
+
+from __future__ import annotations
+
+from components.joint_rl.config import Config
+from components.runtime.manifest import Manifest
+from components.runtime.step import StepContext
+from model.data.folder import DataFolder
+from model.data.sample import Sample
+from model.rl.environment import Episode, run_episode
+from model.rl.prompts import PromptPool
+from model.rl.toggle import Toggle
+from model.rl.tools.toolset import Toolset
+from model.rl.trainer import RLSettings, RLTrainer
+from model.rollout.embedded import EmbeddedEngine
+from model.train.checkpoint import load_parent
+
+SWARM_TASKS = ("wide_search",)  # they need sub-agents: PARL trains on them
+MAX_TURNS = 3  # a program, a second one after an error, the answer (ours)
+
+
+def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
+    # 1. Prompts: train shards of every task family, grouped by ability, text and image alike.
+    data = DataFolder(context.fetch(inputs["data"]))
+    modalities = config.modalities.split(",")
+    prompts = PromptPool(data.path, data.index, modalities=modalities, seed=config.seed, without=SWARM_TASKS)
+
+    # 2. Policy. The engine samples from the very weights that are trained: nothing is copied.
+    model = load_parent(context.fetch(inputs["parent"]), data.tokenizer)
+    context_tokens = model.config.text_config.max_position_embeddings
+    engine = EmbeddedEngine(model, max_batch=config.prompts_per_iteration * config.samples_per_prompt)
+
+    # 3. Environment: tools, episodes, verifiers.
+    with Toolset() as toolset:
+
+        async def rollout(sample: Sample, seed: int) -> Episode:
+            return await run_episode(
+                engine, data.tokenizer, sample, data.image_config, toolset,
+                max_turns=MAX_TURNS, max_new_tokens=config.max_new_tokens, max_tokens=context_tokens,
+                temperature=1.0, seed=seed,
+            )  # fmt: skip
+
+        async def publish_weights() -> None:
+            engine.set_model(model)
+
+        # 4. Train: outcome rewards, Toggle's length budgets in every other phase.
+        settings = RLSettings(
+            config.iterations, config.prompts_per_iteration, config.samples_per_prompt, config.learning_rate,
+            seed=config.seed, checkpoint_every=config.checkpoint_every,
+        )  # fmt: skip
+        RLTrainer(
+            model, prompts, rollout, publish_weights, settings,
+            pad_id=data.tokenizer.pad_id, tokenizer_folder=data.path, around=context, toggle=Toggle(),
+        ).train()  # fmt: skip
+    assert context.checkpoints.newest is not None
+    return context.checkpoints.newest

@@ -1,0 +1,27 @@
+"""KFP interface of mid_train."""
+
+from kfp import dsl
+
+from components.runtime.image import PIPELINE
+
+
+@dsl.component(base_image=PIPELINE, install_kfp_package=False)
+def mid_train(
+    run_id: str,
+    data: dsl.Input[dsl.Dataset],
+    parent: dsl.Input[dsl.Model],
+    checkpoint: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+    steps: int,
+    context_factor: float,
+    vision_ratio: float,
+    learning_rate: float,
+    tokens_per_row: int,
+    rows: int,
+    checkpoint_every: int,
+    seed: int,
+):
+    """Train on longer sequences: the context grows by YaRN."""
+    from components.runtime.entry import enter
+
+    enter("mid_train", locals(), inputs={"data": data, "parent": parent}, output=checkpoint, metrics=metrics)

@@ -1,0 +1,29 @@
+"""KFP interface of parl."""
+
+from kfp import dsl
+
+from components.runtime.image import PIPELINE
+
+
+@dsl.component(base_image=PIPELINE, install_kfp_package=False)
+def parl(
+    run_id: str,
+    data: dsl.Input[dsl.Dataset],
+    policy: dsl.Input[dsl.Model],
+    sub_agents: dsl.Input[dsl.Model],
+    checkpoint: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+    iterations: int,
+    prompts_per_iteration: int,
+    samples_per_prompt: int,
+    learning_rate: float,
+    critical_steps: int,
+    auxiliary: float,
+    checkpoint_every: int,
+    seed: int,
+):
+    """Train an orchestrator that hands work to frozen sub-agents (parallel-agent reinforcement learning)."""
+    from components.runtime.entry import enter
+
+    inputs = {"data": data, "policy": policy, "sub_agents": sub_agents}
+    enter("parl", locals(), inputs=inputs, output=checkpoint, metrics=metrics)

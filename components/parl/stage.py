@@ -1,0 +1,59 @@
+"""PARL: an orchestrator learns to use frozen sub-agents in parallel (source: K2.5 section on Agent Swarm)."""
+
+from __future__ import annotations
+
+from components.parl.config import Config
+from components.runtime.manifest import Manifest
+from components.runtime.step import StepContext
+from model.data.folder import DataFolder
+from model.data.sample import Sample
+from model.rl.environment import Episode
+from model.rl.prompts import PromptPool
+from model.rl.tools.toolset import Toolset
+from model.rl.trainer import RLSettings, RLTrainer
+from model.rollout.embedded import EmbeddedEngine
+from model.swarm.orchestrator import SwarmLimits, run_swarm_episode
+from model.swarm.reward import SwarmReward
+from model.train.checkpoint import load_parent
+
+TASKS = ("wide_search",)
+ANNEALED = 0.75  # share of the rounds after which lambda1 = lambda2 = 0 (ours)
+
+
+def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
+    # 1. Prompts: wide searches of the train shards. They never ask to work in parallel.
+    data = DataFolder(context.fetch(inputs["data"]))
+    prompts = PromptPool(data.path, data.index, families=TASKS, modalities=["text"], seed=config.seed)
+
+    # 2. The orchestrator is trained; its sub-agents are a fixed earlier checkpoint.
+    model = load_parent(context.fetch(inputs["policy"]), data.tokenizer)
+    episodes = config.prompts_per_iteration * config.samples_per_prompt
+    engine = EmbeddedEngine(model, max_batch=episodes)
+    sub_agents = load_parent(context.fetch(inputs["sub_agents"]), data.tokenizer).requires_grad_(False).eval()
+    sub_engine = EmbeddedEngine(sub_agents, max_batch=2 * episodes)
+    limits = SwarmLimits(config.critical_steps, max_tokens=model.config.text_config.max_position_embeddings)
+
+    # 3. Environment: a closed world to search, sub-agents whose answers are observations.
+    with Toolset() as toolset:
+
+        async def rollout(sample: Sample, seed: int) -> Episode:
+            return await run_swarm_episode(
+                engine, sub_engine, data.tokenizer, sample, data.image_config, toolset,
+                limits=limits, temperature=1.0, seed=seed,
+            )  # fmt: skip
+
+        async def publish_weights() -> None:
+            engine.set_model(model)
+
+        # 4. Train: the auxiliary rewards are gone before the end, so the last rounds see the outcome alone.
+        reward = SwarmReward(config.auxiliary, config.auxiliary, anneal_iterations=int(ANNEALED * config.iterations))
+        settings = RLSettings(
+            config.iterations, config.prompts_per_iteration, config.samples_per_prompt, config.learning_rate,
+            seed=config.seed, checkpoint_every=config.checkpoint_every,
+        )  # fmt: skip
+        RLTrainer(
+            model, prompts, rollout, publish_weights, settings,
+            pad_id=data.tokenizer.pad_id, tokenizer_folder=data.path, around=context, reward=reward,
+        ).train()  # fmt: skip
+    assert context.checkpoints.newest is not None
+    return context.checkpoints.newest

@@ -1,0 +1,24 @@
+"""KFP interface of prepare_data."""
+
+from kfp import dsl
+
+from components.runtime.image import PIPELINE
+
+
+@dsl.component(base_image=PIPELINE, install_kfp_package=False)
+def prepare_data(
+    run_id: str,
+    data: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+    text_samples: int,
+    image_samples: int,
+    eval_samples: int,
+    tokenizer_ranks: int,
+    samples_per_shard: int,
+    processes: int,
+    seed: int,
+):
+    """Tokenizer and WebDataset shards from the embedded corpora, train and eval from separate sources."""
+    from components.runtime.entry import enter
+
+    enter("prepare_data", locals(), inputs={}, output=data, metrics=metrics)

@@ -1,0 +1,23 @@
+"""KFP interface of promote."""
+
+from kfp import dsl
+
+from components.runtime.image import PIPELINE
+
+
+@dsl.component(base_image=PIPELINE, install_kfp_package=False)
+def promote(
+    run_id: str,
+    checkpoint: dsl.Input[dsl.Model],
+    evals: dsl.Input[dsl.Artifact],
+    promotion: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+    environment: str,
+    model_name: str,
+    alias: str,
+):
+    """Commit the checkpoint's address and digest to the GitOps repository and move the registry's alias."""
+    from components.runtime.entry import enter
+
+    inputs = {"checkpoint": checkpoint, "evals": evals}
+    enter("promote", locals(), inputs=inputs, output=promotion, metrics=metrics)

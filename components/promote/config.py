@@ -1,0 +1,13 @@
+"""Parameters of the promote step."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from components.runtime.config import StepConfig
+
+
+class Config(StepConfig):
+    environment: str = Field("local", description="overlay of the GitOps repository to write to (source: ours)")
+    model_name: str = Field("moonflow", description="name in the MLflow model registry (source: ours)")
+    alias: str = Field("champion", description="registry alias that follows the promoted version (source: ours)")

@@ -1,0 +1,44 @@
+"""The schema every step's parameters share (source: ours). Imports nothing heavy: the CLI and KFP read it."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from model.errors import MoonflowError
+
+
+class StepConfig(BaseModel):
+    """Base of each ``components/<step>/config.py: Config``: flat int, float, str and bool fields with a description.
+
+    The same fields are the step's KFP parameters, its section of a profile file and its table in the README.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], where: str) -> Self:
+        """``values`` as a config; ``where`` (a file or a step) names the place in the one-line MoonflowError."""
+        known = list(cls.model_fields)
+        for key in values:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise MoonflowError(f"{where}: unknown parameter {key!r}{hint} (known: {', '.join(known) or 'none'})")
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"])
+            raise MoonflowError(f"{where}: parameter {name!r}: {first['msg']} (got {first.get('input')!r})") from None
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of the values in canonical JSON: the guard against resuming with other parameters."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()

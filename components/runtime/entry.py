@@ -1,0 +1,120 @@
+"""Where a KFP task enters our code: from component arguments and artifacts to ``run_step`` and back."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.steps import STEPS, config_class
+from model.errors import MoonflowError
+
+if TYPE_CHECKING:
+    from kfp import dsl
+
+    from components.runtime.manifest import Manifest
+
+MANIFEST = "/manifest.json"
+
+
+def enter(
+    step: str,
+    arguments: Mapping[str, Any],
+    *,
+    inputs: Mapping[str, dsl.Artifact],
+    output: dsl.Artifact,
+    metrics: dsl.Metrics | None = None,
+) -> Manifest:
+    """Run ``step`` and describe its manifest on ``output``.
+
+    ``arguments`` are the component's (its ``locals()``): those named like fields of the step's Config become the
+    config, ``run_id`` names the run. Numbers in the manifest's ``extra`` are shown as ``metrics`` in the UI.
+    """
+    config = {name: arguments[name] for name in config_class(step).model_fields}
+    with task(step, arguments["run_id"]) as state:
+        from components.runtime.step import run_step
+
+        manifest = run_step(step, config, {name: _prefix(artifact) for name, artifact in inputs.items()})
+        state["kept"] = datetime.fromisoformat(manifest.created_at).timestamp() < int(state["started"])
+    # The manifest itself, not its prefix: on a cluster KFP copies what a uri names into every task that reads it.
+    output.uri = manifest.uri.rstrip("/") + MANIFEST
+    output.metadata.update(
+        step=step, manifest_sha256=manifest.sha256, run_id=manifest.run_id, mlflow_run_id=manifest.mlflow_run_id or ""
+    )
+    for name, value in manifest.extra.items():
+        if metrics is not None and isinstance(value, int | float):
+            metrics.log_metric(name, float(value))
+    return manifest
+
+
+def close(arguments: Mapping[str, Any], *, error: str, report: dsl.HTML) -> None:
+    """Run ``finish``: it is no step with a manifest, because it tells of the run anew each time."""
+    with task("finish", arguments["run_id"]) as state:
+        from components.finish import stage
+        from components.finish.config import Config
+        from components.runtime.store import ObjectStore
+
+        config = Config.parse({name: arguments[name] for name in Config.model_fields}, "step finish")
+        folder = os.environ.get("MOONFLOW_RUN_DIR")
+        run_dir = Path(folder) if folder else None
+        line = _first_error(run_dir) if run_dir else ""
+        files = stage.run(config, ObjectStore.from_env(), os.environ["MOONFLOW_RUN_ID"], run_dir, line or error)
+        Path(report.path).parent.mkdir(parents=True, exist_ok=True)
+        Path(report.path).write_text(files["report.html"])
+        state["kept"] = False
+
+
+@contextmanager
+def task(step: str, run_id: str) -> Iterator[dict[str, Any]]:
+    """Around a task: names the run, and turns a MoonflowError into its one line and exit status 1.
+
+    In a local run ``<run dir>/tasks/<step>.json`` tells the CLI how the task stands: ``{"state": running | done |
+    failed, "started", "ended": Unix seconds, "kept": it was finished before, "error": the one line}``.
+    """
+    if run_id:
+        os.environ["MOONFLOW_RUN_ID"] = run_id
+    state: dict[str, Any] = {"state": "running", "started": time.time()}
+    _write_state(step, state)
+    try:
+        yield state
+        state["state"] = "done"
+    except MoonflowError as error:
+        state["error"] = str(error)
+        print(f"{step}: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+    finally:
+        if state["state"] == "running":
+            state["state"] = "failed"
+        state["ended"] = time.time()
+        _write_state(step, state)
+
+
+def _write_state(step: str, state: Mapping[str, Any]) -> None:
+    if folder := os.environ.get("MOONFLOW_RUN_DIR"):
+        path = Path(folder) / "tasks" / f"{step}.json"
+        # A full disk must not hide the error that it caused.
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(".part")
+            part.write_text(json.dumps(state))
+            part.replace(path)
+
+
+def _first_error(run_dir: Path) -> str:
+    """The failed step's own line: KFP's final status knows only that something failed."""
+    for step in STEPS:
+        with suppress(OSError, ValueError):
+            state = json.loads((run_dir / "tasks" / f"{step}.json").read_text())
+            if "error" in state:
+                return f"{step}: {state['error']}"
+    return ""
+
+
+def _prefix(artifact: dsl.Artifact) -> str:
+    return artifact.uri.removesuffix(MANIFEST)

@@ -1,0 +1,190 @@
+"""The manifest: what makes a prefix in the object store exist (source: ours).
+
+A step's output is a folder of files at ``s3://.../<run>/<step>/<index>/``. ``manifest.json`` is written last, by a
+conditional put, and names every file with its size and digest: a prefix without one does not exist, and a reader
+never sees half a checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from components.runtime.store import NotInStore, ObjectStore, disk_errors
+from model.errors import MoonflowError
+
+MANIFEST = "manifest.json"
+_THREADS = 8  # parallel uploads and downloads: one stream does not fill a store's bandwidth
+
+Kind = Literal["data", "checkpoint", "evals", "promotion"]
+
+
+class File(BaseModel):
+    """One file of a manifest: name relative to the prefix, size in bytes, hex SHA-256."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    size: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+    @field_validator("name")
+    @classmethod
+    def _inside(cls, name: str) -> str:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or str(path) != name or name == MANIFEST:
+            raise ValueError(f"{name!r} is not a plain path below the prefix")
+        return name
+
+
+class Manifest(BaseModel):
+    """What a step wrote, from what, and how to check it.
+
+    ``model`` is ``model_config`` in JSON (pydantic keeps that name for itself): the released config.json keys.
+    ``parents`` are the digests of the input manifests in the order of the inputs' names. ``training_state`` names
+    what a resumed run needs (``optimizer``, ``rng``, data position, loop) and is empty for a plain output.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    uri: str
+    run_id: str
+    step: str
+    index: int = Field(ge=0)
+    kind: Kind
+    files: tuple[File, ...]
+    model: dict[str, Any] = Field(default_factory=dict, alias="model_config")
+    tokens_seen: int = 0
+    training_state: tuple[str, ...] = ()
+    complete: bool = True
+    config_sha256: str = ""
+    parents: tuple[str, ...] = ()
+    tokenizer_sha256: str = ""
+    mlflow_run_id: str = ""
+    git_commit: str = ""
+    created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    extra: dict[str, Any] = Field(default_factory=dict)
+
+    def canonical(self) -> bytes:
+        """The stored bytes: sorted keys, two-space indent, so that ``sha256sum manifest.json`` is ``sha256``."""
+        values = self.model_dump(mode="json", by_alias=True)
+        return (json.dumps(values, sort_keys=True, indent=2) + "\n").encode()
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of the canonical bytes: the identity that children and promotions record."""
+        return hashlib.sha256(self.canonical()).hexdigest()
+
+
+def publish(store: ObjectStore, prefix: str, folder: Path, **fields: Any) -> Manifest:
+    """Upload every file of ``folder`` to ``prefix`` and, last, its manifest; durable when it returns.
+
+    ``fields`` are those of Manifest except ``uri`` and ``files``. Publishing the same files again returns the
+    manifest that is there; other files under a taken prefix are a MoonflowError and touch nothing.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    if not paths:
+        raise MoonflowError(f"{folder} holds no files: nothing to publish as {store.uri(prefix)}")
+    with ThreadPoolExecutor(_THREADS) as pool:
+        files = tuple(pool.map(lambda path: describe(path, folder), paths))
+    manifest = Manifest(uri=store.uri(prefix).rstrip("/"), files=files, **fields)
+    if (taken := find(store, prefix)) is not None:
+        return _same(taken, manifest)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        # list() waits for all and re-raises the first failure: the manifest is written only after every file.
+        list(pool.map(lambda path: store.upload(path, f"{prefix}/{path.relative_to(folder).as_posix()}"), paths))
+    if not store.put_new(f"{prefix}/{MANIFEST}", manifest.canonical()):
+        return _same(read(store, store.uri(prefix)), manifest)
+    return manifest
+
+
+def read(store: ObjectStore, uri: str) -> Manifest:
+    """The manifest at ``uri`` (the prefix or its manifest.json); MoonflowError if missing or damaged."""
+    prefix = uri.removesuffix(f"/{MANIFEST}").rstrip("/")
+    try:
+        data = store.get(f"{prefix}/{MANIFEST}")
+    except NotInStore:
+        raise NotInStore(
+            f"{store.uri(prefix)} has no {MANIFEST}: its step never finished writing it; run that step again or "
+            "name another checkpoint"
+        ) from None
+    try:
+        return Manifest.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "file"
+        raise MoonflowError(
+            f"{store.uri(prefix)}/{MANIFEST} is damaged ({field}: {first['msg']}): delete {store.uri(prefix)} or "
+            "choose the previous checkpoint"
+        ) from None
+
+
+def find(store: ObjectStore, prefix: str) -> Manifest | None:
+    """The manifest at ``prefix``, or None if the prefix does not exist."""
+    try:
+        return read(store, prefix)
+    except NotInStore:
+        return None
+
+
+def fetch(store: ObjectStore, uri: str, folder: Path, names: Iterable[str] | None = None) -> Manifest:
+    """Bring the files of the manifest at ``uri`` (all, or ``names``) to ``folder``, each checked by size and SHA-256.
+
+    Files already there with the right digest are not transferred again. MoonflowError names a damaged or missing one.
+    """
+    manifest = read(store, uri)
+    by_name = {file.name: file for file in manifest.files}
+    wanted = list(by_name) if names is None else list(names)
+    for name in wanted:
+        if name not in by_name:
+            raise MoonflowError(f"{manifest.uri} holds no file {name!r} (it has {', '.join(by_name)})")
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        # The location asked for, not manifest.uri: a copied or mirrored prefix must be read from where it is.
+        prefix = uri.removesuffix(f"/{MANIFEST}").rstrip("/")
+        list(pool.map(lambda name: _fetch_file(store, prefix, by_name[name], folder / name), wanted))
+    return manifest
+
+
+def describe(path: Path, folder: Path) -> File:
+    """The manifest entry of a local file below ``folder``."""
+    return File(name=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=file_sha256(path))
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a local file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _fetch_file(store: ObjectStore, prefix: str, file: File, path: Path) -> None:
+    if path.is_file() and path.stat().st_size == file.size and file_sha256(path) == file.sha256:
+        return
+    where = f"{store.uri(prefix)}/{file.name}"
+    mend = f"delete {store.uri(prefix)} or choose the previous checkpoint"
+    try:
+        store.download(f"{prefix}/{file.name}", path)
+    except NotInStore:
+        raise MoonflowError(f"{where} is missing although the manifest names it: {mend}") from None
+    size = path.stat().st_size
+    if size == file.size and file_sha256(path) == file.sha256:
+        return
+    path.unlink()
+    if size < file.size:
+        raise MoonflowError(f"{where} is truncated: expected {file.size} bytes, got {size}: {mend}")
+    raise MoonflowError(f"{where} is damaged: {size} bytes (expected {file.size}) and another SHA-256: {mend}")
+
+
+def _same(existing: Manifest, wanted: Manifest) -> Manifest:
+    """``existing`` if it holds what ``wanted`` would: a retry after a lost answer, or a re-run of the same work."""
+    if existing.files != wanted.files:
+        raise MoonflowError(f"{existing.uri} already holds another output: use a new run id or delete that prefix")
+    return existing

@@ -1,0 +1,259 @@
+"""One pipeline step, from its parameters to its manifest: the only way a stage is ever started.
+
+``run_step`` works the same in ``kfp.local``, in a cluster's pod and in a test: what differs comes from the
+environment (``AWS_ENDPOINT_URL_S3``, ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_REGION``,
+``MOONFLOW_STORE``, ``MOONFLOW_RUN_ID``, ``MOONFLOW_RUN_DIR``, ``MLFLOW_TRACKING_URI``, ``MLFLOW_EXPERIMENT_NAME``,
+``MLFLOW_RUN_ID``).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components.runtime import checkpoints, manifest
+from components.runtime.checkpoints import StoredCheckpoints
+from components.runtime.config import StepConfig
+from components.runtime.manifest import Kind, Manifest
+from components.runtime.progress import StepProgress
+from components.runtime.store import ObjectStore, disk_errors
+from components.runtime.tracking import StepMetrics, Tracker
+from model.errors import MoonflowError
+
+METRICS = "metrics.jsonl"  # the step's metric history, a file of every manifest it publishes
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """What a step is made from: it decides whether an earlier output may be reused or resumed."""
+
+    config: StepConfig
+    inputs: Mapping[str, str]
+    parents: tuple[str, ...]
+    git_commit: str
+
+    def fits(self, earlier: Manifest) -> bool:
+        return earlier.config_sha256 == self.config.sha256 and earlier.parents == self.parents
+
+    def require(self, earlier: Manifest) -> None:
+        """MoonflowError that names what changed since ``earlier`` was written under the same run id."""
+        if self.fits(earlier):
+            return
+        old, new = earlier.extra.get("config", {}), self.config.model_dump(mode="json")
+        changed = [f"{key} {old.get(key)!r} -> {value!r}" for key, value in new.items() if old.get(key) != value]
+        if earlier.parents != self.parents:
+            changed.append(f"inputs {earlier.extra.get('inputs')} -> {dict(self.inputs)}")
+        raise MoonflowError(
+            f"step {earlier.step} of run {earlier.run_id} was started with other parameters "
+            f"({'; '.join(changed) or 'config digest differs'}): restore them or use a new run id"
+        )
+
+
+class StepContext:
+    """All that a stage may touch of the outside world.
+
+    Attributes:
+        run_id, step: names in the layout ``<run>/<step>/<index>/``.
+        store: the object store.
+        checkpoints: ``latest()`` and ``save(...)``, see ``model.train.protocol.Checkpoints``; ``newest`` is the
+            manifest last saved or resumed from.
+        metrics, progress: see ``model.train.protocol``.
+        work: a local folder of this step, empty at its start.
+    """
+
+    def __init__(
+        self, store: ObjectStore, run_id: str, step: str, run_dir: Path, lineage: Lineage, tracker: Tracker | None
+    ) -> None:
+        self.run_id = run_id
+        self.step = step
+        self.store = store
+        self.work = run_dir / "work" / step
+        self._cache = run_dir / "work" / "cache"
+        self._lineage = lineage
+        self._tracker = tracker
+        self._started = time.monotonic()
+        prefix = f"{run_id}/{step}"
+        start = checkpoints.newest(store, prefix)
+        self._before: dict[str, Any] = start.extra if start is not None else {}
+        with disk_errors(run_dir):
+            shutil.rmtree(self.work, ignore_errors=True)
+            self.work.mkdir(parents=True)
+            history = run_dir / "work" / "metrics" / f"{step}.jsonl"
+            history.parent.mkdir(parents=True, exist_ok=True)
+            history.unlink(missing_ok=True)
+            if start is not None and any(file.name == METRICS for file in start.files):
+                # What the dead attempt logged after its last checkpoint will be logged again: go on from there.
+                manifest.fetch(store, start.uri, self.work, [METRICS])
+                shutil.move(self.work / METRICS, history)
+        self.metrics = StepMetrics(history, tracker)
+        self.progress = StepProgress(run_dir / "progress", step)
+        self.checkpoints = StoredCheckpoints(store, prefix, self._cache, start, self._publish)
+
+    def fetch(self, uri: str) -> Path:
+        """A verified local copy of the manifest's files at ``uri``, fetched once per machine; do not write into it."""
+        return checkpoints.restore(self.store, manifest.read(self.store, uri), self._cache)
+
+    def publish(
+        self, folder: Path, *, kind: Kind, complete: bool = True, extra: Mapping[str, Any] | None = None
+    ) -> Manifest:
+        """Publish ``folder`` as this step's next output; ``extra`` joins the step's own figures in the manifest."""
+        index = self.checkpoints.next_index
+        return self.checkpoints.publish(folder, index=index, kind=kind, complete=complete, extra=extra)
+
+    def _publish(
+        self,
+        folder: Path,
+        *,
+        kind: Kind,
+        index: int,
+        complete: bool,
+        tokens_seen: int = 0,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Manifest:
+        with disk_errors(folder):
+            shutil.copyfile(self.metrics.history, folder / METRICS)
+        return manifest.publish(
+            self.store,
+            f"{self.run_id}/{self.step}/{index}",
+            folder,
+            run_id=self.run_id,
+            step=self.step,
+            index=index,
+            kind=kind,
+            complete=complete,
+            tokens_seen=tokens_seen,
+            config_sha256=self._lineage.config.sha256,
+            parents=self._lineage.parents,
+            mlflow_run_id=self._tracker.wait_run_id(10.0) if self._tracker else "",
+            git_commit=self._lineage.git_commit,
+            extra={**self._figures(tokens_seen), **(extra or {})},
+            **checkpoints.described(folder),
+        )
+
+    def _figures(self, tokens: int) -> dict[str, Any]:
+        """Seconds, tokens and memory of this step, summed over the attempts that led to this checkpoint."""
+        seconds = self._before.get("seconds", 0.0) + time.monotonic() - self._started
+        return {
+            "config": self._lineage.config.model_dump(mode="json"),
+            "inputs": dict(self._lineage.inputs),
+            "seconds": round(seconds, 3),
+            "tokens": tokens,
+            "tokens_per_s": round(tokens / seconds, 1),
+            "peak_rss_bytes": max(self._before.get("peak_rss_bytes", 0), peak_rss_bytes()),
+        }
+
+
+def run_step(step: str, config: Mapping[str, Any], inputs: Mapping[str, str] | None = None) -> Manifest:
+    """Run ``components.<step>`` or return what it has already written under this run id.
+
+    Args:
+        step: folder name below ``components``.
+        config: values of that step's ``Config``.
+        inputs: name -> ``s3://`` URI of a manifest's prefix; empty URIs (optional inputs) are left out.
+
+    Returns:
+        The step's complete manifest. An unfinished one is resumed from its newest checkpoint.
+
+    Raises:
+        MoonflowError: bad parameters, a missing input, an unreachable store, or other parameters under a used run id.
+    """
+    store = ObjectStore.from_env()
+    run_id = os.environ.get("MOONFLOW_RUN_ID", "")
+    if not run_id or "/" in run_id:
+        raise MoonflowError(f"MOONFLOW_RUN_ID is {run_id!r}: set it to a name without slashes, the same for all steps")
+    parsed = _config_class(step).parse(config, f"step {step}")
+    store.check()
+    given = {name: uri for name, uri in sorted((inputs or {}).items()) if uri}
+    parents = tuple(manifest.read(store, uri).sha256 for uri in given.values())
+    lineage = Lineage(parsed, given, parents, git_commit())
+    earlier = checkpoints.newest(store, f"{run_id}/{step}")
+    if earlier is not None:
+        lineage.require(earlier)
+        if earlier.complete:
+            return earlier
+    run_dir = _run_dir(run_id)
+    with disk_errors(run_dir):
+        tracker = _tracker(run_dir, run_id, step)
+        context = StepContext(store, run_id, step, run_dir, lineage, tracker)
+    status = "FAILED"
+    try:
+        stage = importlib.import_module(f"components.{step}.stage")
+        if tracker is not None:
+            tracker.params({**parsed.model_dump(mode="json"), **{f"input.{name}": uri for name, uri in given.items()}})
+            tracker.tags({"mlflow.source.git.commit": lineage.git_commit} if lineage.git_commit else {})
+            tracker.start()
+        with disk_errors(run_dir):
+            output: Manifest = stage.run(parsed, given, context)
+        if not output.complete:
+            raise RuntimeError(f"stage {step} returned the unfinished manifest {output.uri}")
+        if tracker is not None:
+            tracker.tags({"moonflow.manifest.uri": output.uri, "moonflow.manifest.sha256": output.sha256})
+        status = "FINISHED"
+        return output
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        if tracker is not None:
+            tracker.close(status)
+
+
+def git_commit() -> str:
+    """MOONFLOW_GIT_COMMIT (set in images), or the checkout's HEAD, or "" outside of one."""
+    if commit := os.environ.get("MOONFLOW_GIT_COMMIT"):
+        return commit
+    here = Path(__file__).resolve().parent
+    try:
+        asked = subprocess.run(
+            ["git", "rev-parse", "--verify", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return asked.stdout.strip() if asked.returncode == 0 else ""
+
+
+def peak_rss_bytes() -> int:
+    """Peak resident memory of this process in bytes."""
+    # VmHWM starts anew at exec; getrusage's ru_maxrss would count the parent's memory at fork.
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _config_class(step: str) -> type[StepConfig]:
+    name = f"components.{step}.config"
+    try:
+        found: type[StepConfig] = importlib.import_module(name).Config
+    except ModuleNotFoundError as error:
+        if error.name not in {name, f"components.{step}"}:
+            raise
+        raise MoonflowError(f"no step {step!r}: steps are the folders of components/ with a config.py") from None
+    return found
+
+
+def _run_dir(run_id: str) -> Path:
+    if given := os.environ.get("MOONFLOW_RUN_DIR"):
+        return Path(given)
+    return Path(tempfile.gettempdir()) / f"moonflow-{os.getuid()}" / run_id
+
+
+def _tracker(run_dir: Path, run_id: str, step: str) -> Tracker | None:
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        return None
+    return Tracker(run_dir / "work" / "tracking" / run_id, run_id, step, adopt=os.environ.get("MLFLOW_RUN_ID", ""))
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The metric history of a fetched manifest folder: ``{"step", "time", <metric>: <value>, ...}`` in order."""
+    path = folder / METRICS
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

@@ -1,0 +1,322 @@
+"""MLflow without a leash: metrics are written to disk at once and sent by a background thread.
+
+Every record is first appended to a spool file in the run folder; a thread sends what is new in batches. If MLflow is
+away the spool grows and nothing else happens; what a step could not send before it ended is sent by the next step
+of the same run on the same machine. The history for the report (``metrics.jsonl``) does not pass through MLflow.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+RUN_TAG = "moonflow.run_id"
+STEP_TAG = "moonflow.step"
+PIPELINE = "pipeline"  # the value of STEP_TAG on a pipeline's parent run
+
+_BATCH = 1000  # MLflow's limit of metrics in one request
+_SEND_EVERY_S = 1.0
+_RETRY_S = 5.0
+_FLUSH_S = 10.0
+
+
+class StepMetrics:
+    """``model.train.protocol.Metrics``: appends to the step's history and hands the same figures to the tracker."""
+
+    def __init__(self, history: Path, tracker: Tracker | None) -> None:
+        """``history`` is the JSON-lines file, ``{"step", "time", <metric>: <value>, ...}`` a line."""
+        self.history = history
+        self._tracker = tracker
+        history.parent.mkdir(parents=True, exist_ok=True)
+        history.touch()
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record ``metrics`` at ``step`` (the trainer's own counter: optimizer steps, rollout steps, suites)."""
+        now = time.time()
+        values = {name: float(value) for name, value in metrics.items()}
+        with self.history.open("a") as stream:
+            stream.write(json.dumps({"step": step, "time": now, **values}) + "\n")
+        if self._tracker is not None:
+            self._tracker.metrics(values, step, now)
+
+
+class Tracker:
+    """The MLflow run of one step: nested under the pipeline's run, adopted again by retries, never in the way."""
+
+    def __init__(self, folder: Path, run_id: str, step: str, *, adopt: str = "") -> None:
+        """``folder`` holds the run's spool files; ``adopt`` is the MLflow run that KFP made for this task, if any."""
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / f"{step}.jsonl"
+        self._stream = self._path.open("a+")
+        # The lock tells other steps of the run that this spool has a living sender.
+        fcntl.flock(self._stream, fcntl.LOCK_EX)
+        if self._path.stat().st_size and not self._path.read_bytes().endswith(b"\n"):
+            self._stream.write("\n")  # a killed attempt tore its last line: start a line of our own
+        self._guard = threading.Lock()
+        self._closing = threading.Event()
+        self._abandoned = threading.Event()
+        self._known = threading.Event()
+        self._uri = os.environ["MLFLOW_TRACKING_URI"]  # kept: a thread must not follow later changes
+        self._spool = _Spool(self._path)
+        self.mlflow_run_id = ""
+        self._append({"kind": "run", "run_id": run_id, "step": step, "adopt": adopt, "time": time.time()})
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+
+    def start(self) -> None:
+        """Start sending. Imports mlflow in its thread: call it when the step's own imports are done."""
+        self._thread.start()
+
+    def wait_run_id(self, seconds: float) -> str:
+        """The MLflow run's id, or "" if MLflow did not answer within ``seconds``."""
+        self._known.wait(seconds)
+        return self.mlflow_run_id
+
+    def metrics(self, values: Mapping[str, float], step: int, now: float) -> None:
+        self._append({"kind": "metrics", "values": dict(values), "at": step, "time": now})
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        self._append({"kind": "params", "values": {key: str(value) for key, value in values.items()}})
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        self._append({"kind": "tags", "values": dict(values)})
+
+    def close(self, status: str) -> None:
+        """Mark the run FINISHED, FAILED or KILLED and wait up to ten seconds for what is unsent; the rest stays."""
+        self._append({"kind": "end", "status": status, "time": time.time()})
+        self._closing.set()
+        if self._thread.ident is not None:
+            self._thread.join(_FLUSH_S)
+            self._abandoned.set()
+        with self._guard:
+            if self._spool.done():
+                self._spool.remove()
+            elif self._thread.ident is not None:
+                print(f"MLflow did not take everything: the next step sends what {self._path} keeps", file=sys.stderr)
+            self._stream.close()
+
+    def _append(self, record: dict[str, Any]) -> None:
+        # A full disk or a closed file must not stop training: the step's own files will report it.
+        with self._guard, suppress(OSError, ValueError):
+            self._stream.write(json.dumps(record) + "\n")
+            self._stream.flush()
+
+    def _work(self) -> None:
+        adopted = False
+        failures = 0
+        client = None
+        while True:
+            closing = self._closing.is_set()
+            try:
+                client = client or _client(self._uri)
+                self._spool.send(client)
+                failures = 0
+                self.mlflow_run_id = self._spool.mlflow_run_id
+                self._known.set()
+                if not adopted:
+                    adopted = True
+                    self._send_leftovers(client)
+                if closing and (self._spool.done() or self._abandoned.is_set()):
+                    return
+                self._closing.wait(_SEND_EVERY_S)
+            except Exception as error:  # whatever MLflow's client raises, training goes on
+                self._known.set()  # nobody waits for an id that does not come
+                failures += 1
+                if failures == 1:
+                    print(f"MLflow is away, metrics are kept in {self._path} ({_first_line(error)})", file=sys.stderr)
+                if not closing:
+                    self._closing.wait(_RETRY_S)
+                elif failures > 1 or self._abandoned.wait(1.0):  # the last attempt at the end
+                    return
+
+    def _send_leftovers(self, client: Any) -> None:
+        """Send the spools that earlier steps of this run left behind."""
+        for path in self._folder.glob("*.jsonl"):
+            if path == self._path:
+                continue
+            with path.open("a") as stream:
+                try:
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    continue  # its step is alive
+                spool = _Spool(path)
+                spool.send(client)
+                if spool.done():
+                    spool.remove()
+
+
+class _Spool:
+    """One spool file and how far it is sent; the offset is kept beside it so that a restart does not send twice."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._sent = path.with_suffix(".sent")
+        self.mlflow_run_id = ""
+        with suppress(OSError, ValueError):
+            self._offset = int(self._sent.read_text())
+            return
+        self._offset = 0
+
+    def done(self) -> bool:
+        return self._path.exists() and self._offset >= self._path.stat().st_size
+
+    def remove(self) -> None:
+        self._path.unlink(missing_ok=True)
+        self._sent.unlink(missing_ok=True)
+
+    def send(self, client: Any) -> None:
+        """Send everything that is new, oldest first; raises what the client raises and keeps its place."""
+        if not self.mlflow_run_id:
+            with self._path.open() as stream:
+                # The newest header: a retried step reuses the file of a dead one.
+                header = [record for record, _ in _records(stream, 0) if record["kind"] == "run"][-1]
+            self.mlflow_run_id = header["adopt"] or _child_run(client, header["run_id"], header["step"])
+            if header["adopt"]:
+                client.set_tag(header["adopt"], RUN_TAG, header["run_id"])
+                client.set_tag(header["adopt"], STEP_TAG, header["step"])
+            client.update_run(self.mlflow_run_id, status="RUNNING")
+        with self._path.open() as stream:
+            points: list[Any] = []
+            pending = self._offset
+            for record, end in _records(stream, self._offset):
+                if record["kind"] != "metrics" or len(points) >= _BATCH:
+                    self._log(client, points, pending)
+                    points = []
+                if record["kind"] == "metrics":
+                    points += _points(record)
+                else:
+                    self._other(client, record)
+                    self._mark(end)
+                pending = end
+            self._log(client, points, pending)
+
+    def _log(self, client: Any, points: list[Any], end: int) -> None:
+        for start in range(0, len(points), _BATCH):
+            batch = points[start : start + _BATCH]
+            with _refusals():
+                client.log_batch(self.mlflow_run_id, metrics=batch)
+        self._mark(end)
+
+    def _other(self, client: Any, record: dict[str, Any]) -> None:
+        from mlflow.entities import Param, RunTag
+
+        values = record.get("values", {})
+        with _refusals():
+            if record["kind"] == "params":
+                client.log_batch(self.mlflow_run_id, params=[Param(key, value) for key, value in values.items()])
+            elif record["kind"] == "tags":
+                client.log_batch(self.mlflow_run_id, tags=[RunTag(key, value) for key, value in values.items()])
+            elif record["kind"] == "end":
+                client.set_terminated(self.mlflow_run_id, record["status"], int(record["time"] * 1000))
+
+    def _mark(self, end: int) -> None:
+        self._offset = end
+        with suppress(OSError):
+            self._sent.write_text(str(end))
+
+
+def finish_pipeline(run_id: str, status: str, tags: Mapping[str, str]) -> str:
+    """End the pipeline's parent run with FINISHED, FAILED or KILLED; its id, or "" if MLflow is not set or away."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        return ""
+    try:
+        client = _client(uri)
+        parent = _find_or_create(client, _experiment(client), run_id, PIPELINE, {})
+        for key, value in tags.items():
+            client.set_tag(parent, key, value)
+        client.set_terminated(parent, status)
+    except Exception as error:  # tracking never fails a pipeline
+        print(f"MLflow is away: the pipeline's run was not closed there ({_first_line(error)})", file=sys.stderr)
+        return ""
+    return parent
+
+
+def _client(uri: str) -> Any:
+    # Read by mlflow at each request: its own defaults retry for minutes, which would outlive the flush at the end.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
+
+
+def _experiment(client: Any) -> str:
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "moonflow"
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    try:
+        return str(client.create_experiment(name))
+    except Exception:
+        found = client.get_experiment_by_name(name)  # another step created it in between
+        if found is None:
+            raise
+        return str(found.experiment_id)
+
+
+def _child_run(client: Any, run_id: str, step: str) -> str:
+    experiment = _experiment(client)
+    parent = _find_or_create(client, experiment, run_id, PIPELINE, {})
+    return _find_or_create(client, experiment, run_id, step, {"mlflow.parentRunId": parent})
+
+
+def _find_or_create(client: Any, experiment: str, run_id: str, step: str, tags: dict[str, str]) -> str:
+    """The run tagged with this run id and step, so that retries and re-runs write where the first attempt did."""
+
+    def oldest() -> str:
+        query = f"tags.`{RUN_TAG}` = '{run_id}' and tags.`{STEP_TAG}` = '{step}'"
+        runs = client.search_runs([experiment], query, max_results=10, order_by=["attributes.start_time ASC"])
+        return str(min(runs, key=lambda run: (run.info.start_time, run.info.run_id)).info.run_id) if runs else ""
+
+    if found := oldest():
+        return found
+    name = run_id if step == PIPELINE else step
+    made = client.create_run(experiment, tags={RUN_TAG: run_id, STEP_TAG: step, **tags}, run_name=name).info.run_id
+    kept = oldest() or made
+    if kept != made:
+        client.delete_run(made)  # two steps started at once: both keep the older run
+    return str(kept)
+
+
+def _records(stream: IO[str], offset: int) -> Iterator[tuple[dict[str, Any], int]]:
+    """Whole lines from ``offset`` (bytes; the spool is ASCII) and the offset behind each; torn lines are skipped."""
+    stream.seek(offset)
+    position = offset
+    while (line := stream.readline()).endswith("\n"):
+        position += len(line)
+        with suppress(ValueError):
+            yield json.loads(line), position
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Skip what MLflow will never take (a metric's name, a changed parameter): it must not hold up what follows."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code not in {"INVALID_PARAMETER_VALUE", "BAD_REQUEST"}:
+            raise
+        print(f"MLflow refused a record: {_first_line(error)}", file=sys.stderr)
+
+
+def _points(record: dict[str, Any]) -> list[Any]:
+    from mlflow.entities import Metric
+
+    stamp = int(record["time"] * 1000)
+    return [Metric(name, value, stamp, record["at"]) for name, value in record["values"].items()]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

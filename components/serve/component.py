@@ -1,0 +1,24 @@
+"""KFP interface of serve."""
+
+from kfp import dsl
+
+from components.runtime.image import PIPELINE
+
+
+@dsl.component(base_image=PIPELINE, install_kfp_package=False)
+def serve(
+    run_id: str,
+    data: dsl.Input[dsl.Dataset],
+    promotion: dsl.Input[dsl.Artifact],
+    served: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+    environment: str,
+    model_name: str,
+    family: str,
+    max_tokens: int,
+    start_timeout: float,
+):
+    """Serve what was promoted over the OpenAI-compatible endpoint and ask it one question about a picture."""
+    from components.runtime.entry import enter
+
+    enter("serve", locals(), inputs={"data": data, "promotion": promotion}, output=served, metrics=metrics)

@@ -1,0 +1,15 @@
+"""Parameters of the serve check."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from components.runtime.config import StepConfig
+
+
+class Config(StepConfig):
+    environment: str = Field("local", description="overlay of the GitOps repository to serve from (source: ours)")
+    model_name: str = Field("moonflow", description="model name on the endpoint (source: ours)")
+    family: str = Field("digit_string", description="task family that the checked question comes from (source: ours)")
+    max_tokens: int = Field(16, ge=1, description="longest answer in tokens (source: ours)")
+    start_timeout: float = Field(120.0, gt=0, description="seconds until the endpoint must be ready (source: ours)")

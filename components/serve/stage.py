@@ -1,0 +1,119 @@
+"""The serve check: what Git says is promoted is fetched, verified, served, and asked a question over real HTTP."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import openai
+import uvicorn
+
+from components.promote.gitops import read_promoted
+from components.runtime import manifest as manifests
+from components.runtime.manifest import Manifest
+from components.runtime.step import StepContext
+from components.serve.checkpoint import bring
+from components.serve.config import Config
+from components.serve.server import create_app
+from model.data.folder import DataFolder
+from model.data.sample import Sample
+from model.errors import MoonflowError
+
+
+def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
+    # 1. What was committed, not what is in memory.
+    repository = os.environ.get("MOONFLOW_GITOPS_REPO", "")
+    if not repository:
+        raise MoonflowError("MOONFLOW_GITOPS_REPO is not set: give the path or URL of the GitOps repository")
+    promoted = read_promoted(repository, config.environment)
+    record = manifests.read(context.store, inputs["promotion"]).extra
+    if promoted.manifest_sha256 != record["manifest_sha256"]:
+        raise MoonflowError(
+            f"{config.environment} now holds {promoted.uri} (commit {promoted.commit[:10]}), not what this "
+            "run promoted; run promote again if it should"
+        )
+    checkpoint = context.work / "checkpoint"
+    bring(context.store, promoted.uri, promoted.manifest_sha256, checkpoint)
+
+    # 2. A question about a picture that no stage has seen.
+    data = DataFolder(context.fetch(inputs["data"]))
+    sample = next(data.samples(config.family, "eval"))
+    question, image = as_question(sample)
+
+    # 3. Over HTTP, with the client that users have.
+    with serving(checkpoint, config.model_name, config.start_timeout) as address:
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", timeout=60, max_retries=0)
+        if [model.id for model in client.models.list()] != [config.model_name]:
+            raise MoonflowError(f"{address}/v1/models does not list {config.model_name}")
+        content = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": question}]
+        reply = client.chat.completions.create(
+            model=config.model_name, messages=[{"role": "user", "content": content}], temperature=0.0,  # type: ignore
+            max_tokens=config.max_tokens,
+        )  # fmt: skip
+    extra = {
+        "question": question,
+        "answer": reply.choices[0].message.content or "",
+        "expected": str(sample.answer),
+        "image": image,
+        "endpoint_checked": True,
+        "commit": promoted.commit,
+        "manifest_sha256": promoted.manifest_sha256,
+    }
+    folder = context.work / "answer"
+    folder.mkdir()
+    (folder / "serve.json").write_text(json.dumps(extra, indent=2) + "\n")
+    return context.publish(folder, kind="evals", complete=True, extra=extra)
+
+
+def as_question(sample: Sample) -> tuple[str, str]:
+    """Text and picture (a data URL) of a task that shows one image; raises MoonflowError for another kind."""
+    parts = sample.messages[0]["content"]
+    images = [part["media"] for part in parts if isinstance(part, dict) and part["type"] == "image"]
+    if len(images) != 1:
+        raise MoonflowError(f"serve: family {sample.family!r} does not ask about one image; set family to digit_string")
+    text = " ".join(part["text"] for part in parts if part["type"] == "text")
+    return text, "data:image/png;base64," + base64.b64encode(sample.media[images[0]]).decode()
+
+
+@contextmanager
+def serving(checkpoint: Path, model_name: str, timeout: float) -> Iterator[str]:
+    """A server on a free loopback port while the body runs; yields its address. It cannot outlive this process.
+
+    Raises:
+        MoonflowError: the checkpoint cannot be loaded, or not within ``timeout`` seconds.
+    """
+    app = create_app(checkpoint, model_name)
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, name="serve", daemon=True)
+    thread.start()
+    try:
+        yield _address(server, thread, timeout)
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
+def _address(server: uvicorn.Server, thread: threading.Thread, timeout: float) -> str:
+    """Wait until the server listens and its model is loaded."""
+    deadline = time.monotonic() + timeout
+    while not server.started:
+        if not thread.is_alive() or time.monotonic() > deadline:
+            raise MoonflowError("the server did not start; see its messages above")
+        time.sleep(0.02)
+    address = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    while True:
+        health = httpx.get(f"{address}/health", timeout=timeout, trust_env=False)
+        if health.status_code == 200:
+            return address
+        if health.status_code == 500:
+            raise MoonflowError(f"the server cannot serve the checkpoint: {health.json()['error']}")
+        if time.monotonic() > deadline:
+            raise MoonflowError(f"the server is not ready after {timeout:g} s: {health.text[:200]}")
+        time.sleep(0.05)

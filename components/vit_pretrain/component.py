@@ -1,0 +1,26 @@
+"""KFP interface of vit_pretrain."""
+
+from kfp import dsl
+
+from components.runtime.image import PIPELINE
+
+
+@dsl.component(base_image=PIPELINE, install_kfp_package=False)
+def vit_pretrain(
+    run_id: str,
+    data: dsl.Input[dsl.Dataset],
+    checkpoint: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+    preset: str,
+    steps: int,
+    projector_steps: int,
+    learning_rate: float,
+    tokens_per_row: int,
+    rows: int,
+    checkpoint_every: int,
+    seed: int,
+):
+    """Pre-train the vision tower by captioning, then the projector alone."""
+    from components.runtime.entry import enter
+
+    enter("vit_pretrain", locals(), inputs={"data": data}, output=checkpoint, metrics=metrics)

@@ -1,0 +1,38 @@
+"""ViT pre-training: the vision encoder learns to caption, by cross-entropy alone (source: K2.5 section 4, Table 3).
+
+The paper captions through Moonlight-16B, an existing language model. There is none at this size, so the decoder that
+later stages train serves as the captioner and learns along (ours). Then, very briefly, the projector alone.
+"""
+
+from __future__ import annotations
+
+from components.runtime.manifest import Manifest
+from components.runtime.step import StepContext
+from components.vit_pretrain.config import Config
+from model.config import preset
+from model.data.folder import DataFolder
+from model.data.mixtures import VISION
+from model.errors import MoonflowError
+from model.multimodal import KimiK25
+from model.train.loop import Phase, train
+
+
+def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
+    # 1. Data: captions, OCR, grounding, counts, charts and video; no text of its own.
+    data = DataFolder(context.fetch(inputs["data"]))
+    stream = data.mixture(VISION, tokens_per_row=config.tokens_per_row, rows=config.rows, seed=config.seed)
+
+    # 2. Model: random weights in the preset's shape.
+    shape = preset(config.preset)
+    if shape.text_config.vocab_size != data.tokenizer.vocab_size:
+        raise MoonflowError(
+            f"wrong tokenizer: preset {config.preset} has {shape.text_config.vocab_size} tokens, the data's tokenizer "
+            f"{data.tokenizer.vocab_size}; set prepare_data.ranks to {shape.text_config.vocab_size - 256}"
+        )
+    model = KimiK25(shape, seed=config.seed)
+
+    # 3. Caption: everything learns. 4. Align: the projector only.
+    caption = Phase(stream, config.steps, config.learning_rate, checkpoint_every=config.checkpoint_every)
+    align = Phase(stream, config.projector_steps, config.learning_rate * caption.final_ratio, trainable=("mm_projector",))
+    train(model, [caption, align], data.path, context)
+    return context.checkpoints.newest

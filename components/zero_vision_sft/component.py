@@ -1,0 +1,26 @@
+"""KFP interface of zero_vision_sft."""
+
+from kfp import dsl
+
+from components.runtime.image import PIPELINE
+
+
+@dsl.component(base_image=PIPELINE, install_kfp_package=False)
+def zero_vision_sft(
+    run_id: str,
+    data: dsl.Input[dsl.Dataset],
+    parent: dsl.Input[dsl.Model],
+    checkpoint: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+    steps: int,
+    learning_rate: float,
+    tokens_per_row: int,
+    rows: int,
+    checkpoint_every: int,
+    seed: int,
+):
+    """Fine-tune on text-only trajectories; vision follows without a single image."""
+    from components.runtime.entry import enter
+
+    inputs = {"data": data, "parent": parent}
+    enter("zero_vision_sft", locals(), inputs=inputs, output=checkpoint, metrics=metrics)

@@ -1,0 +1,119 @@
+"""Multi-head latent attention with YaRN rotary positions (source: K2 Table 2; DeepSeek-V3 conventions, FACTS A).
+
+Shapes: B rows, T tokens in a row, H heads, D hidden, N = nope dims, R = rope dims, K = N + R, V = value dims, C = kv latent.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.config import RopeScaling, TextConfig
+
+
+def rope_frequencies_r(config: TextConfig) -> Tensor:
+    """Angles per position, float32 [R/2]; YaRN blends interpolated and original frequencies by wavelength.
+
+    Source: YaRN (arXiv 2309.00071) as DeepSeek-V3 applies it.
+    """
+    dims, scaling = config.qk_rope_head_dim, config.rope_scaling
+    frequencies_r = config.rope_theta ** -(torch.arange(0, dims, 2, dtype=torch.float64) / dims)
+    if scaling is None:
+        return frequencies_r.float()
+    low, high = (_rotation_dim(beta, dims, config.rope_theta, scaling) for beta in (scaling.beta_fast, scaling.beta_slow))
+    low, high = max(math.floor(low), 0), min(math.ceil(high), dims - 1)
+    ramp_r = ((torch.arange(dims // 2, dtype=torch.float64) - low) / max(high - low, 0.001)).clamp(0, 1)
+    return (frequencies_r / scaling.factor * ramp_r + frequencies_r * (1 - ramp_r)).float()
+
+
+def _rotation_dim(rotations: float, dims: int, theta: float, scaling: RopeScaling) -> float:
+    """The (fractional) pair index that turns ``rotations`` times over the original context."""
+    return dims * math.log(scaling.original_max_position_embeddings / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+
+
+def rotate(x_BTHR: Tensor, cos_BTR: Tensor, sin_BTR: Tensor) -> Tensor:
+    """Rotate interleaved pairs (x0, x1), (x2, x3), ... by the angle of their token; cos and sin are [B, T, R/2]."""
+    even, odd = x_BTHR[..., 0::2], x_BTHR[..., 1::2]
+    cos, sin = cos_BTR.unsqueeze(2), sin_BTR.unsqueeze(2)
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+
+
+class Rotary(nn.Module):
+    """cos and sin [B, T, R/2] of positions [B, T]."""
+
+    frequencies_r: Tensor
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.register_buffer("frequencies_r", rope_frequencies_r(config), persistent=False)
+
+    def forward(self, position_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
+        angles_BTR = position_ids_BT.unsqueeze(-1).float() * self.frequencies_r
+        return angles_BTR.cos(), angles_BTR.sin()
+
+
+class MultiheadLatentAttention(nn.Module):
+    """Queries and keys-values pass through low-rank latents; one rope key is shared by all heads.
+
+    In training it keeps ``max_logit_h``, the largest scaled logit of each head in the last forward, for MuonClip. A
+    Cauchy-Schwarz bound is computed first, and the exact maximum only where that bound passes ``clip_threshold``.
+    """
+
+    clip_threshold = 100.0
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        heads, hidden = config.num_attention_heads, config.hidden_size
+        self.q_a_proj = nn.Linear(hidden, config.q_lora_rank, bias=False)
+        self.q_a_layernorm = nn.RMSNorm(config.q_lora_rank, eps=config.rms_norm_eps)
+        self.q_b_proj = nn.Linear(config.q_lora_rank, heads * config.qk_head_dim, bias=False)
+        self.kv_a_proj_with_mqa = nn.Linear(hidden, config.kv_lora_rank + config.qk_rope_head_dim, bias=False)
+        self.kv_a_layernorm = nn.RMSNorm(config.kv_lora_rank, eps=config.rms_norm_eps)
+        self.kv_b_proj = nn.Linear(config.kv_lora_rank, heads * (config.qk_nope_head_dim + config.v_head_dim), bias=False)
+        self.o_proj = nn.Linear(heads * config.v_head_dim, hidden, bias=False)
+        self.max_logit_h: Tensor | None = None
+
+    def queries(self, x_BTD: Tensor, cos_BTR: Tensor, sin_BTR: Tensor) -> Tensor:
+        """[B, T, H, K], rope part rotated."""
+        config = self.config
+        q_BTHK = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTD))).unflatten(-1, (config.num_attention_heads, -1))
+        nope, rope = q_BTHK.split((config.qk_nope_head_dim, config.qk_rope_head_dim), dim=-1)
+        return torch.cat((nope, rotate(rope, cos_BTR, sin_BTR)), dim=-1)
+
+    def latents(self, x_BTD: Tensor, cos_BTR: Tensor, sin_BTR: Tensor) -> tuple[Tensor, Tensor]:
+        """What a cache holds per token: the normalised kv latent [B, T, C] and the rotated rope key [B, T, R]."""
+        config = self.config
+        c_BTC, rope_BTR = self.kv_a_proj_with_mqa(x_BTD).split((config.kv_lora_rank, config.qk_rope_head_dim), dim=-1)
+        return self.kv_a_layernorm(c_BTC), rotate(rope_BTR.unsqueeze(2), cos_BTR, sin_BTR).squeeze(2)
+
+    def forward(self, x_BTD: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, mask_B1TT: Tensor) -> Tensor:
+        config, heads = self.config, self.config.num_attention_heads
+        q_BTHK = self.queries(x_BTD, cos_BTR, sin_BTR)
+        c_BTC, k_rope_BTR = self.latents(x_BTD, cos_BTR, sin_BTR)
+        kv = self.kv_b_proj(c_BTC).unflatten(-1, (heads, -1))
+        k_nope_BTHN, v_BTHV = kv.split((config.qk_nope_head_dim, config.v_head_dim), dim=-1)
+        k_BTHK = torch.cat((k_nope_BTHN, k_rope_BTR.unsqueeze(2).expand(-1, -1, heads, -1)), dim=-1)
+        if self.training:
+            self.max_logit_h = self._max_logit(q_BTHK.detach(), k_BTHK.detach(), mask_B1TT)
+        q, k, v = q_BTHK.transpose(1, 2), k_BTHK.transpose(1, 2), v_BTHV.transpose(1, 2)
+        # Fused CPU and GPU kernels want one head size for q, k and v: zero columns of v change nothing.
+        pad = config.qk_head_dim - config.v_head_dim
+        v = F.pad(v, (0, pad)) if pad > 0 else v
+        out_BHTV = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B1TT, scale=config.softmax_scale)
+        return self.o_proj(out_BHTV[..., : config.v_head_dim].transpose(1, 2).flatten(2))
+
+    @torch.no_grad()
+    def _max_logit(self, q_BTHK: Tensor, k_BTHK: Tensor, mask_B1TT: Tensor) -> Tensor:
+        scale = self.config.softmax_scale
+        bound_h = q_BTHK.norm(dim=-1).amax((0, 1)) * k_BTHK.norm(dim=-1).amax((0, 1)) * scale
+        if bound_h.max() <= self.clip_threshold:
+            return bound_h
+        exact_h = bound_h.clone()
+        for head in (bound_h > self.clip_threshold).nonzero().flatten().tolist():
+            logits_BTT = q_BTHK[:, :, head] @ k_BTHK[:, :, head].transpose(1, 2)
+            exact_h[head] = logits_BTT.masked_fill(~mask_B1TT[:, 0], -torch.inf).max() * scale
+        return exact_h

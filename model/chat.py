@@ -1,0 +1,350 @@
+"""The chat template, on tokens (source: FACTS "Template", the released chat template).
+
+A conversation is rendered to pieces - special tokens, texts, media - and every text between two special tokens is
+encoded on its own. So the tokens of a prefix never depend on what follows, and a running episode only ever appends:
+``encode_chat(prefix) + generated + encode_turns(results) + ...`` is, token for token, ``encode_chat(whole)``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from model.errors import MoonflowError
+from model.tokenizer import Tokenizer
+
+Message = Mapping[str, Any]
+
+_CALL_ID = re.compile(r"functions\.([A-Za-z_][A-Za-z0-9_]*):(\d+)")
+
+
+@dataclass(frozen=True)
+class ToolSpec:
+    """A callable tool; every parameter is a required string (source: paper App. E.8 for the swarm's two)."""
+
+    name: str
+    description: str
+    parameters: tuple[str, ...]
+
+    @property
+    def typescript(self) -> str:
+        fields = ", ".join(f"{name}: string" for name in self.parameters)
+        return f"// {self.description}\ntype {self.name} = (_: {{{fields}}}) => any;\n"
+
+
+# Descriptions are short because every prompt with tools pays for them (wording: ours).
+TOOLS: dict[str, ToolSpec] = {
+    spec.name: spec
+    for spec in (
+        ToolSpec("ipython", "run Python", ("code",)),
+        ToolSpec("search", "look up", ("query",)),
+        ToolSpec("create_subagent", "make an agent", ("name", "system_prompt")),
+        ToolSpec("assign_task", "give an agent a task; many run at once", ("agent", "prompt")),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A rendered conversation: ``ids``, ``loss`` (is this token a training target?), ``media`` names in pad order."""
+
+    ids: list[int]
+    loss: list[bool]
+    media: list[str]
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """``id`` is ``functions.NAME:IDX`` with IDX counted over the whole conversation."""
+
+    id: str
+    name: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class AssistantTurn:
+    """What a policy said. With ``error`` (one line, fit to be shown to the policy) there are no tool calls."""
+
+    reasoning: str
+    content: str
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """``kind`` "special": ``text`` is a special token's name; "text": plain text; "media": ``text`` is a media name."""
+
+    kind: str
+    text: str
+    loss: bool = False
+
+
+def call_id(name: str, index: int) -> str:
+    return f"functions.{name}:{index}"
+
+
+def medium(kind: str, name: str) -> Iterator[Piece]:
+    """An "image" or "video" with its one pad; ``model.data.tokenize`` expands it when the pixels are known."""
+    yield Piece("special", "<|media_begin|>")
+    yield Piece("text", kind)
+    yield Piece("special", "<|media_content|>")
+    yield Piece("media", name)
+    yield Piece("special", "<|media_end|>")
+
+
+def render(messages: Sequence[Message], tools: Sequence[str] = ()) -> Iterator[Piece]:
+    """The pieces of a conversation; tokenizer training reads the "text" ones, so that the template is cheap in tokens.
+
+    Raises:
+        MoonflowError: unknown role, tool or content part; a tool result that answers no call.
+    """
+    if tools:
+        yield from _turn("system", "tool_declare", [Piece("text", _declaration(tools))])
+    yield from _render_turns(messages, _history_length(messages), [], 0)
+
+
+def encode_chat(
+    messages: Sequence[Message],
+    tools: Sequence[str],
+    tokenizer: Tokenizer,
+    add_generation_prompt: bool = False,
+    thinking: bool = False,
+) -> Encoded:
+    """Tokens of a whole conversation, one ``<|media_pad|>`` per medium.
+
+    The loss covers what the policy itself would have sampled: assistant bodies, tool calls and the closing
+    ``<|im_end|>``; kept reasoning with its ``</think>``. Assistant turns with ``"loss": False`` are left out.
+
+    Args:
+        messages: OpenAI-shaped turns, see ``model.data.sample.Sample``.
+        tools: names from ``TOOLS`` to declare first.
+        add_generation_prompt: end with an open assistant turn.
+        thinking: the open turn starts with ``<think>`` instead of the instant mode's ``<think></think>``.
+    """
+    encoded = encode_pieces(render(messages, tools), tokenizer)
+    if add_generation_prompt:
+        prompt = encode_pieces(_generation_prompt(thinking), tokenizer)
+        return Encoded(encoded.ids + prompt.ids, encoded.loss + prompt.loss, encoded.media)
+    return encoded
+
+
+def encode_turns(
+    messages: Sequence[Message], tokenizer: Tokenizer, first_call_index: int, thinking: bool = False
+) -> list[int]:
+    """Tokens to append to a running episode after a completion: ``messages`` and the next generation prompt.
+
+    Args:
+        messages: tool results (or user turns, text only). A tool turn has ``tool_call_id``, or else ``name``.
+        first_call_index: conversation-global index of the first call that is answered; the n-th tool turn that has
+            only a name gets ``functions.NAME:(first_call_index + n)``.
+    """
+    numbered: list[Message] = []
+    index = first_call_index
+    for message in messages:
+        if message.get("role") == "tool":
+            if "tool_call_id" not in message:
+                if "name" not in message:
+                    raise MoonflowError("a tool result has neither tool_call_id nor name; say which call it answers")
+                message = {**message, "tool_call_id": call_id(message["name"], index)}
+            index += 1
+        numbered.append(message)
+    answered = [message["tool_call_id"] for message in numbered if message.get("role") == "tool"]
+    encoded = encode_pieces(_render_turns(numbered, 0, answered, index), tokenizer)
+    if encoded.media:
+        raise MoonflowError(f"turns appended to an episode are text only, but {encoded.media[0]!r} is a medium")
+    return encoded.ids + encode_pieces(_generation_prompt(thinking), tokenizer).ids
+
+
+def parse_assistant(ids: Sequence[int], tokenizer: Tokenizer) -> AssistantTurn:
+    """Read a completion (what was sampled after the generation prompt): the inverse of rendering an assistant turn.
+
+    Never raises for what a policy can sample: a malformed turn has ``error`` set. A completion cut off before
+    ``<|im_end|>`` is read as far as it goes.
+    """
+    rest = list(ids)
+    end = tokenizer.im_end_id
+    trailing = rest[rest.index(end) + 1 :] if end in rest else []
+    rest = rest[: len(rest) - len(trailing)]
+    if rest and rest[-1] == end:
+        rest.pop()
+
+    reasoning = ""
+    think, unthink = tokenizer.token_id("<think>"), tokenizer.token_id("</think>")
+    if unthink in rest:
+        cut = rest.index(unthink)
+        thoughts, rest = rest[:cut], rest[cut + 1 :]
+        reasoning = tokenizer.decode(thoughts[1:] if thoughts[:1] == [think] else thoughts)
+    elif rest[:1] == [think]:
+        return AssistantTurn(tokenizer.decode(rest[1:]), "", error="the reasoning was not closed with </think>")
+
+    section = tokenizer.token_id("<|tool_calls_section_begin|>")
+    body, calls = (rest[: rest.index(section)], rest[rest.index(section) + 1 :]) if section in rest else (rest, None)
+    content = tokenizer.decode(body)
+    if any(token >= tokenizer.ranks for token in body):
+        return AssistantTurn(reasoning, content, error="special tokens stand in the answer's text")
+    if trailing:
+        return AssistantTurn(reasoning, content, error="tokens follow <|im_end|>")
+    if calls is None:
+        return AssistantTurn(reasoning, content)
+    try:
+        return AssistantTurn(reasoning, content, _parse_calls(calls, tokenizer))
+    except ValueError as error:
+        return AssistantTurn(reasoning, content, error=str(error))
+
+
+def _declaration(tools: Sequence[str]) -> str:
+    for name in tools:
+        if name not in TOOLS:
+            raise MoonflowError(f"unknown tool {name!r}; declare some of {', '.join(TOOLS)}")
+    return "namespace functions {\n" + "".join(TOOLS[name].typescript for name in tools) + "}"
+
+
+def _history_length(messages: Sequence[Message]) -> int:
+    """Turns before this index lose their reasoning: those up to the last assistant turn without tool calls.
+
+    A final assistant turn is the one being written (trained on, or just sampled), so it is not history yet.
+    """
+    last = len(messages) - 1
+    for index in range(last if messages and messages[last].get("role") == "assistant" else last + 1)[::-1]:
+        if messages[index].get("role") == "assistant" and not messages[index].get("tool_calls"):
+            return index + 1
+    return 0
+
+
+def _render_turns(messages: Sequence[Message], history: int, pending: list[str], calls: int) -> Iterator[Piece]:
+    """``pending``: ids of the calls not answered yet; ``calls``: how many calls the conversation has had."""
+    for index, message in enumerate(messages):
+        role = message.get("role")
+        if role in ("system", "user"):
+            yield from _turn(role, role, _content(message))
+        elif role == "assistant":
+            ids = [call_id(call["name"], calls + n) for n, call in enumerate(message.get("tool_calls") or ())]
+            calls += len(ids)
+            pending = ids
+            yield from _assistant(message, ids, keep_reasoning=index >= history)
+        elif role == "tool":
+            answers = message.get("tool_call_id", pending[0] if pending else None)
+            if answers not in pending:
+                raise MoonflowError(f"tool result {index} answers {answers!r}, but the calls waiting for results are "
+                                    f"{pending}; ids are functions.NAME:IDX, counted over the conversation")
+            pending = [waiting for waiting in pending if waiting != answers]
+            yield from _turn("system", "tool", [Piece("text", f"## Return of {answers}\n"), *_content(message)])
+        else:
+            raise MoonflowError(f"message {index} has role {role!r}; use system, user, assistant or tool")
+
+
+def _turn(role: str, name: str, body: Iterable[Piece]) -> Iterator[Piece]:
+    yield Piece("special", f"<|im_{role}|>")
+    yield Piece("text", name)
+    yield Piece("special", "<|im_middle|>")
+    yield from body
+    yield Piece("special", "<|im_end|>")
+
+
+def _generation_prompt(thinking: bool) -> Iterator[Piece]:
+    yield Piece("special", "<|im_assistant|>")
+    yield Piece("text", "assistant")
+    yield Piece("special", "<|im_middle|>")
+    yield Piece("special", "<think>")
+    if not thinking:
+        yield Piece("special", "</think>")
+
+
+def _assistant(message: Message, ids: Sequence[str], keep_reasoning: bool) -> Iterator[Piece]:
+    loss = bool(message.get("loss", True))
+    reasoning = (message.get("reasoning") or "") if keep_reasoning else ""
+    yield from _generation_prompt(thinking=bool(reasoning))
+    if reasoning:
+        yield Piece("text", reasoning, loss)
+        yield Piece("special", "</think>", loss)
+    for piece in _content(message):
+        if piece.kind != "text":
+            raise MoonflowError("an assistant turn has media in its content; only user and tool turns may show media")
+        yield Piece("text", piece.text, loss)
+    if ids:
+        yield Piece("special", "<|tool_calls_section_begin|>", loss)
+        for name, call in zip(ids, message["tool_calls"], strict=True):
+            yield Piece("special", "<|tool_call_begin|>", loss)
+            yield Piece("text", name, loss)
+            yield Piece("special", "<|tool_call_argument_begin|>", loss)
+            yield Piece("text", json.dumps(call["arguments"], ensure_ascii=False), loss)
+            yield Piece("special", "<|tool_call_end|>", loss)
+        yield Piece("special", "<|tool_calls_section_end|>", loss)
+    yield Piece("special", "<|im_end|>", loss)
+
+
+def _content(message: Message) -> Iterator[Piece]:
+    content = message.get("content") or ""
+    for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+        if part["type"] == "text":
+            yield Piece("text", part["text"])
+        elif part["type"] in ("image", "video"):
+            yield from medium(part["type"], part["media"])
+            yield Piece("text", "\n")
+        else:
+            raise MoonflowError(f"unknown content part {part['type']!r}; use text, image or video")
+
+
+def encode_pieces(pieces: Iterable[Piece], tokenizer: Tokenizer) -> Encoded:
+    """Tokens of pieces. Adjacent texts of equal loss are one text, as for an engine that tokenises the string."""
+    ids: list[int] = []
+    loss: list[bool] = []
+    media: list[str] = []
+    text, text_loss = "", False
+
+    def flush() -> None:
+        nonlocal text
+        if text:
+            tokens = tokenizer.encode(text)
+            ids.extend(tokens)
+            loss.extend([text_loss] * len(tokens))
+        text = ""
+
+    for piece in pieces:
+        if piece.kind == "text":
+            if piece.loss != text_loss:
+                flush()
+            text, text_loss = text + piece.text, piece.loss
+            continue
+        flush()
+        ids.append(tokenizer.media_pad_id if piece.kind == "media" else tokenizer.token_id(piece.text))
+        loss.append(piece.loss)
+        if piece.kind == "media":
+            media.append(piece.text)
+    flush()
+    return Encoded(ids, loss, media)
+
+
+def _parse_calls(tokens: list[int], tokenizer: Tokenizer) -> list[ToolCall]:
+    """The calls of a tool-call section after its opening token; raises ValueError that says what is malformed."""
+    begin, argument, end, section_end = (
+        tokenizer.token_id(f"<|{name}|>")
+        for name in ("tool_call_begin", "tool_call_argument_begin", "tool_call_end", "tool_calls_section_end")
+    )
+    calls: list[ToolCall] = []
+    while tokens and tokens[0] == begin:
+        if argument not in tokens or end not in tokens or tokens.index(argument) > tokens.index(end):
+            raise ValueError("a tool call was not closed with <|tool_call_end|>")
+        middle, close = tokens.index(argument), tokens.index(end)
+        name = tokenizer.decode(tokens[1:middle])
+        match = _CALL_ID.fullmatch(name)
+        if match is None:
+            raise ValueError(f"the call id {name!r} is not of the form functions.NAME:IDX")
+        try:
+            arguments = json.loads(tokenizer.decode(tokens[middle + 1 : close]))
+        except ValueError as error:
+            raise ValueError(f"the arguments of {name} are not JSON") from error
+        if not isinstance(arguments, dict):
+            raise ValueError(f"the arguments of {name} are not a JSON object")
+        calls.append(ToolCall(name, match[1], arguments))
+        tokens = tokens[close + 1 :]
+    if tokens != [section_end]:
+        raise ValueError("the tool calls section is malformed or was not closed with <|tool_calls_section_end|>")
+    if not calls:
+        raise ValueError("the tool calls section is empty")
+    return calls

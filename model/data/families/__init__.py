@@ -1,0 +1,21 @@
+"""All families by name. Add one: write its module, append it here, give it a weight in prepare_data."""
+
+from __future__ import annotations
+
+from model.data.families import chart, digits, ocr, photo, video
+from model.data.families.array_tool import ARRAY_TOOL, ARRAY_TOOL_IMAGE
+from model.data.families.facts import FACT_PROSE, FACT_QA
+from model.data.families.family import Family
+from model.data.families.reasoning import REASONING_GYM
+from model.data.families.recall import RECALL
+from model.data.families.stdlib import STDLIB_CODE, STDLIB_TEXT
+from model.data.families.wide_search import SUB_SEARCH, WIDE_SEARCH
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        STDLIB_TEXT, STDLIB_CODE, FACT_PROSE, RECALL,
+        FACT_QA, REASONING_GYM, ARRAY_TOOL, WIDE_SEARCH, SUB_SEARCH,
+        *digits.FAMILIES, *ocr.FAMILIES, *photo.FAMILIES, *chart.FAMILIES, ARRAY_TOOL_IMAGE, *video.FAMILIES,
+    )
+}  # fmt: skip

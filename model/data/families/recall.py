@@ -1,0 +1,101 @@
+"""``recall``: strings and key-value pairs that come back; the loss covers only what the context determines (ours).
+
+Copying from context is what every tool answer and every record question rests on, and a tiny model finds it only
+where strings are diverse: words of the standard library and city names, random characters, random numbers, mixed.
+Held out: the words, in buckets; each document draws its words from one bucket.
+"""
+
+from __future__ import annotations
+
+import string
+import zlib
+from functools import cache
+
+import numpy as np
+
+from model.data.families.entities import entities
+from model.data.families.family import SPLITS, Family
+from model.data.families.stdlib import identifiers
+from model.data.sample import Sample, Split
+
+BUCKETS = 16
+LETTERS = np.array(list(string.ascii_letters))
+CHARACTERS = np.array(list(string.ascii_letters + string.digits + "-_.:/#+*=()[]<>"))
+DIGITS = np.array(list(string.digits))
+JOINTS = ("=", ": ", ":", " is ")
+SEPARATORS = (" ", " ", " ", ", ", "\n", "; ")
+
+
+@cache
+def _buckets(split: Split) -> dict[str, list[str]]:
+    buckets: dict[str, list[str]] = {f"words/{split}-{number:02d}": [] for number in range(BUCKETS)}
+    cities = {part: [entity.name for entity in entities("city", part)] for part in SPLITS}
+    named = set().union(*cities.values())
+    # A city's name goes where its country goes, even if it is also an identifier.
+    for word in [word for word in identifiers(split) if word not in named] + cities[split]:
+        buckets[f"words/{split}-{zlib.crc32(word.encode()) % BUCKETS:02d}"].append(word)
+    return buckets
+
+
+def recall_sources(split: Split) -> list[str]:
+    """Buckets of words. No word is in a bucket of both splits."""
+    return list(_buckets(split))
+
+
+def words(source: str, split: Split) -> list[str]:
+    return _buckets(split)[source]
+
+
+def _item(rng: np.random.Generator, pool: list[str], style: int) -> str:
+    """A word, a number, or a run of random characters."""
+    if style == 0:
+        return pool[int(rng.integers(len(pool)))]
+    length = int(rng.integers(2, 7))
+    if style == 1:
+        return "".join(DIGITS[rng.integers(len(DIGITS), size=length)])
+    # Letters at both ends: punctuation there would merge with what surrounds it into other tokens.
+    first, last = LETTERS[rng.integers(len(LETTERS), size=2)]
+    return first + "".join(CHARACTERS[rng.integers(len(CHARACTERS), size=length - 1)]) + last
+
+
+def _items(rng: np.random.Generator, pool: list[str], count: int) -> list[str]:
+    """``count`` different items; in a third of the calls all of one style."""
+    style = int(rng.integers(9))
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found[_item(rng, pool, style if style < 3 else (0, 0, 1, 2)[int(rng.integers(4))])] = None
+    return list(found)
+
+
+def _repeat(rng: np.random.Generator, pool: list[str]) -> list[tuple[str, bool]]:
+    """A string, then the same string again once to three times."""
+    separator = SEPARATORS[int(rng.integers(len(SEPARATORS)))]
+    text = separator.join(_items(rng, pool, int(rng.integers(3, 10))))
+    times = int(rng.integers(1, 4)) if len(text) < 30 else 1
+    return [(text, False)] + [("\n" + text, True)] * times
+
+
+def _pairs(rng: np.random.Generator, pool: list[str]) -> list[tuple[str, bool]]:
+    """``key=value`` lines, then all keys again in another order; the loss covers the values that follow."""
+    items = _items(rng, pool, 2 * int(rng.integers(2, 6)))
+    pairs = list(zip(items[::2], items[1::2], strict=True))
+    joint = JOINTS[int(rng.integers(len(JOINTS)))]
+    segments = [("\n".join(key + joint + value for key, value in pairs), False)]
+    for i in rng.permutation(len(pairs)):
+        key, value = pairs[i]
+        # A space belongs to the word after it: byte-level BPE would not split the same elsewhere.
+        segments += [(f"\n{key}{joint.rstrip(' ')}", False), (" " * joint.endswith(" ") + value, True)]
+    return segments
+
+
+def recall(rng: np.random.Generator, split: Split, index: int) -> Sample:
+    names = recall_sources(split)
+    source = names[int(rng.integers(len(names)))]
+    segments = (_repeat if rng.random() < 0.5 else _pairs)(rng, words(source, split))
+    return Sample(
+        key=f"recall-{index:08d}", family="recall", ability="knowledge", modality="text", source=source,
+        segments=[{"type": "text", "text": text, "loss": loss} for text, loss in segments],
+    )  # fmt: skip
+
+
+RECALL = Family("recall", "knowledge", "text", "document", recall, recall_sources)

@@ -1,0 +1,136 @@
+"""``wide_search``: one attribute of several real entities; ``sub_search``: the part of it one sub-agent does.
+
+A wide search is answered either by searching itself, one call after the other, or by a swarm: one sub-agent is created
+and all items are assigned to it in one parallel turn. The question is the same in both and never asks to parallelise.
+Held out: the entities.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from model.data.families.entities import KINDS, Entity, Kind, draw, entities
+from model.data.families.family import Family
+from model.data.sample import Sample, Split
+
+SWARM_SHARE = 0.5  # of wide searches answered by a swarm in training data (ours)
+MAX_ITEMS = 4  # keeps a trajectory under about 400 tokens (ours)
+MAX_CHARACTERS = 10  # of a name: it stands in a wide search three to five times (ours)
+WIDE_TOOLS = ["search", "create_subagent", "assign_task"]
+ATTRIBUTES: dict[Kind, tuple[str, ...]] = {
+    "country": ("capital", "continent", "currency"),
+    "city": ("country", "continent"),
+    "element": ("symbol", "number", "period"),
+}
+# One name a line: "Peru" then has the tokens it has in a query and in an answer, which " Peru" has not.
+QUESTIONS = (
+    "Find the {attribute} of each:\n{items}",
+    "What is the {attribute} of each?\n{items}",
+    "List each {attribute}:\n{items}",
+)
+SUBAGENT_NAMES = ("finder", "seeker", "scout", "helper", "reader")
+SUBAGENT_PROMPTS = ("Search and answer.", "Search, then answer briefly.", "Answer by one search.")
+
+
+def created(name: str) -> str:
+    """What ``create_subagent`` returns."""
+    return f"{name} created"
+
+
+def _call(tool: str, /, **arguments: str) -> dict[str, Any]:
+    return {"name": tool, "arguments": arguments}
+
+
+def _result(tool: str, number: int, content: str) -> dict[str, Any]:
+    return {"role": "tool", "tool_call_id": f"functions.{tool}:{number}", "content": content}
+
+
+def _calls(*calls: dict[str, Any]) -> dict[str, Any]:
+    return {"role": "assistant", "content": "", "tool_calls": list(calls)}
+
+
+def _records(chosen: list[Entity]) -> dict[str, str]:
+    return {
+        f"{entity.name} {key}".lower(): value for entity in chosen for key, value in entity.attributes.items()
+    }
+
+
+@cache
+def _pool(kind: Kind, attribute: str, split: Split) -> list[Entity]:
+    return [
+        entity
+        for entity in entities(kind, split)
+        if attribute in entity.attributes and len(entity.name) <= MAX_CHARACTERS
+    ]
+
+
+def _pick(rng: np.random.Generator, split: Split, at_most: int) -> tuple[list[Entity], str]:
+    """One entity, or two to ``at_most`` of one kind, and an attribute that all of them have."""
+    kind = KINDS[int(rng.integers(len(KINDS)))]
+    attribute = str(rng.choice(ATTRIBUTES[kind]))
+    wanted = int(rng.integers(2, at_most + 1)) if at_most > 1 else 1
+    return draw(rng, _pool(kind, attribute, split), wanted), attribute
+
+
+def _serial(queries: list[str], values: list[str]) -> list[dict[str, Any]]:
+    turns: list[dict[str, Any]] = []
+    for number, (query, value) in enumerate(zip(queries, values, strict=True)):
+        turns += [_calls(_call("search", query=query)), _result("search", number, value)]
+    return turns
+
+
+def _swarm(rng: np.random.Generator, queries: list[str], values: list[str]) -> list[dict[str, Any]]:
+    name = SUBAGENT_NAMES[int(rng.integers(len(SUBAGENT_NAMES)))]
+    prompt = SUBAGENT_PROMPTS[int(rng.integers(len(SUBAGENT_PROMPTS)))]
+    return [
+        _calls(_call("create_subagent", name=name, system_prompt=prompt)),
+        _result("create_subagent", 0, created(name)),
+        _calls(*(_call("assign_task", agent=name, prompt=query) for query in queries)),
+        *(_result("assign_task", number, value) for number, value in enumerate(values, start=1)),
+    ]
+
+
+def wide_search(rng: np.random.Generator, split: Split, index: int) -> Sample:
+    chosen, attribute = _pick(rng, split, MAX_ITEMS)
+    names = [entity.name for entity in chosen]
+    values = [entity.attributes[attribute] for entity in chosen]
+    queries = [f"{name} {attribute}" for name in names]
+    question = QUESTIONS[int(rng.integers(len(QUESTIONS)))].format(attribute=attribute, items="\n".join(names))
+    mode = "swarm" if rng.random() < SWARM_SHARE else "serial"
+    turns = _swarm(rng, queries, values) if mode == "swarm" else _serial(queries, values)
+    lines = "\n".join(f"{name}:{value}" for name, value in zip(names, values, strict=True))
+    return Sample(
+        key=f"wide_search-{index:08d}", family="wide_search", ability="agentic", modality="text",
+        source=chosen[0].source,
+        messages=[{"role": "user", "content": question}, *turns, {"role": "assistant", "content": lines}],
+        tools=WIDE_TOOLS, answer=dict(zip(names, values, strict=True)), reward="table_f1",
+        environment={"records": _records(chosen), "mode": mode},
+    )  # fmt: skip
+
+
+def sub_search(rng: np.random.Generator, split: Split, index: int) -> Sample:
+    (entity,), attribute = _pick(rng, split, 1)
+    query, value = f"{entity.name} {attribute}", entity.attributes[attribute]
+    return Sample(
+        key=f"sub_search-{index:08d}", family="sub_search", ability="agentic", modality="text", source=entity.source,
+        messages=[
+            {"role": "system", "content": SUBAGENT_PROMPTS[int(rng.integers(len(SUBAGENT_PROMPTS)))]},
+            {"role": "user", "content": query},
+            *_serial([query], [value]),
+            {"role": "assistant", "content": value},
+        ],
+        tools=["search"], answer=value, reward="exact", environment={"records": _records([entity])},
+    )  # fmt: skip
+
+
+def wide_sources(split: Split) -> list[str]:
+    """Entities with a short name and an attribute to search for."""
+    pools = [_pool(kind, attribute, split) for kind, attributes in ATTRIBUTES.items() for attribute in attributes]
+    return list(dict.fromkeys(entity.source for pool in pools for entity in pool))
+
+
+WIDE_SEARCH = Family("wide_search", "agentic", "text", "task", wide_search, wide_sources)
+SUB_SEARCH = Family("sub_search", "agentic", "text", "task", sub_search, wide_sources)

@@ -1,0 +1,65 @@
+"""A data folder as ``prepare_data`` writes it: tokenizer, index.json and shards (source: ours)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+from model.data.sample import Sample, Split
+from model.data.shards import read_shard
+from model.data.stream import FamilyShards, MixtureStream, StreamState
+from model.data.tokenize import tokenize
+from model.errors import MoonflowError
+from model.image import ImageConfig
+from model.tokenizer import Tokenizer
+
+
+class DataFolder:
+    """Opens a data folder.
+
+    Raises:
+        MoonflowError: when index.json is missing or damaged, or a family asked for is not in it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.index = json.loads((path / "index.json").read_text())
+            self.image_config = ImageConfig.model_validate(self.index.get("image", {}))
+        except (OSError, ValueError) as error:
+            raise MoonflowError(f"{path}/index.json cannot be read ({error}); run prepare_data again") from error
+        self.tokenizer = Tokenizer.load(path)
+
+    def families(self) -> list[str]:
+        return sorted(self.index["families"])
+
+    def _entries(self, family: str, split: Split) -> list[dict]:
+        entries = self.index["families"].get(family, {}).get(split, [])
+        if not entries:
+            raise MoonflowError(f"no {split} shards of family {family!r} in {self.path}/index.json; prepare_data writes {self.families()}")
+        return entries
+
+    def samples(self, family: str, split: Split) -> Iterator[Sample]:
+        """All samples of a family, in the order they were written."""
+        for entry in self._entries(family, split):
+            yield from read_shard(self.path / entry["shard"])
+
+    def mixture(
+        self, weights: Mapping[str, float], *, tokens_per_row: int, rows: int, seed: int
+    ) -> Callable[[StreamState | None], MixtureStream]:
+        """A mixture of train shards, to be opened at its beginning (None) or at a saved state."""
+        families = {
+            name: FamilyShards(self.path, self._entries(name, "train"), seed * 1000 + number)
+            for number, name in enumerate(sorted(name for name, weight in weights.items() if weight > 0))
+        }
+        return lambda state: MixtureStream(
+            families,
+            weights,
+            partial(tokenize, tokenizer=self.tokenizer, image_config=self.image_config),
+            tokens_per_row=tokens_per_row,
+            rows=rows,
+            pad_id=self.tokenizer.pad_id,
+            state=state,
+        )

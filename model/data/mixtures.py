@@ -1,0 +1,55 @@
+"""Which families each stage reads, in shares of tokens (source: the classes are K2.5's, the shares ours)."""
+
+from __future__ import annotations
+
+Mixture = dict[str, float]
+
+VISION: Mixture = {
+    "digit_string": 3,
+    "digit_count": 3,
+    "grounding": 2,
+    "ocr_line": 2,
+    "photo": 1,
+    "chart": 1,
+    "video_digits": 1,
+    "video_clip": 0.5,
+}
+
+TEXT: Mixture = {
+    "recall": 3,
+    "fact_qa": 2.5,
+    "fact_prose": 1,
+    "stdlib_text": 0.5,
+    "stdlib_code": 0.5,
+    "reasoning_gym": 1,
+    "array_tool": 1,
+    "sub_search": 0.5,
+}
+
+LONG_TEXT: Mixture = {
+    "recall": 1,
+    "fact_qa": 2,
+    "stdlib_code": 0.5,
+    "reasoning_gym": 1,
+    "array_tool": 1.5,
+    "wide_search": 3,
+    "sub_search": 0.5,
+}
+
+TRAJECTORIES: Mixture = {
+    "array_tool": 3,
+    "wide_search": 4,
+    "sub_search": 1,
+    "fact_qa": 1,
+    "reasoning_gym": 0.5,
+}
+
+
+def blend(*parts: tuple[Mixture, float]) -> Mixture:
+    """Mixtures joined so that each has its given share of the whole."""
+    blended: Mixture = {}
+    for mixture, share in parts:
+        total = sum(mixture.values())
+        for name, weight in mixture.items():
+            blended[name] = blended.get(name, 0.0) + share * weight / total
+    return blended

@@ -1,0 +1,154 @@
+"""A mixture of families, streamed from shards with an exact, saved position (source: ours).
+
+The order of a stream is a pure function of its seed and the shards, so the state to save is a handful of integers: how
+many samples and tokens were drawn of each family, and which drawn samples wait for the next batch.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model.data.packing import Batch, RowPacker
+from model.data.sample import Sample
+from model.data.shards import read_shard
+from model.data.tokenize import TokenizedSample
+
+MISFITS = 24  # drawn samples that find no room before a batch is closed; they open the next one
+
+
+class FamilyShards:
+    """One family's train shards, sample by sample: position -> sample, in a seeded order that differs by epoch."""
+
+    def __init__(self, folder: Path, entries: list[dict[str, Any]], seed: int) -> None:
+        self.folder, self.entries, self.seed = folder, entries, seed
+        self.total = sum(entry["samples"] for entry in entries)
+        self._shard: tuple[str, list[Sample]] | None = None
+
+    def __getitem__(self, position: int) -> Sample:
+        epoch, offset = divmod(position, self.total)
+        for number in np.random.default_rng((self.seed, epoch)).permutation(len(self.entries)):
+            entry = self.entries[number]
+            if offset < entry["samples"]:
+                order = np.random.default_rng((self.seed, epoch, int(number))).permutation(entry["samples"])
+                return self._load(entry["shard"])[order[offset]]
+            offset -= entry["samples"]
+        raise AssertionError("offset lies beyond the family's samples")
+
+    def _load(self, shard: str) -> list[Sample]:
+        if self._shard is None or self._shard[0] != shard:
+            self._shard = (shard, list(read_shard(self.folder / shard)))
+        return self._shard[1]
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """Where a stream stands; JSON-able through ``vars``.
+
+    Attributes:
+        taken: samples drawn of each family.
+        tokens: tokens drawn of each family.
+        waiting: (family, position) of samples that were drawn and wait for the next batch.
+    """
+
+    taken: dict[str, int]
+    tokens: dict[str, int]
+    waiting: list[tuple[str, int]]
+
+
+class MixtureStream:
+    """Packed batches drawn from families in fixed proportions of *tokens*.
+
+    The next sample always comes from the family that is furthest behind its share, so the ratio holds at every
+    moment and not only in expectation.
+
+    Args:
+        families: name -> its shards.
+        weights: name -> share of the tokens; normalised here.
+        tokenize: sample -> token ids, loss mask and pixels.
+        state: where to go on, as ``state()`` gave it.
+    """
+
+    def __init__(
+        self,
+        families: Mapping[str, FamilyShards],
+        weights: Mapping[str, float],
+        tokenize: Callable[[Sample], TokenizedSample],
+        *,
+        tokens_per_row: int,
+        rows: int,
+        pad_id: int,
+        state: StreamState | None = None,
+    ) -> None:
+        self.families = families
+        self.weights = {name: weight / sum(weights.values()) for name, weight in sorted(weights.items()) if weight > 0}
+        self.tokenize, self.tokens_per_row, self.rows, self.pad_id = tokenize, tokens_per_row, rows, pad_id
+        self.skipped = 0
+        start = state or StreamState({}, {}, [])
+        self.taken = {name: start.taken.get(name, 0) for name in self.weights}
+        self.tokens = {name: start.tokens.get(name, 0) for name in self.weights}
+        self.waiting = [((name, position), self._read(name, position)) for name, position in start.waiting]
+
+    def state(self) -> StreamState:
+        return StreamState(dict(self.taken), dict(self.tokens), [reference for reference, _ in self.waiting])
+
+    def _read(self, name: str, position: int) -> TokenizedSample:
+        return self.tokenize(self.families[name][position])
+
+    def _draw(self) -> tuple[tuple[str, int], TokenizedSample]:
+        name = min(self.weights, key=lambda family: self.tokens[family] / self.weights[family])
+        reference = (name, self.taken[name])
+        sample = self._read(*reference)
+        self.taken[name] += 1
+        self.tokens[name] += len(sample.input_ids)
+        return reference, sample
+
+    def next_batch(self) -> Batch:
+        """Fill every row as far as the next draws allow. Samples longer than a row are counted in ``skipped``."""
+        packer = RowPacker(self.tokens_per_row, self.rows)
+        self.waiting = [item for item in self.waiting if not packer.add(item[1])]
+        smallest = max(8, self.tokens_per_row // 32)
+        while len(self.waiting) < MISFITS and max(packer.free) >= smallest:
+            item = self._draw()
+            if len(item[1].input_ids) > self.tokens_per_row:
+                self.skipped += 1
+            elif not packer.add(item[1]):
+                self.waiting.append(item)
+        return packer.batch(self.pad_id)
+
+    def batches(self, count: int, ahead: int = 2) -> Iterator[tuple[Batch, StreamState]]:
+        """``count`` batches, each with the state to resume *after* it; made ``ahead`` of use in a thread."""
+        ready: queue.Queue[tuple[Batch, StreamState] | BaseException] = queue.Queue(maxsize=ahead)
+        stop = threading.Event()
+
+        def produce() -> None:
+            try:
+                for _ in range(count):
+                    item = (self.next_batch(), self.state())
+                    while not stop.is_set():
+                        try:
+                            ready.put(item, timeout=0.2)
+                            break
+                        except queue.Full:
+                            continue
+                    if stop.is_set():
+                        return
+            except BaseException as error:  # handed to the consumer, which raises it
+                ready.put(error)
+
+        threading.Thread(target=produce, daemon=True).start()
+        try:
+            for _ in range(count):
+                item = ready.get()
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            stop.set()
+

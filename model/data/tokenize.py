@@ -1,0 +1,123 @@
+"""Samples -> token ids, loss mask and pixels: what trainers pack and engines are asked (source: ours).
+
+Legend: T tokens, P patches of all media.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from model.chat import Encoded, Piece, encode_chat, encode_pieces, medium
+from model.data.sample import Sample
+from model.errors import MoonflowError
+from model.image import Grid, ImageConfig, chunk_timestamps, decode_video, encode_image, encode_video
+from model.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class TokenizedSample:
+    """One sample, ready to be packed.
+
+    Attributes:
+        input_ids: int64 [T]; each image and each 4-frame video chunk has its h/2 * w/2 media pads.
+        loss_mask: bool [T]; True where the token itself is a training target (predicted from those before it).
+        pixel_values: float32 [P, 3, 14, 14] of all media in order, or None.
+        grid_thws: (t, h, w) in patches of each image or chunk, in order.
+    """
+
+    input_ids: torch.Tensor
+    loss_mask: torch.Tensor
+    pixel_values: torch.Tensor | None
+    grid_thws: list[Grid]
+
+
+def tokenize(sample: Sample, tokenizer: Tokenizer, image_config: ImageConfig) -> TokenizedSample:
+    """The whole sample: a document as ``[BOS] segments [EOS]``, a conversation by the chat template.
+
+    Raises:
+        MoonflowError: naming the sample, when it is empty, its turns cannot be rendered or a medium is missing.
+    """
+    try:
+        if sample.messages:
+            encoded = encode_chat(sample.messages, sample.tools, tokenizer)
+        elif sample.segments:
+            encoded = encode_pieces(_document(sample), tokenizer)
+        else:
+            raise MoonflowError("it has neither segments nor messages")
+        return _expand(encoded, sample.media, tokenizer, image_config)
+    except MoonflowError as error:
+        raise MoonflowError(f"sample {sample.key} of {sample.family}: {error}") from error
+
+
+def tokenize_prompt(
+    sample: Sample, tokenizer: Tokenizer, image_config: ImageConfig, thinking: bool = False
+) -> TokenizedSample:
+    """The turns before the first assistant turn, and the generation prompt; no loss. Raises as ``tokenize``."""
+    roles = [message.get("role") for message in sample.messages]
+    prompt = sample.messages[: roles.index("assistant")] if "assistant" in roles else sample.messages
+    try:
+        if not prompt:
+            raise MoonflowError("it has no turn before the assistant's, so there is nothing to ask")
+        encoded = encode_chat(prompt, sample.tools, tokenizer, add_generation_prompt=True, thinking=thinking)
+        return _expand(encoded, sample.media, tokenizer, image_config)
+    except MoonflowError as error:
+        raise MoonflowError(f"sample {sample.key} of {sample.family}: {error}") from error
+
+
+def _document(sample: Sample) -> Iterator[Piece]:
+    yield Piece("special", "[BOS]")
+    for segment in sample.segments:
+        if segment["type"] == "text":
+            yield Piece("text", segment["text"], segment["loss"])
+        else:
+            yield from medium(segment["type"], segment["media"])
+    yield Piece("special", "[EOS]", bool(sample.segments[-1].get("loss", False)))
+
+
+def _expand(
+    encoded: Encoded, media: Mapping[str, bytes], tokenizer: Tokenizer, image_config: ImageConfig
+) -> TokenizedSample:
+    """Replace each medium's one pad: an image by its pads, a video by its timestamped chunks."""
+    ids: list[int] = []
+    loss: list[bool] = []
+    pixels: list[torch.Tensor] = []
+    grids: list[Grid] = []
+    merged = image_config.merge_kernel_size**2
+    pad = tokenizer.media_pad_id
+    video_head = encode_pieces(list(medium("video", ""))[:3], tokenizer).ids
+    names = iter(encoded.media)
+    for token, target in zip(encoded.ids, encoded.loss, strict=True):
+        if token != pad:
+            ids.append(token)
+            loss.append(target)
+            continue
+        name = next(names)
+        if name not in media:
+            raise MoonflowError(f"medium {name!r} is not among its files ({', '.join(media) or 'none'})")
+        if ids[-len(video_head) :] == video_head:
+            # The first chunk's timestamp stands before the head that is already written; <|media_end|> follows.
+            frames, seconds = decode_video(media[name], image_config)
+            values, chunks = encode_video(frames, image_config)
+            del ids[-len(video_head) :], loss[-len(video_head) :]
+            span: list[int] = []
+            for stamp, (_, h, w) in zip(chunk_timestamps(seconds, image_config), chunks, strict=True):
+                if span:
+                    span.append(tokenizer.token_id("<|media_end|>"))
+                span += tokenizer.encode(stamp) + video_head + [pad] * (h * w // merged)
+        else:
+            values, grid = encode_image(media[name], image_config)
+            chunks = [grid]
+            span = [pad] * (grid[1] * grid[2] // merged)
+        ids += span
+        loss += [False] * len(span)
+        pixels.append(torch.from_numpy(values))
+        grids += chunks
+    return TokenizedSample(
+        input_ids=torch.tensor(ids, dtype=torch.int64),
+        loss_mask=torch.tensor(loss, dtype=torch.bool),
+        pixel_values=torch.cat(pixels) if pixels else None,
+        grid_thws=grids,
+    )

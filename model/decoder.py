@@ -1,0 +1,63 @@
+"""The language model: DeepSeek-V3 decoder layers, first dense, then mixture of experts (source: K2 Table 2).
+
+Shapes: B rows, T tokens in a row, D hidden, R = rope dims / 2.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from model.attention import MultiheadLatentAttention, Rotary
+from model.config import TextConfig
+from model.moe import MixtureOfExperts, SwiGLU
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm attention and FFN, each with a residual."""
+
+    def __init__(self, config: TextConfig, index: int) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.self_attn = MultiheadLatentAttention(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        dense = index < config.first_k_dense_replace or index % config.moe_layer_freq != 0
+        self.mlp = SwiGLU(config.hidden_size, config.intermediate_size) if dense else MixtureOfExperts(config)
+
+    def forward(self, x_BTD: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, mask_B1TT: Tensor) -> Tensor:
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), cos_BTR, sin_BTR, mask_B1TT)
+        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+
+
+class Decoder(nn.Module):
+    """Embeddings in, normalised hidden states out; [B, T, D] both."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_hidden_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary = Rotary(config)
+
+    def forward(self, x_BTD: Tensor, position_ids_BT: Tensor, mask_B1TT: Tensor) -> Tensor:
+        cos_BTR, sin_BTR = self.rotary(position_ids_BT)
+        for layer in self.layers:
+            x_BTD = layer(x_BTD, cos_BTR, sin_BTR, mask_B1TT)
+        return self.norm(x_BTD)
+
+
+class CausalLM(nn.Module):
+    """Decoder and untied head, under the released names ``model.*`` and ``lm_head``."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.model = Decoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+
+def packed_causal_mask(document_ids_BT: Tensor) -> Tensor:
+    """Bool [B, 1, T, T]: a token sees itself and the earlier tokens of its own document only."""
+    same_BTT = document_ids_BT.unsqueeze(2) == document_ids_BT.unsqueeze(1)
+    tokens = document_ids_BT.shape[1]
+    causal_TT = torch.ones(tokens, tokens, dtype=torch.bool, device=document_ids_BT.device).tril()
+    return (same_BTT & causal_TT).unsqueeze(1)

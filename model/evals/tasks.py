@@ -1,0 +1,82 @@
+"""The held-out suites: which tasks, how an episode of them runs, and how far it may go (limits: ours).
+
+Limits are a little above the longest reference turn, so that a model which never stops costs little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
+
+from model.data.folder import DataFolder
+from model.data.sample import Sample
+from model.errors import MoonflowError
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One row of the evaluation table.
+
+    Attributes:
+        name: of the suite; that of its task family unless one family is run in several ways.
+        family: where the tasks come from.
+        mode: "episode" (an answer, or tool calls and an answer), or a wide search by a "single" agent or a "swarm".
+        max_new_tokens: per completion.
+        max_turns: completions of an episode; for wide search the budget of critical steps.
+    """
+
+    name: str
+    family: str
+    max_new_tokens: int
+    max_turns: int = 1
+    mode: Literal["episode", "single", "swarm"] = "episode"
+
+
+SUITES: dict[str, Suite] = {
+    suite.name: suite
+    for suite in (
+        Suite("fact_qa", "fact_qa", 16),
+        Suite("reasoning_gym", "reasoning_gym", 20),
+        Suite("array_tool", "array_tool", 48, max_turns=3),
+        Suite("sub_search", "sub_search", 40, max_turns=3),
+        Suite("wide_search_single", "wide_search", 160, max_turns=8, mode="single"),
+        Suite("wide_search_swarm", "wide_search", 160, max_turns=8, mode="swarm"),
+        Suite("digit_string", "digit_string", 8),
+        Suite("digit_count", "digit_count", 6),
+        Suite("grounding", "grounding", 16),
+        Suite("ocr_line", "ocr_line", 20),
+        Suite("photo", "photo", 10),
+        Suite("chart", "chart", 10),
+        Suite("array_tool_image", "array_tool_image", 48, max_turns=3),
+        Suite("video_digits", "video_digits", 8),
+        Suite("video_clip", "video_clip", 10),
+    )
+}
+
+
+def available(data: DataFolder) -> list[Suite]:
+    """The suites whose family has held-out samples in a data folder; at least one.
+
+    Raises:
+        MoonflowError: there is none.
+    """
+    found = [suite for suite in SUITES.values() if data.index["families"].get(suite.family, {}).get("eval")]
+    if not found:
+        raise MoonflowError(f"{data.path}/index.json lists no held-out tasks; run prepare_data again")
+    return found
+
+
+def held_out(data: DataFolder, suite: Suite, count: int) -> list[Sample]:
+    """The first ``count`` held-out tasks of a suite's family (fewer if there are fewer)."""
+    return list(islice(_tasks(data.samples(suite.family, "eval")), count))
+
+
+def _tasks(samples: Iterable[Sample]) -> Iterable[Sample]:
+    for sample in samples:
+        if not sample.reward:
+            raise MoonflowError(
+                f"held-out sample {sample.key} of {sample.family} has no reward, so it cannot be scored"
+            )
+        yield sample

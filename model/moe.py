@@ -1,0 +1,155 @@
+"""Mixture of experts: bias-corrected sigmoid routing, grouped SwiGLU experts, a shared expert (source: K2 Table 2, FACTS A).
+
+Shapes: N tokens, D hidden, E routed experts, F expert width, K experts per token, S = N * K token-expert pairs sorted by expert.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.config import TextConfig
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)): the dense FFN and the shared expert."""
+
+    def __init__(self, hidden: int, width: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden, width, bias=False)
+        self.up_proj = nn.Linear(hidden, width, bias=False)
+        self.down_proj = nn.Linear(width, hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Router(nn.Module):
+    """Sigmoid scores; a bias, moved by load and not by gradient, takes part in the choice only.
+
+    ``load_E`` counts the tokens each expert got since ``update_bias`` was last called; ``aux_loss`` is the last
+    forward's sequence-wise balance loss, already times ``aux_loss_alpha``.
+    """
+
+    load_E: Tensor
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
+        self.e_score_correction_bias = nn.Parameter(torch.zeros(config.n_routed_experts), requires_grad=False)
+        self.register_buffer("load_E", torch.zeros(config.n_routed_experts), persistent=False)
+        self.aux_loss: Tensor | None = None
+
+    def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Expert ids and combine weights, both [B*T, K]."""
+        config = self.config
+        scores_BTE = F.linear(x_BTD.float(), self.weight.float()).sigmoid()
+        chosen_BTK = (scores_BTE.detach() + self.e_score_correction_bias).topk(config.num_experts_per_tok, dim=-1, sorted=False).indices
+        weights_BTK = scores_BTE.gather(-1, chosen_BTK)
+        weights_BTK = weights_BTK / (weights_BTK.sum(-1, keepdim=True) + 1e-20) * config.routed_scaling_factor
+        if self.training:
+            self._balance(scores_BTE, chosen_BTK)
+        return chosen_BTK.flatten(0, 1), weights_BTK.flatten(0, 1).to(x_BTD.dtype)
+
+    def _balance(self, scores_BTE: Tensor, chosen_BTK: Tensor) -> None:
+        """Balance within each row: alpha * sum_e (share of row's choices * E) * (mean normalised score)."""
+        config, (rows, tokens, experts) = self.config, scores_BTE.shape
+        chosen = chosen_BTK.flatten(1)
+        counts_BE = scores_BTE.new_zeros(rows, experts).scatter_add_(1, chosen, torch.ones_like(chosen, dtype=scores_BTE.dtype))
+        share_BE = (scores_BTE / scores_BTE.sum(-1, keepdim=True)).mean(1)
+        frequency_BE = counts_BE * (experts / (config.num_experts_per_tok * tokens))
+        self.aux_loss = config.aux_loss_alpha * (frequency_BE * share_BE).sum(-1).mean()
+        self.load_E += counts_BE.sum(0)
+
+    @torch.no_grad()
+    def update_bias(self, rate: float) -> None:
+        """Raise the bias of under-loaded experts by ``rate``, lower the others'; forget the counts (DeepSeek-V3)."""
+        self.e_score_correction_bias += rate * torch.sign(self.load_E.mean() - self.load_E)
+        self.load_E.zero_()
+
+
+class GroupedExperts(torch.autograd.Function):
+    """All routed experts at once: sort pairs by expert, one GEMM per expert and matrix, gathers instead of scatters.
+
+    Written by hand because autograd's backward of the token gather is a scatter-add, the slowest part of a small MoE.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, weights_NK: Tensor, chosen_NK: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor) -> Tensor:
+        k = chosen_NK.shape[1]
+        order_S = chosen_NK.flatten().argsort(stable=True)
+        ends = chosen_NK.flatten().bincount(minlength=len(gate_up_EGD)).cumsum(0).tolist()
+        place_S = torch.empty_like(order_S).scatter_(0, order_S, torch.arange(len(order_S), device=order_S.device))
+        x_SD = x_ND[order_S // k]
+        h_SG = x_SD.new_empty(len(x_SD), gate_up_EGD.shape[1])
+        y_SD = torch.empty_like(x_SD)
+        for start, end, expert in _groups(ends):
+            torch.mm(x_SD[start:end], gate_up_EGD[expert].T, out=h_SG[start:end])
+        gate_SF, up_SF = h_SG.chunk(2, dim=-1)
+        act_SF = F.silu(gate_SF) * up_SF
+        for start, end, expert in _groups(ends):
+            torch.mm(act_SF[start:end], down_EDF[expert].T, out=y_SD[start:end])
+        out_ND = (y_SD[place_S].unflatten(0, (-1, k)) * weights_NK.unsqueeze(-1)).sum(1)
+        ctx.save_for_backward(x_SD, weights_NK, order_S, place_S, h_SG, act_SF, y_SD, gate_up_EGD, down_EDF)
+        ctx.ends = ends
+        return out_ND
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_ND,) = grads
+        x_SD, weights_NK, order_S, place_S, h_SG, act_SF, y_SD, gate_up_EGD, down_EDF = ctx.saved_tensors
+        k = weights_NK.shape[1]
+        grad_SD = grad_ND[order_S // k]
+        grad_weights_NK = (grad_SD * y_SD).sum(-1)[place_S].unflatten(0, (-1, k))
+        grad_SD = grad_SD * weights_NK.flatten()[order_S].unsqueeze(-1)
+        grad_act_SF, grad_down_EDF = torch.empty_like(act_SF), torch.zeros_like(down_EDF)
+        for start, end, expert in _groups(ctx.ends):
+            torch.mm(grad_SD[start:end], down_EDF[expert], out=grad_act_SF[start:end])
+            torch.mm(grad_SD[start:end].T, act_SF[start:end], out=grad_down_EDF[expert])
+        gate_SF, up_SF = h_SG.chunk(2, dim=-1)
+        sigmoid_SF = gate_SF.sigmoid()
+        silu_SF = gate_SF * sigmoid_SF
+        grad_h_SG = torch.cat((grad_act_SF * up_SF * (sigmoid_SF + silu_SF * (1 - sigmoid_SF)), grad_act_SF * silu_SF), dim=-1)
+        grad_x_SD, grad_gate_up_EGD = torch.empty_like(x_SD), torch.zeros_like(gate_up_EGD)
+        for start, end, expert in _groups(ctx.ends):
+            torch.mm(grad_h_SG[start:end], gate_up_EGD[expert], out=grad_x_SD[start:end])
+            torch.mm(grad_h_SG[start:end].T, x_SD[start:end], out=grad_gate_up_EGD[expert])
+        grad_x_ND = grad_x_SD[place_S].unflatten(0, (-1, k)).sum(1)
+        return grad_x_ND, grad_weights_NK, None, grad_gate_up_EGD, grad_down_EDF
+
+
+def _groups(ends: list[int]) -> list[tuple[int, int, int]]:
+    """(start, end, expert) of every expert that got a token."""
+    return [(start, end, expert) for expert, (start, end) in enumerate(zip([0, *ends], ends, strict=False)) if end > start]
+
+
+class Experts(nn.Module):
+    """Weights of the routed experts, stacked; ``model.hf`` splits them into the released per-expert names."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        experts, width, hidden = config.n_routed_experts, config.moe_intermediate_size, config.hidden_size
+        self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * width, hidden))
+        self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))
+
+    def forward(self, x_ND: Tensor, weights_NK: Tensor, chosen_NK: Tensor) -> Tensor:
+        return GroupedExperts.apply(x_ND, weights_NK, chosen_NK, self.gate_up_proj, self.down_proj)
+
+
+class MixtureOfExperts(nn.Module):
+    """Routed experts, weighted, plus the shared expert unscaled; [B, T, D] to [B, T, D]."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.gate = Router(config)
+        self.experts = Experts(config)
+        self.shared_experts = SwiGLU(config.hidden_size, config.moe_intermediate_size * config.n_shared_experts)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        chosen_NK, weights_NK = self.gate(x_BTD)
+        routed_ND = self.experts(x_BTD.flatten(0, 1), weights_NK, chosen_NK)
+        return routed_ND.view_as(x_BTD) + self.shared_experts(x_BTD)

@@ -1,0 +1,86 @@
+"""Vision tower, projector and decoder as one model, under the released tensor names (source: FACTS A).
+
+Shapes: B rows, T tokens in a row, L = B*T, D hidden, P patches, N positions with a target, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from model.attention import MultiheadLatentAttention
+from model.config import ModelConfig
+from model.decoder import CausalLM, packed_causal_mask
+from model.moe import Experts, Router
+from model.vision import GridTHW, MoonViT3d, PatchMergerProjector, PositionGrid
+
+if TYPE_CHECKING:
+    from model.data.packing import Batch
+
+
+class KimiK25(nn.Module):
+    """The whole network. ``seed`` fixes the initial weights."""
+
+    def __init__(self, config: ModelConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.vision_tower = MoonViT3d(config.vision_config)
+        self.mm_projector = PatchMergerProjector(config.vision_config)
+        self.language_model = CausalLM(config.text_config)
+        self._initialise(torch.Generator().manual_seed(seed))
+
+    @torch.no_grad()
+    def _initialise(self, generator: torch.Generator) -> None:
+        std = self.config.text_config.initializer_range
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                module.weight.normal_(0.0, std, generator=generator)
+                if module.bias is not None:
+                    module.bias.zero_()
+            elif isinstance(module, nn.Embedding | Router | PositionGrid):
+                module.weight.normal_(0.0, std, generator=generator)
+            elif isinstance(module, Experts):
+                module.gate_up_proj.normal_(0.0, std, generator=generator)
+                module.down_proj.normal_(0.0, std, generator=generator)
+
+    def embed(self, input_ids: Tensor, pixel_values: Tensor | None, grid_thws: Sequence[GridTHW]) -> Tensor:
+        """Token embeddings [..., D] with the media pads replaced, in reading order, by projected vision features.
+
+        Raises:
+            ValueError: if the number of media pads is not the number of vision features.
+        """
+        x = self.language_model.model.embed_tokens(input_ids)
+        if pixel_values is None:
+            return x
+        features = self.mm_projector(self.vision_tower(pixel_values, grid_thws)).to(x.dtype)
+        positions = (input_ids.flatten() == self.config.media_placeholder_token_id).nonzero().squeeze(1)
+        if len(positions) != len(features):
+            raise ValueError(f"{len(positions)} media pads for {len(features)} vision features")
+        return x.flatten(0, -2).index_copy(0, positions, features).view_as(x)
+
+    def hidden_states(self, batch: Batch) -> Tensor:
+        """Final hidden states [B, T, D] of a packed batch."""
+        x_BTD = self.embed(batch.input_ids_BT, batch.pixel_values, batch.grid_thws)
+        return self.language_model.model(x_BTD, batch.position_ids_BT, packed_causal_mask(batch.document_ids_BT))
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits [N, V] of the positions that have a target, in row-major order: those of ``batch.targets_N``."""
+        hidden_BTD = self.hidden_states(batch)
+        return self.language_model.lm_head(hidden_BTD.flatten(0, 1)[batch.target_positions_N])
+
+    def attentions(self) -> Iterator[MultiheadLatentAttention]:
+        for layer in self.language_model.model.layers:
+            yield layer.self_attn
+
+    def routers(self) -> Iterator[Router]:
+        for module in self.modules():
+            if isinstance(module, Router):
+                yield module
+
+    def auxiliary_loss(self) -> Tensor:
+        """Sum over layers of the last forward's balance losses."""
+        losses = [router.aux_loss for router in self.routers() if router.aux_loss is not None]
+        return torch.stack(losses).sum() if losses else torch.zeros(())

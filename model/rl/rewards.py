@@ -1,0 +1,124 @@
+"""Verifiable outcome rewards in [0, 1]: response text against ground truth.
+
+The paper names them (section on outcome visual RL: counting by absolute difference, OCR by normalised edit
+distance, grounding F1 with soft IoU matching); exact shapes are undisclosed, so the closed forms are ours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+
+from model.errors import MoonflowError
+
+_INTEGER = re.compile(r"-?\d+")
+Box = Sequence[float]
+
+
+def normalise(text: str) -> str:
+    """Lower case, single spaces, no outer space or closing punctuation: what `equal` means everywhere here."""
+    return " ".join(text.casefold().split()).strip(" .,;:!\"'`")
+
+
+def exact(response: str, answer: Any) -> float:
+    """1 if the normalised strings are equal, else 0."""
+    return float(normalise(response) == normalise(str(answer)))
+
+
+def number(response: str, answer: Any) -> float:
+    """Counting: 1 - |n - truth| / max(1, |truth|), not below 0, of the response's only integer (else 0)."""
+    found = _INTEGER.findall(response)
+    if len(found) != 1:  # a list of guesses must not be scored by its luckiest member
+        return 0.0
+    truth = int(answer)
+    return max(0.0, 1.0 - abs(int(found[0]) - truth) / max(1, abs(truth)))
+
+
+def edit(response: str, answer: Any) -> float:
+    """OCR: 1 - Levenshtein distance / length of the longer of the two normalised strings."""
+    left, right = normalise(response), normalise(str(answer))
+    if not left and not right:
+        return 1.0
+    previous = list(range(len(right) + 1))
+    for i, a in enumerate(left, start=1):
+        current = [i]
+        for j, b in enumerate(right, start=1):
+            current.append(min(previous[j] + 1, current[-1] + 1, previous[j - 1] + (a != b)))
+        previous = current
+    return 1.0 - previous[-1] / max(len(left), len(right))
+
+
+def iou(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes (x0, y0, x1, y1); 0 for a box without area."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    areas = [max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1]) for box in (a, b)]
+    if width <= 0 or height <= 0 or min(areas) == 0:
+        return 0.0
+    shared = width * height
+    return float(shared / (areas[0] + areas[1] - shared))
+
+
+def grounding_f1(predicted: Sequence[Box], truth: Sequence[Box]) -> float:
+    """F1 whose true positives are the summed IoU of the one-to-one matching that makes that sum largest.
+
+    For one predicted and one true box this is their IoU.
+    """
+    if not predicted or not truth:
+        return float(not predicted and not truth)
+    overlap_PT = np.array([[iou(p, t) for t in truth] for p in predicted])
+    rows, columns = linear_sum_assignment(overlap_PT, maximize=True)
+    return float(2.0 * overlap_PT[rows, columns].sum() / (len(predicted) + len(truth)))
+
+
+def parse_boxes(text: str) -> list[list[int]]:
+    """Boxes in ``text``: its integers, four by four; none when their number is not a multiple of four."""
+    values = [int(v) for v in _INTEGER.findall(text)]
+    return [values[i : i + 4] for i in range(0, len(values), 4)] if len(values) % 4 == 0 else []
+
+
+def box(response: str, answer: Any) -> float:
+    """Grounding F1 with soft IoU. ``answer``: "x0 y0 x1 y1", [x0, y0, x1, y1] or a list of such boxes."""
+    truth = parse_boxes(answer if isinstance(answer, str) else str(answer))
+    return grounding_f1(parse_boxes(response), truth)
+
+
+def parse_table(text: str) -> dict[str, str]:
+    """Lines ``item: value`` as a dictionary of normalised strings; other lines are ignored, the last of twins wins."""
+    pairs = (line.split(":", 1) for line in text.splitlines() if ":" in line)
+    return {normalise(item): normalise(value) for item, value in pairs}
+
+
+def table_f1(response: str, answer: Any) -> float:
+    """Wide search: F1 over (item, value) pairs. ``answer``: {"item": "value"}."""
+    predicted = parse_table(response)
+    truth = {normalise(item): normalise(str(value)) for item, value in answer.items()}
+    if not predicted or not truth:
+        return float(not predicted and not truth)
+    hits = sum(truth.get(item) == value for item, value in predicted.items())
+    return 2.0 * hits / (len(predicted) + len(truth))
+
+
+REWARDS: dict[str, Callable[[str, Any], float]] = {
+    "exact": exact,
+    "number": number,
+    "edit": edit,
+    "box": box,
+    "table_f1": table_f1,
+}
+
+
+def score(name: str, response: str, answer: Any) -> float:
+    """The reward called ``name``; raises MoonflowError when there is none."""
+    if name not in REWARDS:
+        raise MoonflowError(f"unknown reward {name!r}; choose one of {', '.join(REWARDS)}")
+    return REWARDS[name](response, answer)
+
+
+def correct(name: str, response: str, answer: Any) -> bool:
+    """Strict accuracy: the reward is full (the same string, number, box or table)."""
+    return score(name, response, answer) >= 1.0

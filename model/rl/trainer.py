@@ -1,0 +1,286 @@
+"""The RL loop: prompts -> K episodes each -> rewards -> Toggle -> gradient steps -> checkpoint (source: K2.5 paper).
+
+Joint RL and PARL are this loop with different rollouts and rewards. Everything random is derived from (seed, iteration,
+prompt, sample), so the state to resume from is the iteration, the optimizer and Toggle's budgets.
+
+Shape legend: N policy tokens of a batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from model.data.packing import pack
+from model.data.sample import Sample
+from model.data.tokenize import TokenizedSample
+from model.multimodal import KimiK25
+from model.rl.environment import Episode, derive_seed
+from model.rl.objective import ObjectiveConfig, advantages, policy_loss, token_weights
+from model.rl.toggle import Toggle
+from model.train.checkpoint import load_checkpoint, save_checkpoint
+from model.train.optimizer import MuonClip, build_optimizer, qk_clip
+from model.train.protocol import Surroundings
+
+TOKENS_PER_BATCH = 16384  # episodes are split into parts of about so many tokens, whose gradients add up
+
+
+@dataclass(frozen=True)
+class RLSettings:
+    """One RL run (all values: ours; the paper does not disclose them).
+
+    Attributes:
+        iterations: rounds of rollout and training.
+        prompts_per_iteration: prompts per round. samples_per_prompt: K, episodes per prompt.
+        learning_rate: of MuonClip, constant.
+        updates: gradient steps on each round's episodes; after the first, they are off-policy.
+        seed: of everything sampled.
+        checkpoint_every: iterations between saved states; 0 saves only at the end.
+    """
+
+    iterations: int
+    prompts_per_iteration: int
+    samples_per_prompt: int
+    learning_rate: float
+    updates: int = 1
+    seed: int = 0
+    checkpoint_every: int = 0
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+
+
+class Prompts(Protocol):
+    def __getitem__(self, n: int) -> Sample:
+        """The n-th training prompt of the run."""
+        ...
+
+
+Rollout = Callable[[Sample, int], Awaitable[Episode]]
+"""(task, seed) -> one scored episode."""
+
+Reward = Callable[[int, Episode], tuple[float, dict[str, float]]]
+"""(iteration, episode) -> what is trained on, and its parts as metrics."""
+
+
+def outcome(iteration: int, episode: Episode) -> tuple[float, dict[str, float]]:
+    """The outcome alone."""
+    return episode.reward, {}
+
+
+@dataclass(frozen=True)
+class Group:
+    """K episodes of one prompt, with the advantages that they are trained with."""
+
+    sample: Sample
+    episodes: list[Episode]
+    advantages: list[float]
+
+
+@dataclass
+class LoopState:
+    iteration: int = 0
+    tokens_seen: int = 0
+
+
+class RLTrainer:
+    """Trains ``model`` in place.
+
+    Args:
+        rollout: samples episodes from the engine that serves this model.
+        publish_weights: called after every change of the weights; the engine must sample from the new ones next.
+        toggle: None trains without length budgets.
+    """
+
+    def __init__(
+        self,
+        model: KimiK25,
+        prompts: Prompts,
+        rollout: Rollout,
+        publish_weights: Callable[[], Awaitable[None]],
+        settings: RLSettings,
+        *,
+        pad_id: int,
+        tokenizer_folder: Path,
+        around: Surroundings,
+        reward: Reward = outcome,
+        toggle: Toggle | None = None,
+    ) -> None:
+        self.model, self.prompts, self.rollout, self.publish_weights = model, prompts, rollout, publish_weights
+        self.settings, self.reward, self.toggle = settings, reward, toggle
+        self.pad_id, self.tokenizer_folder, self.around = pad_id, tokenizer_folder, around
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not name.endswith("e_score_correction_bias"))
+        self.optimizer: MuonClip = build_optimizer(model, settings.learning_rate, weight_decay=0.0)
+        self.loop = LoopState()
+
+    def train(self) -> LoopState:
+        """All iterations, from the newest checkpoint of this step if there is one."""
+        return asyncio.run(self._train())
+
+    async def _train(self) -> LoopState:
+        if (found := self.around.checkpoints.latest()) is not None:
+            state = load_checkpoint(found, self.model, self.optimizer)
+            self.loop = LoopState(**state["loop"])
+            if self.toggle is not None:
+                self.toggle.load(state["toggle"])
+        settings = self.settings
+        await self.publish_weights()
+        while self.loop.iteration < settings.iterations:
+            begun = time.perf_counter()
+            groups, figures = await self.collect()
+            rolled = time.perf_counter()
+            figures |= self.learn(groups)
+            await self.publish_weights()
+            ended = time.perf_counter()
+
+            tokens = sum(episode.policy_tokens for group in groups for episode in group.episodes)
+            self.loop.iteration += 1
+            self.loop.tokens_seen += tokens
+            figures |= {"tokens/seen": self.loop.tokens_seen, "tokens/s": tokens / (ended - begun)}
+            figures |= {"seconds/rollout": rolled - begun, "seconds/train": ended - rolled}
+            self.around.metrics.log(figures, self.loop.iteration)
+            newest = {"reward": figures["reward/mean"], "tokens_per_s": figures["tokens/s"]}
+            self.around.progress.update(self.loop.iteration, settings.iterations, **newest)
+            self._save()
+        return self.loop
+
+    async def collect(self) -> tuple[list[Group], dict[str, float]]:
+        """This iteration's episodes, rewarded, and what they say about the policy."""
+        t, count, k = self.loop.iteration, self.settings.prompts_per_iteration, self.settings.samples_per_prompt
+        samples = [self.prompts[t * count + number] for number in range(count)]
+        self.model.eval()
+        episodes = await asyncio.gather(
+            *(
+                self.rollout(sample, derive_seed(self.settings.seed, t, number, j))
+                for number, sample in enumerate(samples)
+                for j in range(k)
+            )
+        )
+        groups: list[Group] = []
+        parts: dict[str, list[float]] = {}
+        for number, sample in enumerate(samples):
+            members = list(episodes[number * k : (number + 1) * k])
+            rewarded = [self.reward(t, episode) for episode in members]
+            values, lengths = [value for value, _ in rewarded], [episode.policy_tokens for episode in members]
+            if self.toggle is not None:
+                prompt = f"{sample.family}/{sample.key}"
+                self.toggle.measure(prompt, lengths, [episode.correct for episode in members])
+                values = self.toggle.shape(t, prompt, values, lengths)
+            groups.append(Group(sample, members, advantages(values)))
+            for key, value in _figures(sample, members, values, [figures for _, figures in rewarded]):
+                parts.setdefault(key, []).append(value)
+        figures = {key: float(np.mean(values)) for key, values in parts.items()}
+        if self.toggle is not None:
+            figures["toggle/budget_phase"] = float(self.toggle.budget_phase(t))
+        return groups, figures
+
+    def learn(self, groups: list[Group]) -> dict[str, float]:
+        """The gradient steps of one iteration.
+
+        Groups whose rewards are all equal have no advantage and are left out of the passes; the normalisation still
+        counts them.
+        """
+        weights = token_weights([[episode.policy_tokens for episode in group.episodes] for group in groups])
+        rows = [
+            (episode, advantage, weight)
+            for group, group_weights in zip(groups, weights, strict=True)
+            for episode, advantage, weight in zip(group.episodes, group.advantages, group_weights, strict=True)
+            if any(group.advantages) and episode.policy_tokens
+        ]
+        figures = {"groups/with_signal": sum(any(group.advantages) for group in groups) / len(groups)}
+        if not rows:
+            return figures
+        self.model.train()
+        for update in range(self.settings.updates):
+            totals = {"loss/policy": 0.0, "policy/masked_fraction": 0.0}
+            gaps: list[torch.Tensor] = []
+            for part in _parts(rows):
+                loss, masked, gap_N = self._backward(part)
+                totals["loss/policy"] += loss
+                totals["policy/masked_fraction"] += masked
+                gaps.append(gap_N)
+            if update == 0:  # before the first step the two policies should be one: what is left is the engine's error
+                gap_N = torch.cat(gaps)
+                figures["rollout/mismatch_kl"] = -float(gap_N.mean())
+                figures["rollout/mismatch_max"] = float(gap_N.abs().max())
+            norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            figures |= totals | {"gradient_norm": float(norm), "qk_clip/heads": float(qk_clip(self.model.attentions()))}
+        return figures
+
+    def _backward(self, rows: list[tuple[Episode, float, float]]) -> tuple[float, float, torch.Tensor]:
+        """Add the gradient of some episodes; loss, masked fraction, log-ratios [N] before this step."""
+        batch = pack([as_training_sample(episode) for episode, _, _ in rows], self.pad_id)
+        # Targets stand in row order, each episode's own in reading order: sorting by episode lines them up with lists.
+        order_N = torch.argsort(batch.sample_N, stable=True)
+        old_N = torch.empty(len(order_N))
+        old_N[order_N] = torch.tensor([value for episode, _, _ in rows for value in episode.policy_logprobs])
+        advantages_N = torch.tensor([advantage for _, advantage, _ in rows])[batch.sample_N]
+        weights_N = torch.tensor([weight for _, _, weight in rows])[batch.sample_N]
+        logprobs_N = -F.cross_entropy(self.model(batch).float(), batch.targets_N, reduction="none")
+        objective = policy_loss(logprobs_N, old_N, advantages_N, weights_N, self.settings.objective)
+        objective.loss.backward()  # type: ignore[no-untyped-call]
+        return float(objective.loss.detach()), objective.masked_fraction, (logprobs_N - old_N).detach()
+
+    def _save(self) -> None:
+        every, t = self.settings.checkpoint_every, self.loop.iteration
+        last = t == self.settings.iterations
+        if not last and not (every and t % every == 0):
+            return
+        index = -(-t // every) - 1 if every else 0
+        folder = self.around.work / f"checkpoint-{index}"
+        state = {"loop": vars(self.loop), "data_position": {"prompts": t * self.settings.prompts_per_iteration}}
+        save_checkpoint(
+            folder, self.model, self.tokenizer_folder, self.optimizer,
+            state | {"toggle": self.toggle.state() if self.toggle is not None else {}},
+        )
+        self.around.checkpoints.save(folder, index=index, tokens_seen=self.loop.tokens_seen, complete=last)
+        shutil.rmtree(folder)
+
+
+def as_training_sample(episode: Episode) -> TokenizedSample:
+    """An episode for the packer: its policy tokens are the targets."""
+    return TokenizedSample(
+        torch.tensor(episode.input_ids, dtype=torch.int64),
+        torch.tensor(episode.policy_mask, dtype=torch.bool),
+        episode.pixel_values,
+        episode.grid_thws,
+    )
+
+
+def _parts(rows: list[tuple[Episode, float, float]]) -> Iterator[list[tuple[Episode, float, float]]]:
+    part: list[tuple[Episode, float, float]] = []
+    size = 0
+    for row in rows:
+        if part and size + len(row[0].input_ids) > TOKENS_PER_BATCH:
+            yield part
+            part, size = [], 0
+        part.append(row)
+        size += len(row[0].input_ids)
+    yield part
+
+
+def _figures(
+    sample: Sample, episodes: list[Episode], values: list[float], parts: list[dict[str, float]]
+) -> Iterator[tuple[str, float]]:
+    for episode, value, figures in zip(episodes, values, parts, strict=True):
+        yield "reward/mean", episode.reward
+        yield f"reward/{sample.ability}", episode.reward
+        yield f"reward/{sample.modality}", episode.reward
+        yield "reward/trained", value
+        yield "accuracy/mean", float(episode.correct)
+        yield "tokens/response", float(episode.policy_tokens)
+        yield "episode/turns", float(episode.turns)
+        yield "episode/answered", float(episode.finish_reason == "answer")
+        yield "policy/entropy", -sum(episode.logprobs) / max(1, episode.policy_tokens)
+        yield "episode/tool_calls", episode.metrics["tool_calls"]
+        yield from figures.items()

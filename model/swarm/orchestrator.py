@@ -1,0 +1,197 @@
+"""Agent Swarm episodes: a trained orchestrator and frozen sub-agents (source: K2.5 paper, Agent Swarm and App. E.8).
+
+The orchestrator may search by itself, create named sub-agents, and assign them tasks; the assignments of one turn run
+at the same time. Each is a fresh conversation (the sub-agent's system prompt and the task) of another, frozen engine.
+Only its final message comes back, as an observation: it is masked in training, and the sub-agent's context
+never enters the orchestrator's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field, replace
+from typing import NoReturn
+
+import torch
+
+from model.chat import AssistantTurn, ToolCall, encode_chat
+from model.data.families.wide_search import created
+from model.data.sample import Sample
+from model.data.tokenize import TokenizedSample, tokenize_prompt
+from model.image import ImageConfig
+from model.rl.environment import (
+    Episode,
+    EpisodeEnd,
+    Message,
+    answer_calls,
+    complaint,
+    converse,
+    derive_seed,
+    scored,
+    tool_result,
+)
+from model.rl.tools.toolset import Toolset, call_error
+from model.rollout.protocol import Engine
+from model.swarm.critical_steps import CriticalSteps
+from model.tokenizer import Tokenizer
+
+SWARM_TOOLS = ("search", "create_subagent", "assign_task")
+SUB_AGENT_TOOLS = ("search",)
+
+
+@dataclass(frozen=True)
+class SwarmLimits:
+    """Of one episode (values: ours; the paper's are 15-100 main and 50-100 sub steps at full scale).
+
+    Attributes:
+        critical_steps: the budget; without an answer within it the episode ends, in training and evaluation alike.
+        sub_agent_steps: completions of one sub-agent.
+        max_new_tokens: per completion, of both.
+        max_tokens: of one conversation, of both, observations included.
+    """
+
+    critical_steps: int = 8
+    sub_agent_steps: int = 3
+    max_new_tokens: int = 128
+    max_tokens: int = 512
+
+
+@dataclass
+class _Swarm:
+    """What happened so far in one episode."""
+
+    steps: CriticalSteps
+    agents: dict[str, str] = field(default_factory=dict)
+    parallelism: int = 0
+    assigned: int = 0
+    finished: int = 0
+
+
+class _Orchestrator:
+    """Responds to the orchestrator's turns: searches, creates, and runs assignments at the same time."""
+
+    def __init__(
+        self,
+        sub_engine: Engine,
+        tokenizer: Tokenizer,
+        sample: Sample,
+        toolset: Toolset,
+        limits: SwarmLimits,
+        temperature: float,
+        seed: int,
+    ) -> None:
+        self.sub_engine, self.tokenizer, self.sample, self.toolset = sub_engine, tokenizer, sample, toolset
+        self.limits, self.seed, self.temperature = limits, seed, temperature
+        self.swarm = _Swarm(CriticalSteps(limits.critical_steps))
+
+    async def respond(self, turn: AssistantTurn) -> list[Message]:
+        swarm = self.swarm
+        if turn.error is not None:
+            swarm.steps.spend(1)
+            if swarm.steps.remaining < 1:
+                self._end()
+            return [complaint(turn)]
+        results: dict[str, str] = {}
+        assignments: list[ToolCall] = []
+        searches = 0
+        async with self.toolset.episode(self.sample) as tools:
+            for call in turn.tool_calls:
+                if error := call_error(call, self.sample.tools) or self._unknown_agent(call):
+                    results[call.id] = error
+                elif call.name == "create_subagent":
+                    swarm.agents[call.arguments["name"]] = call.arguments["system_prompt"]
+                    results[call.id] = created(call.arguments["name"])
+                elif call.name == "assign_task":
+                    assignments.append(call)
+                else:
+                    searches += 1
+                    if searches > swarm.steps.remaining:
+                        self._end()
+                    results[call.id] = await tools.call(call)
+        main = max(1, searches)
+        allowed = min(self.limits.sub_agent_steps, swarm.steps.remaining - main)
+        if assignments and allowed < 1:
+            self._end()
+        spoken = await asyncio.gather(*(self._sub_agent(call, n, allowed) for n, call in enumerate(assignments)))
+        swarm.steps.spend(main, [episode.turns for episode in spoken])
+        swarm.parallelism = max(swarm.parallelism, len(spoken))
+        swarm.assigned += len(spoken)
+        for call, episode in zip(assignments, spoken, strict=True):
+            done = episode.finish_reason == "answer"
+            swarm.finished += done
+            results[call.id] = episode.response if done else f"error: no answer ({episode.finish_reason})"
+        if swarm.steps.remaining < 1:  # not even the answer would fit
+            self._end()
+        return [tool_result(call.id, results[call.id]) for call in turn.tool_calls]
+
+    def _end(self) -> NoReturn:
+        self.swarm.steps.spend(self.swarm.steps.remaining)
+        raise EpisodeEnd("budget")
+
+    def _unknown_agent(self, call: ToolCall) -> str | None:
+        if call.name == "assign_task" and call.arguments["agent"] not in self.swarm.agents:
+            return f"error: no agent {call.arguments['agent']}"
+        return None
+
+    async def _sub_agent(self, call: ToolCall, number: int, max_turns: int) -> Episode:
+        """One assignment, run by the frozen engine in a context of its own."""
+        messages = [
+            {"role": "system", "content": self.swarm.agents[call.arguments["agent"]]},
+            {"role": "user", "content": call.arguments["prompt"]},
+        ]
+        encoded = encode_chat(messages, SUB_AGENT_TOOLS, self.tokenizer, add_generation_prompt=True)
+        task = replace(self.sample, tools=list(SUB_AGENT_TOOLS))
+        async with self.toolset.episode(task) as tools:
+            return await converse(
+                self.sub_engine, self.tokenizer, as_prompt(encoded.ids), lambda turn: answer_calls(tools, turn),
+                max_turns=max_turns, max_new_tokens=self.limits.max_new_tokens, max_tokens=self.limits.max_tokens,
+                temperature=self.temperature, seed=derive_seed(self.seed, self.swarm.steps.spent, number, 1),
+            )  # fmt: skip
+
+
+def as_prompt(ids: list[int]) -> TokenizedSample:
+    """Text-only token ids as a prompt."""
+    return TokenizedSample(torch.tensor(ids), torch.zeros(len(ids), dtype=torch.bool), None, [])
+
+
+async def run_swarm_episode(
+    engine: Engine,
+    sub_engine: Engine,
+    tokenizer: Tokenizer,
+    sample: Sample,
+    image_config: ImageConfig,
+    toolset: Toolset,
+    *,
+    limits: SwarmLimits,
+    temperature: float,
+    seed: int,
+    swarm: bool = True,
+) -> Episode:
+    """One scored episode of a wide-search task.
+
+    Args:
+        engine: the orchestrator, trained. sub_engine: the sub-agents, frozen.
+        swarm: False gives the orchestrator ``search`` alone: the single-agent mode that a swarm is compared with, under
+            the same budget.
+
+    Returns:
+        An episode whose metrics have ``critical_steps``, ``parallelism`` (the largest number of assignments at once),
+        ``subtasks_assigned`` and ``subtasks_finished``.
+    """
+    sample = replace(sample, tools=list(SWARM_TOOLS if swarm else SUB_AGENT_TOOLS))
+    orchestrator = _Orchestrator(sub_engine, tokenizer, sample, toolset, limits, temperature, seed)
+    episode = await converse(
+        engine, tokenizer, tokenize_prompt(sample, tokenizer, image_config), orchestrator.respond,
+        max_turns=limits.critical_steps + 1, max_new_tokens=limits.max_new_tokens, max_tokens=limits.max_tokens,
+        temperature=temperature, seed=seed,
+    )  # fmt: skip
+    done = orchestrator.swarm
+    if episode.finish_reason != "budget":  # the last turn ended the episode itself, so nothing was counted for it
+        done.steps.spend(min(1, done.steps.remaining))
+    metrics = episode.metrics | {
+        "critical_steps": float(done.steps.spent),
+        "parallelism": float(done.parallelism),
+        "subtasks_assigned": float(done.assigned),
+        "subtasks_finished": float(done.finished),
+    }
+    return scored(replace(episode, metrics=metrics), sample)

@@ -1,0 +1,156 @@
+"""Byte-level BPE with the released layout: the ranks first, then 256 special slots (source: FACTS "Tokens").
+
+Special tokens are reached only by id (``token_id``): ``encode`` treats "<|im_end|>" in a text as ordinary characters,
+so no user, tool or document can open a turn. Digits are always single tokens (ours): numbers are then spelled the same
+way wherever they stand, which a tiny model needs for counting and copying.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from model.errors import MoonflowError
+
+SPECIAL_SLOTS = 256
+NAMED_SLOTS = {
+    0: "[BOS]",
+    1: "[EOS]",
+    2: "<|im_end|>",
+    3: "<|im_user|>",
+    4: "<|im_assistant|>",
+    10: "<|im_system|>",
+    11: "<|tool_calls_section_begin|>",
+    12: "<|tool_calls_section_end|>",
+    13: "<|tool_call_begin|>",
+    14: "<|tool_call_argument_begin|>",
+    15: "<|tool_call_end|>",
+    17: "<|im_middle|>",
+    18: "<|media_begin|>",
+    19: "<|media_content|>",
+    20: "<|media_end|>",
+    21: "<|media_pad|>",
+    22: "<think>",
+    23: "</think>",
+    254: "[UNK]",
+    255: "[PAD]",
+}
+SPECIALS = [NAMED_SLOTS.get(slot, f"<|reserved_token_{slot}|>") for slot in range(SPECIAL_SLOTS)]
+
+
+class Tokenizer:
+    """Text <-> token ids. Make one with ``train`` or ``load``."""
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        backend.encode_special_tokens = True  # special tokens found in a text are text
+        self._backend = backend
+        self.ranks = backend.get_vocab_size(with_added_tokens=False)
+        self.vocab_size = self.ranks + SPECIAL_SLOTS
+        self._special_ids = {name: self.ranks + slot for slot, name in enumerate(SPECIALS)}
+        for name, token in self._special_ids.items():
+            if backend.token_to_id(name) != token:
+                raise MoonflowError(f"the tokenizer has {name} at id {backend.token_to_id(name)}, not {token}: the 256 "
+                                    "special slots must follow the ranks in the released order")
+
+    @classmethod
+    def train(cls, texts: Iterable[str], ranks: int) -> Tokenizer:
+        """Learn ``ranks`` byte-level BPE ranks (256 bytes + merges) from ``texts``.
+
+        Raises:
+            MoonflowError: when the texts hold too few distinct words for so many ranks.
+        """
+        if ranks < 256:
+            raise MoonflowError(f"a byte-level tokenizer needs at least 256 ranks, not {ranks}")
+        backend = tokenizers.Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=ranks, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
+        )
+        backend.train_from_iterator(texts, trainer)
+        if (learned := backend.get_vocab_size()) != ranks:
+            raise MoonflowError(f"the texts yield only {learned} of {ranks} ranks; train the tokenizer on more text")
+        backend.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False) for name in SPECIALS])
+        return cls(backend)
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """Read ``folder/tokenizer.json``; raises MoonflowError when it is missing, broken or of another layout."""
+        path = Path(folder) / "tokenizer.json"
+        if not path.is_file():
+            raise MoonflowError(f"no tokenizer at {path}; a data or checkpoint folder holds tokenizer.json")
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise MoonflowError(f"{path} is not a readable tokenizer ({error}); prepare the data again") from error
+        try:
+            return cls(backend)
+        except MoonflowError as error:
+            raise MoonflowError(f"{path}: {error}") from error
+
+    def save(self, folder: Path) -> None:
+        """Write ``tokenizer.json`` and the ``tokenizer_config.json`` that transformers reads beside it."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "tokenizer.json").write_text(self._json)
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": "[BOS]",
+            "eos_token": "[EOS]",
+            "unk_token": "[UNK]",
+            "pad_token": "[PAD]",
+            "additional_special_tokens": [name for slot, name in NAMED_SLOTS.items() if slot not in (0, 1, 254, 255)],
+            "clean_up_tokenization_spaces": False,
+        }
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of ``text``, all below ``ranks``: never a special token, whatever the text says."""
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ``ids``; special tokens are shown as their names."""
+        return self._backend.decode(list(ids), skip_special_tokens=False)
+
+    def token_id(self, name: str) -> int:
+        """The id of a special token, e.g. ``token_id("<|im_end|>")``; raises MoonflowError for any other name."""
+        if name not in self._special_ids:
+            raise MoonflowError(f"{name!r} is not a special token; model.tokenizer.SPECIALS lists them")
+        return self._special_ids[name]
+
+    @cached_property
+    def _json(self) -> str:
+        return self._backend.to_str(pretty=True) + "\n"
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 (hex) of the bytes of tokenizer.json."""
+        return hashlib.sha256(self._json.encode()).hexdigest()
+
+    @property
+    def bos_id(self) -> int:
+        return self.token_id("[BOS]")
+
+    @property
+    def eos_id(self) -> int:
+        return self.token_id("[EOS]")
+
+    @property
+    def pad_id(self) -> int:
+        return self.token_id("[PAD]")
+
+    @property
+    def im_end_id(self) -> int:
+        return self.token_id("<|im_end|>")
+
+    @property
+    def media_pad_id(self) -> int:
+        return self.token_id("<|media_pad|>")

@@ -1,0 +1,153 @@
+"""MuonClip: Muon for matrices, AdamW for the rest, QK-clip after the step (source: K2 section 2.1; Moonlight, arXiv 2502.16982).
+
+Shapes: G matrices of one shape, n x m each.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.attention import MultiheadLatentAttention
+from model.multimodal import KimiK25
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_STEPS = 5
+
+
+def orthogonalise(g_Gnm: Tensor) -> Tensor:
+    """Newton-Schulz iteration: each matrix's singular values are moved to about 1 (0.7 to 1.2).
+
+    In bfloat16, as Muon's authors do: the iteration corrects its own rounding, and matrix units make it cheap.
+    """
+    a, b, c = NEWTON_SCHULZ
+    x = g_Gnm.transpose(-1, -2) if g_Gnm.shape[-2] > g_Gnm.shape[-1] else g_Gnm
+    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).bfloat16()
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.transpose(-1, -2)
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.transpose(-1, -2) if g_Gnm.shape[-2] > g_Gnm.shape[-1] else x).to(g_Gnm.dtype)
+
+
+def is_muon(name: str, parameter: Tensor) -> bool:
+    """Hidden matrices, the stacked expert matrices included; not embeddings, head, position grid or patch embedding."""
+    outside = ("embed_tokens", "lm_head", "pos_emb", "patch_embed")
+    return parameter.ndim in (2, 3) and not any(part in name for part in outside)
+
+
+class MuonClip(torch.optim.Optimizer):
+    """One learning rate for both rules: Muon's update has AdamW's usual size (0.2 RMS) by the factor 0.2 * sqrt(max(n, m)).
+
+    Args:
+        named_parameters: trained parameters; their names key the saved state.
+        learning_rate: of both rules.
+        momentum: of Muon (Nesterov).
+        betas, eps: of AdamW.
+        weight_decay: decoupled, on matrices only.
+    """
+
+    def __init__(
+        self,
+        named_parameters: Iterable[tuple[str, nn.Parameter]],
+        learning_rate: float,
+        *,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+    ) -> None:
+        self.names: dict[nn.Parameter, str] = {}
+        muon, adamw = [], []
+        for name, parameter in named_parameters:
+            self.names[parameter] = name
+            (muon if is_muon(name, parameter) else adamw).append(parameter)
+        defaults = {"lr": learning_rate, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        groups = [{"params": muon, "rule": "muon"}, {"params": adamw, "rule": "adamw"}]
+        super().__init__([group for group in groups if group["params"]], defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            trained = [parameter for parameter in group["params"] if parameter.grad is not None]
+            (self._muon if group["rule"] == "muon" else self._adamw)(group, trained)
+
+    def _muon(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
+        by_shape: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
+        for parameter in parameters:
+            by_shape[tuple(parameter.shape[-2:])].append(parameter)
+        for shape, members in by_shape.items():
+            updates = []
+            for parameter in members:
+                state = self.state[parameter]
+                if not state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                state["momentum"].mul_(group["momentum"]).add_(parameter.grad)
+                updates.append(parameter.grad.add(state["momentum"], alpha=group["momentum"]).view(-1, *shape))
+            orthogonal = orthogonalise(torch.cat(updates)) * (0.2 * max(shape) ** 0.5)
+            for parameter, update in zip(members, orthogonal.split([len(u) for u in updates]), strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.view_as(parameter), alpha=-group["lr"])
+
+    def _adamw(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
+        beta1, beta2 = group["betas"]
+        for parameter in parameters:
+            state = self.state[parameter]
+            if not state:
+                state.update(exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter), step=torch.zeros(()))
+            state["step"] += 1
+            count = int(state["step"])
+            state["exp_avg"].lerp_(parameter.grad, 1 - beta1)
+            state["exp_avg_sq"].mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
+            denominator = (state["exp_avg_sq"] / (1 - beta2**count)).sqrt_().add_(group["eps"])
+            if parameter.ndim > 1:
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.addcdiv_(state["exp_avg"], denominator, value=-group["lr"] / (1 - beta1**count))
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        for group in self.param_groups:
+            group["lr"] = learning_rate
+
+    def named_state(self) -> dict[str, Tensor]:
+        """The state as flat tensors, ``<parameter name>/<slot>``, for safetensors."""
+        return {
+            f"{self.names[parameter]}/{slot}": value for parameter, slots in self.state.items() for slot, value in slots.items()
+        }
+
+    def load_named_state(self, tensors: dict[str, Tensor]) -> None:
+        by_name = {name: parameter for parameter, name in self.names.items()}
+        for key, value in tensors.items():
+            name, _, slot = key.rpartition("/")
+            if name in by_name:
+                self.state[by_name[name]][slot] = value.clone()
+
+
+@torch.no_grad()
+def qk_clip(attentions: Iterable[MultiheadLatentAttention], threshold: float = 100.0) -> int:
+    """Scale down the query and key rows of heads whose largest logit passed ``threshold``; returns how many heads.
+
+    With gamma = threshold / max logit: q_nope and k_nope rows by sqrt(gamma), q_rope rows by gamma, the shared k_rope untouched.
+    """
+    clipped = 0
+    for attention in attentions:
+        if attention.max_logit_h is None:
+            continue
+        config = attention.config
+        nope = config.qk_nope_head_dim
+        q_HKD = attention.q_b_proj.weight.view(config.num_attention_heads, config.qk_head_dim, -1)
+        kv_HND = attention.kv_b_proj.weight.view(config.num_attention_heads, nope + config.v_head_dim, -1)
+        for head in (attention.max_logit_h > threshold).nonzero().flatten().tolist():
+            gamma = threshold / float(attention.max_logit_h[head])
+            q_HKD[head, :nope] *= gamma**0.5
+            q_HKD[head, nope:] *= gamma
+            kv_HND[head, :nope] *= gamma**0.5
+            clipped += 1
+    return clipped
+
+
+def build_optimizer(model: KimiK25, learning_rate: float, *, weight_decay: float = 0.1) -> MuonClip:
+    """MuonClip over the parameters that require a gradient."""
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return MuonClip(trained, learning_rate, weight_decay=weight_decay)

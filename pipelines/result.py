@@ -1,0 +1,110 @@
+"""What a run ends with: the printed tables and the rendered report, both from the files that finish wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from components.finish.report import render
+from components.steps import STEPS
+from model.errors import MoonflowError
+from pipelines.progress import task_state
+
+LABELS = {
+    "init": "init",
+    "vit_pretrain": "vit",
+    "joint_pretrain": "joint",
+    "mid_train": "mid",
+    "zero_vision_sft": "sft",
+    "joint_rl": "rl",
+    "parl": "parl",
+}
+"""Column titles that fit a terminal of 80 columns."""
+
+
+def render_report(run_dir: Path, output: Path) -> None:
+    """Render the report again from ``summary.json`` and ``events.json`` of ``run_dir``."""
+    summary, record = _load(run_dir, "summary.json"), _load(run_dir, "events.json")
+    try:
+        output.write_text(render(summary, record["events"], record["extra"]))
+    except OSError as error:
+        raise MoonflowError(f"cannot write {output}: {error.strerror}; give another --output") from error
+
+
+def print_result(
+    run_dir: Path, console: Console, environment: Mapping[str, str], *, keep: bool, seconds: float
+) -> None:
+    """Print evals by step, what was promoted, the served model's answer, the time by step, and where to look."""
+    summary, extra = _load(run_dir, "summary.json"), _load(run_dir, "events.json")["extra"]
+    console.print(_evals(summary["evals"]))
+    console.print(_times(summary["steps"], run_dir))
+    if promoted := summary["promoted"]:
+        console.print(f"promoted   version {promoted['version']}, manifest sha256 {promoted['manifest_sha256'][:16]}")
+        repository = environment.get("MOONFLOW_GITOPS_REPO", "")
+        console.print(f"GitOps     commit {promoted['commit'][:12]} in {repository}", soft_wrap=True)
+    else:
+        reasons = "; ".join(map(str, extra.get("evaluate", {}).get("reasons", []))) or "see the report"
+        console.print(f"promoted   nothing: {reasons}")
+    if answer := extra.get("serve", {}):
+        question, said, right = (answer[key] for key in ("question", "answer", "expected"))
+        console.print(f"served     {question!r} about a picture -> {said!r} (right: {right!r})", soft_wrap=True)
+    address = environment.get("MLFLOW_TRACKING_URI", "")
+    after = "" if keep else f"  (stopped; up again with: moonflow run --run-dir {run_dir} --keep)"
+    console.print(f"MLflow     {address}{after}", highlight=False, soft_wrap=True)
+    console.print(f"report     {run_dir / 'report.html'}", highlight=False, soft_wrap=True)
+    console.print(f"this call  {seconds:.1f} s")
+
+
+def _evals(rows: list[dict[str, Any]]) -> Table:
+    """Suites by step; the last step's value with its standard error."""
+    steps = list(dict.fromkeys(row["step"] for row in rows))
+    table = Table(title="held-out score by step", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("suite", *(LABELS.get(step, step) for step in steps)):
+        table.add_column(name, justify="left" if name == "suite" else "right", no_wrap=True)
+    cells = {(row["suite"], row["step"]): row for row in rows}
+    suites = {row["suite"]: (row["ability"], row["modality"]) for row in rows}
+    group = None
+    for suite, kind in sorted(suites.items(), key=lambda item: (item[1], item[0])):
+        if kind != group:
+            group = kind
+            table.add_row(f"[dim]{kind[0]}, {kind[1]}")
+        found = [cells.get((suite, step)) for step in steps]
+        values = [f"{row['value']:.2f}" if row else "" for row in found]
+        if last := found[-1]:
+            values[-1] += f" ±{last['stderr']:.2f}"
+        table.add_row(f"  {suite}", *values)
+    return table
+
+
+def _times(steps: list[dict[str, Any]], run_dir: Path) -> Table:
+    table = Table(title="time by step", title_justify="left", box=box.SIMPLE_HEAD)
+    for name in ("step", "seconds", "tokens/s", "this call"):
+        table.add_column(name, justify="left" if name == "step" else "right")
+    figures = {row["name"]: row for row in steps}
+    for step in STEPS:
+        row = figures.get(step, {})
+        now = task_state(run_dir, step)
+        table.add_row(
+            step,
+            f"{row['seconds']:.1f}" if row else "",
+            f"{row['tokens_per_s']:,.0f}" if row.get("tokens_per_s") else "",
+            "kept" if now.state == "kept" else f"{now.seconds:.1f} s" if now.seconds else now.state,
+        )
+    return table
+
+
+def _load(run_dir: Path, name: str) -> dict[str, Any]:
+    path = run_dir / name
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise MoonflowError(f"{path} is not there: finish the run with moonflow run --run-dir {run_dir}") from None
+    except ValueError as error:
+        again = f"moonflow run --run-dir {run_dir}"
+        raise MoonflowError(f"{path} is damaged ({error}): write it again with {again}") from None

@@ -1,0 +1,172 @@
+"""A run on this machine: services up, the pipeline under kfp.local, a live table, the result. Nothing left behind."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from rich.console import Console
+from rich.live import Live
+
+from components.steps import STEPS
+from model.errors import MoonflowError
+from pipelines.compile import compile_ir
+from pipelines.profile import Profile
+from pipelines.progress import progress_table, task_state
+from pipelines.result import print_result
+from pipelines.services import Services
+from pipelines.worker import LOCK
+
+STOP_SECONDS = 5.0
+LOCK_SECONDS = 2.0
+"""The worker of a killed run holds the lock for an instant before it ends its own group."""
+
+
+def run_locally(profile: Profile, run_dir: Path, *, keep: bool, console: Console) -> None:
+    """Run, or go on with, the pipeline in ``run_dir``; returns when it is done and everything it started is gone.
+
+    A second call with the same folder redoes nothing that is finished. ``keep`` leaves the services running.
+    Raises MoonflowError with the failed step's own line.
+    """
+    run_dir = run_dir.resolve()
+    started = time.time()
+    try:
+        for folder in ("logs", "progress", "tasks", "work", "tmp"):
+            (run_dir / folder).mkdir(parents=True, exist_ok=True)
+        (run_dir / "profile.toml").write_text(profile.as_toml())
+        compile_ir(profile, run_dir / "pipeline.yaml")
+        (run_dir / "arguments.json").write_text(json.dumps({"p00_run_id": profile.run.name}))
+    except OSError as error:
+        reason = f"{error.strerror}; make room, or give another --run-dir"
+        raise MoonflowError(f"cannot write to {run_dir}: {reason}") from error
+
+    with run_lock(run_dir), stop_on_signal(), Services.start(run_dir, keep=keep) as services:
+        for step in STEPS:
+            (run_dir / "tasks" / f"{step}.json").unlink(missing_ok=True)
+        environment = {
+            **os.environ,
+            **services.environment,
+            "MOONFLOW_RUN_DIR": str(run_dir),
+            "MOONFLOW_RUN_ID": profile.run.name,
+            "MOONFLOW_PROFILE": profile.run.name,
+            "MOONFLOW_STARTED": str(started),
+            "TMPDIR": str(run_dir / "tmp"),  # kfp leaves a folder behind for every task
+            "PYTHONUNBUFFERED": "1",
+        }
+        with (run_dir / "logs" / "pipeline.log").open("ab") as log:
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "pipelines.worker", str(run_dir)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+        try:
+            _watch(worker, run_dir, console, started)
+        finally:
+            _end_group(worker)
+            shutil.rmtree(run_dir / "tmp", ignore_errors=True)
+        _raise_for_failure(run_dir, worker.returncode)
+        print_result(run_dir, console, services.environment, keep=keep, seconds=time.time() - started)
+
+
+@contextmanager
+def run_lock(run_dir: Path) -> Iterator[None]:
+    """Own the run folder. The worker ends when this lock is released, so it is also the steps' lifeline."""
+    with (run_dir / LOCK).open("ab") as lock:
+        try:
+            _lock(lock, LOCK_SECONDS)
+        except BlockingIOError:
+            raise MoonflowError(
+                f"{run_dir} is in use by another moonflow run; wait, or give another --run-dir"
+            ) from None
+        yield
+
+
+def _lock(file: IO[bytes], patience: float) -> None:
+    deadline = time.time() + patience
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.time() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind like Ctrl-C, so that services and steps are stopped."""
+
+    def stop(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _watch(worker: subprocess.Popen[bytes], run_dir: Path, console: Console, started: float) -> None:
+    """Show the table until the pipeline ends; without a terminal, one line whenever a step starts or ends."""
+    if console.is_terminal:
+        with Live(console=console, refresh_per_second=4, get_renderable=lambda: progress_table(run_dir, started)):
+            worker.wait()
+        return
+    shown: dict[str, str] = {}
+    while True:
+        ended = worker.poll() is not None
+        for step in STEPS:
+            state = task_state(run_dir, step)
+            if state.state != shown.get(step, "waiting"):
+                shown[step] = state.state
+                seconds = f" in {state.seconds:.1f} s" if state.seconds and state.state != "running" else ""
+                console.print(f"{step}: {state.state}{seconds}", highlight=False)
+        if ended:
+            return
+        time.sleep(0.2)
+
+
+def _end_group(worker: subprocess.Popen[bytes]) -> None:
+    """Stop the worker's whole process group: asked first, killed if it does not go."""
+    for number, patience in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, STOP_SECONDS)):
+        try:
+            os.killpg(worker.pid, number)
+        except ProcessLookupError:
+            break
+        deadline = time.time() + patience
+        while time.time() < deadline:
+            worker.poll()  # reaped, or the group never counts as empty
+            try:
+                os.killpg(worker.pid, 0)
+            except ProcessLookupError:
+                break
+            time.sleep(0.05)
+    worker.wait()
+
+
+def _raise_for_failure(run_dir: Path, returncode: int) -> None:
+    """Raise the first failed step's line. kfp.local itself ends with status 0 either way."""
+    log = run_dir / "logs" / "pipeline.log"
+    for step in STEPS:
+        state = task_state(run_dir, step)
+        if state.error:
+            raise MoonflowError(f"{step}: {state.error}")
+        if state.state in ("failed", "running"):
+            raise MoonflowError(f"{step} stopped without a message: it was killed or met a bug; see the end of {log}")
+    if returncode or task_state(run_dir, "finish").state != "done":
+        raise MoonflowError(f"the pipeline ended early (status {returncode}); see the end of {log}")

@@ -1,0 +1,51 @@
+"""``moonflow serve``: bring a run's promoted checkpoint out of its object store and serve it."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+from components.promote.gitops import read_promoted
+from components.runtime.store import ObjectStore
+from components.serve.checkpoint import bring
+from model.errors import MoonflowError
+from pipelines.profile import load_profile
+from pipelines.services import Services
+
+
+def serve_run(run_dir: Path, port: int, *, dry_run: bool) -> None:
+    """Serve what the GitOps repository of ``run_dir`` holds as promoted, on 127.0.0.1, until interrupted.
+
+    The checkpoint is fetched by its committed address and digest and every file is checked. The run's object store is
+    only up while it is fetched.
+    """
+    if not (run_dir / "profile.toml").is_file():
+        raise MoonflowError(f"{run_dir} is not a run's folder: give one that moonflow run made, for example runs/tiny")
+    config = load_profile(str(run_dir / "profile.toml")).steps["serve"].model_dump()
+    promoted = read_promoted(str(run_dir.resolve() / "gitops.git"), config["environment"])
+    port = port or _free_port()
+    address = f"http://127.0.0.1:{port}/v1"
+    if dry_run:
+        print(f"would serve {promoted.uri} (sha256 {promoted.manifest_sha256}) as {config['model_name']} at {address}")
+        return
+    checkpoint = run_dir.resolve() / "work" / "served" / promoted.manifest_sha256
+    with Services.start(run_dir) as services:
+        bring(ObjectStore.from_env(services.environment), promoted.uri, promoted.manifest_sha256, checkpoint)
+
+    from components.serve.server import serve_forever  # imports torch
+
+    print(f"serving {promoted.uri} at {address}; Ctrl-C stops it. Ask it with:", flush=True)
+    print(_example(address, config["model_name"]), flush=True)
+    serve_forever(checkpoint, "127.0.0.1", port, config["model_name"])
+
+
+def _example(address: str, model: str) -> str:
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 16})
+    return f"  curl -s {address}/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from components.finish.stage import summarise, thin
+from components.runtime.manifest import Manifest
+
+
+def manifest(step: str, complete: bool = True, **extra: Any) -> Manifest:
+    return Manifest(
+        uri=f"s3://b/r/{step}/0",
+        run_id="r",
+        step=step,
+        index=0,
+        kind="checkpoint",
+        files=(),
+        complete=complete,
+        extra=extra,
+    )
+
+
+def test_summary_of_a_run_that_was_promoted() -> None:
+    row = {
+        "step": "parl",
+        "suite": "x",
+        "ability": "reasoning",
+        "modality": "text",
+        "value": 1.0,
+        "stderr": 0.0,
+        "n": 4,
+    }
+    found = {
+        "parl": manifest("parl", seconds=2.5, tokens_per_s=10.0, config={"seed": 0}),
+        "evaluate": manifest("evaluate", seconds=1.0, tokens_per_s=3.0, evals=[row], decision="promote"),
+        "promote": manifest("promote", seconds=0.5, version="3", manifest_sha256="ab", commit="cd", other="left out"),
+    }
+    summary = summarise(found)
+    assert summary["steps"] == [
+        {"name": "parl", "seconds": 2.5, "tokens_per_s": 10.0},
+        {"name": "evaluate", "seconds": 1.0, "tokens_per_s": 3.0},
+        {"name": "promote", "seconds": 0.5, "tokens_per_s": 0.0},
+    ]
+    assert summary["seconds"] == 4.0
+    assert summary["evals"] == [row]
+    assert summary["promoted"] == {"version": "3", "manifest_sha256": "ab", "commit": "cd"}
+
+
+def test_summary_of_a_run_that_failed_counts_no_unfinished_step() -> None:
+    summary = summarise({"joint_pretrain": manifest("joint_pretrain", complete=False, seconds=9.0)})
+    assert summary["steps"] == [] and summary["evals"] == [] and summary["promoted"] is None
+
+
+def test_seconds_are_the_wall_clock_of_a_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOONFLOW_STARTED", "1000")
+    monkeypatch.setattr("time.time", lambda: 1060.0)
+    assert summarise({"parl": manifest("parl", seconds=2.5)})["seconds"] == 60.0
+
+
+@pytest.mark.parametrize(("rows", "points"), [(0, 5), (3, 5), (5, 5), (11, 5), (1000, 5)])
+def test_thinning_keeps_order_and_the_last_row(rows: int, points: int) -> None:
+    given = [{"step": float(n)} for n in range(rows)]
+    kept = thin(given, points)
+    assert len(kept) <= points
+    assert kept[-1:] == given[-1:]
+    assert kept == sorted(kept, key=lambda row: row["step"])

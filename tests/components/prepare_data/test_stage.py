@@ -1,0 +1,163 @@
+"""prepare_data: what it plans, and a whole run against a real object store, killed in between."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from components.prepare_data.config import Config
+from components.prepare_data.stage import (
+    IMAGE_WEIGHTS,
+    TEXT_WEIGHTS,
+    index_of,
+    plan,
+    tokenizer_texts,
+    train_counts,
+    write,
+)
+from components.runtime.manifest import Manifest
+from components.runtime.step import run_step
+from components.runtime.store import ObjectStore
+from model.data.families import FAMILIES
+from model.data.folder import DataFolder
+from model.data.shards import read_shard
+from model.data.tokenize import tokenize
+from model.errors import MoonflowError
+from model.tokenizer import Tokenizer
+from pipelines.services.local import Services
+
+SMALL = {"text_samples": 600, "image_samples": 150, "eval_samples": 3, "samples_per_shard": 50}
+
+
+def test_every_family_has_its_share() -> None:
+    assert set(TEXT_WEIGHTS) | set(IMAGE_WEIGHTS) == set(FAMILIES)
+    assert {FAMILIES[name].modality for name in TEXT_WEIGHTS} == {"text"}
+    counts = train_counts(Config(text_samples=24_000, image_samples=8_000))
+    assert abs(sum(counts[name] for name in TEXT_WEIGHTS) - 24_000) < len(FAMILIES)
+    assert abs(sum(counts[name] for name in IMAGE_WEIGHTS) - 8_000) < len(FAMILIES)
+    assert min(train_counts(Config(text_samples=100, image_samples=100)).values()) >= 1
+
+
+def test_shards_cover_every_sample_once() -> None:
+    counts = {"recall": 120, "digit_string": 50}
+    shards = list(plan(counts, eval_samples=7, samples_per_shard=50))
+    covered = [(s.family, s.split, s.start + n) for s in shards for n in range(s.count)]
+    assert len(set(covered)) == len(covered) == 120 + 50 + 2 * 7
+    index = index_of(shards)
+    assert [entry["samples"] for entry in index["recall"]["train"]] == [50, 50, 20]
+    assert index["digit_string"]["eval"] == [{"shard": "eval/digit_string-00000.tar", "samples": 7}]
+
+
+def test_a_shard_is_the_familys_samples(tmp_path: Path) -> None:
+    (shard,) = (s for s in plan({"fact_qa": 30}, 5, 20) if s.split == "train" and s.number == 1)
+    (tmp_path / "train").mkdir()
+    assert write(shard, tmp_path, seed=3) == 10
+    expected = [FAMILIES["fact_qa"].sample(3, "train", index) for index in range(20, 30)]
+    assert list(read_shard(tmp_path / shard.name)) == expected
+
+
+def test_names_cost_the_same_tokens_wherever_they_stand() -> None:
+    """What makes copying learnable: a query and an answer repeat the question's very tokens."""
+    tokenizer = Tokenizer.train(tokenizer_texts(Config()), 768)
+    for index in range(100):
+        sample = FAMILIES["wide_search"].sample(0, "eval", index)
+        prompt = tokenizer.encode(sample.messages[0]["content"])
+        final = tokenizer.encode(sample.messages[-1]["content"])
+        for name, value in sample.answer.items():
+            for text, inside in ((name, prompt), (name, final), (value, final)):
+                tokens = tokenizer.encode(text)
+                assert any(inside[i : i + len(tokens)] == tokens for i in range(len(inside))), (text, sample.key)
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    with Services.start(tmp_path_factory.mktemp("run")) as running:
+        yield running.environment
+
+
+def start(environment: dict[str, str], run_id: str, config: dict[str, int]) -> subprocess.Popen[bytes]:
+    program = (
+        "import json, sys\n"
+        "from components.runtime.step import run_step\n"
+        "if __name__ == '__main__': run_step('prepare_data', json.loads(sys.argv[1]))\n"
+    )
+    path = Path(environment["MOONFLOW_RUN_DIR"]) / "start_step.py"
+    path.write_text(program)
+    variables = {**os.environ, **environment, "MOONFLOW_RUN_ID": run_id, "PYTHONPATH": str(Path(__file__).parents[3])}
+    return subprocess.Popen([sys.executable, str(path), json.dumps(config)], env=variables)
+
+
+def children(pid: int) -> list[int]:
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.services
+@pytest.mark.slow
+def test_killed_and_started_again_it_writes_the_same_data(
+    services: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in services.items():
+        monkeypatch.setenv(name, value)
+    progress = Path(services["MOONFLOW_RUN_DIR"]) / "progress" / "prepare_data.json"
+
+    # Killed in the middle: nothing is published and no worker survives.
+    step = start(services, "killed", {**SMALL, "text_samples": 60_000, "image_samples": 20_000})
+    workers: list[int] = []
+    while not (progress.exists() and json.loads(progress.read_text())["done"] > 0):
+        assert step.poll() is None
+        workers = children(step.pid) or workers
+        time.sleep(0.05)
+    workers = children(step.pid)
+    assert workers
+    step.send_signal(signal.SIGKILL)
+    step.wait()
+    deadline = time.monotonic() + 10
+    while any(running(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(running(pid) for pid in workers)
+    assert not list(ObjectStore.from_env().list("killed/prepare_data/"))
+
+    # Two whole runs, with two processes and with one, hold the same bytes.
+    manifests: list[Manifest] = []
+    for run_id, processes in (("first", 2), ("second", 1)):
+        step = start(services, run_id, {**SMALL, "processes": processes})
+        assert step.wait(120) == 0
+        monkeypatch.setenv("MOONFLOW_RUN_ID", run_id)
+        manifests.append(run_step("prepare_data", {**SMALL, "processes": processes}))  # returns at once what is there
+    first, second = ({f.name: f.sha256 for f in m.files if f.name != "metrics.jsonl"} for m in manifests)
+    assert first == second
+    assert manifests[0].kind == "data" and manifests[0].complete and len(manifests[0].tokenizer_sha256) == 64
+
+    # What trainers will see of it.
+    from components.runtime import manifest
+
+    manifest.fetch(ObjectStore.from_env(), manifests[0].uri, tmp_path)
+    data = DataFolder(tmp_path)
+    assert set(data.families()) == set(FAMILIES)
+    assert data.tokenizer.vocab_size == 1024
+    for family in FAMILIES:
+        assert len(list(data.samples(family, "eval"))) == SMALL["eval_samples"]
+        for sample in [*data.samples(family, "eval"), next(data.samples(family, "train"))]:
+            assert 0 < len(tokenize(sample, data.tokenizer, data.image_config).input_ids) <= 512
+
+
+def test_bad_parameters_are_named() -> None:
+    with pytest.raises(MoonflowError, match="text_samples"):
+        Config.parse({"text_sample": 5}, "profile")
+    with pytest.raises(MoonflowError, match="tokenizer_ranks"):
+        Config.parse({"tokenizer_ranks": 10}, "profile")

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from components.runtime.entry import task
+from model.errors import MoonflowError
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MOONFLOW_RUN_DIR", str(tmp_path))
+    monkeypatch.setenv("MOONFLOW_RUN_ID", "old")
+    return tmp_path
+
+
+def state(run_dir: Path) -> dict[str, object]:
+    return json.loads((run_dir / "tasks" / "parl.json").read_text())
+
+
+def test_a_task_is_running_then_done(run_dir: Path) -> None:
+    with task("parl", ""):
+        assert state(run_dir)["state"] == "running"
+    assert state(run_dir)["state"] == "done"
+
+
+def test_a_moonflow_error_becomes_its_line_and_status_1(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught, task("parl", ""):
+        raise MoonflowError("the store is away; start it")
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == "parl: the store is away; start it\n"
+    assert (state(run_dir)["state"], state(run_dir)["error"]) == ("failed", "the store is away; start it")
+
+
+def test_a_bug_keeps_its_traceback(run_dir: Path) -> None:
+    with pytest.raises(ZeroDivisionError), task("parl", ""):
+        _ = 1 / 0
+    assert state(run_dir)["state"] == "failed" and "error" not in state(run_dir)
+
+
+def test_a_second_attempt_forgets_the_first_ones_error(run_dir: Path) -> None:
+    with pytest.raises(SystemExit), task("parl", ""):
+        raise MoonflowError("once")
+    with task("parl", ""):
+        pass
+    assert "error" not in state(run_dir)
+
+
+def test_the_run_id_given_by_the_pipeline_wins(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with task("parl", "new"):
+        assert os.environ["MOONFLOW_RUN_ID"] == "new"
+    with task("parl", ""):
+        assert os.environ["MOONFLOW_RUN_ID"] == "new"
+
+
+def test_a_full_disk_does_not_hide_the_error(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run_dir / "tasks").write_text("a file where the folder should be")
+    with pytest.raises(SystemExit), task("parl", ""):
+        raise MoonflowError("the disk is full; make room")

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.runtime import checkpoints
+from components.runtime.manifest import Manifest, find, publish, read
+from components.runtime.manifest import fetch as fetch_manifest
+from components.runtime.store import ObjectStore
+from model.errors import MoonflowError
+
+pytestmark = pytest.mark.services
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "made"
+    (folder / "train").mkdir(parents=True)
+    (folder / "config.json").write_text('{"hidden_size": 128}')
+    (folder / "train" / "a-00000.tar").write_bytes(bytes(range(256)) * 100)
+    return folder
+
+
+@pytest.fixture
+def prefix() -> str:
+    return f"manifests/{uuid.uuid4().hex[:8]}/0"
+
+
+def fields(**other: Any) -> dict[str, Any]:
+    return {"run_id": "r", "step": "s", "index": 0, "kind": "checkpoint", **other}
+
+
+def test_published_files_come_back(store: ObjectStore, folder: Path, prefix: str, tmp_path: Path) -> None:
+    made = publish(store, prefix, folder, **fields(tokens_seen=7, model_config={"hidden_size": 128}, extra={"x": 0.1}))
+    stored = store.get(f"{prefix}/manifest.json")
+    assert hashlib.sha256(stored).hexdigest() == made.sha256
+    assert json.loads(stored)["model_config"] == {"hidden_size": 128}
+    assert made.uri == store.uri(prefix)
+    got = fetch_manifest(store, made.uri + "/manifest.json", tmp_path / "back")
+    assert got == made and got.sha256 == made.sha256
+    for name in ("config.json", "train/a-00000.tar"):
+        assert (tmp_path / "back" / name).read_bytes() == (folder / name).read_bytes()
+    fetch_manifest(store, made.uri, tmp_path / "one", ["config.json"])
+    assert [path.name for path in (tmp_path / "one").iterdir()] == ["config.json"]
+    with pytest.raises(MoonflowError, match="holds no file 'absent'"):
+        fetch_manifest(store, made.uri, tmp_path / "one", ["absent"])
+
+
+def test_files_at_hand_are_not_fetched_again_unless_they_changed(
+    store: ObjectStore, folder: Path, prefix: str, tmp_path: Path
+) -> None:
+    made = publish(store, prefix, folder, **fields())
+    back = tmp_path / "back"
+    fetch_manifest(store, made.uri, back)
+    inode = (back / "config.json").stat().st_ino
+    (back / "train" / "a-00000.tar").write_bytes(b"changed")
+    fetch_manifest(store, made.uri, back)
+    assert (back / "config.json").stat().st_ino == inode
+    assert (back / "train" / "a-00000.tar").read_bytes() == (folder / "train" / "a-00000.tar").read_bytes()
+
+
+def test_prefix_without_manifest_does_not_exist(store: ObjectStore, folder: Path, prefix: str, tmp_path: Path) -> None:
+    store.upload(folder / "config.json", f"{prefix}/config.json")
+    assert find(store, prefix) is None
+    with pytest.raises(MoonflowError, match="has no manifest.json: its step never finished"):
+        fetch_manifest(store, store.uri(prefix), tmp_path / "back")
+
+
+def test_failed_upload_leaves_no_manifest(
+    store: ObjectStore, folder: Path, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = ObjectStore.upload
+
+    def broken(self: ObjectStore, path: Path, key: str) -> None:
+        if key.endswith(".tar"):
+            raise MoonflowError("the store's disk is full")
+        upload(self, path, key)
+
+    monkeypatch.setattr(ObjectStore, "upload", broken)
+    with pytest.raises(MoonflowError, match="disk is full"):
+        publish(store, prefix, folder, **fields())
+    assert not store.exists(f"{prefix}/manifest.json")
+    monkeypatch.undo()
+    assert publish(store, prefix, folder, **fields()) == find(store, prefix)
+
+
+def test_same_output_again_is_accepted_another_refused(store: ObjectStore, folder: Path, prefix: str) -> None:
+    first = publish(store, prefix, folder, **fields(created_at="2026-01-01T00:00:00+00:00"))
+    assert publish(store, prefix, folder, **fields()) == first
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(MoonflowError, match="already holds another output"):
+        publish(store, prefix, folder, **fields())
+    assert store.get(f"{prefix}/config.json") == b'{"hidden_size": 128}', "a refused publish wrote"
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"short", "is truncated: expected 25600 bytes, got 5: delete s3://.* or choose the previous checkpoint"),
+        (bytes(25600), "is damaged: 25600 bytes .expected 25600. and another SHA-256: delete"),
+        (None, "is missing although the manifest names it: delete"),
+    ],
+    ids=["truncated", "changed", "gone"],
+)
+def test_damaged_file_is_named(
+    store: ObjectStore, folder: Path, prefix: str, tmp_path: Path, data: bytes | None, says: str
+) -> None:
+    made = publish(store, prefix, folder, **fields())
+    store.delete(f"{prefix}/train/a-00000.tar")
+    if data is not None:
+        store.put(f"{prefix}/train/a-00000.tar", data)
+    with pytest.raises(MoonflowError, match=f"{made.uri}/train/a-00000.tar {says}"):
+        fetch_manifest(store, made.uri, tmp_path / "back")
+    assert not (tmp_path / "back" / "train" / "a-00000.tar").exists()
+
+
+def test_damaged_manifest_is_told(store: ObjectStore, prefix: str) -> None:
+    store.put(f"{prefix}/manifest.json", b'{"uri": "s3://x", "run_')
+    with pytest.raises(MoonflowError, match="manifest.json is damaged .*choose the previous checkpoint"):
+        read(store, store.uri(prefix))
+
+
+@pytest.mark.parametrize("name", ["../out", "/etc/passwd", "a/../../b", "manifest.json", "a//b"])
+def test_names_cannot_leave_the_folder(name: str) -> None:
+    entry = {"name": name, "size": 0, "sha256": "0" * 64}
+    with pytest.raises(ValueError, match="not a plain path"):
+        Manifest(uri="s3://b/p", files=[entry], **fields())  # type: ignore[arg-type]
+
+
+def stored_checkpoints(store: ObjectStore, run: str, cache: Path) -> checkpoints.StoredCheckpoints:
+    prefix = f"{run}/train"
+
+    def put(folder: Path, *, index: int, **other: Any) -> Manifest:
+        return publish(store, f"{prefix}/{index}", folder, run_id=run, step="train", index=index, **other)
+
+    return checkpoints.StoredCheckpoints(store, prefix, cache, checkpoints.newest(store, prefix), put)
+
+
+def test_checkpoints_resume_from_the_newest_and_prune(store: ObjectStore, tmp_path: Path) -> None:
+    run = f"manifests/{uuid.uuid4().hex[:8]}"
+    saved = stored_checkpoints(store, run, tmp_path / "cache")
+    assert saved.latest() is None and saved.next_index == 0
+    with pytest.raises(RuntimeError, match="published nothing"):
+        _ = saved.newest
+    for index in range(12):  # two digits: 10 must count as newer than 9
+        made = tmp_path / str(index)
+        made.mkdir()
+        (made / "model.safetensors").write_text(f"weights {index}")
+        saved.save(made, index=index, tokens_seen=index * 100, complete=False)
+    assert [key.removeprefix(f"{run}/train/") for key in store.list(f"{run}/train/")] == [
+        "10/manifest.json", "10/model.safetensors", "11/manifest.json", "11/model.safetensors"
+    ]  # fmt: skip
+    store.put(f"{run}/train/12/model.safetensors", b"half a checkpoint")
+    again = stored_checkpoints(store, run, tmp_path / "other")
+    restored = again.latest()
+    assert restored is not None and (restored / "model.safetensors").read_text() == "weights 11"
+    assert again.newest.tokens_seen == 1100 and again.next_index == 12
+
+
+def test_complete_checkpoints_are_never_pruned(store: ObjectStore, tmp_path: Path) -> None:
+    run = f"manifests/{uuid.uuid4().hex[:8]}"
+    saved = stored_checkpoints(store, run, tmp_path / "cache")
+    for index in range(5):
+        made = tmp_path / str(index)
+        made.mkdir()
+        (made / "model.safetensors").write_text(str(index))
+        saved.save(made, index=index, tokens_seen=0, complete=index == 0)
+    manifests = [key for key in store.list(f"{run}/train/") if key.endswith("manifest.json")]
+    assert manifests == [f"{run}/train/{index}/manifest.json" for index in (0, 3, 4)]
+
+
+def test_truncated_checkpoint_stops_the_resume(store: ObjectStore, folder: Path, tmp_path: Path) -> None:
+    run = f"manifests/{uuid.uuid4().hex[:8]}"
+    stored_checkpoints(store, run, tmp_path / "cache").save(folder, index=0, tokens_seen=0, complete=False)
+    store.put(f"{run}/train/0/config.json", b"{")
+    with pytest.raises(MoonflowError, match="config.json is truncated: expected 20 bytes, got 1"):
+        stored_checkpoints(store, run, tmp_path / "cache").latest()
+    assert checkpoints.newest(store, f"{run}/train") is not None, "nothing saved before is lost"
+
+
+def test_folder_describes_itself(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "optimizer.safetensors").write_bytes(b"")
+    (folder / "training_state.json").write_text('{"rng": [], "loop": {}}')
+    assert checkpoints.described(folder) == {
+        "model_config": {"hidden_size": 128},
+        "tokenizer_sha256": hashlib.sha256(b"{}").hexdigest(),
+        "training_state": ["optimizer", "loop", "rng"],
+    }

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from components.runtime.store import NotInStore, ObjectStore
+from model.errors import MoonflowError
+from pipelines.services import Services
+
+pytestmark = pytest.mark.services
+
+
+def test_objects_come_back(store: ObjectStore, tmp_path: Path) -> None:
+    data = os.urandom(100_000)
+    store.put("objects/a/one", data)
+    (tmp_path / "two").write_bytes(data)
+    store.upload(tmp_path / "two", "objects/b/two")
+    store.download("objects/b/two", tmp_path / "deep" / "copy")
+    assert store.get("objects/a/one") == data == (tmp_path / "deep" / "copy").read_bytes()
+    assert store.list("objects/") == ["objects/a/one", "objects/b/two"]
+    assert store.folders("objects/") == ["a", "b"]
+    assert store.uri("objects/a/one") == "s3://moonflow/runs/objects/a/one"
+    assert store.get(store.uri("objects/a/one")) == data
+    assert store.list(store.uri("objects/a/")) == [store.uri("objects/a/one")]
+    store.delete("objects/a/one")
+    assert not store.exists("objects/a/one") and store.exists("objects/b/two")
+
+
+def test_large_file_goes_up_in_parts_and_comes_back(store: ObjectStore, tmp_path: Path) -> None:
+    data = os.urandom(1 << 20) * 80
+    (tmp_path / "large").write_bytes(data)
+    store.upload(tmp_path / "large", "objects/large")
+    store.download("objects/large", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == data
+
+
+def test_put_new_has_one_winner(store: ObjectStore) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda n: store.put_new("objects/race", str(n).encode()), range(8)))
+    assert won.count(True) == 1
+    assert store.get("objects/race") == str(won.index(True)).encode()
+
+
+def test_missing_object_is_named(store: ObjectStore, tmp_path: Path) -> None:
+    with pytest.raises(NotInStore, match="s3://moonflow/runs/objects/none does not exist"):
+        store.get("objects/none")
+    with pytest.raises(NotInStore, match="objects/none"):
+        store.download("objects/none", tmp_path / "none")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unset_store_and_bad_address() -> None:
+    with pytest.raises(MoonflowError, match="MOONFLOW_STORE is not set"):
+        ObjectStore.from_env({})
+    with pytest.raises(MoonflowError, match="'/data' is not an object-store address"):
+        ObjectStore.from_env({"MOONFLOW_STORE": "/data"})
+
+
+def test_wrong_credentials_and_bucket(services: Services) -> None:
+    environment = services.environment
+    with pytest.raises(MoonflowError, match="refused .*check AWS_ACCESS_KEY_ID"):
+        ObjectStore.from_env({**environment, "AWS_SECRET_ACCESS_KEY": "wrong"}).check()
+    with pytest.raises(MoonflowError, match="s3://absent: no such bucket"):
+        ObjectStore.from_env({**environment, "MOONFLOW_STORE": "s3://absent/runs"}).check()
+
+
+@pytest.mark.parametrize("listens", [False, True], ids=["refuses", "silent"])
+def test_unreachable_store_is_one_line_within_ten_seconds(services: Services, listens: bool) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if listens:
+            server.listen()
+        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+        store = ObjectStore.from_env({**services.environment, "AWS_ENDPOINT_URL_S3": endpoint})
+        started = time.monotonic()
+        with pytest.raises(MoonflowError) as raised:
+            store.check()
+        assert time.monotonic() - started < 10
+    assert endpoint in str(raised.value) and "moonflow doctor" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_refused_connection_fails_soon_in_every_method(services: Services, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    store = ObjectStore.from_env({**services.environment, "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"})
+    started = time.monotonic()
+    for act in (
+        lambda: store.upload(tmp_path / "file", "a"),
+        lambda: store.download("a", tmp_path / "b"),
+        lambda: store.put_new("a", b""),
+        lambda: store.list("a"),
+    ):
+        with pytest.raises(MoonflowError, match="cannot be reached"):
+            act()
+    assert time.monotonic() - started < 40
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 1 MiB that fills up."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "moonflow", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_full_local_disk(store: ObjectStore, tiny_disk: Path) -> None:
+    store.put("objects/big", bytes(3 << 20))
+    kept = tiny_disk / "kept"
+    kept.write_bytes(b"kept")
+    with pytest.raises(MoonflowError, match="disk full while writing .*tiny/big: free some space"):
+        store.download("objects/big", tiny_disk / "big")
+    assert [path.name for path in tiny_disk.iterdir()] == ["kept"], "a partial file is left"
+    assert kept.read_bytes() == b"kept"
+
+
+LIMITED = """
+import resource, signal, sys
+from pathlib import Path
+from components.runtime.store import ObjectStore
+from model.errors import MoonflowError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+try:
+    ObjectStore.from_env().download("objects/big", Path(sys.argv[1]))
+except MoonflowError as error:
+    print(error)
+"""
+
+
+def test_file_size_limit(store: ObjectStore, services: Services, tmp_path: Path) -> None:
+    store.put("objects/big", bytes(3 << 20))
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path / "big")],
+        env={**os.environ, **services.environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout.startswith("disk full while writing"), done.stderr
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,37 @@
+"""Fixtures for tests that need a real object store and a real MLflow: one pair a session, one run id a test."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from components.runtime.store import ObjectStore
+from pipelines.services import Services
+
+
+@pytest.fixture(scope="session")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    """Both servers in a folder of their own; ``services.environment`` points a step at them."""
+    with Services.start(tmp_path_factory.mktemp("services")) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def store(services: Services) -> ObjectStore:
+    return ObjectStore.from_env(services.environment)
+
+
+@pytest.fixture
+def step_environment(services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The environment that ``run_step`` reads, with a run folder and a run id of this test; returns the run id."""
+    run_id = f"test-{uuid.uuid4().hex[:8]}"
+    for name in [name for name in os.environ if name.startswith(("MLFLOW_", "AWS_", "MOONFLOW_"))]:
+        monkeypatch.delenv(name)
+    own = {"MOONFLOW_RUN_ID": run_id, "MOONFLOW_RUN_DIR": str(tmp_path)}
+    for name, value in {**services.environment, **own}.items():
+        monkeypatch.setenv(name, value)
+    return run_id

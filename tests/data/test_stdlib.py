@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import inspect
+import re
+import sysconfig
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+
+from model.data.families.stdlib import MAX_CHARACTERS, STDLIB_CODE, STDLIB_TEXT, TOPIC, identifiers
+from model.data.sample import Sample
+
+STDLIB = Path(sysconfig.get_paths()["stdlib"])
+
+
+def source_lines(sample: Sample) -> set[str]:
+    if sample.source.startswith(TOPIC):
+        text = topics[sample.source.removeprefix(TOPIC)]
+    else:
+        text = (STDLIB / sample.source).read_text(encoding="utf-8", errors="replace")
+        text += "\n" + "\n".join(inspect.cleandoc(part) for part in re.findall(r'"""(.*?)"""', text, re.DOTALL))
+    return {line.strip() for line in text.split("\n")}
+
+
+@pytest.mark.parametrize("family", [STDLIB_TEXT, STDLIB_CODE], ids=lambda family: family.name)
+def test_documents_are_the_named_sources_own_lines(family) -> None:
+    for index in range(40):
+        sample = family.sample(0, "eval", index)
+        (segment,) = sample.segments
+        assert segment["loss"] and 40 <= len(segment["text"]) <= MAX_CHARACTERS
+        known = source_lines(sample)
+        lines = [line.strip() for line in segment["text"].split("\n") if line.strip()]
+        # The last line may be cut, and a docstring in code is emptied.
+        inner = [line for line in lines[:-1] if '""' not in line]
+        assert set(inner) <= known, (sample.source, set(inner) - known)
+
+
+def test_no_word_is_in_both_splits() -> None:
+    train, held_out = set(identifiers("train")), set(identifiers("eval"))
+    assert len(train) > 3000 and len(held_out) > 300
+    assert not train & held_out

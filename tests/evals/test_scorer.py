@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.config import preset
+from model.data.families import FAMILIES
+from model.data.sample import Sample
+from model.data.tokenize import tokenize
+from model.errors import MoonflowError
+from model.evals.scorer import Evaluation, chance_level, reference_answer, standard_error, summarise
+from model.evals.tasks import SUITES, available, held_out
+from model.image import ImageConfig
+from model.multimodal import KimiK25
+from model.rl import rewards
+from model.rl.environment import Episode
+from model.rl.tools.toolset import Toolset
+from model.rollout.embedded import EmbeddedEngine
+from model.rollout.protocol import Completion, Request
+
+IMAGES = ImageConfig()
+
+
+def tasks_of(family: str, count: int) -> list[Sample]:
+    return [FAMILIES[family].generate(np.random.default_rng(index), "eval", index) for index in range(count)]
+
+
+def episode(response: str, finish_reason: str = "answer", **metrics: float) -> Episode:
+    return Episode([1, 2], [False, True], [0.0, -0.1], None, [], 0.0, response, 1, finish_reason, metrics=dict(metrics))
+
+
+def number(answer: int) -> Sample:
+    return Sample("k", "digit_count", "reasoning", "image", "s", answer=answer, reward="number")
+
+
+def test_a_near_count_is_wrong_but_near_text_counts_in_part():
+    text = Sample("k", "ocr_line", "knowledge", "image", "s", answer="abcd", reward="edit")
+    assert summarise([number(3)], [episode("4")]).value == 0.0
+    assert summarise([text], [episode("abcx")]).value == 0.75
+
+
+def test_an_episode_without_an_answer_scores_zero():
+    score = summarise([number(3), number(3)], [episode("3"), episode("3", "length")])
+    assert (score.value, score.answered, score.n, score.tokens) == (0.5, 0.5, 2, 2)
+
+
+def test_figures_are_means_over_episodes():
+    score = summarise([number(3)] * 2, [episode("3", **{"parallelism": 4.0}), episode("3", **{"parallelism": 1.0})])
+    assert score.figures == {"parallelism": 2.5}
+
+
+@pytest.mark.parametrize(("values", "expected"), [
+    ([1.0, 0.0, 0.0, 0.0], math.sqrt(0.25 * 0.75 / 4)), ([0.5, 0.7, 0.9], 0.2 / math.sqrt(3)), ([1.0, 1.0], 0.0),
+])  # fmt: skip
+def test_standard_error(values: list[float], expected: float):
+    assert standard_error(values) == pytest.approx(expected)
+
+
+def test_chance_is_the_best_constant_answer():
+    assert chance_level([number(n) for n in (1, 2, 2, 3)]) == 0.5
+
+
+@pytest.mark.parametrize("suite", SUITES.values(), ids=SUITES)
+def test_every_suite_fits_its_family(suite):
+    """The reference answer earns the full score; chance does not."""
+    samples = tasks_of(suite.family, 12)
+    perfect = summarise(samples, [episode(reference_answer(sample)) for sample in samples])
+    assert perfect.value == 1.0
+    assert chance_level(samples) < 1.0
+    assert all(sample.reward in rewards.REWARDS for sample in samples)
+
+
+def key_of(ids: list[int], pixel_values: torch.Tensor | None) -> tuple[object, ...]:
+    return tuple(ids), None if pixel_values is None else pixel_values.numpy().tobytes()
+
+
+class Reciter:
+    """An engine that knows the references: answers each prompt with the tokens it was taught."""
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[object, ...], list[int]] = {}
+
+    async def generate(self, requests: list[Request]) -> list[Completion]:
+        await asyncio.sleep(0)
+        found = [self.known.get(key_of(request.input_ids, request.pixel_values), []) for request in requests]
+        assert all(len(ids) <= request.max_new_tokens for ids, request in zip(found, requests, strict=True)), (
+            "limit too tight"
+        )
+        return [Completion(ids, [0.0] * len(ids), "stop" if ids else "length") for ids in found]
+
+    async def update_weights(self, checkpoint: Path) -> None:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    "name", ["fact_qa", "digit_string", "array_tool", "sub_search", "wide_search_single", "wide_search_swarm"]
+)
+def test_who_follows_the_reference_trajectories_scores_one(name: str, tokenizer):
+    """Through the real environment: limits leave room, tools return what the references show, swarms run at once."""
+    suite, main, sub = SUITES[name], Reciter(), Reciter()
+    samples = tasks_of(suite.family, 24)
+    wanted = {"wide_search_single": "serial", "wide_search_swarm": "swarm"}.get(name)
+    samples = [sample for sample in samples if wanted in (None, sample.environment.get("mode"))][:4]
+    tools = {"single": ["search"], "swarm": ["search", "create_subagent", "assign_task"]}
+    for sample in samples:
+        teach(main, replace(sample, tools=tools.get(suite.mode, sample.tools)), tokenizer)
+    if suite.mode == "swarm":
+        for sample in samples:
+            teach_sub_agents(sub, sample, tokenizer)
+    with Toolset() as toolset:
+        evaluation = Evaluation(tokenizer, IMAGES, toolset, temperature=0.0, seed=0)
+        score = asyncio.run(evaluation.score(main, sub, {name: samples}, [suite]))[name]
+    assert (score.value, score.answered, score.n) == (1.0, 1.0, len(samples))
+    if suite.mode == "swarm":
+        assert score.figures["parallelism"] >= 2
+        assert score.figures["critical_steps"] == 5  # create; assign and the longest sub-agent's 2; answer
+
+
+def teach(engine: Reciter, sample: Sample, tokenizer) -> None:
+    """Each run of loss tokens is a completion of what stands before it."""
+    whole = tokenize(sample, tokenizer, IMAGES)
+    ids, loss = whole.input_ids.tolist(), whole.loss_mask.tolist()
+    start = 0
+    for position in range(1, len(ids) + 1):
+        ends = position == len(ids) or not loss[position]
+        if loss[position - 1] and ends:
+            start = max(i for i in range(position) if not loss[i]) + 1
+            engine.known[key_of(ids[:start], whole.pixel_values)] = ids[start:position]
+
+
+def teach_sub_agents(engine: Reciter, sample: Sample, tokenizer) -> None:
+    calls = [call for message in sample.messages for call in message.get("tool_calls", [])]
+    system = next(call["arguments"]["system_prompt"] for call in calls if call["name"] == "create_subagent")
+    for prompt in (call["arguments"]["prompt"] for call in calls if call["name"] == "assign_task"):
+        value = sample.environment["records"][prompt.lower()]
+        messages = [
+            {"role": "system", "content": system}, {"role": "user", "content": prompt},
+            {"role": "assistant", "content": "", "tool_calls": [{"name": "search", "arguments": {"query": prompt}}]},
+            {"role": "tool", "tool_call_id": "functions.search:0", "content": value},
+            {"role": "assistant", "content": value},
+        ]  # fmt: skip
+        task = replace(sample, messages=messages, tools=["search"], media={})
+        teach(engine, task, tokenizer)
+
+
+def test_an_untrained_model_is_scored_and_alike_every_time(tokenizer):
+    config = preset("tiny")
+    model = KimiK25(config, seed=0).eval()
+    names = ["digit_string", "array_tool_image", "video_digits", "wide_search_swarm"]
+    suites = [replace(SUITES[name], max_new_tokens=6) for name in names]
+    tasks = {suite.name: tasks_of(suite.family, 3) for suite in suites}
+    with Toolset() as toolset:
+        evaluation = Evaluation(tokenizer, IMAGES, toolset, temperature=0.0, seed=0)
+        first, second = (
+            asyncio.run(evaluation.score(EmbeddedEngine(model), EmbeddedEngine(model), tasks, suites)) for _ in range(2)
+        )
+    assert first == second
+    assert all(score.value < 0.5 and score.n == 3 for score in first.values())
+
+
+def test_held_out_tasks_come_from_the_eval_shards(data_folder):
+    suite = SUITES["digit_count"]
+    samples = held_out(data_folder, suite, 2)
+    assert [sample.family for sample in samples] == ["digit_count"] * 2
+    assert {suite.name for suite in available(data_folder)} >= {
+        "digit_count",
+        "wide_search_swarm",
+        "wide_search_single",
+    }
+
+
+def test_a_data_folder_without_held_out_tasks_is_refused(data_folder):
+    data_folder.index = {"families": {"stdlib_text": {"train": [], "eval": []}}}
+    with pytest.raises(MoonflowError, match="no held-out tasks"):
+        available(data_folder)

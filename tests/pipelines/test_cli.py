@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def moonflow(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipelines.cli", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "--profile", "tinny"),
+        ("run", "--set", "joint_pretrain.step=1", "--dry-run"),
+        ("compile", "--profile", "mine.toml"),
+        ("report", "nowhere"),
+        ("serve", "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_on_stderr_and_status_2(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    result = moonflow(*arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1 and result.stderr.startswith("moonflow: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_lists_every_command(tmp_path: Path) -> None:
+    result = moonflow("--help", cwd=tmp_path)
+    assert result.returncode == 0
+    for command in ("run", "compile", "report", "serve", "doctor", "clean"):
+        assert command in result.stdout
+
+
+def test_dry_run_prints_the_resolved_profile_and_writes_nothing(tmp_path: Path) -> None:
+    result = moonflow("run", "--profile", "tiny", "--set", "joint_pretrain.steps=11", "--dry-run", cwd=tmp_path)
+    assert result.returncode == 0
+    table = result.stdout.split("[joint_pretrain]\n")[1].split("\n\n")[0]
+    assert "steps = 11" in table.splitlines()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_compile_dry_run_writes_nothing(tmp_path: Path) -> None:
+    result = moonflow("compile", "--dry-run", cwd=tmp_path)
+    assert result.returncode == 0 and "would write" in result.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file, not a folder")
+    result = moonflow("run", "--run-dir", "taken", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "taken" in result.stderr and "--run-dir" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_doctor_passes_or_says_how_to_mend(tmp_path: Path) -> None:
+    result = moonflow("doctor", cwd=tmp_path)
+    for name in ("python", "memory", "disk", "weed", "mlflow", "git"):
+        assert name in result.stdout
+    assert result.returncode == (1 if "missing" in result.stdout else 0)

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from components.steps import STEPS, config_class
+from pipelines.compile import compile_ir, compile_kubernetes
+from pipelines.docs import load_component, stale
+from pipelines.k25 import pipeline_parameters
+from pipelines.profile import load_profile
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(pipeline spec, platform spec) of the small profile, which asks for GPUs, pools and retries."""
+    path = tmp_path_factory.mktemp("ir") / "pipeline.yaml"
+    compile_ir(load_profile("small"), path)
+    spec, platform = yaml.safe_load_all(path.read_text())
+    return spec, platform
+
+
+def tasks_of(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Component tasks by name, from every DAG of the pipeline."""
+    dags = [spec["root"]["dag"], *(c["dag"] for c in spec["components"].values() if "dag" in c)]
+    return {
+        name: task
+        for dag in dags
+        for name, task in dag["tasks"].items()
+        if "dag" not in spec["components"][task["componentRef"]["name"]]
+    }
+
+
+def test_one_task_a_step(compiled: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    assert set(tasks_of(compiled[0])) == {step.replace("_", "-") for step in STEPS}
+
+
+def test_every_task_says_caching_retry_deadline_and_resources(compiled: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    spec, platform = compiled
+    executors = spec["deploymentSpec"]["executors"]
+    kubernetes = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    profile = load_profile("small")
+    for name, task in tasks_of(spec).items():
+        settings = profile.tasks[name.replace("-", "_")]
+        assert not task["cachingOptions"].get("enableCache", False)
+        retry = task["retryPolicy"]
+        assert retry["maxRetryCount"] == profile.run.retries == 3
+        assert retry["backoffMaxDuration"] == "2592000s"  # 720 h: KFP's own limit is one hour
+        label = f"exec-{name}"
+        assert int(kubernetes[label]["activeDeadlineSeconds"]) == settings.deadline_hours * 3600
+        container = executors[label]["container"]
+        assert container["image"] == (settings.image or profile.run.image)
+        resources = container["resources"]
+        assert resources["resourceMemoryRequest"] == resources["resourceMemoryLimit"] == settings.memory
+        assert resources["resourceCpuRequest"] == settings.cpu
+        accelerator = resources.get("accelerator", {})
+        assert int(accelerator.get("resourceCount", 0)) == settings.accelerators
+        assert kubernetes[label]["nodeSelector"]["labels"] == {"moonflow.dev/pool": settings.pool}
+        secrets = {pair["envVar"] for secret in kubernetes[label]["secretAsEnv"] for pair in secret["keyToEnv"]}
+        assert secrets == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+
+
+def test_finish_runs_after_failure_too(compiled: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    finish = tasks_of(compiled[0])["finish"]
+    assert finish["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
+    assert any("taskFinalStatus" in value for value in finish["inputs"]["parameters"].values())
+
+
+def test_promotion_stands_behind_the_gate(compiled: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    spec, _ = compiled
+    gated = [
+        spec["components"][task["componentRef"]["name"]]["dag"]["tasks"]
+        for dag in (c["dag"] for c in spec["components"].values() if "dag" in c)
+        for task in dag["tasks"].values()
+        if "== 'promote'" in task.get("triggerPolicy", {}).get("condition", "")
+    ]
+    assert [set(tasks) for tasks in gated] == [{"promote", "serve"}]
+
+
+def test_parameters_sort_by_phase_and_carry_the_profiles_values(
+    compiled: tuple[dict[str, Any], dict[str, Any]],
+) -> None:
+    profile = load_profile("small")
+    parameters = pipeline_parameters(profile)
+    phases = ["", *STEPS]
+    order = [phases.index(p.step) for p in sorted(parameters, key=lambda p: p.name)]
+    assert order == sorted(order)
+    compiled_parameters = compiled[0]["root"]["inputDefinitions"]["parameters"]
+    assert set(compiled_parameters) == {p.name for p in parameters}
+    for parameter in parameters:
+        assert compiled_parameters[parameter.name]["defaultValue"] == parameter.default
+        assert compiled_parameters[parameter.name]["description"] == parameter.description.rstrip()
+    for step in STEPS:
+        fields = {p.field for p in parameters if p.step == step}
+        assert fields == set(config_class(step).model_fields) - {"preset"}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_component_arguments_are_the_config_fields(step: str) -> None:
+    function = load_component(step).python_func  # type: ignore[attr-defined]
+    arguments = {
+        name: parameter.annotation
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.annotation in (int, float, str, bool) and name != "run_id"
+    }
+    assert arguments == {name: field.annotation for name, field in config_class(step).model_fields.items()}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_component_is_thin(step: str) -> None:
+    function = load_component(step).python_func  # type: ignore[attr-defined]
+    body = inspect.getsource(function).split('"""')[-1]
+    assert len([line for line in body.splitlines() if line.strip()]) <= 15
+
+
+def test_kubernetes_objects(tmp_path: Path) -> None:
+    path = tmp_path / "objects.yaml"
+    compile_kubernetes(load_profile("tiny"), path, "team-a", "0.1.0")
+    pipeline, version = yaml.safe_load_all(path.read_text())
+    assert (pipeline["kind"], version["kind"]) == ("Pipeline", "PipelineVersion")
+    assert pipeline["metadata"] == {"name": "moonflow-tiny", "namespace": "team-a"}
+    assert version["metadata"] == {"name": "moonflow-tiny-0-1-0", "namespace": "team-a"}
+    assert version["spec"]["pipelineName"] == "moonflow-tiny"
+
+
+def test_readmes_are_what_the_code_says() -> None:
+    assert not stale(), "run: python -m pipelines.docs"

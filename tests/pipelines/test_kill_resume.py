@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.runtime.checkpoints import newest
+from components.runtime.store import ObjectStore
+from pipelines.services import Services
+from tests.pipelines.conftest import complete, processes, start
+
+pytestmark = [pytest.mark.services, pytest.mark.slow]
+
+
+def kill_in(run_dir: Path, step: str, done: int) -> float:
+    """Start the run and kill -9 its process group when ``step`` reports ``done`` units; returns the time of death."""
+    process = start(run_dir)
+    path = run_dir / "progress" / f"{step}.json"
+    deadline = time.time() + 400
+    while True:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.time() < deadline, f"{step} did not get to {done} in time"
+        if path.exists() and (state := json.loads(path.read_text()))["done"] >= done:
+            assert state["done"] < state["total"], "too late: the step is over"
+            break
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    died = time.time()
+    process.communicate()
+    while left := processes(run_dir):  # the worker and the services notice by themselves
+        assert time.time() < died + 20, left
+        time.sleep(0.1)
+    return died
+
+
+def rows(run_dir: Path, step: str) -> list[dict[str, Any]]:
+    return json.loads((run_dir / "events.json").read_text())["events"][step]
+
+
+def weights(run_dir: Path, steps: tuple[str, ...]) -> dict[str, str]:
+    """Digest of each step's final weights, read from the manifests in the run's store."""
+    with Services.start(run_dir) as services:
+        store = ObjectStore.from_env(services.environment)
+        found = {step: newest(store, f"smoke/{step}") for step in steps}
+    return {
+        step: next(file.sha256 for file in manifest.files if file.name == "model.safetensors")
+        for step, manifest in found.items()
+        if manifest is not None and manifest.complete
+    }
+
+
+def test_killed_in_pretraining_and_in_rl_it_goes_on_to_the_same_weights(
+    smoke_run: tuple[Path, str], tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    deaths = {"joint_pretrain": kill_in(run_dir, "joint_pretrain", 8), "joint_rl": kill_in(run_dir, "joint_rl", 2)}
+    complete(run_dir)
+    for step, died in deaths.items():
+        history = rows(run_dir, step)
+        assert [row["step"] for row in history] == [row["step"] for row in rows(smoke_run[0], step)]
+        before = [row for row in history if row["time"] < died]
+        assert before, f"{step} began anew instead of going on from its checkpoint"
+        assert len(before) < len(history)
+    steps = ("vit_pretrain", "joint_pretrain", "mid_train", "zero_vision_sft", "joint_rl", "parl")
+    assert weights(run_dir, steps) == weights(smoke_run[0], steps)

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from components.runtime.store import ObjectStore
+from model.errors import MoonflowError
+from pipelines.services import Services, stop_kept
+from pipelines.services.local import service_processes
+
+pytestmark = pytest.mark.services
+
+OWNER = """
+import sys, time
+from pathlib import Path
+from pipelines.services import Services
+with Services.start(Path(sys.argv[1]), keep=sys.argv[2] == "keep") as services:
+    print("ready", flush=True)
+    if sys.argv[2] == "wait":
+        time.sleep(600)
+"""
+
+
+def owner(run_dir: Path, mode: str) -> subprocess.Popen[str]:
+    """Another process that starts services in ``run_dir``; it returns once they answer."""
+    process = subprocess.Popen([sys.executable, "-c", OWNER, str(run_dir), mode], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    return process
+
+
+def within(seconds: float, true: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def listening(processes: list[int]) -> set[tuple[str, int]]:
+    """(address, port) of every TCP socket on which ``processes`` listen."""
+    inodes = set()
+    for pid in processes:
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            target = os.readlink(entry)
+            if target.startswith("socket:["):
+                inodes.add(target[8:-1])
+    found = set()
+    for table, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            columns = line.split()
+            if columns[3] == "0A" and columns[9] in inodes:
+                raw, port = columns[1].split(":")
+                words = [bytes.fromhex(raw[at : at + 8])[::-1] for at in range(0, len(raw), 8)]
+                found.add((socket.inet_ntop(family, b"".join(words)), int(port, 16)))
+    return found
+
+
+def test_two_runs_side_by_side_on_loopback_with_their_own_credentials(services: Services, tmp_path: Path) -> None:
+    with Services.start(tmp_path / "other") as other:
+        mine, theirs = services.environment, other.environment
+        assert mine["AWS_ENDPOINT_URL_S3"] != theirs["AWS_ENDPOINT_URL_S3"]
+        ObjectStore.from_env(mine).put("side", b"mine")
+        ObjectStore.from_env(theirs).put("side", b"theirs")
+        assert ObjectStore.from_env(mine).get("side") == b"mine"
+        with pytest.raises(MoonflowError, match="refused"):
+            ObjectStore.from_env({**mine, "AWS_ENDPOINT_URL_S3": theirs["AWS_ENDPOINT_URL_S3"]}).get("side")
+        processes = service_processes(other.run_dir)
+        open_ports = listening(processes)
+        assert len(open_ports) == 11 and {address for address, _ in open_ports} == {"127.0.0.1"}
+        mode = stat.S_IMODE((other.run_dir / "credentials.json").stat().st_mode)
+        assert mode == 0o600
+    assert processes and service_processes(other.run_dir) == []
+    assert not [path for path in Path("/tmp").glob("seaweedfs-*.sock") if any(str(p) in path.name for _, p in open_ports)]
+
+
+def test_folder_in_use_is_one_line(services: Services) -> None:
+    with pytest.raises(MoonflowError, match="is in use by another moonflow run: wait for it"):
+        Services.start(services.run_dir)
+    ObjectStore.from_env(services.environment).check()  # and the refused start has not ended the first one's
+
+
+@pytest.mark.slow
+def test_kill_9_of_the_owner_leaves_no_process_and_a_restart_keeps_the_data(tmp_path: Path) -> None:
+    first = owner(tmp_path, "wait")
+    ports = json.loads((tmp_path / "ports.json").read_text())
+    key, secret = json.loads((tmp_path / "credentials.json").read_text()).values()
+    environment = {
+        "MOONFLOW_STORE": "s3://moonflow/runs",
+        "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{ports['s3']}",
+        "AWS_ACCESS_KEY_ID": key,
+        "AWS_SECRET_ACCESS_KEY": secret,
+    }
+    ObjectStore.from_env(environment).put("kept/a", bytes(range(256)) * 40_000)
+    assert len(service_processes(tmp_path)) >= 4  # supervisor, weed, mlflow and its uvicorn
+    first.kill()
+    first.wait()
+    assert within(5, lambda: service_processes(tmp_path) == []), service_processes(tmp_path)
+
+    # On other ports: the data must not depend on them.
+    (tmp_path / "ports.json").unlink()
+    with Services.start(tmp_path) as again:
+        assert again.environment["AWS_ENDPOINT_URL_S3"] != environment["AWS_ENDPOINT_URL_S3"]
+        assert ObjectStore.from_env(again.environment).get("kept/a") == bytes(range(256)) * 40_000
+        ObjectStore.from_env(again.environment).put("kept/b", b"new")
+        assert ObjectStore.from_env(again.environment).list("kept/") == ["kept/a", "kept/b"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_to_the_owner_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
+    process = owner(tmp_path, "wait")
+    process.send_signal(number)
+    process.wait(20)
+    assert within(5, lambda: service_processes(tmp_path) == [])
+
+
+@pytest.mark.slow
+def test_kill_9_of_the_supervisor_leaves_only_what_the_next_start_ends(tmp_path: Path) -> None:
+    process = owner(tmp_path, "wait")
+    os.kill(json.loads((tmp_path / "services.json").read_text())["supervisor"], signal.SIGKILL)
+    process.kill()
+    process.wait()
+    with Services.start(tmp_path) as again:
+        ObjectStore.from_env(again.environment).check()
+    assert service_processes(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_kept_services_outlive_their_owner_until_they_are_stopped(tmp_path: Path) -> None:
+    assert owner(tmp_path, "keep").wait(20) == 0
+    time.sleep(1)
+    page = json.loads((tmp_path / "services.json").read_text())["mlflow"]
+    with urllib.request.urlopen(page, timeout=10) as answer:
+        assert answer.status == 200
+    assert stop_kept(tmp_path) and service_processes(tmp_path) == []
+    assert not stop_kept(tmp_path)
+    with Services.start(tmp_path) as again:
+        assert again.environment["MLFLOW_TRACKING_URI"] == page, "the same folder keeps its addresses"
+
+
+def test_a_taken_port_is_survived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    choose = Services._choose_ports
+    blockers: list[socket.socket] = []
+
+    def race(self: Services, fresh: bool) -> dict[str, int]:
+        ports = choose(self, fresh)
+        if not blockers:  # another program binds a port between the choice and the start
+            blockers.append(socket.create_server(("127.0.0.1", ports["s3"])))
+        return ports
+
+    monkeypatch.setattr(Services, "_choose_ports", race)
+    with Services.start(tmp_path) as services, blockers[0] as blocker:
+        assert not services.environment["AWS_ENDPOINT_URL_S3"].endswith(f":{blocker.getsockname()[1]}")
+
+
+def test_a_service_that_ends_shows_its_log(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("this is not a database " * 100)
+    with pytest.raises(MoonflowError, match=r"MLflow ended at its start; the last lines of .*mlflow.log: .*not a database"):
+        Services.start(tmp_path)
+    assert service_processes(tmp_path) == []

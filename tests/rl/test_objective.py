@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from model.rl.objective import ObjectiveConfig, advantages, policy_loss, token_weights
+
+CONFIG = ObjectiveConfig(alpha=-0.5, beta=0.4, tau=0.1)
+
+
+def by_hand(logprobs: list, old: list, rewards: list, config: ObjectiveConfig) -> float:
+    """Eq. 1 as loops: lists [prompt][sample][token]. Out of range, Clip is the constant at the bound."""
+    total = 0.0
+    for x, samples in enumerate(logprobs):
+        mean = sum(rewards[x]) / len(rewards[x])
+        n = sum(len(sample) for sample in samples)
+        for j, sample in enumerate(samples):
+            for i, value in enumerate(sample):
+                log_ratio = value - old[x][j][i]
+                clipped = math.exp(min(max(log_ratio, config.alpha), config.beta))
+                total += (clipped * (rewards[x][j] - mean) - config.tau * log_ratio**2) / n
+    return -total / len(logprobs)
+
+
+def example() -> tuple[list, list, list]:
+    generator = torch.Generator().manual_seed(0)
+    shape = [[3, 5, 1], [2, 2, 7]]
+    draw = lambda n: (torch.randn(n, generator=generator, dtype=torch.float64) * 0.6 - 1).tolist()  # noqa: E731
+    logprobs, old = ([[draw(n) for n in row] for row in shape] for _ in range(2))
+    return logprobs, old, [[1, 0, 0.5], [0, 0, 1]]
+
+
+def flat(nested: list) -> torch.Tensor:
+    return torch.tensor([v for row in nested for sample in row for v in sample], dtype=torch.float64)
+
+
+def test_loss_and_gradient_agree_with_loops() -> None:
+    logprobs, old, rewards = example()
+    lengths = [[len(sample) for sample in row] for row in logprobs]
+    per_sample = list(zip([a for r in rewards for a in advantages(r)], [w for r in token_weights(lengths) for w in r],
+                          [n for r in lengths for n in r], strict=True))
+    advantages_N = torch.tensor([a for a, _, n in per_sample for _ in range(n)], dtype=torch.float64)
+    weights_N = torch.tensor([w for _, w, n in per_sample for _ in range(n)], dtype=torch.float64)
+    logprobs_N = flat(logprobs).requires_grad_()
+    result = policy_loss(logprobs_N, flat(old), advantages_N, weights_N, CONFIG)
+    assert result.loss.item() == pytest.approx(by_hand(logprobs, old, rewards, CONFIG), abs=1e-12)
+
+    result.loss.backward()
+    log_ratio_N = (logprobs_N - flat(old)).detach()
+    inside_N = (log_ratio_N >= CONFIG.alpha) & (log_ratio_N <= CONFIG.beta)
+    assert 0 < int(inside_N.sum()) < len(inside_N)
+    first = log_ratio_N.exp() * advantages_N * inside_N
+    expected = -weights_N * (first - 2 * CONFIG.tau * log_ratio_N)
+    torch.testing.assert_close(logprobs_N.grad, expected)
+    assert result.masked_fraction == pytest.approx(float((weights_N * ~inside_N).sum()))
+
+
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+@pytest.mark.parametrize("log_ratio", [-0.6, 0.6])
+def test_out_of_range_tokens_have_no_policy_gradient_whatever_the_sign(advantage: float, log_ratio: float) -> None:
+    logprobs_N = torch.tensor([-1.0], dtype=torch.float64, requires_grad=True)
+    old_N = torch.tensor([-1.0 - log_ratio], dtype=torch.float64)
+    config = ObjectiveConfig(alpha=-0.5, beta=0.5, tau=0.0)
+    one = torch.ones(1, dtype=torch.float64)
+    policy_loss(logprobs_N, old_N, one * advantage, one, config).loss.backward()
+    assert logprobs_N.grad is not None and float(logprobs_N.grad) == 0.0
+
+
+def test_on_policy_gradient_is_reinforce_with_a_mean_baseline() -> None:
+    logprobs_N = torch.tensor([-1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    assert advantages([1.0, 0.0, 0.0, 0.0]) == [0.75, -0.25, -0.25, -0.25]  # not divided by the deviation
+    policy_loss(
+        logprobs_N, logprobs_N.detach(), torch.tensor([0.75, -0.25]), torch.tensor([0.5, 0.5]), ObjectiveConfig()
+    ).loss.backward()
+    torch.testing.assert_close(logprobs_N.grad, torch.tensor([-0.375, 0.125], dtype=torch.float64))

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.data.sample import Sample
+from model.data.shards import write_shard
+from model.errors import MoonflowError
+from model.rl.prompts import PromptPool
+
+
+def sample(family: str, n: int, **fields: Any) -> Sample:
+    base: dict[str, Any] = {"ability": "knowledge", "modality": "text", "source": "s", "answer": "1", "reward": "exact"}
+    return Sample(f"{family}-{n}", family, messages=[{"role": "user", "content": "?"}], **{**base, **fields})
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    """Eval shards are listed but do not exist: reading one would fail."""
+    families = {
+        "qa": [sample("qa", n) for n in range(6)],
+        "digits": [sample("digits", n, modality="image", reward="exact" if n % 2 else "") for n in range(6)],
+        "tool": [sample("tool", n, ability="coding") for n in range(3)],
+        "clip": [sample("clip", n, modality="video") for n in range(3)],
+        "prose": [sample("prose", n, reward="") for n in range(3)],
+    }
+    index: dict[str, Any] = {"families": {}}
+    for name, samples in families.items():
+        (tmp_path / f"{name}.tar").write_bytes(write_shard(samples))
+        entry = {"shard": f"{name}.tar", "samples": len(samples)}
+        index["families"][name] = {"train": [entry], "eval": [{"shard": f"eval/{name}.tar", "samples": 3}]}
+    return tmp_path, index
+
+
+def test_abilities_then_families_take_turns_and_documents_are_left_out(data: tuple[Path, dict[str, Any]]) -> None:
+    pool = PromptPool(*data, modalities=["text", "image"], seed=0, without=["nothing"])
+    drawn = [pool[n] for n in range(12)]
+    assert [s.ability for s in drawn] == ["knowledge", "coding"] * 6
+    assert [s.family for s in drawn[::2]] == ["digits", "qa"] * 3
+    assert all(s.reward for s in drawn)
+    assert {s.key for s in drawn if s.family == "digits"} == {"digits-1", "digits-3", "digits-5"}
+    assert len({s.key for s in drawn if s.family == "tool"}) == 3
+
+
+def test_a_draw_depends_on_its_number_alone(data: tuple[Path, dict[str, Any]]) -> None:
+    first, second = (PromptPool(*data, modalities=["text"], seed=1) for _ in range(2))
+    forwards = [first[n].key for n in range(9)]
+    assert [second[n].key for n in reversed(range(9))] == forwards[::-1]
+    assert forwards != [PromptPool(*data, modalities=["text"], seed=2)[n].key for n in range(9)]
+
+
+def test_families_and_modalities_select(data: tuple[Path, dict[str, Any]]) -> None:
+    assert PromptPool(*data, modalities=["text"], seed=0).families == {"knowledge": ["qa"], "coding": ["tool"]}
+    assert PromptPool(*data, modalities=["text"], seed=0, families=["tool"]).families == {"coding": ["tool"]}
+    with pytest.raises(MoonflowError, match="no train shards of family 'wide'"):
+        PromptPool(*data, modalities=["text"], seed=0, families=["wide"])
+    with pytest.raises(MoonflowError, match="no task of modality text"):
+        PromptPool(*data, modalities=["text"], seed=0, families=["prose"])

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import pytest
+
+from model.errors import MoonflowError
+from model.rl import rewards
+
+
+def test_exact_ignores_case_spacing_and_closing_punctuation() -> None:
+    assert rewards.exact("  New  Delhi.", "new delhi") == 1.0
+    assert rewards.exact("New Delhi 2", "new delhi") == 0.0
+    assert rewards.exact("7", 7) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("response", "truth", "reward"),
+    [("4", 4, 1.0), ("There are 3.", 4, 0.75), ("9", 4, 0.0), ("1", 0, 0.0), ("none", 4, 0.0), ("3 or 4", 4, 0.0)],
+)
+def test_number_falls_with_the_distance(response: str, truth: int, reward: float) -> None:
+    assert rewards.number(response, truth) == pytest.approx(reward)
+
+
+@pytest.mark.parametrize(
+    ("response", "truth", "reward"),
+    [("kitten", "sitting", 1 - 3 / 7), ("same", "Same", 1.0), ("", "abc", 0.0), ("", "", 1.0), ("ab", "ba", 0.0)],
+)
+def test_edit_is_one_minus_the_normalised_distance(response: str, truth: str, reward: float) -> None:
+    assert rewards.edit(response, truth) == pytest.approx(reward)
+
+
+def test_box_is_the_iou() -> None:
+    # 10x10 and 10x10, shifted by 5: shared 50, union 150.
+    assert rewards.box("5 0 15 10", "0 0 10 10") == pytest.approx(1 / 3)
+    assert rewards.box("0 0 10 10", [0, 0, 10, 10]) == 1.0
+    assert rewards.box("20 20 30 30", "0 0 10 10") == 0.0
+    assert rewards.box("10 10 0 0", "0 0 10 10") == 0.0
+    assert rewards.box("1 2 3", "0 0 10 10") == 0.0
+
+
+def test_grounding_f1_matches_for_the_largest_sum() -> None:
+    a, b = [0, 0, 10, 10], [5, 0, 15, 10]
+    assert rewards.grounding_f1([b, a], [a, b]) == pytest.approx(1.0)
+    # one of two boxes found exactly: 2 * 1 / (1 + 2)
+    assert rewards.grounding_f1([a], [a, [50, 50, 60, 60]]) == pytest.approx(2 / 3)
+    # Greedy would take (a, a) = 1 and leave (c, b) = 0; that is also the best sum here: 2 * 1 / 4.
+    assert rewards.grounding_f1([a, [90, 90, 99, 99]], [a, b]) == pytest.approx(0.5)
+    # p0 overlaps t0 by 1/3 and t1 fully; p1 overlaps only t1 by 1/3: full for p0 wins over 1/3 + 1/3.
+    assert rewards.grounding_f1([b, [10, 0, 20, 10]], [a, b]) == pytest.approx(2 * 1.0 / 4)
+    assert rewards.grounding_f1([], [a]) == 0.0
+    assert rewards.grounding_f1([], []) == 1.0
+
+
+def test_table_f1_counts_pairs() -> None:
+    truth = {"Peru": "Lima", "Chad": "N'Djamena"}
+    assert rewards.table_f1("peru: lima\nChad: N'Djamena", truth) == 1.0
+    assert rewards.table_f1("peru: lima", truth) == pytest.approx(2 * 1 / 3)
+    assert rewards.table_f1("Peru: Lima\nChad: Lima\nMali: Bamako", truth) == pytest.approx(2 * 1 / 5)
+    assert rewards.table_f1("no idea", truth) == 0.0
+
+
+def test_correct_is_strict() -> None:
+    assert rewards.correct("number", "4", 4)
+    assert not rewards.correct("number", "3", 4)
+    assert not rewards.correct("edit", "helo", "hello")
+    with pytest.raises(MoonflowError, match="unknown reward 'bleu'"):
+        rewards.correct("bleu", "a", "a")

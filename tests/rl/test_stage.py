@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from components.joint_rl import stage
+from components.joint_rl.config import Config
+from model.hf import load_model
+from tests.rl.conftest import Around
+
+CONFIG = Config(
+    iterations=2, prompts_per_iteration=4, samples_per_prompt=2, learning_rate=1e-3, max_new_tokens=8,
+    checkpoint_every=1, modalities="text,image", seed=1,
+)  # fmt: skip
+
+
+def test_joint_rl_covers_abilities_and_modalities_and_ends_complete(data_folder, checkpoint, tmp_path: Path) -> None:
+    around = Around(tmp_path)
+    around.work.mkdir()
+    output = stage.run(CONFIG, {"data": str(data_folder), "parent": str(checkpoint)}, around)
+    assert around.saved == [(0, False), (1, True)] and output == tmp_path / "saved-1"
+    assert (output / "training_state.json").is_file() and load_model(output) is not None
+    seen = {key for row in around.logged for key in row}
+    assert {f"reward/{name}" for name in ("mean", "knowledge", "coding", "agentic", "text", "image")} <= seen
+    assert [row["toggle/budget_phase"] for row in around.logged] == [1.0, 1.0]
+    assert around.logged[-1]["tokens/seen"] > 0

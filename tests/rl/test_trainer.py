@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import asyncio
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from model.config import preset
+from model.data.packing import pack
+from model.data.sample import Sample
+from model.data.tokenize import TokenizedSample, tokenize_prompt
+from model.image import ImageConfig
+from model.multimodal import KimiK25
+from model.rl.environment import Episode, run_episode
+from model.rl.objective import ObjectiveConfig
+from model.rl.toggle import Toggle
+from model.rl.tools.toolset import Toolset
+from model.rl.trainer import RLSettings, RLTrainer
+from model.rollout.embedded import EmbeddedEngine
+from model.tokenizer import Tokenizer
+from model.train.optimizer import build_optimizer
+from tests.rl.conftest import Around
+
+SETTINGS = RLSettings(4, prompts_per_iteration=2, samples_per_prompt=4, learning_rate=1e-3, checkpoint_every=2)
+
+
+class Tasks:
+    """Alternately a text question and one about a picture."""
+
+    def __getitem__(self, n: int) -> Sample:
+        text, media, content = f"Say {n}.", {}, []
+        if n % 2:
+            buffer = io.BytesIO()
+            Image.fromarray(np.full((28, 28 * (1 + n % 3), 3), 40 * (n % 6), np.uint8)).save(buffer, "png")
+            media, content = {"png": buffer.getvalue()}, [{"type": "image", "media": "png"}]
+        return Sample(
+            key=f"t-{n}", family="t", ability="knowledge", modality="image" if n % 2 else "text", source="s",
+            messages=[{"role": "user", "content": [*content, {"type": "text", "text": text}]}],
+            answer="7", reward="exact", media=media,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def tokenizer_folder(tokenizer: Tokenizer, tmp_path: Path) -> Path:
+    tokenizer.save(tmp_path / "tokenizer")
+    return tmp_path / "tokenizer"
+
+
+def trainer(tokenizer: Tokenizer, tokenizer_folder: Path, around: Around, settings: RLSettings, wanted: int = 0,
+            toggle: Toggle | None = None) -> RLTrainer:  # fmt: skip
+    """Rewards the share of sampled tokens below ``wanted``; 0 rewards every other length instead."""
+    torch.manual_seed(0)
+    model = KimiK25(preset("tiny"), seed=3)
+    engine = EmbeddedEngine(model)
+    toolset = Toolset()
+
+    async def rollout(sample: Sample, seed: int) -> Episode:
+        episode = await run_episode(
+            engine, tokenizer, sample, ImageConfig(), toolset, max_turns=1, max_new_tokens=6, temperature=1.0, seed=seed
+        )
+        mine = [t for t, policy in zip(episode.input_ids, episode.policy_mask, strict=True) if policy]
+        share = sum(token < wanted for token in mine) / max(1, len(mine)) if wanted else float(sum(mine) % 2)
+        return replace(episode, reward=share, correct=share > 0.5)
+
+    async def publish_weights() -> None:
+        engine.set_model(model)
+
+    return RLTrainer(
+        model, Tasks(), rollout, publish_weights, settings,
+        pad_id=tokenizer.pad_id, tokenizer_folder=tokenizer_folder, around=around, toggle=toggle,
+    )  # fmt: skip
+
+
+def test_the_trainer_recomputes_the_engines_own_log_probs(tokenizer, tokenizer_folder, tmp_path) -> None:
+    """Text and pictures, several episodes to a row: any misalignment would show as a log-ratio of order one."""
+    rl = trainer(tokenizer, tokenizer_folder, Around(tmp_path), SETTINGS)
+    groups, figures = asyncio.run(rl.collect())
+    assert {group.sample.modality for group in groups} == {"text", "image"}
+    learned = rl.learn(groups)
+    assert learned["groups/with_signal"] > 0
+    assert learned["rollout/mismatch_max"] < 1e-4
+    assert abs(learned["rollout/mismatch_kl"]) < 1e-5
+    assert learned["policy/masked_fraction"] == 0.0
+    assert figures["policy/entropy"] == pytest.approx(np.log(1024), rel=0.1)  # fresh weights: nearly uniform
+
+
+def test_a_run_that_died_ends_with_the_same_weights(tokenizer, tokenizer_folder, tmp_path) -> None:
+    whole, first, second = Around(tmp_path / "a"), Around(tmp_path / "b"), Around(tmp_path / "b")
+    for around in (whole, first):
+        around.work.mkdir(parents=True)
+    straight = trainer(tokenizer, tokenizer_folder, whole, SETTINGS, toggle=Toggle())
+    straight.train()
+    assert whole.saved == [(0, False), (1, True)]
+
+    class Died(Exception):
+        pass
+
+    def die(done: int, total: int, **figures: float) -> None:
+        if done == 3:  # a checkpoint exists for 2
+            raise Died
+
+    first.update = die  # type: ignore[method-assign]
+    with pytest.raises(Died):
+        trainer(tokenizer, tokenizer_folder, first, SETTINGS, toggle=Toggle()).train()
+    resumed = trainer(tokenizer, tokenizer_folder, second, SETTINGS, toggle=Toggle())
+    resumed.train()
+    assert second.saved == [(1, True)] and second.reports == [(3, 4), (4, 4)]
+    for name, value in straight.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    assert resumed.loop == straight.loop
+    assert resumed.toggle is not None and straight.toggle is not None
+    assert resumed.toggle.budgets == straight.toggle.budgets != {}
+    timed = ("tokens/s", "seconds/rollout", "seconds/train")
+    straight_log, resumed_log = (
+        [{k: v for k, v in row.items() if k not in timed} for row in run] for run in (whole.logged[2:], second.logged)
+    )
+    assert straight_log == resumed_log
+
+
+def speak_in_eight_tokens(model: KimiK25, tokenizer: Tokenizer) -> None:
+    """Supervised: six random tokens of 0-7 after every text prompt, so that exploration finds both sides of 4."""
+    optimizer = build_optimizer(model, 4e-3)
+    rng = np.random.default_rng(0)
+    for _ in range(25):
+        samples = []
+        for n in range(16):
+            prompt = tokenize_prompt(Tasks()[2 * n], tokenizer, ImageConfig()).input_ids
+            ids = torch.cat([prompt, torch.tensor(rng.integers(0, 8, 6))])
+            samples.append(TokenizedSample(ids, torch.arange(len(ids)) >= len(prompt), None, []))
+        batch = pack(samples, tokenizer.pad_id)
+        F.cross_entropy(model(batch), batch.targets_N).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_reward_rises(tokenizer, tokenizer_folder, tmp_path) -> None:
+    around = Around(tmp_path)
+    around.work.mkdir()
+    settings = RLSettings(12, 2, 16, learning_rate=1e-3, updates=2, objective=ObjectiveConfig(tau=0.0))
+    rl = trainer(tokenizer, tokenizer_folder, around, settings, wanted=4)
+    speak_in_eight_tokens(rl.model, tokenizer)
+    rl.train()
+    rewards = [row["reward/mean"] for row in around.logged]
+    assert np.mean(rewards[:2]) < 0.65  # about half of what it says is below 4
+    assert np.mean(rewards[-2:]) > 0.85
+    assert around.saved == [(0, True)]
+
+
+def test_groups_without_signal_leave_the_weights_alone(tokenizer, tokenizer_folder, tmp_path) -> None:
+    rl = trainer(tokenizer, tokenizer_folder, Around(tmp_path), SETTINGS, wanted=2000)  # every token earns
+    groups, _ = asyncio.run(rl.collect())
+    before: dict[str, Any] = {name: value.clone() for name, value in rl.model.state_dict().items()}
+    assert rl.learn(groups) == {"groups/with_signal": 0.0}
+    assert all(torch.equal(value, rl.model.state_dict()[name]) for name, value in before.items())

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from model.data.sample import Sample
+from model.image import ImageConfig
+from model.rl.environment import Episode
+from model.rl.tools.toolset import Toolset
+from model.rollout.protocol import Request
+from model.swarm.orchestrator import SwarmLimits, run_swarm_episode
+
+ITEMS = {"Peru": "Lima", "France": "Paris", "Chad": "Oman"}
+SAMPLE = Sample(
+    key="w-0", family="wide_search", ability="agentic", modality="text", source="s",
+    messages=[{"role": "user", "content": "capital of each: Peru, France, Chad"}],
+    tools=["search", "create_subagent", "assign_task"], answer=ITEMS, reward="table_f1",
+    environment={"records": {f"{item} capital".lower(): value for item, value in ITEMS.items()}},
+)  # fmt: skip
+ANSWER = "\n".join(f"{item}: {value}" for item, value in ITEMS.items())
+CREATE = ("create_subagent", {"name": "finder", "system_prompt": "Search."})
+ASSIGN = [("assign_task", {"agent": "finder", "prompt": f"{item} capital"}) for item in ITEMS]
+SEARCH = [("search", {"query": f"{item} capital"}) for item in ITEMS]
+
+
+@pytest.fixture(scope="module")
+def toolset() -> Iterator[Toolset]:
+    with Toolset() as tools:
+        yield tools
+
+
+@pytest.fixture
+def play(tokenizer: Any, toolset: Toolset, scripted: Any) -> Callable[..., Episode]:
+    def run(*turns: list[int], sub: Any = None, budget: int = 10, swarm: bool = True) -> Episode:
+        left = list(turns)
+        engine = scripted(lambda request: left.pop(0))
+        return asyncio.run(
+            run_swarm_episode(
+                engine, sub or scripted(lambda request: [7]), tokenizer, SAMPLE, ImageConfig(), toolset,
+                limits=SwarmLimits(critical_steps=budget, sub_agent_steps=4), temperature=1.0, seed=1, swarm=swarm,
+            )  # fmt: skip
+        )
+
+    return run
+
+
+@pytest.fixture
+def searcher(tokenizer: Any, scripted: Any, speak: Any) -> Any:
+    """A sub-agent that searches for its task once and repeats the result."""
+
+    def script(request: Request) -> list[int]:
+        text = tokenizer.decode(request.input_ids)
+        item = next(item for item in ITEMS if f"{item} capital" in text)
+        return speak(ITEMS[item]) if "Return of" in text else speak("", [("search", {"query": f"{item} capital"})])
+
+    return scripted(script, seconds=0.01)
+
+
+def test_a_swarm_works_in_parallel_and_its_words_are_observations(play, speak, searcher, tokenizer) -> None:
+    create, assign, answer = speak("", [CREATE]), speak("", ASSIGN, first=1), speak(ANSWER)
+    episode = play(create, assign, answer, sub=searcher)
+    assert episode.reward == 1.0 and episode.finish_reason == "answer"
+    assert searcher.most_running == len(ITEMS)
+    # create 1 + (assign 1 + slowest sub-agent 2) + answer 1
+    assert episode.metrics == {
+        "tool_calls": 4.0, "critical_steps": 5.0, "parallelism": 3.0,
+        "subtasks_assigned": 3.0, "subtasks_finished": 3.0,
+    }  # fmt: skip
+    policy = [token for token, mine in zip(episode.input_ids, episode.policy_mask, strict=True) if mine]
+    assert policy == create + assign + answer
+    observed = [token for token, mine in zip(episode.input_ids, episode.policy_mask, strict=True) if not mine]
+    assert "## Return of functions.assign_task:1\nLima" in tokenizer.decode(observed)
+
+
+def test_sub_agents_have_a_context_of_their_own(play, speak, searcher, tokenizer) -> None:
+    play(speak("", [CREATE]), speak("", ASSIGN[:1], first=1), speak(ANSWER), sub=searcher)
+    prompt = tokenizer.decode(searcher.requests[0].input_ids)
+    assert "Search." in prompt and "Peru capital" in prompt
+    assert "France" not in prompt and "create_subagent" not in prompt
+
+
+def test_direct_searches_cost_one_step_each(play, speak) -> None:
+    together = play(speak("", SEARCH), speak(ANSWER))
+    one_by_one = play(*(speak("", [call], first=n) for n, call in enumerate(SEARCH)), speak(ANSWER))
+    assert together.metrics["critical_steps"] == one_by_one.metrics["critical_steps"] == 4.0
+    assert together.reward == one_by_one.reward == 1.0
+    assert together.metrics["parallelism"] == 0.0
+
+
+def test_the_budget_ends_the_episode_before_it_is_exceeded(play, speak, searcher) -> None:
+    serial = [speak("", [call], first=n) for n, call in enumerate(SEARCH)]
+    for budget, turns in (
+        (3, [*serial, speak(ANSWER)]),
+        (2, [speak("", SEARCH), speak(ANSWER)]),
+        (4, [speak("", [CREATE]), speak("", ASSIGN, first=1), speak(ANSWER)]),
+    ):
+        episode = play(*turns, sub=searcher, budget=budget)
+        assert (episode.finish_reason, episode.reward) == ("budget", 0.0)
+        assert episode.metrics["critical_steps"] == budget
+    assert play(*serial, speak(ANSWER), budget=4).reward == 1.0
+
+
+def test_a_sub_agent_is_cut_at_what_the_budget_leaves(play, speak, scripted) -> None:
+    restless = scripted(lambda request: speak("", SEARCH[:1]))
+    episode = play(speak("", [CREATE]), speak("", ASSIGN[:2], first=1), speak(ANSWER), sub=restless, budget=5)
+    assert len(restless.requests) == 2 * 3
+    assert episode.finish_reason == "budget"
+    assert (episode.metrics["subtasks_assigned"], episode.metrics["subtasks_finished"]) == (2.0, 0.0)
+
+
+def test_unfinished_and_unknown_agents_are_told(play, speak, scripted, tokenizer) -> None:
+    restless = scripted(lambda request: speak("", SEARCH[:1]))
+    orders = [ASSIGN[0], ("assign_task", {"agent": "nobody", "prompt": "x"})]
+    episode = play(speak("", [CREATE]), speak("", orders, first=1), speak(ANSWER), sub=restless)
+    text = tokenizer.decode(episode.input_ids)
+    assert "error: no answer (turns)" in text and "error: no agent nobody" in text
+    assert episode.metrics["subtasks_assigned"] == 1.0
+
+
+def test_a_single_agent_has_search_alone(play, speak, searcher, tokenizer) -> None:
+    episode = play(speak("", [CREATE]), speak("", SEARCH, first=1), speak(ANSWER), sub=searcher, swarm=False)
+    text = tokenizer.decode(episode.input_ids)
+    assert "assign_task" not in text and "error: no tool create_subagent" in text
+    assert episode.reward == 1.0 and searcher.requests == []

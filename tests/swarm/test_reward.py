@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+
+from model.rl.environment import Episode
+from model.swarm.critical_steps import CriticalSteps
+from model.swarm.reward import SwarmReward, finish_reward, parallel_reward
+
+
+def episode(parallelism: float, assigned: float, finished: float, reward: float) -> Episode:
+    figures = {"parallelism": parallelism, "subtasks_assigned": assigned, "subtasks_finished": finished}
+    return Episode([1], [True], [-1.0], None, [], reward, "", 3, "answer", metrics=figures | {"critical_steps": 5.0})
+
+
+def test_the_reward_is_the_weighted_sum() -> None:
+    reward = SwarmReward(parallel=0.2, finish=0.1, anneal_iterations=10, most=4)
+    total, parts = reward(0, episode(parallelism=2, assigned=3, finished=2, reward=0.8))
+    assert total == pytest.approx(0.2 * 0.5 + 0.1 * 2 / 3 + 0.8)
+    assert parts["reward/parallel"] == 0.5 and parts["reward/finish"] == pytest.approx(2 / 3)
+    assert parts["reward/perf"] == 0.8 and parts["swarm/critical_steps"] == 5.0
+
+
+def test_the_auxiliary_rewards_fall_to_exactly_nothing() -> None:
+    reward = SwarmReward(parallel=0.2, finish=0.1, anneal_iterations=10)
+    scales = [reward.scale(t) for t in range(14)]
+    assert scales[0] == 1.0 and scales[5] == pytest.approx(0.5)
+    assert all(later < earlier for earlier, later in zip(scales[:10], scales[1:11], strict=True))
+    assert scales[10:] == [0.0] * 4
+    assert reward(10, episode(4, 4, 4, 0.25))[0] == 0.25
+
+
+def test_serial_and_empty_swarms_earn_no_auxiliary_reward() -> None:
+    assert parallel_reward(0, 4) == parallel_reward(1, 4) == 0.0
+    assert parallel_reward(9, 4) == 1.0
+    assert finish_reward(0, 0) == 0.0
+
+
+def test_critical_steps_count_the_slowest_sub_agent_of_each_turn() -> None:
+    steps = CriticalSteps(budget=10)
+    steps.spend(1)
+    steps.spend(1, [2, 4, 3])
+    steps.spend(1)
+    assert (steps.spent, steps.remaining) == (7, 3)
+    with pytest.raises(ValueError, match="4 steps do not fit into the 3"):
+        steps.spend(1, [3])
+    assert steps.spent == 7

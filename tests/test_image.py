@@ -1,0 +1,175 @@
+"""The image processor against formulas written out by hand."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from model.errors import MoonflowError
+from model.image import (
+    ImageConfig,
+    chunk_timestamps,
+    decode_video,
+    encode_image,
+    encode_mp4,
+    encode_png,
+    encode_video,
+    scaled_size,
+)
+
+CONFIG = ImageConfig()
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def test_defaults_are_the_released_ones() -> None:
+    released = {
+        "in_patch_limit": 16384,
+        "patch_size": 14,
+        "merge_kernel_size": 2,
+        "patch_limit_on_one_side": 512,
+        "in_patch_limit_each_frame": 4096,
+        "in_patch_limit_video": None,
+        "sample_fps": 2.0,
+        "temporal_merge_kernel_size": 4,
+        "fixed_output_tokens": None,
+        "timestamp_mode": "hh:mm:ss.fff",
+    }
+    assert released.items() <= CONFIG.model_dump().items()
+    assert CONFIG.image_mean == CONFIG.image_std == (0.5, 0.5, 0.5)
+    with pytest.raises(ValidationError, match="patch_sise"):
+        ImageConfig.model_validate({"patch_sise": 14})
+
+
+def test_patches_are_in_row_order_with_channels_first() -> None:
+    pixels = noise(28, 84, 3)
+    values, grid = encode_image(pixels, CONFIG)
+    assert grid == (1, 2, 6) and values.shape == (12, 3, 14, 14) and values.dtype == np.float32
+    for row in range(2):
+        for column in range(6):
+            patch = pixels[14 * row : 14 * row + 14, 14 * column : 14 * column + 14]
+            np.testing.assert_allclose(values[6 * row + column], patch.transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
+
+
+def test_padding_is_right_and_bottom_and_comes_before_normalising() -> None:
+    values, grid = encode_image(np.full((20, 30, 3), 255, np.uint8), CONFIG)
+    assert grid == (1, 2, 4)
+    image = values.reshape(2, 4, 3, 14, 14).transpose(2, 0, 3, 1, 4).reshape(3, 28, 56)
+    assert (image[:, :20, :30] == 1).all()
+    assert (image[:, 20:] == -1).all() and (image[:, :, 30:] == -1).all()  # black, not the mean gray
+
+
+def test_mean_and_std_are_per_channel() -> None:
+    config = ImageConfig(image_mean=(0.1, 0.2, 0.3), image_std=(0.5, 0.25, 1.0))
+    values, _ = encode_image(np.full((28, 28, 3), 255, np.uint8), config)
+    np.testing.assert_allclose(values[0, :, 0, 0], [0.9 / 0.5, 0.8 / 0.25, 0.7], rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(28, 28), (84, 28), (1, 1), (13, 500), (1792, 1792)])
+def test_small_images_keep_their_size(size: tuple[int, int]) -> None:
+    assert scaled_size(*size, CONFIG.in_patch_limit, CONFIG) == size
+
+
+def test_area_limit_shrinks_by_the_square_root() -> None:
+    scale = math.sqrt(16384 / ((4000 // 14) * (3000 // 14)))
+    assert scaled_size(4000, 3000, 16384, CONFIG) == (int(4000 * scale), int(3000 * scale))
+    values, (_, height, width) = encode_image(noise(90, 120, 3), ImageConfig(in_patch_limit=16))
+    scale = math.sqrt(16 / ((120 // 14) * (90 // 14)))
+    expected = tuple(2 * math.ceil(int(side * scale) / 28) for side in (90, 120))
+    assert (height, width) == expected and len(values) == height * width
+
+
+def test_side_cap() -> None:
+    assert scaled_size(14336, 28, 16384, CONFIG) == (7168, 14)
+    assert scaled_size(28, 14336, 16384, CONFIG) == (14, 7168)
+
+
+def test_shrinking_is_bicubic() -> None:
+    pixels = noise(56, 56, 3)
+    config = ImageConfig(in_patch_limit=4)
+    values, grid = encode_image(pixels, config)
+    small = Image.fromarray(pixels).resize((28, 28), Image.Resampling.BICUBIC)
+    expected, _ = encode_image(small, CONFIG)
+    assert grid == (1, 2, 2)
+    np.testing.assert_array_equal(values, expected)
+
+
+def test_all_ways_to_give_an_image_agree() -> None:
+    pixels = noise(28, 56, 3)
+    by_array, _ = encode_image(pixels, CONFIG)
+    np.testing.assert_array_equal(by_array, encode_image(encode_png(pixels), CONFIG)[0])
+    np.testing.assert_array_equal(by_array, encode_image(Image.fromarray(pixels), CONFIG)[0])
+    gray = noise(28, 28)
+    as_rgb = np.repeat(gray[..., None], 3, axis=2)
+    np.testing.assert_array_equal(encode_image(encode_png(gray), CONFIG)[0], encode_image(as_rgb, CONFIG)[0])
+
+
+def test_video_frames_are_chunked_by_four() -> None:
+    frames = noise(6, 28, 56, 3)
+    values, grids = encode_video(frames, CONFIG)
+    assert grids == [(4, 2, 4), (2, 2, 4)] and values.shape == (6 * 8, 3, 14, 14)
+    for i, frame in enumerate(frames):
+        np.testing.assert_array_equal(values[8 * i : 8 * i + 8], encode_image(frame, CONFIG)[0])
+
+
+def test_video_limits_per_frame_and_in_all() -> None:
+    frames = noise(8, 112, 112, 3)
+    assert encode_video(frames, ImageConfig(in_patch_limit_each_frame=16))[1] == [(4, 4, 4)] * 2
+    assert encode_video(frames, ImageConfig(in_patch_limit_video=8 * 4))[1] == [(4, 2, 2)] * 2
+
+
+def test_mp4_round_trip_keeps_every_frame_and_its_order() -> None:
+    frames = np.zeros((8, 28, 56, 3), np.uint8)
+    for i, frame in enumerate(frames):
+        frame[:] = 25 * i
+    decoded, seconds = decode_video(encode_mp4(frames), CONFIG)
+    assert decoded.shape == frames.shape and seconds == [i / 2 for i in range(8)]
+    assert np.abs(decoded.astype(int) - frames).max() <= 8  # lossy
+    assert chunk_timestamps(seconds, CONFIG) == ["00:00:00.000", "00:00:02.000"]
+    assert chunk_timestamps([3725.5], CONFIG) == ["01:02:05.500"]
+
+
+def test_fast_video_is_sampled_at_two_frames_a_second() -> None:
+    frames = np.zeros((41, 28, 28, 3), np.uint8)
+    for i, frame in enumerate(frames):
+        frame[:] = 5 * i
+    decoded, seconds = decode_video(encode_mp4(frames, fps=20), CONFIG)
+    assert seconds == [i / 20 for i in (0, 13, 27, 40)]  # round(41 * 2 / 20) = 4 frames, evenly from first to last
+    assert np.abs(decoded.mean((1, 2, 3)) - np.array([0, 65, 135, 200])).max() <= 8
+    limited = ImageConfig(max_num_frames_each_video=2)
+    assert decode_video(encode_mp4(frames, fps=20), limited)[1] == [0, 2]
+
+
+def test_bad_media_are_told_in_one_line() -> None:
+    png = encode_png(noise(28, 28, 3))
+    for data in (b"", b"not an image", png[: len(png) // 2]):
+        with pytest.raises(MoonflowError, match="cannot be decoded: give a PNG"):
+            encode_image(data, CONFIG)
+        with pytest.raises(MoonflowError, match="give an MP4"):
+            encode_video(data, CONFIG)
+    with pytest.raises(MoonflowError, match="float32"):
+        encode_image(np.zeros((28, 28, 3), np.float32), CONFIG)  # type: ignore[arg-type]
+    with pytest.raises(MoonflowError, match=r"\[28, 28\]"):
+        encode_image(noise(28, 28), CONFIG)
+    with pytest.raises(MoonflowError, match="frames, height"):
+        encode_video(noise(28, 28, 3), CONFIG)
+
+
+def test_audio_only_file_is_refused() -> None:
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("aac", rate=16000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 16000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with pytest.raises(MoonflowError, match="give an MP4"):
+        decode_video(buffer.getvalue(), CONFIG)

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.errors import MoonflowError
+from model.tokenizer import NAMED_SLOTS, SPECIALS, Tokenizer
+from tests.corpus import corpus, small_tokenizer
+
+TEXTS = st.lists(
+    st.sampled_from([*SPECIALS, " ", "\n", "12", "word", "日本", "\u200d", "<|", "|>"]) | st.text(), max_size=8
+).map("".join)
+
+
+@given(TEXTS)
+@settings(max_examples=300, deadline=None)
+def test_any_text_comes_back_and_never_holds_a_special_token(text):
+    tokenizer = small_tokenizer()
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert all(token < tokenizer.ranks for token in ids)
+
+
+@given(st.from_regex(r"[a-z ]{0,5}[0-9]{1,8}[a-z .,]{0,5}[0-9]{0,4}", fullmatch=True))
+@settings(deadline=None)
+def test_every_digit_is_one_token(text):
+    tokenizer = small_tokenizer()
+    digits = [token for token in tokenizer.encode(text) if any(c.isdigit() for c in tokenizer.decode([token]))]
+    assert [tokenizer.decode([token]) for token in digits] == [c for c in text if c.isdigit()]
+
+
+def test_special_slots_follow_the_ranks_as_released():
+    tokenizer = small_tokenizer()
+    assert tokenizer.vocab_size == 1024
+    assert {tokenizer.token_id(name) - tokenizer.ranks for name in SPECIALS} == set(range(256))
+    released = {
+        "[EOS]": 585,
+        "<|im_end|>": 586,
+        "<|im_system|>": 594,
+        "<|tool_calls_section_begin|>": 595,
+        "<|media_pad|>": 605,
+        "</think>": 607,
+        "[PAD]": 839,
+    }
+    for name, offset in released.items():
+        assert tokenizer.token_id(name) - tokenizer.ranks == offset + 163_000 - 163_584
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.im_end_id, tokenizer.media_pad_id, tokenizer.pad_id) == (
+        768,
+        769,
+        770,
+        789,
+        1023,
+    )
+    assert tokenizer.decode([768, *tokenizer.encode("a"), 770]) == "[BOS]a<|im_end|>"
+
+
+def test_training_is_reproducible_and_saving_keeps_everything(tmp_path: Path):
+    tokenizer = small_tokenizer()
+    assert Tokenizer.train(iter(corpus()), ranks=768).digest == tokenizer.digest
+    tokenizer.save(tmp_path)
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.digest == tokenizer.digest == hashlib.sha256((tmp_path / "tokenizer.json").read_bytes()).hexdigest()
+    text = "def f(x): return 2026 <|im_end|>"
+    assert loaded.encode(text) == tokenizer.encode(text)
+
+
+def test_transformers_reads_the_same_ids(tmp_path: Path):
+    transformers = pytest.importorskip("transformers")
+    tokenizer = small_tokenizer()
+    tokenizer.save(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    text = "How many digits has 2026?\n\tnaïve 日本  x"
+    assert theirs(text)["input_ids"] == tokenizer.encode(text)
+    assert theirs.decode(tokenizer.encode(text)) == text
+    assert len(theirs) == tokenizer.vocab_size
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (
+        tokenizer.bos_id,
+        tokenizer.eos_id,
+        tokenizer.pad_id,
+    )
+    for slot, name in NAMED_SLOTS.items():
+        assert theirs(name)["input_ids"] == [tokenizer.ranks + slot]
+
+
+def test_missing_broken_and_foreign_files_are_told(tmp_path: Path):
+    with pytest.raises(MoonflowError, match="no tokenizer at"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"model": 3')
+    with pytest.raises(MoonflowError, match="not a readable tokenizer"):
+        Tokenizer.load(tmp_path)
+    small_tokenizer().save(tmp_path)
+    raw = json.loads((tmp_path / "tokenizer.json").read_text())
+    del raw["added_tokens"][2]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    with pytest.raises(MoonflowError, match=r"tokenizer\.json: .*<\|im_end\|>"):
+        Tokenizer.load(tmp_path)
+
+
+def test_too_little_text_and_unknown_names_are_told():
+    with pytest.raises(MoonflowError, match="of 768 ranks"):
+        Tokenizer.train(["a few words"], ranks=768)
+    with pytest.raises(MoonflowError, match="at least 256"):
+        Tokenizer.train(["a few words"], ranks=10)
+    with pytest.raises(MoonflowError, match="not a special token"):
+        small_tokenizer().token_id("<|nope|>")

@@ -1,0 +1,55 @@
+"""Small real folders for tests: data as prepare_data writes it, and a checkpoint with random weights."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from model.chat import render
+from model.config import preset
+from model.data.families import FAMILIES
+from model.data.sample import Sample
+from model.data.shards import write_shard
+from model.multimodal import KimiK25
+from model.tokenizer import Tokenizer
+from model.train.checkpoint import save_checkpoint
+
+TASKS = sorted(name for name, family in FAMILIES.items() if family.kind == "task")
+
+
+@cache
+def eval_samples(family: str, count: int) -> tuple[Sample, ...]:
+    return tuple(FAMILIES[family].generate(np.random.default_rng(index), "eval", index) for index in range(count))
+
+
+@cache
+def tiny_tokenizer() -> Tokenizer:
+    """Of the tiny preset's 768 ranks, from the tasks' own texts and some documents."""
+    samples = [sample for name in TASKS for sample in eval_samples(name, 24)]
+    texts = [piece.text for s in samples for piece in render(s.messages, s.tools) if piece.kind == "text"]
+    documents = [FAMILIES["stdlib_text"].generate(np.random.default_rng(n), "train", n) for n in range(400)]
+    return Tokenizer.train(texts * 2 + [part["text"] for d in documents for part in d.segments], 768)
+
+
+def write_data_folder(folder: Path, count: int = 4) -> Path:
+    """Tokenizer, index and one eval shard of each task family."""
+    tiny_tokenizer().save(folder)
+    families = {}
+    for name in TASKS:
+        shard = folder / "eval" / f"{name}-00000.tar"
+        shard.parent.mkdir(exist_ok=True)
+        shard.write_bytes(write_shard(eval_samples(name, count)))
+        families[name] = {"train": [], "eval": [{"shard": f"eval/{shard.name}", "samples": count}]}
+    (folder / "index.json").write_text(json.dumps({"families": families, "image": {}}))
+    return folder
+
+
+def write_checkpoint(folder: Path, seed: int = 0) -> Path:
+    """The tiny preset with random weights, for inference only."""
+    tokenizer_folder = folder.parent / f"{folder.name}-tokenizer"
+    tiny_tokenizer().save(tokenizer_folder)
+    save_checkpoint(folder, KimiK25(preset("tiny"), seed=seed), tokenizer_folder, None, {})
+    return folder
