@@ -74,16 +74,16 @@ def load_weights(model: KimiK25, folder: Path) -> None:
     if not path.is_file():
         raise MoonflowError(f"no weights at {path}; the folder is not a checkpoint, or its download was cut short")
     try:
-        tensors = stacked_tensors(load_file(path))
-    except (SafetensorError, KeyError) as error:
+        tensors = load_file(path)
+    except SafetensorError as error:
         raise MoonflowError(f"{path} is damaged ({error}); fetch the checkpoint again") from error
-    own = model.state_dict()
+    own = released_tensors(model)
     for name in sorted(own.keys() ^ tensors.keys()):
         raise MoonflowError(f"{path}: tensor {name} is {'missing' if name in own else 'unknown'}; config.json and weights disagree")
     for name, value in tensors.items():
         if value.shape != own[name].shape:
             raise MoonflowError(f"{path}: tensor {name} is {list(value.shape)}, config.json asks for {list(own[name].shape)}")
-    model.load_state_dict(tensors)
+    model.load_state_dict(stacked_tensors(tensors))
 
 
 def load_model(folder: Path) -> KimiK25:

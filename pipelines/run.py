@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.live import Live
 
 from components.steps import STEPS
+from model.config import preset
 from model.errors import MoonflowError
 from pipelines.compile import compile_ir
 from pipelines.profile import Profile
@@ -38,6 +39,7 @@ def run_locally(profile: Profile, run_dir: Path, *, keep: bool, console: Console
     A second call with the same folder redoes nothing that is finished. ``keep`` leaves the services running.
     Raises MoonflowError with the failed step's own line.
     """
+    preset(profile.run.preset)  # a wrong name is told now, not after the data is made
     run_dir = run_dir.resolve()
     started = time.time()
     try:

@@ -9,15 +9,15 @@ from components.runtime.config import StepConfig
 
 class Config(StepConfig):
     samples: int = Field(
-        96, ge=2, description="held-out tasks per suite for the untrained and the final model (source: ours)"
+        64, ge=2, description="held-out tasks per suite for the untrained and the final model (source: ours)"
     )
     samples_intermediate: int = Field(
-        32, ge=2, description="held-out tasks per suite for the checkpoints between (source: ours)"
+        24, ge=2, description="held-out tasks per suite for the checkpoints between (source: ours)"
     )
     temperature: float = Field(
         0.0, ge=0, description="sampling temperature; 0 is greedy (source: ours; K2.5 evaluates at 1.0)"
     )
-    max_batch: int = Field(96, ge=1, description="completions generated at once (source: ours)")
+    max_batch: int = Field(128, ge=1, description="completions generated at once (source: ours)")
     floors: str = Field(
         "digit_string=0.9,digit_count=0.7",
         description="scores the final model must reach: suite=value or ability/modality=value, ... (source: ours)",

@@ -52,7 +52,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
             if step in results:
                 continue
             count = config.samples if step in (UNTRAINED, trained[-1]) else config.samples_intermediate
-            chosen = {name: samples[:count] for name, samples in tasks.items()}
+            chosen = {suite.name: tasks[suite.name][: suite.tasks(count)] for suite in suites}
             model = _untrained(context.fetch(inputs[trained[0]]), config.seed) if step == UNTRAINED else None
             model = model or load_model(context.fetch(inputs[step]))
             results[step] = asyncio.run(_scores(evaluation, model, frozen, chosen, suites, config.max_batch))
@@ -84,7 +84,8 @@ async def _scores(
     suites: Sequence[Suite], max_batch: int,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     engine, sub_engine = EmbeddedEngine(model, max_batch), EmbeddedEngine(frozen, max_batch)
-    scores: dict[str, Score] = await evaluation.score(engine, sub_engine, tasks, suites)
+    context = min(m.config.text_config.max_position_embeddings for m in (model, frozen))
+    scores: dict[str, Score] = await evaluation.score(engine, sub_engine, tasks, suites, context)
     return {name: asdict(score) for name, score in scores.items()}
 
 

@@ -192,17 +192,12 @@ def _curves(events: Mapping[str, Sequence[Event]]) -> str:
             series = _series(rows, pattern)
             if chart := line_chart(series, x_label="optimizer step", y_label=label):
                 title = f"{STAGE_LABELS.get(step, _words(step))}: {word}"
-                last = (
-                    ", ".join(f"{name} {figure(points[-1][1])}" for name, points in series.items())
-                    if len(series) < 3
-                    else ""
-                )
+                last = ", ".join(f"{name} {figure(points[-1][1])}" for name, points in list(series.items())[:2])
                 cards.append(_card(title, last, chart))
-    return (
-        f'<h2>Loss and reward</h2><p class="quiet">Thin: every logged step. Bold: moving average.</p><div class="grid2">{"".join(cards)}</div>'
-        if cards
-        else ""
-    )  # noqa: E501
+    if not cards:
+        return ""
+    note = "Thin: every logged step. Bold: moving average."
+    return f'<h2>Loss and reward</h2><p class="quiet">{note}</p><div class="grid2">{"".join(cards)}</div>'
 
 
 def _swarm(rows: Sequence[Row], evaluation: Mapping[str, Any], parl: Sequence[Event]) -> str:

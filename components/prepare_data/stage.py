@@ -33,8 +33,8 @@ TEXT_WEIGHTS = {
     "array_tool": 3, "wide_search": 3, "sub_search": 1,
 }  # fmt: skip
 IMAGE_WEIGHTS = {
-    "digit_string": 3, "digit_count": 3, "grounding": 2, "ocr_line": 2, "photo": 1, "chart": 1,
-    "array_tool_image": 1, "video_digits": 1, "video_clip": 0.5,
+    "digit_string": 6, "digit_count": 6, "grounding": 2, "ocr_line": 1.5, "photo": 1, "chart": 1.5,
+    "array_tool_image": 0.3, "video_digits": 0.8, "video_clip": 0.4,
 }  # fmt: skip
 TOKENIZER_SAMPLES = 6_000  # of the train split, by the same shares: more do not change the first ranks (ours)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 Mixture = dict[str, float]
 
 VISION: Mixture = {
-    "digit_string": 3,
+    "digit_string": 8,
     "digit_count": 3,
-    "grounding": 2,
-    "ocr_line": 2,
-    "photo": 1,
-    "chart": 1,
-    "video_digits": 1,
-    "video_clip": 0.5,
+    "grounding": 1,
+    "ocr_line": 0.4,
+    "photo": 0.5,
+    "chart": 0.8,
+    "video_digits": 0.3,
+    "video_clip": 0.15,
 }
 
 TEXT: Mixture = {

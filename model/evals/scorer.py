@@ -54,28 +54,40 @@ class Evaluation:
     seed: int
 
     async def score(
-        self, engine: Engine, sub_engine: Engine, tasks: Mapping[str, Sequence[Sample]], suites: Sequence[Suite]
+        self,
+        engine: Engine,
+        sub_engine: Engine,
+        tasks: Mapping[str, Sequence[Sample]],
+        suites: Sequence[Suite],
+        max_tokens: int,
     ) -> dict[str, Score]:
-        """Scores by suite name. ``tasks``: suite name -> held-out samples."""
+        """Scores by suite name.
+
+        Args:
+            tasks: suite name -> held-out samples.
+            max_tokens: of one episode: the smaller context of the two engines.
+        """
 
         async def one(suite: Suite) -> Score:
             samples = tasks[suite.name]
             episodes = await asyncio.gather(
-                *(self._episode(engine, sub_engine, suite, sample, n) for n, sample in enumerate(samples))
+                *(self._episode(engine, sub_engine, suite, sample, n, max_tokens) for n, sample in enumerate(samples))
             )
             return summarise(samples, episodes)
 
         scores = await asyncio.gather(*(one(suite) for suite in suites))
         return {suite.name: score for suite, score in zip(suites, scores, strict=True)}
 
-    async def _episode(self, engine: Engine, sub_engine: Engine, suite: Suite, sample: Sample, number: int) -> Episode:
+    async def _episode(
+        self, engine: Engine, sub_engine: Engine, suite: Suite, sample: Sample, number: int, max_tokens: int
+    ) -> Episode:
         seed = derive_seed(self.seed, number)
         if suite.mode == "episode":
             return await run_episode(
                 engine, self.tokenizer, sample, self.image_config, self.toolset, max_turns=suite.max_turns,
-                max_new_tokens=suite.max_new_tokens, temperature=self.temperature, seed=seed,
+                max_new_tokens=suite.max_new_tokens, max_tokens=max_tokens, temperature=self.temperature, seed=seed,
             )  # fmt: skip
-        limits = SwarmLimits(critical_steps=suite.max_turns, max_new_tokens=suite.max_new_tokens)
+        limits = SwarmLimits(critical_steps=suite.max_turns, max_new_tokens=suite.max_new_tokens, max_tokens=max_tokens)
         return await run_swarm_episode(
             engine, sub_engine, self.tokenizer, sample, self.image_config, self.toolset, limits=limits,
             temperature=self.temperature, seed=seed, swarm=suite.mode == "swarm",

@@ -25,6 +25,7 @@ class Suite:
         mode: "episode" (an answer, or tool calls and an answer), or a wide search by a "single" agent or a "swarm".
         max_new_tokens: per completion.
         max_turns: completions of an episode; for wide search the budget of critical steps.
+        share: of the tasks asked for that are run; below 1 for suites whose episodes are long.
     """
 
     name: str
@@ -32,6 +33,11 @@ class Suite:
     max_new_tokens: int
     max_turns: int = 1
     mode: Literal["episode", "single", "swarm"] = "episode"
+    share: float = 1.0
+
+    def tasks(self, count: int) -> int:
+        """How many tasks are run where ``count`` are asked for; at least two."""
+        return max(2, round(count * self.share))
 
 
 SUITES: dict[str, Suite] = {
@@ -41,8 +47,8 @@ SUITES: dict[str, Suite] = {
         Suite("reasoning_gym", "reasoning_gym", 20),
         Suite("array_tool", "array_tool", 48, max_turns=3),
         Suite("sub_search", "sub_search", 40, max_turns=3),
-        Suite("wide_search_single", "wide_search", 160, max_turns=8, mode="single"),
-        Suite("wide_search_swarm", "wide_search", 160, max_turns=8, mode="swarm"),
+        Suite("wide_search_single", "wide_search", 160, max_turns=8, mode="single", share=0.5),
+        Suite("wide_search_swarm", "wide_search", 160, max_turns=8, mode="swarm", share=0.5),
         Suite("digit_string", "digit_string", 8),
         Suite("digit_count", "digit_count", 6),
         Suite("grounding", "grounding", 16),
@@ -69,8 +75,8 @@ def available(data: DataFolder) -> list[Suite]:
 
 
 def held_out(data: DataFolder, suite: Suite, count: int) -> list[Sample]:
-    """The first ``count`` held-out tasks of a suite's family (fewer if there are fewer)."""
-    return list(islice(_tasks(data.samples(suite.family, "eval")), count))
+    """The first held-out tasks of a suite's family: its share of ``count`` (fewer if there are fewer)."""
+    return list(islice(_tasks(data.samples(suite.family, "eval")), suite.tasks(count)))
 
 
 def _tasks(samples: Iterable[Sample]) -> Iterable[Sample]:

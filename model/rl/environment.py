@@ -173,18 +173,16 @@ async def run_episode(
     temperature: float,
     seed: int,
     max_tokens: int = 512,
-    prompt: TokenizedSample | None = None,
 ) -> Episode:
     """One scored episode of a task.
 
     Args:
         max_turns, max_new_tokens, max_tokens: as for `converse`.
-        prompt: the task's tokenised prompt where the caller already has it (K samples share one).
 
     Raises:
         MoonflowError: the sample names no known reward, or cannot be tokenised.
     """
-    prompt = prompt or tokenize_prompt(sample, tokenizer, image_config)
+    prompt = tokenize_prompt(sample, tokenizer, image_config)
     async with toolset.episode(sample) as tools:
         episode = await converse(
             engine, tokenizer, prompt, lambda turn: answer_calls(tools, turn),

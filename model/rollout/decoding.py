@@ -6,8 +6,8 @@ applied after the attention.
 
 Batch invariance on the CPU (ours): kernels compute a row alike, bit for bit, whatever shares the batch, if a product
 has four rows or more (else it becomes a matrix-vector one), element-wise work is whole vectors (else its tail is
-scalar), and sums over the context are cut at fixed places. So rows are padded to a multiple of 4 and spans to one of 32,
-and values are summed 128 tokens at a time. ``tests/rollout`` compares the bits.
+scalar), and sums over the context are cut at fixed places. So rows are padded to a multiple of 4 and spans to one of
+32, and values are summed 128 tokens at a time. ``tests/rollout`` compares the bits.
 
 Shapes: B rows, T tokens in a row, D hidden, H heads, N nope dims, R rope dims, C kv latent, V value dims (or the
 vocabulary where it ends logits), L layers, E experts, S = tokens * K token-expert pairs sorted by expert.

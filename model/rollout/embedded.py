@@ -139,8 +139,8 @@ class EmbeddedEngine:
         patches = sum(t * h * w for t, h, w in request.grid_thws)
         given = 0 if request.pixel_values is None else len(request.pixel_values)
         if pads != features or patches != given:
-            raise MoonflowError(f"a prompt has {pads} media pads and {given} patches, but its grids {request.grid_thws} "
-                                f"ask for {features} and {patches}")
+            raise MoonflowError(f"a prompt has {pads} media pads and {given} patches, but its grids "
+                                f"{request.grid_thws} ask for {features} and {patches}")
         return min(request.max_new_tokens, context - length)
 
     def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -203,7 +203,7 @@ class EmbeddedEngine:
 
     def _admit(self, model: KimiK25, cache: LatentCache) -> None:
         free = self._max_batch - len(self._active)
-        # A prefill of one prompt costs about a whole decode step, so freed rows are refilled an eighth at a time (ours).
+        # A prefill of one prompt costs about a decode step, so freed rows are refilled an eighth at a time (ours).
         if not self._waiting or free < min(len(self._waiting), max(1, self._max_batch // 8)):
             return
         admitted = self._waiting[:free]

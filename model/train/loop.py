@@ -143,6 +143,6 @@ def optimizer_step(model: KimiK25, batch: Batch, optimizer: MuonClip, phase: Pha
     optimizer.zero_grad(set_to_none=True)
     clipped = qk_clip(model.attentions())
     for router in model.routers():
-        router.update_bias(phase.bias_update_rate)
+        router.update_bias(phase.bias_update_rate if phase.learns("mlp.gate.weight") else 0.0)
     own = {"loss/total": float(loss.detach()), "learning_rate": phase.rate(step), "gradient_norm": float(gradient_norm)}
     return {**figures, **own, "qk_clip/heads": float(clipped)}

@@ -111,7 +111,8 @@ def main() -> None:
         print(f"embedded engine      {result['tokens_per_s']:>9,} tokens/s   batch {options.batch}, greedy")
         print(f"transformers         {result['peer_tokens_per_s']:>9,} tokens/s   same shape, same batch")
         print(f"ratio                {result['ratio']:>9}")
-        print(f"mixed, {len(mixed):>4} callers   {result['mixed_tokens_per_s']:>9,} tokens/s   20-120 in, 4-60 out, sampled")
+        lengths = "20-120 in, 4-60 out, sampled"
+        print(f"mixed, {len(mixed):>4} callers   {result['mixed_tokens_per_s']:>9,} tokens/s   {lengths}")
     print(json.dumps(result))
 
 

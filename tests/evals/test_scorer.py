@@ -115,7 +115,7 @@ def test_who_follows_the_reference_trajectories_scores_one(name: str, tokenizer)
             teach_sub_agents(sub, sample, tokenizer)
     with Toolset() as toolset:
         evaluation = Evaluation(tokenizer, IMAGES, toolset, temperature=0.0, seed=0)
-        score = asyncio.run(evaluation.score(main, sub, {name: samples}, [suite]))[name]
+        score = asyncio.run(evaluation.score(main, sub, {name: samples}, [suite], 512))[name]
     assert (score.value, score.answered, score.n) == (1.0, 1.0, len(samples))
     if suite.mode == "swarm":
         assert score.figures["parallelism"] >= 2
@@ -158,7 +158,8 @@ def test_an_untrained_model_is_scored_and_alike_every_time(tokenizer):
     with Toolset() as toolset:
         evaluation = Evaluation(tokenizer, IMAGES, toolset, temperature=0.0, seed=0)
         first, second = (
-            asyncio.run(evaluation.score(EmbeddedEngine(model), EmbeddedEngine(model), tasks, suites)) for _ in range(2)
+            asyncio.run(evaluation.score(EmbeddedEngine(model), EmbeddedEngine(model), tasks, suites, 256))
+            for _ in range(2)
         )
     assert first == second
     assert all(score.value < 0.5 and score.n == 3 for score in first.values())

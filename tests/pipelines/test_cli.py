@@ -17,6 +17,7 @@ def moonflow(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     [
         ("run", "--profile", "tinny"),
         ("run", "--set", "joint_pretrain.step=1", "--dry-run"),
+        ("run", "--set", "run.preset=tinny"),
         ("compile", "--profile", "mine.toml"),
         ("report", "nowhere"),
         ("serve", "nowhere"),

@@ -15,7 +15,7 @@ from model.data.families.family import Family
 from model.data.sample import Ability, Sample, Split
 from model.errors import MoonflowError
 
-CAPTION_SHARE = 0.3  # of the train samples; the eval samples are all questions
+CAPTION_SHARE = 0.5  # of the train samples; the eval samples are all questions
 
 
 @dataclass(frozen=True)

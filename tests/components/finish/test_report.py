@@ -73,8 +73,9 @@ def test_a_whole_page_is_self_contained_and_well_formed():
     page = Page(render(SUMMARY, EVENTS, EXTRA))
     assert page.addresses == ["data:image/png;base64,AAAA"]
     text = " ".join(page.texts)
-    for expected in ("tiny-1", "promoted", "8 min 51 s", "0123456789", "Which digits?", "right", "0.90", "2.00×", "joint: loss",
-                     "PARL: parallelism", "7,100 tok/s", "2.13.0", "digit_string 0.95 >= 0.9"):  # fmt: skip
+    for expected in ("tiny-1", "promoted", "8 min 51 s", "0123456789", "Which digits?", "right", "0.90",
+                     "2.00×", "joint: loss", "PARL: parallelism", "7,100 tok/s", "2.13.0",
+                     "digit_string 0.95 >= 0.9"):  # fmt: skip
         assert expected in text, expected
     assert "http" not in text
 

@@ -144,7 +144,7 @@ def shown(kind: str, url: str) -> list[dict]:
     ({"messages": []}, "messages"),
     ({"temperature": -1}, "temperature"),
     ({"max_tokens": 0}, "max_tokens"),
-    ({"max_tokens": 10_000}, "exceed the context of 512 tokens"),
+    ({"max_tokens": 10_000}, "exceed the context of 256 tokens"),
     ({"n": 2}, "n: "),
     ({"stop": ["x"]}, "stop is not supported"),
     ({"messages": [{"role": "wizard", "content": "hi"}]}, "role 'wizard'"),

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention, DeepseekV3RotaryEmbedding
+
+from model.attention import MultiheadLatentAttention, Rotary, rope_frequencies_r, rotate
+from model.config import RopeScaling, TextConfig, preset
+from model.decoder import packed_causal_mask
+from tests.peers import peer_config, randomise, same_latent_eps
+
+TINY = preset("tiny").text_config
+YARN = RopeScaling(factor=4.0, original_max_position_embeddings=256)
+
+
+def with_yarn(config: TextConfig, scaling: RopeScaling | None) -> TextConfig:
+    return config.model_copy(update={"rope_scaling": scaling})
+
+
+def make(config: TextConfig, std: float = 0.2) -> MultiheadLatentAttention:
+    attention = MultiheadLatentAttention(config)
+    randomise(attention, seed=1, std=std)
+    return attention.eval()
+
+
+def hidden(rows: int, tokens: int, config: TextConfig = TINY) -> torch.Tensor:
+    return torch.randn(rows, tokens, config.hidden_size, generator=torch.Generator().manual_seed(2))
+
+
+def documents(*lengths: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Document ids and positions [1, T] of documents packed into one row."""
+    ids = torch.cat([torch.full((n,), d) for d, n in enumerate(lengths)]).unsqueeze(0)
+    return ids, torch.cat([torch.arange(n) for n in lengths]).unsqueeze(0)
+
+
+@pytest.mark.parametrize("scaling", [None, YARN], ids=["plain", "yarn"])
+def test_equals_the_attention_of_transformers(scaling):
+    config = with_yarn(TINY, scaling)
+    ours = make(config)
+    theirs = DeepseekV3Attention(peer_config(config), layer_idx=0).eval()
+    theirs.load_state_dict(ours.state_dict())
+    same_latent_eps(theirs, config)
+    x, positions = hidden(2, 9), torch.arange(9).repeat(2, 1) + torch.tensor([[0], [300]])
+    causal = torch.full((9, 9), -torch.inf).triu(1).expand(2, 1, 9, 9)
+    with torch.no_grad():
+        expected, _ = theirs(x, DeepseekV3RotaryEmbedding(peer_config(config))(x, positions), causal)
+        got = ours(x, *Rotary(config)(positions), packed_causal_mask(torch.zeros(2, 9, dtype=torch.long)))
+    assert got.std() > 0.01
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_yarn_changes_both_the_angles_and_the_softmax_scale():
+    x, positions = hidden(1, 6), torch.arange(6).unsqueeze(0)
+    mask = packed_causal_mask(torch.zeros(1, 6, dtype=torch.long))
+    plain, extended = make(TINY), make(with_yarn(TINY, YARN))
+    cos, sin = Rotary(TINY)(positions)
+    assert extended.config.softmax_scale == pytest.approx(TINY.softmax_scale * (0.1 * math.log(4) + 1) ** 2)
+    assert (plain(x, cos, sin, mask) - extended(x, cos, sin, mask)).abs().max() > 1e-3
+    assert not torch.equal(rope_frequencies_r(TINY), rope_frequencies_r(with_yarn(TINY, YARN)))
+
+
+@pytest.mark.parametrize(
+    ("rope_dims", "scaling"),
+    [
+        (16, None),
+        (16, YARN),
+        (64, RopeScaling(factor=64.0, original_max_position_embeddings=4096)),
+        (64, RopeScaling(factor=32.0, original_max_position_embeddings=4096, beta_fast=1.0)),
+    ],
+    ids=["plain", "tiny", "k2.5", "k2"],
+)
+def test_frequencies_equal_those_of_transformers(rope_dims, scaling):
+    config = with_yarn(TINY, scaling).model_copy(update={"qk_rope_head_dim": rope_dims})
+    rotary = DeepseekV3RotaryEmbedding(peer_config(config))
+    torch.testing.assert_close(rope_frequencies_r(config), rotary.inv_freq, atol=0, rtol=1e-5)
+    assert rotary.attention_scaling == 1.0
+
+
+def test_rotation_is_complex_multiplication_of_neighbouring_pairs():
+    x = torch.randn(1, 3, 2, 8, dtype=torch.float64)
+    angles = torch.rand(1, 3, 4, dtype=torch.float64) * 6
+    expected = torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.exp(1j * angles).unsqueeze(2))
+    torch.testing.assert_close(rotate(x, angles.cos(), angles.sin()), expected.flatten(-2))
+
+
+def test_packed_documents_do_not_see_each_other():
+    attention, x = make(TINY), hidden(1, 12)
+    ids, positions = documents(5, 4, 3)
+    with torch.no_grad():
+        packed = attention(x, *Rotary(TINY)(positions), packed_causal_mask(ids))
+        for part in (slice(0, 5), slice(5, 9), slice(9, 12)):
+            alone = torch.zeros(1, part.stop - part.start, dtype=torch.long)
+            rotation = Rotary(TINY)(torch.arange(alone.shape[1]).unsqueeze(0))
+            expected = attention(x[:, part], *rotation, packed_causal_mask(alone))
+            torch.testing.assert_close(packed[:, part], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_packed_mask_by_hand():
+    mask = packed_causal_mask(torch.tensor([[0, 0, 1, -1, -1]]))[0, 0].int().tolist()
+    assert mask == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1]]
+
+
+def largest_logits(attention: MultiheadLatentAttention, x: torch.Tensor, rotation, mask: torch.Tensor) -> list[float]:
+    """By one dot product for each head and each pair that the mask allows."""
+    config = attention.config
+    q = attention.queries(x, *rotation)
+    c, k_rope = attention.latents(x, *rotation)
+    k_nope = attention.kv_b_proj(c).unflatten(-1, (config.num_attention_heads, -1))[..., : config.qk_nope_head_dim]
+    largest = []
+    for head in range(config.num_attention_heads):
+        logits = [
+            float(q[b, i, head] @ torch.cat((k_nope[b, j, head], k_rope[b, j]))) * config.qk_head_dim**-0.5
+            for b in range(len(x))
+            for i in range(x.shape[1])
+            for j in range(x.shape[1])
+            if mask[b, 0, i, j]
+        ]
+        largest.append(max(logits))
+    return largest
+
+
+@torch.no_grad()
+def test_max_logits_are_an_upper_bound_while_small_and_exact_where_it_passes_the_threshold():
+    ids, positions = documents(4, 3)
+    rotation, mask, x = Rotary(TINY)(positions), packed_causal_mask(ids), hidden(1, 7)
+    attention = make(TINY, std=0.08).train()
+    attention(x, *rotation, mask)
+    exact = largest_logits(attention, x, rotation, mask)
+    bound = attention.max_logit_h.clone()
+    assert bound.max() < attention.clip_threshold
+    assert all(0 < low < high < 100 * low for low, high in zip(exact, bound.tolist(), strict=True))
+
+    scale = 3 * attention.clip_threshold / float(bound[1])
+    attention.q_b_proj.weight.view(TINY.num_attention_heads, TINY.qk_head_dim, -1)[1] *= scale
+    attention(x, *rotation, mask)
+    assert attention.max_logit_h[1] == pytest.approx(largest_logits(attention, x, rotation, mask)[1], rel=1e-4)
+    assert attention.max_logit_h[[0, 2, 3]].tolist() == pytest.approx(bound[[0, 2, 3]].tolist())
+
+
+def test_max_logits_are_not_kept_in_evaluation():
+    attention = make(TINY)
+    attention(hidden(1, 3), *Rotary(TINY)(torch.arange(3).unsqueeze(0)), packed_causal_mask(torch.zeros(1, 3)))
+    assert attention.max_logit_h is None

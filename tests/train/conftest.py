@@ -1,0 +1,68 @@
+"""A little real data, and what surrounds a step without services."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from model.data.families import FAMILIES
+from model.data.folder import DataFolder
+from model.data.shards import write_shard
+from tests.corpus import small_tokenizer
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+class Around:
+    """Checkpoints in a folder that outlives the run, metrics in lists; dies while reporting step ``kill_at``."""
+
+    def __init__(self, folder: Path, kill_at: int = 0) -> None:
+        self.folder, self.work, self.kill_at = folder, folder / f"work-{kill_at}", kill_at
+        self.losses: dict[int, float] = {}
+        self.logged: dict[int, Mapping[str, float]] = {}
+        self.saved: list[tuple[int, int, bool]] = []
+        self.checkpoints = self.metrics = self.progress = self
+
+    def latest(self) -> Path | None:
+        found = sorted(self.folder.glob("saved-*"), key=lambda path: int(path.name.split("-")[1]))
+        return found[-1] if found else None
+
+    def save(self, folder: Path, *, index: int, tokens_seen: int, complete: bool) -> None:
+        shutil.copytree(folder, self.folder / f"saved-{index}")
+        self.saved.append((index, tokens_seen, complete))
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self.logged[step] = metrics
+
+    def update(self, done: int, total: int, **figures: float) -> None:
+        self.losses[done] = figures["loss"]
+        if done == self.kill_at:
+            raise Killed
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> DataFolder:
+    folder = tmp_path_factory.mktemp("data")
+    small_tokenizer().save(folder)
+    families = {}
+    for name in ("recall", "fact_qa", "digit_string"):
+        (folder / f"{name}.tar").write_bytes(write_shard(FAMILIES[name].sample(0, "train", n) for n in range(16)))
+        families[name] = {"train": [{"shard": f"{name}.tar", "samples": 16}], "eval": []}
+    (folder / "index.json").write_text(json.dumps({"families": families, "image": {}}))
+    return DataFolder(folder)
+
+
+@pytest.fixture(scope="session")
+def around() -> type[Around]:
+    return Around
+
+
+@pytest.fixture(scope="session")
+def killed() -> type[BaseException]:
+    return Killed
