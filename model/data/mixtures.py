@@ -16,14 +16,14 @@ VISION: Mixture = {
 }
 
 TEXT: Mixture = {
-    "recall": 3,
-    "fact_qa": 2.5,
-    "fact_prose": 1,
-    "stdlib_text": 0.5,
-    "stdlib_code": 0.5,
-    "reasoning_gym": 1,
+    "recall": 4,
+    "fact_qa": 2,
+    "fact_prose": 0.6,
+    "stdlib_text": 0.3,
+    "stdlib_code": 0.3,
+    "reasoning_gym": 0.8,
     "array_tool": 1,
-    "sub_search": 0.5,
+    "sub_search": 1,
 }
 
 LONG_TEXT: Mixture = {

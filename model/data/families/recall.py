@@ -19,6 +19,7 @@ from model.data.families.stdlib import identifiers
 from model.data.sample import Sample, Split
 
 BUCKETS = 16
+CHARACTERS_PER_DOCUMENT = 240
 LETTERS = np.array(list(string.ascii_letters))
 CHARACTERS = np.array(list(string.ascii_letters + string.digits + "-_.:/#+*=()[]<>"))
 DIGITS = np.array(list(string.digits))
@@ -68,20 +69,20 @@ def _items(rng: np.random.Generator, pool: list[str], count: int) -> list[str]:
 
 
 def _repeat(rng: np.random.Generator, pool: list[str]) -> list[tuple[str, bool]]:
-    """A string, then the same string again once to three times."""
+    """A string, then the same string again and again: most of the document is determined by its beginning."""
     separator = SEPARATORS[int(rng.integers(len(SEPARATORS)))]
-    text = separator.join(_items(rng, pool, int(rng.integers(3, 10))))
-    times = int(rng.integers(1, 4)) if len(text) < 30 else 1
+    text = separator.join(_items(rng, pool, int(rng.integers(2, 8))))
+    times = int(np.clip(CHARACTERS_PER_DOCUMENT // len(text) - 1, 1, 8))
     return [(text, False)] + [("\n" + text, True)] * times
 
 
 def _pairs(rng: np.random.Generator, pool: list[str]) -> list[tuple[str, bool]]:
-    """``key=value`` lines, then all keys again in another order; the loss covers the values that follow."""
-    items = _items(rng, pool, 2 * int(rng.integers(2, 6)))
+    """``key=value`` lines, then all keys again, twice, in other orders; the loss covers the values that follow."""
+    items = _items(rng, pool, 2 * int(rng.integers(2, 5)))
     pairs = list(zip(items[::2], items[1::2], strict=True))
     joint = JOINTS[int(rng.integers(len(JOINTS)))]
     segments = [("\n".join(key + joint + value for key, value in pairs), False)]
-    for i in rng.permutation(len(pairs)):
+    for i in (*rng.permutation(len(pairs)), *rng.permutation(len(pairs))):
         key, value = pairs[i]
         # A space belongs to the word after it: byte-level BPE would not split the same elsewhere.
         segments += [(f"\n{key}{joint.rstrip(' ')}", False), (" " * joint.endswith(" ") + value, True)]
