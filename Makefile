@@ -11,7 +11,7 @@ run: .venv/.ready ## train, evaluate, promote and serve the tiny model on this m
 	$(BIN)/moonflow run --profile $(PROFILE)
 
 test: .venv/.ready ## unit tests per room and one end-to-end run
-	$(BIN)/pytest -q -m "not engines"
+	$(BIN)/pytest -q
 
 lint: .venv/.ready ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/mypy

@@ -7,9 +7,11 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /opt/moonflow
-# Dependencies first: they change seldom, so the layer is reused. torch alone, from its CPU index, before the rest.
+# Dependencies first: they change seldom, so the layer is reused. torch alone, from the index of its CPU builds, before
+# the rest: --build-arg TORCH_INDEX=<address>; without it the default index gives the CUDA build, which works but is large.
+ARG TORCH_INDEX=
 COPY requirements.lock .
-RUN pip install --no-cache-dir torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu \
+RUN pip install --no-cache-dir torch==2.13.0 ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} \
     && pip install --no-cache-dir -r requirements.lock
 
 COPY pyproject.toml README.md LICENSE ./

@@ -1,6 +1,7 @@
-"""Multi-head latent attention with YaRN rotary positions (source: K2 Table 2; DeepSeek-V3 conventions, FACTS A).
+"""Multi-head latent attention with YaRN rotary positions (source: K2 Table 2; DeepSeek-V3 conventions).
 
-Shapes: B rows, T tokens in a row, H heads, D hidden, N = nope dims, R = rope dims, K = N + R, V = value dims, C = kv latent.
+Shapes: B rows, T tokens in a row, H heads, D hidden, N = nope dims, R = rope dims, K = N + R, V = value dims,
+C = kv latent.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ def rope_frequencies_r(config: TextConfig) -> Tensor:
     frequencies_r = config.rope_theta ** -(torch.arange(0, dims, 2, dtype=torch.float64) / dims)
     if scaling is None:
         return frequencies_r.float()
-    low, high = (_rotation_dim(beta, dims, config.rope_theta, scaling) for beta in (scaling.beta_fast, scaling.beta_slow))
+    low, high = (
+        _rotation_dim(beta, dims, config.rope_theta, scaling) for beta in (scaling.beta_fast, scaling.beta_slow)
+    )
     low, high = max(math.floor(low), 0), min(math.ceil(high), dims - 1)
     ramp_r = ((torch.arange(dims // 2, dtype=torch.float64) - low) / max(high - low, 0.001)).clamp(0, 1)
     return (frequencies_r / scaling.factor * ramp_r + frequencies_r * (1 - ramp_r)).float()
@@ -73,7 +76,9 @@ class MultiheadLatentAttention(nn.Module):
         self.q_b_proj = nn.Linear(config.q_lora_rank, heads * config.qk_head_dim, bias=False)
         self.kv_a_proj_with_mqa = nn.Linear(hidden, config.kv_lora_rank + config.qk_rope_head_dim, bias=False)
         self.kv_a_layernorm = nn.RMSNorm(config.kv_lora_rank, eps=config.rms_norm_eps)
-        self.kv_b_proj = nn.Linear(config.kv_lora_rank, heads * (config.qk_nope_head_dim + config.v_head_dim), bias=False)
+        self.kv_b_proj = nn.Linear(
+            config.kv_lora_rank, heads * (config.qk_nope_head_dim + config.v_head_dim), bias=False
+        )
         self.o_proj = nn.Linear(heads * config.v_head_dim, hidden, bias=False)
         self.max_logit_h: Tensor | None = None
 

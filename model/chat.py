@@ -1,4 +1,4 @@
-"""The chat template, on tokens (source: FACTS "Template", the released chat template).
+"""The chat template, on tokens (source: the released chat template).
 
 A conversation is rendered to pieces - special tokens, texts, media - and every text between two special tokens is
 encoded on its own. So the tokens of a prefix never depend on what follows, and a running episode only ever appends:

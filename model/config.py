@@ -1,4 +1,4 @@
-"""The model's shape, in the keys of the released config.json (source: the released config, FACTS section A)."""
+"""The model's shape, in the keys of the released config.json (source: the released config)."""
 
 from __future__ import annotations
 
@@ -117,7 +117,9 @@ class VisionConfig(BaseModel):
         if self.mm_hidden_size != self.vt_hidden_size:
             raise ValueError("vision_config.mm_hidden_size must equal vision_config.vt_hidden_size")
         if (self.vt_hidden_size // self.vt_num_attention_heads) % 4:
-            raise ValueError("vision_config: vt_hidden_size / vt_num_attention_heads must be a multiple of 4 (2-D RoPE)")
+            raise ValueError(
+                "vision_config: vt_hidden_size / vt_num_attention_heads must be a multiple of 4 (2-D RoPE)"
+            )
         return self
 
 

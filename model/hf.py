@@ -1,4 +1,5 @@
-"""Between our modules and the released checkpoint: config.json + safetensors under the released names (source: FACTS A).
+"""Between our modules and the released checkpoint: config.json + safetensors under the released names
+(source: the released checkpoint).
 
 The only difference of names is the routed experts, which we hold stacked: gate_up [E, 2F, D] and down [E, D, F].
 """
@@ -79,10 +80,14 @@ def load_weights(model: KimiK25, folder: Path) -> None:
         raise MoonflowError(f"{path} is damaged ({error}); fetch the checkpoint again") from error
     own = released_tensors(model)
     for name in sorted(own.keys() ^ tensors.keys()):
-        raise MoonflowError(f"{path}: tensor {name} is {'missing' if name in own else 'unknown'}; config.json and weights disagree")
+        raise MoonflowError(
+            f"{path}: tensor {name} is {'missing' if name in own else 'unknown'}; config.json and weights disagree"
+        )
     for name, value in tensors.items():
         if value.shape != own[name].shape:
-            raise MoonflowError(f"{path}: tensor {name} is {list(value.shape)}, config.json asks for {list(own[name].shape)}")
+            raise MoonflowError(
+                f"{path}: tensor {name} is {list(value.shape)}, config.json asks for {list(own[name].shape)}"
+            )
     model.load_state_dict(stacked_tensors(tensors))
 
 

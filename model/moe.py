@@ -1,6 +1,7 @@
-"""Mixture of experts: bias-corrected sigmoid routing, grouped SwiGLU experts, a shared expert (source: K2 Table 2, FACTS A).
+"""Mixture of experts: bias-corrected sigmoid routing, grouped SwiGLU experts, a shared expert (source: K2 Table 2).
 
-Shapes: N tokens, D hidden, E routed experts, F expert width, K experts per token, S = N * K token-expert pairs sorted by expert.
+Shapes: N tokens, D hidden, E routed experts, F expert width, K experts per token,
+S = N * K token-expert pairs sorted by expert.
 """
 
 from __future__ import annotations
@@ -48,7 +49,11 @@ class Router(nn.Module):
         """Expert ids and combine weights, both [B*T, K]."""
         config = self.config
         scores_BTE = F.linear(x_BTD.float(), self.weight.float()).sigmoid()
-        chosen_BTK = (scores_BTE.detach() + self.e_score_correction_bias).topk(config.num_experts_per_tok, dim=-1, sorted=False).indices
+        chosen_BTK = (
+            (scores_BTE.detach() + self.e_score_correction_bias)
+            .topk(config.num_experts_per_tok, dim=-1, sorted=False)
+            .indices
+        )
         weights_BTK = scores_BTE.gather(-1, chosen_BTK)
         weights_BTK = weights_BTK / (weights_BTK.sum(-1, keepdim=True) + 1e-20) * config.routed_scaling_factor
         if self.training:
@@ -59,7 +64,9 @@ class Router(nn.Module):
         """Balance within each row: alpha * sum_e (share of row's choices * E) * (mean normalised score)."""
         config, (rows, tokens, experts) = self.config, scores_BTE.shape
         chosen = chosen_BTK.flatten(1)
-        counts_BE = scores_BTE.new_zeros(rows, experts).scatter_add_(1, chosen, torch.ones_like(chosen, dtype=scores_BTE.dtype))
+        counts_BE = scores_BTE.new_zeros(rows, experts).scatter_add_(
+            1, chosen, torch.ones_like(chosen, dtype=scores_BTE.dtype)
+        )
         share_BE = (scores_BTE / scores_BTE.sum(-1, keepdim=True)).mean(1)
         frequency_BE = counts_BE * (experts / (config.num_experts_per_tok * tokens))
         self.aux_loss = config.aux_loss_alpha * (frequency_BE * share_BE).sum(-1).mean()
@@ -79,7 +86,9 @@ class GroupedExperts(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, weights_NK: Tensor, chosen_NK: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x_ND: Tensor, weights_NK: Tensor, chosen_NK: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor
+    ) -> Tensor:
         k = chosen_NK.shape[1]
         order_S = chosen_NK.flatten().argsort(stable=True)
         ends = chosen_NK.flatten().bincount(minlength=len(gate_up_EGD)).cumsum(0).tolist()
@@ -113,7 +122,9 @@ class GroupedExperts(torch.autograd.Function):
         gate_SF, up_SF = h_SG.chunk(2, dim=-1)
         sigmoid_SF = gate_SF.sigmoid()
         silu_SF = gate_SF * sigmoid_SF
-        grad_h_SG = torch.cat((grad_act_SF * up_SF * (sigmoid_SF + silu_SF * (1 - sigmoid_SF)), grad_act_SF * silu_SF), dim=-1)
+        grad_h_SG = torch.cat(
+            (grad_act_SF * up_SF * (sigmoid_SF + silu_SF * (1 - sigmoid_SF)), grad_act_SF * silu_SF), dim=-1
+        )
         grad_x_SD, grad_gate_up_EGD = torch.empty_like(x_SD), torch.zeros_like(gate_up_EGD)
         for start, end, expert in _groups(ctx.ends):
             torch.mm(grad_h_SG[start:end], gate_up_EGD[expert], out=grad_x_SD[start:end])
@@ -124,7 +135,9 @@ class GroupedExperts(torch.autograd.Function):
 
 def _groups(ends: list[int]) -> list[tuple[int, int, int]]:
     """(start, end, expert) of every expert that got a token."""
-    return [(start, end, expert) for expert, (start, end) in enumerate(zip([0, *ends], ends, strict=False)) if end > start]
+    return [
+        (start, end, expert) for expert, (start, end) in enumerate(zip([0, *ends], ends, strict=False)) if end > start
+    ]
 
 
 class Experts(nn.Module):

@@ -1,4 +1,4 @@
-"""Vision tower, projector and decoder as one model, under the released tensor names (source: FACTS A).
+"""Vision tower, projector and decoder as one model, under the released tensor names (source: the released checkpoint).
 
 Shapes: B rows, T tokens in a row, L = B*T, D hidden, P patches, N positions with a target, V vocabulary.
 """
@@ -38,7 +38,7 @@ class KimiK25(nn.Module):
 
     @torch.no_grad()
     def _initialise(self, generator: torch.Generator) -> None:
-        """Initial weights (ours; chosen because copying from context then emerges several times sooner in a tiny model).
+        """Initial weights (ours; chosen so that copying from context emerges sooner in a tiny model).
 
         Embeddings are wide and share a common direction: without biases, it is what a position-only attention pattern
         can hold on to. The head starts as the embeddings' own directions (they are separate weights), so that a token

@@ -1,4 +1,4 @@
-"""Byte-level BPE with the released layout: the ranks first, then 256 special slots (source: FACTS "Tokens").
+"""Byte-level BPE with the released layout: the ranks first, then 256 special slots (source: the released tokenizer).
 
 Special tokens are reached only by id (``token_id``): ``encode`` treats "<|im_end|>" in a text as ordinary characters,
 so no user, tool or document can open a turn. Digits are always single tokens (ours): numbers are then spelled the same

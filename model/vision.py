@@ -1,4 +1,4 @@
-"""MoonViT-3D and the patch-merger projector (source: FACTS A; K2.5 section 2).
+"""MoonViT-3D and the patch-merger projector (source: K2.5 section 2 and the released checkpoint).
 
 Shapes: P patches of all media in order, D vision hidden, H heads, E head size, X = text hidden, M merged tokens.
 """

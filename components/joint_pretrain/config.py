@@ -8,10 +8,12 @@ from components.runtime.config import StepConfig
 
 
 class Config(StepConfig):
-    steps: int = Field(640, ge=1, description="optimizer steps (source: ours)")
-    vision_ratio: float = Field(0.2, ge=0, le=1, description="share of vision tokens, constant (source: K2.5 Table 1; early fusion has 0.1)")
-    learning_rate: float = Field(8e-3, gt=0, description="peak learning rate (source: ours)")
+    steps: int = Field(1000, ge=1, description="optimizer steps (source: ours)")
+    vision_ratio: float = Field(
+        0.25, ge=0, le=1, description="share of vision tokens, constant (source: K2.5 Table 1; early fusion has 0.1)"
+    )
+    learning_rate: float = Field(6e-3, gt=0, description="peak learning rate (source: ours)")
     tokens_per_row: int = Field(256, ge=64, description="sequence length in tokens (source: K2.5 Table 3 has 4096)")
-    rows: int = Field(8, ge=1, description="sequences per step (source: ours)")
-    checkpoint_every: int = Field(200, ge=0, description="steps between saved states (source: ours)")
+    rows: int = Field(4, ge=1, description="sequences per step (source: ours)")
+    checkpoint_every: int = Field(250, ge=0, description="steps between saved states (source: ours)")
     seed: int = Field(1, ge=0, description="seed of the data order (source: ours)")

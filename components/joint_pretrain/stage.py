@@ -1,4 +1,5 @@
-"""Joint pre-training: text and vision together from the start, at a constant low vision ratio (source: K2.5 section 2.1).
+"""Joint pre-training: text and vision together from the start, at a constant low vision ratio
+(source: K2.5 section 2.1).
 
 Early fusion at a low ratio beats late fusion at a high one under equal budgets (K2.5 Table 1).
 """

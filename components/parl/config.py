@@ -8,8 +8,8 @@ from components.runtime.config import StepConfig
 
 
 class Config(StepConfig):
-    iterations: int = Field(12, ge=1, description="rounds of rollout and training (source: ours)")
-    prompts_per_iteration: int = Field(6, ge=1, description="prompts per round (source: ours)")
+    iterations: int = Field(8, ge=1, description="rounds of rollout and training (source: ours)")
+    prompts_per_iteration: int = Field(5, ge=1, description="prompts per round (source: ours)")
     samples_per_prompt: int = Field(6, ge=2, description="K, episodes per prompt (source: ours)")
     learning_rate: float = Field(2e-4, gt=0, description="constant learning rate (source: ours)")
     critical_steps: int = Field(5, ge=2, description="budget of an episode in critical steps (source: ours)")

@@ -9,7 +9,9 @@ from components.runtime.config import StepConfig
 
 class Config(StepConfig):
     text_samples: int = Field(24_000, ge=100, description="training samples of all text families (source: ours)")
-    image_samples: int = Field(12_000, ge=100, description="training samples of image and video families (source: ours)")
+    image_samples: int = Field(
+        12_000, ge=100, description="training samples of image and video families (source: ours)"
+    )
     eval_samples: int = Field(128, ge=1, description="held-out samples of each family (source: ours)")
     tokenizer_ranks: int = Field(768, ge=256, description="BPE ranks, special slots apart (source: ours; K2: 163584)")
     samples_per_shard: int = Field(1_000, ge=1, description="samples in one tar shard (source: ours)")

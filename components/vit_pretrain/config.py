@@ -9,8 +9,10 @@ from components.runtime.config import StepConfig
 
 class Config(StepConfig):
     preset: str = Field("tiny", description="model shape, one of model/presets (source: ours; k25 is K2 Table 2)")
-    steps: int = Field(260, ge=1, description="optimizer steps that train ViT, projector and captioner (source: ours)")
-    projector_steps: int = Field(15, ge=1, description="optimizer steps that train the projector only (source: K2.5 section 4, 'very short')")
+    steps: int = Field(290, ge=1, description="optimizer steps that train ViT, projector and captioner (source: ours)")
+    projector_steps: int = Field(
+        15, ge=1, description="optimizer steps that train the projector only (source: K2.5 section 4, 'very short')"
+    )
     learning_rate: float = Field(6e-3, gt=0, description="peak learning rate (source: ours)")
     tokens_per_row: int = Field(256, ge=64, description="sequence length in tokens (source: K2.5 Table 3 has 4096)")
     rows: int = Field(4, ge=1, description="sequences per step (source: ours)")

@@ -33,6 +33,8 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
 
     # 3. Caption: everything learns. 4. Align: the projector only.
     caption = Phase(stream, config.steps, config.learning_rate, checkpoint_every=config.checkpoint_every)
-    align = Phase(stream, config.projector_steps, config.learning_rate * caption.final_ratio, trainable=("mm_projector",))
+    align = Phase(
+        stream, config.projector_steps, config.learning_rate * caption.final_ratio, trainable=("mm_projector",)
+    )
     train(model, [caption, align], data.path, context)
     return context.checkpoints.newest

@@ -8,9 +8,11 @@ from components.runtime.config import StepConfig
 
 
 class Config(StepConfig):
-    steps: int = Field(140, ge=1, description="optimizer steps (source: ours)")
-    learning_rate: float = Field(3e-3, gt=0, description="peak learning rate (source: ours)")
+    steps: int = Field(160, ge=1, description="optimizer steps (source: ours)")
+    learning_rate: float = Field(2e-3, gt=0, description="peak learning rate (source: ours)")
     tokens_per_row: int = Field(512, ge=64, description="sequence length in tokens (source: ours)")
-    rows: int = Field(4, ge=1, description="sequences per step (source: ours)")
-    checkpoint_every: int = Field(0, ge=0, description="steps between saved states; 0 saves at the end only (source: ours)")
+    rows: int = Field(2, ge=1, description="sequences per step (source: ours)")
+    checkpoint_every: int = Field(
+        0, ge=0, description="steps between saved states; 0 saves at the end only (source: ours)"
+    )
     seed: int = Field(3, ge=0, description="seed of the data order (source: ours)")

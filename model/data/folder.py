@@ -38,7 +38,10 @@ class DataFolder:
     def _entries(self, family: str, split: Split) -> list[dict]:
         entries = self.index["families"].get(family, {}).get(split, [])
         if not entries:
-            raise MoonflowError(f"no {split} shards of family {family!r} in {self.path}/index.json; prepare_data writes {self.families()}")
+            raise MoonflowError(
+                f"no {split} shards of family {family!r} in {self.path}/index.json; "
+                f"prepare_data writes {self.families()}"
+            )
         return entries
 
     def samples(self, family: str, split: Split) -> Iterator[Sample]:

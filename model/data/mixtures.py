@@ -5,8 +5,8 @@ from __future__ import annotations
 Mixture = dict[str, float]
 
 VISION: Mixture = {
-    "digit_string": 8,
-    "digit_count": 3,
+    "digit_string": 7,
+    "digit_count": 5,
     "grounding": 1,
     "ocr_line": 0.4,
     "photo": 0.5,
@@ -18,10 +18,10 @@ VISION: Mixture = {
 TEXT: Mixture = {
     "recall": 4,
     "fact_qa": 2,
-    "fact_prose": 0.6,
-    "stdlib_text": 0.3,
-    "stdlib_code": 0.3,
-    "reasoning_gym": 0.8,
+    "fact_prose": 0.4,
+    "stdlib_text": 0.2,
+    "stdlib_code": 0.2,
+    "reasoning_gym": 0.5,
     "array_tool": 1,
     "sub_search": 1,
 }

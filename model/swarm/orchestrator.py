@@ -52,7 +52,7 @@ class SwarmLimits:
 
     critical_steps: int = 8
     sub_agent_steps: int = 3
-    max_new_tokens: int = 128
+    max_new_tokens: int = 160
     max_tokens: int = 512
 
 

@@ -1,4 +1,4 @@
-"""A training state as a folder of plain files: released weights, tokenizer, optimizer, loop state. No pickle (source: ours)."""
+"""A training state as a folder of plain files: released weights, tokenizer, optimizer, loop state; no pickle (ours)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ OPTIMIZER, STATE = "optimizer.safetensors", "training_state.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
-def save_checkpoint(folder: Path, model: KimiK25, tokenizer_folder: Path, optimizer: MuonClip | None, state: dict[str, Any]) -> None:
+def save_checkpoint(
+    folder: Path, model: KimiK25, tokenizer_folder: Path, optimizer: MuonClip | None, state: dict[str, Any]
+) -> None:
     """Write everything a later process needs to go on as if nothing had happened.
 
     ``state`` is JSON-able; torch's global RNG state is added under ``rng``. Without an optimizer the folder is for
@@ -62,10 +64,14 @@ def read_state(folder: Path) -> dict[str, Any]:
     try:
         return json.loads((folder / STATE).read_text())
     except (OSError, ValueError) as error:
-        raise MoonflowError(f"{folder / STATE} cannot be read ({error}); choose a checkpoint with training state") from error
+        raise MoonflowError(
+            f"{folder / STATE} cannot be read ({error}); choose a checkpoint with training state"
+        ) from error
 
 
-def load_parent(folder: Path, tokenizer: Tokenizer, rope_scaling: RopeScaling | None = None, max_positions: int = 0) -> KimiK25:
+def load_parent(
+    folder: Path, tokenizer: Tokenizer, rope_scaling: RopeScaling | None = None, max_positions: int = 0
+) -> KimiK25:
     """The model an earlier stage left, optionally with its context extended by YaRN to ``max_positions``.
 
     Raises:
@@ -74,7 +80,8 @@ def load_parent(folder: Path, tokenizer: Tokenizer, rope_scaling: RopeScaling | 
     theirs = Tokenizer.load(folder)
     if theirs.digest != tokenizer.digest:
         raise MoonflowError(
-            f"wrong tokenizer: checkpoint {folder} was trained with {theirs.digest[:12]}, the data with {tokenizer.digest[:12]}; "
+            f"wrong tokenizer: checkpoint {folder} was trained with {theirs.digest[:12]}, "
+            f"the data with {tokenizer.digest[:12]}; "
             "use the data folder the checkpoint came from, or train again from prepare_data"
         )
     config = load_config(folder / "config.json")

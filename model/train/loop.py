@@ -78,7 +78,7 @@ class LoopState:
 
 
 def batch_loss(model: KimiK25, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-    """Mean cross-entropy over the targets plus the balance loss; and ``loss/text``, ``loss/vision`` in nats per token."""
+    """Mean cross-entropy over the targets plus the balance loss; and its parts by modality, in nats per token."""
     losses_N = F.cross_entropy(model(batch), batch.targets_N, reduction="none")
     loss = losses_N.mean() + model.auxiliary_loss()
     figures: dict[str, float] = {}
@@ -112,7 +112,7 @@ def train(model: KimiK25, phases: Sequence[Phase], tokenizer_folder: Path, aroun
             load_weights(model, found)
         done_before = sum(earlier.steps for earlier in phases[:number])
         begun = time.perf_counter() - loop.seconds
-        for batch, position in phase.stream(position).batches(phase.steps - loop.step):
+        for batch, after in phase.stream(position).batches(phase.steps - loop.step):
             figures = optimizer_step(model, batch, optimizer, phase, loop.step)
             loop.step += 1
             loop.tokens_seen += batch.tokens
@@ -120,11 +120,15 @@ def train(model: KimiK25, phases: Sequence[Phase], tokenizer_folder: Path, aroun
             speed = loop.tokens_seen / loop.seconds
             around.progress.update(done_before + loop.step, total_steps, loss=figures["loss/total"], tokens_per_s=speed)
             if loop.step % LOG_EVERY == 0 or loop.step == phase.steps:
-                around.metrics.log({**figures, "tokens/s": speed, "tokens/seen": loop.tokens_seen}, done_before + loop.step)
+                around.metrics.log(
+                    {**figures, "tokens/s": speed, "tokens/seen": loop.tokens_seen}, done_before + loop.step
+                )
             if phase.saves_at(loop.step):
                 loop.saved += 1
                 folder = around.work / f"checkpoint-{loop.saved}"
-                save_checkpoint(folder, model, tokenizer_folder, optimizer, {"loop": vars(loop), "data_position": vars(position)})
+                save_checkpoint(
+                    folder, model, tokenizer_folder, optimizer, {"loop": vars(loop), "data_position": vars(after)}
+                )
                 last = done_before + loop.step == total_steps
                 around.checkpoints.save(folder, index=loop.saved - 1, tokens_seen=loop.tokens_seen, complete=last)
                 shutil.rmtree(folder)

@@ -1,4 +1,5 @@
-"""MuonClip: Muon for matrices, AdamW for the rest, QK-clip after the step (source: K2 section 2.1; Moonlight, arXiv 2502.16982).
+"""MuonClip: Muon for matrices, AdamW for the rest, QK-clip after the step
+(source: K2 section 2.1; Moonlight, arXiv 2502.16982).
 
 Shapes: G matrices of one shape, n x m each.
 """
@@ -40,7 +41,7 @@ def is_muon(name: str, parameter: Tensor) -> bool:
 
 
 class MuonClip(torch.optim.Optimizer):
-    """One learning rate for both rules: Muon's update has AdamW's usual size (0.2 RMS) by the factor 0.2 * sqrt(max(n, m)).
+    """One learning rate for both rules: the factor 0.2 * sqrt(max(n, m)) gives Muon's update AdamW's usual size.
 
     Args:
         named_parameters: trained parameters; their names key the saved state.
@@ -89,14 +90,18 @@ class MuonClip(torch.optim.Optimizer):
                 updates.append(parameter.grad.add(state["momentum"], alpha=group["momentum"]).view(-1, *shape))
             orthogonal = orthogonalise(torch.cat(updates)) * (0.2 * max(shape) ** 0.5)
             for parameter, update in zip(members, orthogonal.split([len(u) for u in updates]), strict=True):
-                parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.view_as(parameter), alpha=-group["lr"])
+                parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(
+                    update.view_as(parameter), alpha=-group["lr"]
+                )
 
     def _adamw(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
         beta1, beta2 = group["betas"]
         for parameter in parameters:
             state = self.state[parameter]
             if not state:
-                state.update(exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter), step=torch.zeros(()))
+                state.update(
+                    exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter), step=torch.zeros(())
+                )
             state["step"] += 1
             count = int(state["step"])
             state["exp_avg"].lerp_(parameter.grad, 1 - beta1)
@@ -113,7 +118,9 @@ class MuonClip(torch.optim.Optimizer):
     def named_state(self) -> dict[str, Tensor]:
         """The state as flat tensors, ``<parameter name>/<slot>``, for safetensors."""
         return {
-            f"{self.names[parameter]}/{slot}": value for parameter, slots in self.state.items() for slot, value in slots.items()
+            f"{self.names[parameter]}/{slot}": value
+            for parameter, slots in self.state.items()
+            for slot, value in slots.items()
         }
 
     def load_named_state(self, tensors: dict[str, Tensor]) -> None:
@@ -128,7 +135,8 @@ class MuonClip(torch.optim.Optimizer):
 def qk_clip(attentions: Iterable[MultiheadLatentAttention], threshold: float = 100.0) -> int:
     """Scale down the query and key rows of heads whose largest logit passed ``threshold``; returns how many heads.
 
-    With gamma = threshold / max logit: q_nope and k_nope rows by sqrt(gamma), q_rope rows by gamma, the shared k_rope untouched.
+    With gamma = threshold / max logit: q_nope and k_nope rows by sqrt(gamma), q_rope rows by gamma; the
+    shared k_rope stays.
     """
     clipped = 0
     for attention in attentions:

