@@ -22,8 +22,8 @@ class RopeScaling(BaseModel):
     type: Literal["yarn"] = "yarn"
     factor: float = Field(gt=1, description="context extension factor")
     original_max_position_embeddings: int = Field(description="positions seen before the extension")
-    beta_fast: float = Field(32.0, description="rotations above which a frequency is left as it is")
-    beta_slow: float = Field(1.0, description="rotations below which a frequency is fully interpolated")
+    beta_fast: float = Field(default=32.0, description="rotations above which a frequency is left as it is")
+    beta_slow: float = Field(default=1.0, description="rotations below which a frequency is fully interpolated")
     mscale: float = 1.0
     mscale_all_dim: float = 1.0
 

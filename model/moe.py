@@ -70,12 +70,12 @@ class Router(nn.Module):
         share_BE = (scores_BTE / scores_BTE.sum(-1, keepdim=True)).mean(1)
         frequency_BE = counts_BE * (experts / (config.num_experts_per_tok * tokens))
         self.aux_loss = config.aux_loss_alpha * (frequency_BE * share_BE).sum(-1).mean()
-        self.load_E += counts_BE.sum(0)
+        self.load_E.add_(counts_BE.detach().sum(0))
 
     @torch.no_grad()
     def update_bias(self, rate: float) -> None:
         """Raise the bias of under-loaded experts by ``rate``, lower the others'; forget the counts (DeepSeek-V3)."""
-        self.e_score_correction_bias += rate * torch.sign(self.load_E.mean() - self.load_E)
+        self.e_score_correction_bias.add_(torch.sign(self.load_E.mean() - self.load_E), alpha=rate)
         self.load_E.zero_()
 
 

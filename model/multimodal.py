@@ -88,8 +88,9 @@ class KimiK25(nn.Module):
         return self.language_model.lm_head(hidden_BTD.flatten(0, 1)[batch.target_positions_N])
 
     def attentions(self) -> Iterator[MultiheadLatentAttention]:
-        for layer in self.language_model.model.layers:
-            yield layer.self_attn
+        for module in self.modules():
+            if isinstance(module, MultiheadLatentAttention):
+                yield module
 
     def routers(self) -> Iterator[Router]:
         for module in self.modules():

@@ -8,10 +8,10 @@ from components.runtime.config import StepConfig
 
 
 class Config(StepConfig):
-    iterations: int = Field(40, ge=1, description="rounds of rollout and training (source: ours)")
+    iterations: int = Field(30, ge=1, description="rounds of rollout and training (source: ours)")
     prompts_per_iteration: int = Field(16, ge=1, description="prompts per round (source: ours)")
     samples_per_prompt: int = Field(8, ge=2, description="K, episodes per prompt (source: ours)")
-    learning_rate: float = Field(5e-4, gt=0, description="constant learning rate (source: ours)")
+    learning_rate: float = Field(2e-4, gt=0, description="constant learning rate (source: ours)")
     max_new_tokens: int = Field(48, ge=1, description="tokens per completion (source: ours)")
     modalities: str = Field("text,image", description="of the tasks: text, image, video; by commas (source: ours)")
     checkpoint_every: int = Field(10, ge=0, description="rounds between saved states; 0: only the end (source: ours)")

@@ -145,7 +145,7 @@ def optimizer_step(model: KimiK25, batch: Batch, optimizer: MuonClip, phase: Pha
     gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    clipped = qk_clip(model.attentions())
+    clipped = qk_clip(model.attentions()) if phase.learns("self_attn.q_b_proj.weight") else 0
     for router in model.routers():
         router.update_bias(phase.bias_update_rate if phase.learns("mlp.gate.weight") else 0.0)
     own = {"loss/total": float(loss.detach()), "learning_rate": phase.rate(step), "gradient_norm": float(gradient_norm)}

@@ -62,7 +62,8 @@ class MuonClip(torch.optim.Optimizer):
         weight_decay: float = 0.1,
     ) -> None:
         self.names: dict[nn.Parameter, str] = {}
-        muon, adamw = [], []
+        muon: list[nn.Parameter] = []
+        adamw: list[nn.Parameter] = []
         for name, parameter in named_parameters:
             self.names[parameter] = name
             (muon if is_muon(name, parameter) else adamw).append(parameter)
@@ -83,6 +84,7 @@ class MuonClip(torch.optim.Optimizer):
         for shape, members in by_shape.items():
             updates = []
             for parameter in members:
+                assert parameter.grad is not None
                 state = self.state[parameter]
                 if not state:
                     state["momentum"] = torch.zeros_like(parameter)
@@ -118,9 +120,9 @@ class MuonClip(torch.optim.Optimizer):
     def named_state(self) -> dict[str, Tensor]:
         """The state as flat tensors, ``<parameter name>/<slot>``, for safetensors."""
         return {
-            f"{self.names[parameter]}/{slot}": value
-            for parameter, slots in self.state.items()
-            for slot, value in slots.items()
+            f"{name}/{slot}": value
+            for parameter, name in self.names.items()
+            for slot, value in self.state.get(parameter, {}).items()
         }
 
     def load_named_state(self, tensors: dict[str, Tensor]) -> None:

@@ -17,7 +17,7 @@ from model.data.families.family import Family
 from model.data.sample import Sample, Split
 
 SWARM_SHARE = 0.5  # of wide searches answered by a swarm in training data (ours)
-MAX_ITEMS = 6  # keeps a trajectory under about 500 tokens (ours)
+MAX_ITEMS = 5  # keeps a trajectory under about 450 tokens (ours)
 WIDE_TOOLS = ["search", "create_subagent", "assign_task"]
 # Entities go by their official number (atomic, ISO 3166) and are asked for numbers: digits are what a tiny model learns
 # to copy first. One a line: the digits then have the tokens they have in a query and in an answer.
@@ -101,12 +101,14 @@ def wide_search(rng: np.random.Generator, split: Split, index: int) -> Sample:
     question = QUESTIONS[int(rng.integers(len(QUESTIONS)))].format(attribute=attribute, items="\n".join(names))
     mode = "swarm" if rng.random() < SWARM_SHARE else "serial"
     turns = _swarm(rng, queries, values) if mode == "swarm" else _serial(queries, values)
+    # Half of the serial answers had nothing but the search tool: the single agent that a swarm is compared with.
+    tools = ["search"] if mode == "serial" and split == "train" and rng.random() < 0.5 else WIDE_TOOLS
     lines = "\n".join(f"{name}:{value}" for name, value in zip(names, values, strict=True))
     return Sample(
         key=f"wide_search-{index:08d}", family="wide_search", ability="agentic", modality="text",
         source=chosen[0].source,
         messages=[{"role": "user", "content": question}, *turns, {"role": "assistant", "content": lines}],
-        tools=WIDE_TOOLS, answer=dict(zip(names, values, strict=True)), reward="table_f1",
+        tools=tools, answer=dict(zip(names, values, strict=True)), reward="table_f1",
         environment={"records": _records(chosen), "mode": mode},
     )  # fmt: skip
 
