@@ -58,11 +58,14 @@ def test_serial_searches_one_by_one_and_swarm_in_one_parallel_turn() -> None:
 
 def test_the_question_does_not_tell_the_mode() -> None:
     heads: dict[str, set[str]] = {"serial": set(), "swarm": set()}
+    declared: dict[str, set[tuple[str, ...]]] = {}
     for index in range(2000):
         sample = WIDE_SEARCH.sample(0, "train", index)
         assert [message["role"] for message in sample.messages[:2]] == ["user", "assistant"]
         heads[sample.environment["mode"]].add(sample.messages[0]["content"].split("\n")[0])
-        assert sample.tools == ["search", "create_subagent", "assign_task"]
+        declared.setdefault(sample.environment["mode"], set()).add(tuple(sample.tools))
+    everything = ("search", "create_subagent", "assign_task")
+    assert declared == {"swarm": {everything}, "serial": {everything, ("search",)}}
     assert heads["serial"] == heads["swarm"] and len(heads["swarm"]) > len(QUESTIONS)
 
 
