@@ -5,7 +5,7 @@ from __future__ import annotations
 Mixture = dict[str, float]
 
 VISION: Mixture = {
-    "digit_string": 9,
+    "digit_string": 7,
     "digit_count": 5,
     "grounding": 1,
     "ocr_line": 0.4,
@@ -32,13 +32,13 @@ LONG_TEXT: Mixture = {
     "stdlib_code": 0.5,
     "reasoning_gym": 1,
     "array_tool": 1.5,
-    "wide_search": 5,
+    "wide_search": 3,
     "sub_search": 0.5,
 }
 
 TRAJECTORIES: Mixture = {
     "array_tool": 2.5,
-    "wide_search": 6,
+    "wide_search": 5,
     "sub_search": 1,
     "fact_qa": 1,
     "reasoning_gym": 0.5,

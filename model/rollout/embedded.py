@@ -164,9 +164,14 @@ class EmbeddedEngine:
                 training = model.training
                 if training:
                     model.eval()
+                threads = torch.get_num_threads()
+                # One intra-op thread: split reductions would make a completion depend, in its last bits, on what else
+                # is in the batch, and a resumed RL run must sample what the killed one would have.
+                torch.set_num_threads(1)
                 try:
                     self._iterate(model, cache)
                 finally:
+                    torch.set_num_threads(threads)
                     if training:
                         model.train()
                 await asyncio.sleep(0)

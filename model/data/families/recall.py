@@ -90,23 +90,10 @@ def _pairs(rng: np.random.Generator, pool: list[str]) -> list[tuple[str, bool]]:
     return segments
 
 
-def _walk(rng: np.random.Generator, pool: list[str]) -> list[tuple[str, bool]]:
-    """A list of numbers, each then looked up in turn, and all answers at the end: a wide search without the tools."""
-    names = [str(n) for n in rng.choice(900, size=int(rng.integers(2, 6)), replace=False) + 1]
-    values = ["".join(DIGITS[rng.integers(len(DIGITS), size=int(rng.integers(1, 6)))]) for _ in names]
-    asked = pool[int(rng.integers(len(pool)))]
-    segments = [(f"{asked}:\n" + "\n".join(names), False)]
-    for name, value in zip(names, values, strict=True):
-        segments += [("\n? ", False), (name, True), (f" {asked}\n{value}", False)]
-    segments += [("\n!", False)]
-    return segments + [(f"\n{name}:{value}", True) for name, value in zip(names, values, strict=True)]
-
-
 def recall(rng: np.random.Generator, split: Split, index: int) -> Sample:
     names = recall_sources(split)
     source = names[int(rng.integers(len(names)))]
-    kind = (_repeat, _pairs, _walk)[int(rng.integers(3))]
-    segments = kind(rng, words(source, split))
+    segments = (_repeat if rng.random() < 0.5 else _pairs)(rng, words(source, split))
     return Sample(
         key=f"recall-{index:08d}", family="recall", ability="knowledge", modality="text", source=source,
         segments=[{"type": "text", "text": text, "loss": loss} for text, loss in segments],
