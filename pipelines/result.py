@@ -55,7 +55,7 @@ def print_result(
         question, said, right = (answer[key] for key in ("question", "answer", "expected"))
         console.print(f"served     {question!r} about a picture -> {said!r} (right: {right!r})", soft_wrap=True)
     address = environment.get("MLFLOW_TRACKING_URI", "")
-    after = "" if keep else f"  (stopped; up again with: moonflow run --run-dir {run_dir} --keep)"
+    after = "" if keep else f"  (stopped; up again with: {_again(run_dir)} --keep)"
     console.print(f"MLflow     {address}{after}", highlight=False, soft_wrap=True)
     console.print(f"report     {run_dir / 'report.html'}", highlight=False, soft_wrap=True)
     console.print(f"this call  {seconds:.1f} s")
@@ -99,12 +99,16 @@ def _times(steps: list[dict[str, Any]], run_dir: Path) -> Table:
     return table
 
 
+def _again(run_dir: Path) -> str:
+    """The command that goes on with this run: its own resolved profile, or another one would start in its folder."""
+    return f"moonflow run --profile {run_dir / 'profile.toml'} --run-dir {run_dir}"
+
+
 def _load(run_dir: Path, name: str) -> dict[str, Any]:
     path = run_dir / name
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise MoonflowError(f"{path} is not there: finish the run with moonflow run --run-dir {run_dir}") from None
+        raise MoonflowError(f"{path} is not there: finish the run with {_again(run_dir)}") from None
     except ValueError as error:
-        again = f"moonflow run --run-dir {run_dir}"
-        raise MoonflowError(f"{path} is damaged ({error}): write it again with {again}") from None
+        raise MoonflowError(f"{path} is damaged ({error}): write it again with {_again(run_dir)}") from None

@@ -43,16 +43,34 @@ def run_locally(profile: Profile, run_dir: Path, *, keep: bool, console: Console
     run_dir = run_dir.resolve()
     started = time.time()
     try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _no_room(run_dir, error) from error
+
+    # Nothing is written before the lock is held: a refused second run must not touch the first one's files.
+    with run_lock(run_dir), stop_on_signal():
+        _lay_out(profile, run_dir)
+        _run(profile, run_dir, keep=keep, console=console, started=started)
+
+
+def _lay_out(profile: Profile, run_dir: Path) -> None:
+    """Folders, the resolved profile and the compiled pipeline."""
+    try:
         for folder in ("logs", "progress", "tasks", "work", "tmp"):
             (run_dir / folder).mkdir(parents=True, exist_ok=True)
         (run_dir / "profile.toml").write_text(profile.as_toml())
         compile_ir(profile, run_dir / "pipeline.yaml")
         (run_dir / "arguments.json").write_text(json.dumps({"p00_run_id": profile.run.name}))
     except OSError as error:
-        reason = f"{error.strerror}; make room, or give another --run-dir"
-        raise MoonflowError(f"cannot write to {run_dir}: {reason}") from error
+        raise _no_room(run_dir, error) from error
 
-    with run_lock(run_dir), stop_on_signal(), Services.start(run_dir, keep=keep) as services:
+
+def _no_room(run_dir: Path, error: OSError) -> MoonflowError:
+    return MoonflowError(f"cannot write to {run_dir}: {error.strerror}; make room, or give another --run-dir")
+
+
+def _run(profile: Profile, run_dir: Path, *, keep: bool, console: Console, started: float) -> None:
+    with Services.start(run_dir, keep=keep) as services:
         for step in STEPS:
             (run_dir / "tasks" / f"{step}.json").unlink(missing_ok=True)
         environment = {

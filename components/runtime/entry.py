@@ -59,12 +59,14 @@ def close(arguments: Mapping[str, Any], *, error: str, report: dsl.HTML) -> None
         from components.finish import stage
         from components.finish.config import Config
         from components.runtime.store import ObjectStore
+        from components.runtime.tracking import finish_pipeline
 
         config = Config.parse({name: arguments[name] for name in Config.model_fields}, "step finish")
         folder = os.environ.get("MOONFLOW_RUN_DIR")
         run_dir = Path(folder) if folder else None
         line = _first_error(run_dir) if run_dir else ""
         files = stage.run(config, ObjectStore.from_env(), os.environ["MOONFLOW_RUN_ID"], run_dir, line or error)
+        finish_pipeline(os.environ["MOONFLOW_RUN_ID"], "FAILED" if line or error else "FINISHED", {})
         Path(report.path).parent.mkdir(parents=True, exist_ok=True)
         Path(report.path).write_text(files["report.html"])
         state["kept"] = False

@@ -27,7 +27,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     if shape.text_config.vocab_size != data.tokenizer.vocab_size:
         raise MoonflowError(
             f"wrong tokenizer: preset {config.preset} has {shape.text_config.vocab_size} tokens, the data's tokenizer "
-            f"{data.tokenizer.vocab_size}; set prepare_data.ranks to {shape.text_config.vocab_size - 256}"
+            f"{data.tokenizer.vocab_size}; set prepare_data.tokenizer_ranks to {shape.text_config.vocab_size - 256}"
         )
     model = KimiK25(shape, seed=config.seed)
 

@@ -1,7 +1,7 @@
 """Zero-vision SFT: text-only trajectories that stand in for visual tool use (source: K2.5 section 2.2).
 
-No image is seen here. Visual operations are written as IPython programs over arrays; tool use on real images is then
-measured, not trained.
+No image is seen here. Visual operations are written as IPython programs over arrays; what that wakes on real images
+is measured before joint RL trains on any.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def _cities() -> Iterator[tuple[Entity, bool]]:
 def _elements() -> Iterator[tuple[Entity, bool]]:
     spec = importlib.util.find_spec("mendeleev")
     if spec is None or spec.origin is None:
-        raise MoonflowError("the package mendeleev is missing: pip install -r requirements.txt")
+        raise MoonflowError("the package mendeleev is missing: pip install -r requirements.lock")
     # Its own API imports pandas and maps every column: 2 s and more. The packaged table alone takes milliseconds.
     with sqlite3.connect(f"file:{Path(spec.origin).parent / 'elements.db'}?mode=ro", uri=True) as connection:
         rows = connection.execute(
