@@ -48,12 +48,12 @@ def released_shapes() -> dict[str, list[int]]:
         shapes |= {
             f"{prefix}.input_layernorm.weight": [hidden],
             f"{prefix}.post_attention_layernorm.weight": [hidden],
-            f"{prefix}.self_attn.q_a_proj.weight": [64, hidden],
-            f"{prefix}.self_attn.q_a_layernorm.weight": [64],
-            f"{prefix}.self_attn.q_b_proj.weight": [heads * (16 + 16), 64],
-            f"{prefix}.self_attn.kv_a_proj_with_mqa.weight": [32 + 16, hidden],
-            f"{prefix}.self_attn.kv_a_layernorm.weight": [32],
-            f"{prefix}.self_attn.kv_b_proj.weight": [heads * (16 + 32), 32],
+            f"{prefix}.self_attn.q_a_proj.weight": [96, hidden],
+            f"{prefix}.self_attn.q_a_layernorm.weight": [96],
+            f"{prefix}.self_attn.q_b_proj.weight": [heads * (16 + 16), 96],
+            f"{prefix}.self_attn.kv_a_proj_with_mqa.weight": [96 + 16, hidden],
+            f"{prefix}.self_attn.kv_a_layernorm.weight": [96],
+            f"{prefix}.self_attn.kv_b_proj.weight": [heads * (16 + 32), 96],
             f"{prefix}.self_attn.o_proj.weight": [hidden, heads * 32],
         }
         if layer == 0:
