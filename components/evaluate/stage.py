@@ -74,9 +74,9 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         "candidate": trained[-1],
         "chance": chance,
         "swarm": _swarm_figures(results, suites),
-        "tokens": sum(score["tokens"] for scores in results.values() for score in scores.values()),
     }
-    return context.publish(context.work, kind="evals", complete=True, extra=extra)
+    tokens = sum(score["tokens"] for scores in results.values() for score in scores.values())
+    return context.publish(context.work, kind="evals", complete=True, tokens_seen=tokens, extra=extra)
 
 
 async def _scores(

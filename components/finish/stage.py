@@ -18,7 +18,7 @@ from components.runtime import manifest as manifests
 from components.runtime.checkpoints import newest
 from components.runtime.manifest import Manifest
 from components.runtime.step import METRICS, read_metrics
-from components.runtime.store import ObjectStore
+from components.runtime.store import ObjectStore, disk_errors
 from components.steps import STEPS
 
 PACKAGES = ("moonflow", "torch", "kfp", "mlflow", "numpy", "tokenizers")
@@ -54,8 +54,16 @@ def run(config: Config, store: ObjectStore, run_id: str, run_dir: Path | None, e
     for name, text in files.items():
         store.put(f"{run_id}/finish/{name}", text.encode())
         if run_dir is not None:
-            (run_dir / name).write_text(text)
+            write_whole(run_dir / name, text)
     return files
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write ``path`` whole or not at all; a full disk is a MoonflowError and leaves the earlier file."""
+    part = path.with_name(f"{path.name}.part")
+    with disk_errors(path):
+        part.write_text(text)
+        part.replace(path)
 
 
 def summarise(found: Mapping[str, Manifest]) -> dict[str, Any]:

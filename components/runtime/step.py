@@ -103,11 +103,19 @@ class StepContext:
         return checkpoints.restore(self.store, manifest.read(self.store, uri), self._cache)
 
     def publish(
-        self, folder: Path, *, kind: Kind, complete: bool = True, extra: Mapping[str, Any] | None = None
+        self,
+        folder: Path,
+        *,
+        kind: Kind,
+        complete: bool = True,
+        tokens_seen: int = 0,
+        extra: Mapping[str, Any] | None = None,
     ) -> Manifest:
         """Publish ``folder`` as this step's next output; ``extra`` joins the step's own figures in the manifest."""
         index = self.checkpoints.next_index
-        return self.checkpoints.publish(folder, index=index, kind=kind, complete=complete, extra=extra)
+        return self.checkpoints.publish(
+            folder, index=index, kind=kind, complete=complete, tokens_seen=tokens_seen, extra=extra
+        )
 
     def _publish(
         self,

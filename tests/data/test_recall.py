@@ -36,7 +36,9 @@ def test_a_queried_value_follows_its_key() -> None:
 def test_half_is_pairs_and_strings_do_not_come_back() -> None:
     drawn = documents("train", 1200)
     assert 0.43 < sum(kind(segments) == "pairs" for segments in drawn) / 1200 < 0.57
-    assert len({segments[0]["text"] for segments in drawn}) > 1150
+    # Two or three one-digit numbers can come twice by chance; nothing longer does.
+    longer = [segments[0]["text"] for segments in drawn if len(segments[0]["text"]) > 12]
+    assert len(longer) > 900 and len(set(longer)) == len(longer)
 
 
 def test_no_word_is_in_both_splits() -> None:

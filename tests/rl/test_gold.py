@@ -81,7 +81,7 @@ def test_gold_swarms_are_rewarded(split: str, tokenizer: Tokenizer, scripted: An
         left = gold_turns(sample, tokenizer)
         return await run_swarm_episode(
             scripted(lambda request: left.pop(0)), scripted(sub_agent(sample, tokenizer, speak)), tokenizer, sample,
-            ImageConfig(), toolset, limits=SwarmLimits(7, max_new_tokens=300, max_tokens=1000), temperature=1.0, seed=0,
+            ImageConfig(), toolset, limits=SwarmLimits(6, max_new_tokens=300, max_tokens=1000), temperature=1.0, seed=0,
             swarm="assign_task" in sample.tools,
         )  # fmt: skip
 

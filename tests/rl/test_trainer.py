@@ -81,14 +81,21 @@ def trainer(tokenizer: Tokenizer, tokenizer_folder: Path, around: Around, settin
 def test_the_trainer_recomputes_the_engines_own_log_probs(tokenizer, tokenizer_folder, tmp_path) -> None:
     """Text and pictures, several episodes to a row: any misalignment would show as a log-ratio of order one."""
     rl = trainer(tokenizer, tokenizer_folder, Around(tmp_path), SETTINGS)
-    groups, figures = asyncio.run(rl.collect())
+    groups, _ = asyncio.run(rl.collect())
     assert {group.sample.modality for group in groups} == {"text", "image"}
     learned = rl.learn(groups)
     assert learned["groups/with_signal"] > 0
     assert learned["rollout/mismatch_max"] < 1e-4
     assert abs(learned["rollout/mismatch_kl"]) < 1e-5
     assert learned["policy/masked_fraction"] == 0.0
-    assert 0 < figures["policy/entropy"] < np.log(1024)
+
+
+def test_the_entropy_of_a_uniform_policy_is_that_of_its_vocabulary(tokenizer, tokenizer_folder, tmp_path) -> None:
+    rl = trainer(tokenizer, tokenizer_folder, Around(tmp_path), SETTINGS)
+    with torch.no_grad():
+        rl.model.language_model.lm_head.weight.zero_()
+    _, figures = asyncio.run(rl.collect())
+    assert figures["policy/entropy"] == pytest.approx(np.log(1024), rel=1e-5)
 
 
 def test_a_run_that_died_ends_with_the_same_weights(tokenizer, tokenizer_folder, tmp_path) -> None:

@@ -17,9 +17,8 @@ from model.data.families.family import Family
 from model.data.sample import Sample, Split
 
 COMPARISON_SHARE = 0.1  # ours
-NUMBER_SHARE = (
-    0.7  # of questions for a value that ask for a number: digits are what a tiny model learns to copy first (ours)
-)
+# Of the questions for a value, those that ask for a number: digits are what a tiny model learns to copy first (ours).
+NUMBER_SHARE = 0.7
 FIELDS = {
     "capital": "capital", "continent": "continent", "currency": "currency", "population": "population",
     "code": "code", "country": "country", "symbol": "symbol", "number": "number", "period": "period",

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import resource
+import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from components.finish.stage import summarise, thin
+from components.finish.stage import summarise, thin, write_whole
 from components.runtime.manifest import Manifest
+from model.errors import MoonflowError
 
 
 def manifest(step: str, complete: bool = True, **extra: Any) -> Manifest:
@@ -65,3 +69,18 @@ def test_thinning_keeps_order_and_the_last_row(rows: int, points: int) -> None:
     assert len(kept) <= points
     assert kept[-1:] == given[-1:]
     assert kept == sorted(kept, key=lambda row: row["step"])
+
+
+def test_a_full_disk_leaves_the_earlier_file(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    write_whole(path, "earlier")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, hard))
+    try:
+        with pytest.raises(MoonflowError, match="disk full while writing .*summary.json"):
+            write_whole(path, "x" * (1 << 16))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert path.read_text() == "earlier"
