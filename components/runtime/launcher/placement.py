@@ -9,6 +9,9 @@ from pydantic import Field
 from components.runtime.config import StepConfig
 
 LAUNCHERS = ("in-process", "ranks", "trainjob")
+CPU = r"^\d+(\.\d+)?m?$"
+MEMORY = r"^\d+(\.\d+)?([EPTGMK]i?)?$"  # the suffixes that KFP takes too
+NAME = r"^([a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?)?$"  # of an object, usable as a label's value
 
 
 class Placement(StepConfig):
@@ -18,18 +21,28 @@ class Placement(StepConfig):
         "in-process",
         description="in-process: in the task's own pod; ranks: several processes there; trainjob: a Kubeflow TrainJob",
     )
-    cpu: str = Field("1", description="CPU cores requested per pod")
-    memory: str = Field("4Gi", description="memory requested and allowed per pod")
+    cpu: str = Field("1", pattern=CPU, description="CPU cores requested per pod")
+    memory: str = Field("4Gi", pattern=MEMORY, description="memory requested and allowed per pod")
     accelerators: int = Field(0, ge=0, description="accelerators per pod; 0 = none")
     accelerator: str = Field("nvidia.com/gpu", description="the accelerators' resource name")
     nodes: int = Field(1, ge=1, description="pods of a TrainJob")
     processes: int = Field(1, ge=1, description="ranks per pod")
-    pool: str = Field("", description="node pool: value of label and taint moonflow.dev/pool; empty = any")
-    shared_memory: str = Field("", description="size of /dev/shm; empty = the container runtime's 64 MiB")
+    pool: str = Field(
+        "", pattern=NAME, description="node pool: value of label and taint moonflow.dev/pool; empty = any"
+    )
+    shared_memory: str = Field(
+        "",
+        pattern=rf"({MEMORY})|^$",
+        description="size of /dev/shm, part of the memory; empty = the container runtime's 64 MiB",
+    )
     rdma: int = Field(0, ge=0, description="RDMA devices per pod; 0 = none")
     rdma_resource: str = Field("rdma/hca", description="the RDMA devices' resource name")
-    queue: str = Field("", description="Kueue LocalQueue; empty = not queued")
-    priority: str = Field("", description="Kueue WorkloadPriorityClass of the job; empty = the queue's default")
+    queue: str = Field("", pattern=NAME, description="Kueue LocalQueue; empty = not queued")
+    priority: str = Field(
+        "", pattern=NAME, description="Kueue WorkloadPriorityClass of the job; empty = the queue's default"
+    )
     runtime: str = Field("moonflow-torchrun", description="ClusterTrainingRuntime of a TrainJob")
-    deadline_hours: float = Field(24.0, gt=0, description="hours after which the task is stopped")
+    deadline_hours: float = Field(
+        24.0, gt=0, description="hours from the first attempt after which the task is stopped and not retried"
+    )
     image: str = Field("", description="container image of this task; empty = the run's")
