@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from kfp import dsl, kubernetes
+from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
 from components.evaluate.component import evaluate
@@ -26,18 +26,8 @@ from components.serve.component import serve
 from components.steps import STEPS
 from components.vit_pretrain.component import vit_pretrain
 from components.zero_vision_sft.component import zero_vision_sft
-from pipelines.profile import Profile, TaskSettings
-
-POOL_LABEL = "moonflow.dev/pool"
-SETTINGS = (
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_REGION",
-    "MOONFLOW_STORE",
-    "MOONFLOW_GITOPS_REPO",
-    "MLFLOW_TRACKING_URI",
-    "MLFLOW_EXPERIMENT_NAME",
-)
-"""Environment variables that the ConfigMap ``moonflow`` gives to every task."""
+from pipelines.placement import place
+from pipelines.profile import Profile
 
 
 @dataclass(frozen=True)
@@ -118,34 +108,3 @@ def k25(profile: Profile) -> BaseComponent:
     title = f"Train, evaluate, promote and serve by the K2.5 recipe ({profile.run.name})."
     recipe.__doc__ = "\n".join([title, "", "Args:", *(f"    {p.name}: {p.description}" for p in parameters)])
     return dsl.pipeline(name=f"moonflow-{profile.run.name}", description=title)(recipe)
-
-
-def place(task: dsl.PipelineTask, settings: TaskSettings, image: str, retries: int) -> dsl.PipelineTask:
-    """Say everything Kubernetes must know of a task. kfp.local heeds only the retries."""
-    # KFP's cache knows nothing of the object store: a hit could name a deleted prefix. Steps find their own finished
-    # work by its manifest, so a task that runs again costs a second.
-    task.set_caching_options(enable_caching=False)
-    # Without backoff_max_duration KFP stops retrying an hour after the first attempt began.
-    task.set_retry(retries, backoff_duration="60s", backoff_factor=2.0, backoff_max_duration="720h")
-    task.set_container_image(settings.image or image)
-    task.set_cpu_request(settings.cpu).set_memory_request(settings.memory).set_memory_limit(settings.memory)
-    kubernetes.set_timeout(task, int(settings.deadline_hours * 3600))
-    if settings.accelerators:
-        task.set_accelerator_type(settings.accelerator).set_accelerator_limit(settings.accelerators)
-    if settings.pool:
-        kubernetes.add_node_selector(task, POOL_LABEL, settings.pool)
-        kubernetes.add_toleration(task, key=POOL_LABEL, operator="Equal", value=settings.pool, effect="NoSchedule")
-    # The run's own id, unless p00_run_id names an earlier run to continue.
-    kubernetes.use_field_path_as_env(task, "MOONFLOW_RUN_ID", "metadata.labels['pipeline/runid']")
-    kubernetes.use_secret_as_env(
-        task,
-        secret_name="moonflow-store",
-        secret_key_to_env={key: key for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")},
-        optional=True,  # a pod identity may stand in for keys
-    )
-    # Optional key by key: plain S3 needs no endpoint, and Kubeflow's MLflow plugin injects its own address. A step that
-    # misses a value says which one.
-    kubernetes.use_config_map_as_env(
-        task, config_map_name="moonflow", config_map_key_to_env={key: key for key in SETTINGS}, optional=True
-    )
-    return task

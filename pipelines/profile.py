@@ -1,7 +1,7 @@
 """A profile: one TOML file with everything a run needs to know, checked against the steps' own schemas.
 
 [run]                   name, preset, image, retries ...        -> RunSettings
-[task] [task.<step>]    cpu, memory, accelerators, deadline     -> TaskSettings, the first one for all steps
+[task] [task.<step>]    launcher, cpu, memory, pool, queue ...  -> Placement, the first one for all steps
 [<step>]                the step's parameters                   -> components.<step>.config.Config
 """
 
@@ -17,6 +17,8 @@ from typing import Any
 from pydantic import Field
 
 from components.runtime.config import StepConfig
+from components.runtime.image import PIPELINE
+from components.runtime.launcher.placement import Placement
 from components.steps import STEPS, config_class
 from model.errors import MoonflowError
 
@@ -28,22 +30,10 @@ class RunSettings(StepConfig):
 
     name: str = Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", description="names the pipeline and a local run")
     preset: str = Field(description="the model's shape: a file in model/presets")
-    image: str = Field("moonflow-pipeline:0.1.0", description="container image of every task; ignored in a local run")
+    image: str = Field(PIPELINE, min_length=1, description="container image of every task; ignored in a local run")
     retries: int = Field(
         0, ge=0, description="further attempts of a failed task; a local run waits 60 s and more for each"
     )
-
-
-class TaskSettings(StepConfig):
-    """What a task asks of the cluster. A local run ignores all of it."""
-
-    cpu: str = Field("1", description="CPU cores requested (Kubernetes quantity)")
-    memory: str = Field("4Gi", description="memory requested and allowed (Kubernetes quantity)")
-    accelerators: int = Field(0, ge=0, description="accelerators per pod; 0 = none")
-    accelerator: str = Field("nvidia.com/gpu", description="the accelerators' resource name")
-    pool: str = Field("", description="node pool: value of label and taint moonflow.dev/pool; empty = any")
-    deadline_hours: float = Field(24.0, gt=0, description="hours after which the task's pod is stopped")
-    image: str = Field("", description="container image of this task; empty = the run's")
 
 
 @dataclass(frozen=True)
@@ -52,7 +42,7 @@ class Profile:
 
     source: str
     run: RunSettings
-    tasks: dict[str, TaskSettings]
+    tasks: dict[str, Placement]
     steps: dict[str, StepConfig]
 
     def as_toml(self) -> str:
@@ -96,9 +86,9 @@ def _resolve(tables: dict[str, Any], source: str) -> Profile:
     run = RunSettings.parse(tables.get("run", {}), f"{source}: [run]")
 
     tasks_table = tables.get("task", {})
-    _check_keys(source, "task.", tasks_table, [*TaskSettings.model_fields, *STEPS])
+    _check_keys(source, "task.", tasks_table, [*Placement.model_fields, *STEPS])
     shared = {key: value for key, value in tasks_table.items() if key not in STEPS}
-    tasks = {step: TaskSettings.parse(shared | tasks_table.get(step, {}), f"{source}: [task.{step}]") for step in STEPS}
+    tasks = {step: _placement(shared | tasks_table.get(step, {}), step, f"{source}: [task.{step}]") for step in STEPS}
 
     steps = {}
     for step in STEPS:
@@ -108,6 +98,21 @@ def _resolve(tables: dict[str, Any], source: str) -> Profile:
             raise MoonflowError(f"{source}: {step}.preset differs from run.preset; set run.preset only")
         steps[step] = schema.parse(values, f"{source}: [{step}]")
     return Profile(source, run, tasks, steps)
+
+
+def _placement(values: dict[str, Any], step: str, where: str) -> Placement:
+    """The values as a Placement whose keys fit together: what nobody would heed is refused, not ignored."""
+    placement = Placement.parse(values, where)
+    if placement.launcher != "trainjob" and (placement.nodes > 1 or placement.rdma):
+        key = "nodes" if placement.nodes > 1 else "rdma"
+        raise MoonflowError(f'{where}: {key} = {getattr(placement, key)} needs launcher = "trainjob"')
+    if placement.launcher == "in-process" and placement.processes > 1:
+        raise MoonflowError(f'{where}: processes = {placement.processes} needs launcher = "ranks" or "trainjob"')
+    if placement.launcher != "in-process" and step == "finish":
+        raise MoonflowError(
+            f'{where}: launcher = "{placement.launcher}": finish runs in its own pod; leave launcher out'
+        )
+    return placement
 
 
 def _check_keys(source: str, prefix: str, values: Iterable[str], valid: Iterable[str]) -> None:

@@ -38,31 +38,6 @@ def test_one_task_a_step(compiled: tuple[dict[str, Any], dict[str, Any]]) -> Non
     assert set(tasks_of(compiled[0])) == {step.replace("_", "-") for step in STEPS}
 
 
-def test_every_task_says_caching_retry_deadline_and_resources(compiled: tuple[dict[str, Any], dict[str, Any]]) -> None:
-    spec, platform = compiled
-    executors = spec["deploymentSpec"]["executors"]
-    kubernetes = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    profile = load_profile("small")
-    for name, task in tasks_of(spec).items():
-        settings = profile.tasks[name.replace("-", "_")]
-        assert not task["cachingOptions"].get("enableCache", False)
-        retry = task["retryPolicy"]
-        assert retry["maxRetryCount"] == profile.run.retries == 3
-        assert retry["backoffMaxDuration"] == "2592000s"  # 720 h: KFP's own limit is one hour
-        label = f"exec-{name}"
-        assert int(kubernetes[label]["activeDeadlineSeconds"]) == settings.deadline_hours * 3600
-        container = executors[label]["container"]
-        assert container["image"] == (settings.image or profile.run.image)
-        resources = container["resources"]
-        assert resources["resourceMemoryRequest"] == resources["resourceMemoryLimit"] == settings.memory
-        assert resources["resourceCpuRequest"] == settings.cpu
-        accelerator = resources.get("accelerator", {})
-        assert int(accelerator.get("resourceCount", 0)) == settings.accelerators
-        assert kubernetes[label]["nodeSelector"]["labels"] == {"moonflow.dev/pool": settings.pool}
-        secrets = {pair["envVar"] for secret in kubernetes[label]["secretAsEnv"] for pair in secret["keyToEnv"]}
-        assert secrets == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
-
-
 def test_finish_runs_after_failure_too(compiled: tuple[dict[str, Any], dict[str, Any]]) -> None:
     finish = tasks_of(compiled[0])["finish"]
     assert finish["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"

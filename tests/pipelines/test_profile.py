@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from components.runtime.image import PIPELINE
 from components.steps import STEPS
 from model.errors import MoonflowError
 from pipelines.profile import PROFILES, load_profile
@@ -26,10 +27,15 @@ def test_resolved_profile_loads_to_the_same_profile(tmp_path: Path) -> None:
 
 
 def test_task_table_is_shared_and_overridden_by_step() -> None:
-    tasks = load_profile("small").tasks
+    tasks = load_profile("k25").tasks
     assert tasks["vit_pretrain"].accelerators == tasks["joint_pretrain"].accelerators == 8
     assert tasks["promote"].accelerators == 0
+    assert (tasks["promote"].pool, tasks["finish"].pool) == ("cpu", "cpu")
     assert load_profile("small", ["task.parl.pool=big"]).tasks["parl"].pool == "big"
+
+
+def test_the_default_image_is_the_components_own() -> None:
+    assert load_profile("tiny").run.image == PIPELINE
 
 
 @pytest.mark.parametrize(
@@ -45,6 +51,13 @@ def test_task_table_is_shared_and_overridden_by_step() -> None:
         ("joint_pretrain = 3", ["joint_pretrain is a table"]),
         ("[joint_pretrain\nsteps = 1", ["not valid TOML"]),
         ("[vit_pretrain]\npreset = 'k25'", ["vit_pretrain.preset", "run.preset"]),
+        ("[task.parl]\nnodes = 2", ["[task.parl]", "nodes = 2", "trainjob"]),
+        ("[task]\nrdma = 8\nlauncher = 'ranks'", ["[task.prepare_data]", "rdma = 8", "trainjob"]),
+        ("[task.parl]\nprocesses = 8", ["[task.parl]", "processes = 8", "ranks"]),
+        ("[task.finish]\nlauncher = 'trainjob'", ["[task.finish]", "launcher"]),
+        ("[task.parl]\nlauncher = 'mpi'", ["[task.parl]", "'launcher'", "'mpi'"]),
+        ("[task.parl]\nmemory = '4GB'", ["[task.parl]", "'memory'", "'4GB'"]),
+        ("[task.parl]\nqueue = 'Train Queue'", ["[task.parl]", "'queue'", "'Train Queue'"]),
     ],
 )
 def test_a_wrong_key_or_value_is_one_line_with_file_key_and_nearest_key(

@@ -1,0 +1,91 @@
+"""What Kubernetes must know of a task: from a profile's Placement to KFP's platform settings.
+
+In-process and ``ranks``: the task's own pod gets the placement. ``trainjob``: that pod only starts, watches and cancels
+the TrainJob, so it is small, and the placement travels to it in ``MOONFLOW_PLACEMENT`` for the TrainJob's pods.
+"""
+
+from __future__ import annotations
+
+from kfp import dsl, kubernetes
+
+from components.runtime.launcher.placement import Placement
+
+POOL_LABEL = "moonflow.dev/pool"
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
+SETTINGS = (
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_REGION",
+    "MOONFLOW_STORE",
+    "MOONFLOW_GITOPS_REPO",
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_PUBLIC_URI",
+    "MLFLOW_EXPERIMENT_NAME",
+)
+"""Environment variables that the ConfigMap ``moonflow`` gives to every task."""
+WAITING_POD = Placement(cpu="1", memory="2Gi")
+"""The pod that waits for a TrainJob."""
+
+
+def place(task: dsl.PipelineTask, placement: Placement, image: str, retries: int) -> dsl.PipelineTask:
+    """Say everything Kubernetes must know of a task. kfp.local heeds only the retries and the environment.
+
+    ``image`` is the run's; a placement without one gets it. ``retries`` are further attempts of a failed pod.
+    """
+    # KFP's cache knows nothing of the object store: a hit could name a deleted prefix. Steps find their own finished
+    # work by its manifest, so a task that runs again costs a second.
+    task.set_caching_options(enable_caching=False)
+    seconds = int(placement.deadline_hours * 3600)
+    kubernetes.set_timeout(task, seconds)
+    # Without backoff_max_duration KFP stops retrying an hour after the first attempt began. Argo reads it as the end of
+    # all attempts together, so it makes the deadline, which alone would start anew with each attempt, the task's.
+    task.set_retry(retries, backoff_duration="60s", backoff_factor=2.0, backoff_max_duration=f"{seconds}s")
+    if placement.launcher != "in-process":
+        asked = placement.model_copy(update={"image": placement.image or image})
+        task.set_env_variable("MOONFLOW_PLACEMENT", asked.model_dump_json())
+    if placement.launcher == "trainjob":
+        _pod(task, WAITING_POD, image)
+    else:
+        _pod(task, placement, placement.image or image)
+    _environment(task)
+    return task
+
+
+def _pod(task: dsl.PipelineTask, placement: Placement, image: str) -> None:
+    """Image, resources, node pool, shared memory and queue of the task's own pod."""
+    task.set_container_image(image)
+    task.set_cpu_request(placement.cpu).set_memory_request(placement.memory).set_memory_limit(placement.memory)
+    if placement.accelerators:
+        task.set_accelerator_type(placement.accelerator).set_accelerator_limit(placement.accelerators)
+    if placement.pool:
+        kubernetes.add_node_selector(task, POOL_LABEL, placement.pool)
+        kubernetes.add_toleration(task, key=POOL_LABEL, operator="Equal", value=placement.pool, effect="NoSchedule")
+    if placement.shared_memory:
+        kubernetes.empty_dir_mount(
+            task,
+            volume_name="shared-memory",
+            mount_path="/dev/shm",
+            medium="Memory",
+            size_limit=placement.shared_memory,
+        )
+    # Kueue holds a pod that carries its label until there is room; such waiting does not count towards the timeout.
+    if placement.queue:
+        kubernetes.add_pod_label(task, QUEUE_LABEL, placement.queue)
+        if placement.priority:
+            kubernetes.add_pod_label(task, PRIORITY_LABEL, placement.priority)
+
+
+def _environment(task: dsl.PipelineTask) -> None:
+    # The run's own id, unless p00_run_id names an earlier run to continue.
+    kubernetes.use_field_path_as_env(task, "MOONFLOW_RUN_ID", "metadata.labels['pipeline/runid']")
+    kubernetes.use_secret_as_env(
+        task,
+        secret_name="moonflow-store",
+        secret_key_to_env={key: key for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")},
+        optional=True,  # a pod identity may stand in for keys
+    )
+    # Optional key by key: plain S3 needs no endpoint, and Kubeflow's MLflow plugin injects its own address. A step that
+    # misses a value says which one.
+    kubernetes.use_config_map_as_env(
+        task, config_map_name="moonflow", config_map_key_to_env={key: key for key in SETTINGS}, optional=True
+    )

@@ -1,0 +1,175 @@
+"""Where every task of every shipped profile lands, read from the compiled pipeline as Kubeflow reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from components.runtime.launcher.placement import Placement
+from components.steps import STEPS
+from pipelines.compile import compile_ir
+from pipelines.placement import SETTINGS, WAITING_POD
+from pipelines.profile import PROFILES, Profile, load_profile
+
+Spec = dict[str, Any]
+SHIPPED = sorted(path.stem for path in PROFILES.glob("*.toml"))
+
+
+def compiled(profile: Profile, folder: Path) -> tuple[Spec, Spec]:
+    """(pipeline spec, platform settings by executor)."""
+    compile_ir(profile, folder / "pipeline.yaml")
+    spec, platform = yaml.safe_load_all((folder / "pipeline.yaml").read_text())
+    return spec, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+
+
+@pytest.fixture(scope="module", params=SHIPPED)
+def shipped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Profile, Spec, Spec]:
+    profile = load_profile(request.param)
+    return (profile, *compiled(profile, tmp_path_factory.mktemp(request.param)))
+
+
+def tasks_of(spec: Spec) -> dict[str, Spec]:
+    """Component tasks by step, from every DAG of the pipeline."""
+    dags = [spec["root"]["dag"], *(c["dag"] for c in spec["components"].values() if "dag" in c)]
+    return {
+        name.replace("-", "_"): task
+        for dag in dags
+        for name, task in dag["tasks"].items()
+        if "dag" not in spec["components"][task["componentRef"]["name"]]
+    }
+
+
+def container_of(spec: Spec, step: str) -> Spec:
+    return spec["deploymentSpec"]["executors"][f"exec-{step.replace('_', '-')}"]["container"]
+
+
+def environment_of(spec: Spec, step: str) -> dict[str, str]:
+    return {pair["name"]: pair["value"] for pair in container_of(spec, step).get("env", ())}
+
+
+def test_every_task_says_caching_retry_and_deadline(shipped: tuple[Profile, Spec, Spec]) -> None:
+    profile, spec, platform = shipped
+    assert set(tasks_of(spec)) == set(STEPS)
+    for step, task in tasks_of(spec).items():
+        seconds = profile.tasks[step].deadline_hours * 3600
+        assert task["cachingOptions"] == {}, "KFP's word for: not cached"
+        # kfp leaves a count of 0 out; without a count the backend does not retry.
+        assert task["retryPolicy"].get("maxRetryCount", 0) == profile.run.retries
+        assert task["retryPolicy"]["backoffMaxDuration"] == f"{seconds:.0f}s"  # KFP's own limit is one hour
+        assert int(platform[f"exec-{step.replace('_', '-')}"]["activeDeadlineSeconds"]) == seconds
+
+
+def test_long_steps_may_be_retried_after_more_than_an_hour() -> None:
+    for name in ("small", "k25"):
+        profile = load_profile(name)
+        assert profile.run.retries >= 3
+        long = [step for step in STEPS if profile.tasks[step].accelerators and step != "serve"]
+        assert len(long) == 7 and all(profile.tasks[step].deadline_hours >= 24 for step in long)
+
+
+def test_the_tasks_own_pod_gets_what_the_profile_says(shipped: tuple[Profile, Spec, Spec]) -> None:
+    profile, spec, platform = shipped
+    for step, asked in profile.tasks.items():
+        # What waits for a TrainJob asks for next to nothing: the TrainJob's pods get the placement.
+        waits = asked.launcher == "trainjob"
+        pod = WAITING_POD if waits else asked
+        container, settings = container_of(spec, step), platform[f"exec-{step.replace('_', '-')}"]
+        assert container["image"] == (profile.run.image if waits else asked.image or profile.run.image)
+        resources = container["resources"]
+        assert resources["resourceMemoryRequest"] == resources["resourceMemoryLimit"] == pod.memory
+        assert resources["resourceCpuRequest"] == pod.cpu
+        if pod.accelerators:
+            accelerator = resources["accelerator"]
+            assert (accelerator["resourceType"], int(accelerator["resourceCount"])) == (
+                pod.accelerator,
+                pod.accelerators,
+            )
+        else:
+            assert "accelerator" not in resources
+        if pod.pool:
+            assert settings["nodeSelector"]["labels"] == {"moonflow.dev/pool": pod.pool}
+            toleration = {"key": "moonflow.dev/pool", "operator": "Equal", "value": pod.pool, "effect": "NoSchedule"}
+            assert settings["tolerations"] == [toleration]
+        else:
+            assert "nodeSelector" not in settings and "tolerations" not in settings
+        labels = {"kueue.x-k8s.io/queue-name": pod.queue, "kueue.x-k8s.io/priority-class": pod.priority}
+        assert settings.get("podMetadata", {}).get("labels", {}) == {
+            key: value for key, value in labels.items() if value
+        }
+        mount = {
+            "volumeName": "shared-memory",
+            "mountPath": "/dev/shm",
+            "medium": "Memory",
+            "sizeLimit": pod.shared_memory,
+        }
+        assert settings.get("emptyDirMounts", []) == ([mount] if pod.shared_memory else [])
+
+
+def test_the_placement_travels_to_the_launcher(shipped: tuple[Profile, Spec, Spec]) -> None:
+    profile, spec, _ = shipped
+    for step, asked in profile.tasks.items():
+        environment = environment_of(spec, step)
+        if asked.launcher == "in-process":
+            assert "MOONFLOW_PLACEMENT" not in environment
+        else:
+            told = Placement.model_validate_json(environment["MOONFLOW_PLACEMENT"])
+            assert told == asked.model_copy(update={"image": asked.image or profile.run.image})
+            assert told.image
+
+
+def test_settings_and_keys_reach_every_task_by_reference(shipped: tuple[Profile, Spec, Spec]) -> None:
+    _, spec, platform = shipped
+    for step in STEPS:
+        settings = platform[f"exec-{step.replace('_', '-')}"]
+        (store,) = (s for s in settings["secretAsEnv"] if s["secretName"] == "moonflow-store")
+        assert {p["envVar"] for p in store["keyToEnv"]} == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+        (values,) = settings["configMapAsEnv"]
+        assert values["configMapName"] == "moonflow" and values["optional"]
+        assert {p["envVar"] for p in values["keyToEnv"]} == set(SETTINGS)
+        (run_id,) = settings["fieldPathAsEnv"]
+        assert run_id == {"name": "MOONFLOW_RUN_ID", "fieldPath": "metadata.labels['pipeline/runid']"}
+        assert set(environment_of(spec, step)) <= {"MOONFLOW_PLACEMENT"}, "no value is written into the pipeline"
+
+
+def test_no_image_is_latest_or_without_a_tag(shipped: tuple[Profile, Spec, Spec]) -> None:
+    profile, spec, _ = shipped
+    images = {container_of(spec, step)["image"] for step in STEPS} | {
+        p.image for p in profile.tasks.values() if p.image
+    }
+    for image in images:
+        name, _, tag = image.rpartition(":")
+        assert name and tag and tag != "latest", image
+
+
+@pytest.mark.parametrize("name", ["small", "k25"])
+def test_profiles_for_a_cluster_use_its_pools_and_queues(name: str) -> None:
+    tasks = load_profile(name).tasks
+    for step in ("vit_pretrain", "joint_pretrain", "mid_train", "zero_vision_sft"):
+        placement = tasks[step]
+        assert (placement.launcher, placement.pool, placement.queue) == ("trainjob", "gpu-train", "train")
+        assert placement.priority == "moonflow-train" and placement.image.startswith("moonflow-train:")
+        assert placement.accelerators and placement.shared_memory
+    for step in ("joint_rl", "parl", "evaluate", "serve"):
+        placement = tasks[step]
+        assert (placement.launcher, placement.pool, placement.queue) == ("in-process", "gpu-rollout", "rollout")
+        assert placement.priority == "moonflow-rollout" and placement.accelerators
+    for step in ("prepare_data", "promote", "finish"):
+        assert (tasks[step].pool, tasks[step].accelerators, tasks[step].queue) == ("cpu", 0, "")
+
+
+def test_the_released_shape_trains_on_several_nodes_over_rdma() -> None:
+    tasks = load_profile("k25").tasks
+    for step in ("vit_pretrain", "joint_pretrain", "mid_train", "zero_vision_sft"):
+        assert tasks[step].nodes > 1 and tasks[step].rdma == 8 and tasks[step].processes == 8
+        assert tasks[step].runtime == "moonflow-deepspeed"
+
+
+def test_a_step_without_an_image_of_its_own_is_launched_with_the_runs(tmp_path: Path) -> None:
+    profile = load_profile("tiny", ["task.parl.launcher=ranks", "task.parl.processes=2", "run.image=example.org/x:1"])
+    spec, _ = compiled(profile, tmp_path)
+    told = Placement.model_validate_json(environment_of(spec, "parl")["MOONFLOW_PLACEMENT"])
+    assert (told.image, told.processes) == ("example.org/x:1", 2)
+    assert container_of(spec, "parl")["image"] == "example.org/x:1"
