@@ -26,6 +26,14 @@ _THREADS = 8  # parallel uploads and downloads: one stream does not fill a store
 Kind = Literal["data", "checkpoint", "evals", "promotion"]
 
 
+class Damaged(MoonflowError):
+    """A manifest or one of its files is not what was published; ``what`` is the message without what to do."""
+
+    def __init__(self, what: str, mend: str) -> None:
+        super().__init__(f"{what}: {mend}")
+        self.what = what
+
+
 class File(BaseModel):
     """One file of a manifest: name relative to the prefix, size in bytes, hex SHA-256."""
 
@@ -106,7 +114,7 @@ def publish(store: ObjectStore, prefix: str, folder: Path, **fields: Any) -> Man
 
 
 def read(store: ObjectStore, uri: str) -> Manifest:
-    """The manifest at ``uri`` (the prefix or its manifest.json); MoonflowError if missing or damaged."""
+    """The manifest at ``uri`` (the prefix or its manifest.json); NotInStore if missing, Damaged if damaged."""
     prefix = uri.removesuffix(f"/{MANIFEST}").rstrip("/")
     try:
         data = store.get(f"{prefix}/{MANIFEST}")
@@ -120,9 +128,9 @@ def read(store: ObjectStore, uri: str) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "file"
-        raise MoonflowError(
-            f"{store.uri(prefix)}/{MANIFEST} is damaged ({field}: {first['msg']}): delete {store.uri(prefix)} or "
-            "choose the previous checkpoint"
+        raise Damaged(
+            f"{store.uri(prefix)}/{MANIFEST} is damaged ({field}: {first['msg']})",
+            f"delete {store.uri(prefix)} or choose the previous checkpoint",
         ) from None
 
 
@@ -137,7 +145,7 @@ def find(store: ObjectStore, prefix: str) -> Manifest | None:
 def fetch(store: ObjectStore, uri: str, folder: Path, names: Iterable[str] | None = None) -> Manifest:
     """Bring the files of the manifest at ``uri`` (all, or ``names``) to ``folder``, each checked by size and SHA-256.
 
-    Files already there with the right digest are not transferred again. MoonflowError names a damaged or missing one.
+    Files already there with the right digest are not transferred again. Damaged names a wrong or missing one.
     """
     manifest = read(store, uri)
     by_name = {file.name: file for file in manifest.files}
@@ -173,14 +181,14 @@ def _fetch_file(store: ObjectStore, prefix: str, file: File, path: Path) -> None
     try:
         store.download(f"{prefix}/{file.name}", path)
     except NotInStore:
-        raise MoonflowError(f"{where} is missing although the manifest names it: {mend}") from None
+        raise Damaged(f"{where} is missing although the manifest names it", mend) from None
     size = path.stat().st_size
     if size == file.size and file_sha256(path) == file.sha256:
         return
     path.unlink()
     if size < file.size:
-        raise MoonflowError(f"{where} is truncated: expected {file.size} bytes, got {size}: {mend}")
-    raise MoonflowError(f"{where} is damaged: {size} bytes (expected {file.size}) and another SHA-256: {mend}")
+        raise Damaged(f"{where} is truncated: expected {file.size} bytes, got {size}", mend)
+    raise Damaged(f"{where} is damaged: {size} bytes (expected {file.size}) and another SHA-256", mend)
 
 
 def _same(existing: Manifest, wanted: Manifest) -> Manifest:

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -82,8 +83,12 @@ class StepContext:
         self._tracker = tracker
         self._started = time.monotonic()
         prefix = f"{run_id}/{step}"
-        start = checkpoints.newest(store, prefix)
+        start, damaged = checkpoints.resumable(store, prefix, self._cache)
         self._before: dict[str, Any] = start.extra if start is not None else {}
+        self._warnings: list[str] = list(self._before.get("warnings", []))
+        for what in damaged.values():
+            self._warnings.append(f"{what}: went on from the checkpoint before it")
+            print(f"{step}: {self._warnings[-1]}", file=sys.stderr, flush=True)
         with disk_errors(run_dir):
             shutil.rmtree(self.work, ignore_errors=True)
             self.work.mkdir(parents=True)
@@ -96,7 +101,7 @@ class StepContext:
                 shutil.move(self.work / METRICS, history)
         self.metrics = StepMetrics(history, tracker)
         self.progress = StepProgress(run_dir / "progress", step)
-        self.checkpoints = StoredCheckpoints(store, prefix, self._cache, start, self._publish)
+        self.checkpoints = StoredCheckpoints(store, prefix, self._cache, start, damaged, self._publish)
 
     def fetch(self, uri: str) -> Path:
         """A verified local copy of the manifest's files at ``uri``, fetched once per machine; do not write into it."""
@@ -157,6 +162,7 @@ class StepContext:
             "tokens": tokens,
             "tokens_per_s": round(tokens / seconds, 1),
             "peak_rss_bytes": max(self._before.get("peak_rss_bytes", 0), peak_rss_bytes()),
+            **({"warnings": self._warnings} if self._warnings else {}),
         }
 
 
@@ -174,20 +180,11 @@ def run_step(step: str, config: Mapping[str, Any], inputs: Mapping[str, str] | N
     Raises:
         MoonflowError: bad parameters, a missing input, an unreachable store, or other parameters under a used run id.
     """
-    store = ObjectStore.from_env()
-    run_id = os.environ.get("MOONFLOW_RUN_ID", "")
-    if not run_id or "/" in run_id:
-        raise MoonflowError(f"MOONFLOW_RUN_ID is {run_id!r}: set it to a name without slashes, the same for all steps")
-    parsed = _config_class(step).parse(config, f"step {step}")
-    store.check()
-    given = {name: uri for name, uri in sorted((inputs or {}).items()) if uri}
-    parents = tuple(manifest.read(store, uri).sha256 for uri in given.values())
-    lineage = Lineage(parsed, given, parents, git_commit())
-    earlier = checkpoints.newest(store, f"{run_id}/{step}")
-    if earlier is not None:
-        lineage.require(earlier)
-        if earlier.complete:
-            return earlier
+    start = _begin(step, config, inputs)
+    store, run_id, lineage = start.store, start.run_id, start.lineage
+    parsed, given = lineage.config, lineage.inputs
+    if start.earlier is not None and start.earlier.complete:
+        return start.earlier
     run_dir = _run_dir(run_id)
     with disk_errors(run_dir):
         tracker = _tracker(run_dir, run_id, step)
@@ -213,6 +210,41 @@ def run_step(step: str, config: Mapping[str, Any], inputs: Mapping[str, str] | N
     finally:
         if tracker is not None:
             tracker.close(status)
+
+
+def finished(step: str, config: Mapping[str, Any], inputs: Mapping[str, str] | None = None) -> Manifest | None:
+    """The complete manifest that ``step`` has already written under this run id, or None. Starts nothing.
+
+    Takes and raises what ``run_step`` does.
+    """
+    earlier = _begin(step, config, inputs).earlier
+    return earlier if earlier is not None and earlier.complete else None
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A step about to run: where it writes, from what, and the newest manifest that it has already written."""
+
+    store: ObjectStore
+    run_id: str
+    lineage: Lineage
+    earlier: Manifest | None
+
+
+def _begin(step: str, config: Mapping[str, Any], inputs: Mapping[str, str] | None) -> _Start:
+    store = ObjectStore.from_env()
+    run_id = os.environ.get("MOONFLOW_RUN_ID", "")
+    if not run_id or "/" in run_id:
+        raise MoonflowError(f"MOONFLOW_RUN_ID is {run_id!r}: set it to a name without slashes, the same for all steps")
+    parsed = _config_class(step).parse(config, f"step {step}")
+    store.check()
+    given = {name: uri for name, uri in sorted((inputs or {}).items()) if uri}
+    parents = tuple(manifest.read(store, uri).sha256 for uri in given.values())
+    lineage = Lineage(parsed, given, parents, git_commit())
+    earlier = checkpoints.newest(store, f"{run_id}/{step}")
+    if earlier is not None:
+        lineage.require(earlier)
+    return _Start(store, run_id, lineage, earlier)
 
 
 def git_commit() -> str:

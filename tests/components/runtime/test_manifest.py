@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +140,14 @@ def stored_checkpoints(store: ObjectStore, run: str, cache: Path) -> checkpoints
     def put(folder: Path, *, index: int, **other: Any) -> Manifest:
         return publish(store, f"{prefix}/{index}", folder, run_id=run, step="train", index=index, **other)
 
-    return checkpoints.StoredCheckpoints(store, prefix, cache, checkpoints.newest(store, prefix), put)
+    return checkpoints.StoredCheckpoints(store, prefix, cache, *checkpoints.resumable(store, prefix, cache), put)
+
+
+def numbered(folder: Path, index: int) -> Path:
+    """A checkpoint folder that tells its index."""
+    folder.mkdir()
+    (folder / "model.safetensors").write_text(f"weights {index}")
+    return folder
 
 
 def test_checkpoints_resume_from_the_newest_and_prune(store: ObjectStore, tmp_path: Path) -> None:
@@ -148,10 +157,7 @@ def test_checkpoints_resume_from_the_newest_and_prune(store: ObjectStore, tmp_pa
     with pytest.raises(RuntimeError, match="published nothing"):
         _ = saved.newest
     for index in range(12):  # two digits: 10 must count as newer than 9
-        made = tmp_path / str(index)
-        made.mkdir()
-        (made / "model.safetensors").write_text(f"weights {index}")
-        saved.save(made, index=index, tokens_seen=index * 100, complete=False)
+        saved.save(numbered(tmp_path / str(index), index), index=index, tokens_seen=index * 100, complete=False)
     assert [key.removeprefix(f"{run}/train/") for key in store.list(f"{run}/train/")] == [
         "10/manifest.json", "10/model.safetensors", "11/manifest.json", "11/model.safetensors"
     ]  # fmt: skip
@@ -166,21 +172,84 @@ def test_complete_checkpoints_are_never_pruned(store: ObjectStore, tmp_path: Pat
     run = f"manifests/{uuid.uuid4().hex[:8]}"
     saved = stored_checkpoints(store, run, tmp_path / "cache")
     for index in range(5):
-        made = tmp_path / str(index)
-        made.mkdir()
-        (made / "model.safetensors").write_text(str(index))
-        saved.save(made, index=index, tokens_seen=0, complete=index == 0)
+        saved.save(numbered(tmp_path / str(index), index), index=index, tokens_seen=0, complete=index == 0)
     manifests = [key for key in store.list(f"{run}/train/") if key.endswith("manifest.json")]
     assert manifests == [f"{run}/train/{index}/manifest.json" for index in (0, 3, 4)]
 
 
-def test_truncated_checkpoint_stops_the_resume(store: ObjectStore, folder: Path, tmp_path: Path) -> None:
+def truncate_weights(store: ObjectStore, prefix: str) -> str:
+    store.put(f"{prefix}/model.safetensors", b"weig")
+    return r"model.safetensors is truncated: expected 9 bytes, got 4"
+
+
+def lose_weights(store: ObjectStore, prefix: str) -> str:
+    store.delete(f"{prefix}/model.safetensors")
+    return r"model.safetensors is missing although the manifest names it"
+
+
+def change_weights(store: ObjectStore, prefix: str) -> str:
+    store.put(f"{prefix}/model.safetensors", b"weights X")
+    return r"model.safetensors is damaged: 9 bytes"
+
+
+def truncate_manifest(store: ObjectStore, prefix: str) -> str:
+    store.put(f"{prefix}/manifest.json", store.get(f"{prefix}/manifest.json")[:50])
+    return r"manifest.json is damaged"
+
+
+DAMAGES = [truncate_weights, lose_weights, change_weights, truncate_manifest]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
+    store: ObjectStore, tmp_path: Path, damage: Callable[[ObjectStore, str], str]
+) -> None:
     run = f"manifests/{uuid.uuid4().hex[:8]}"
-    stored_checkpoints(store, run, tmp_path / "cache").save(folder, index=0, tokens_seen=0, complete=False)
-    store.put(f"{run}/train/0/config.json", b"{")
-    with pytest.raises(MoonflowError, match="config.json is truncated: expected 20 bytes, got 1"):
-        stored_checkpoints(store, run, tmp_path / "cache").latest()
-    assert checkpoints.newest(store, f"{run}/train") is not None, "nothing saved before is lost"
+    prefix = f"{run}/train"
+    saved = stored_checkpoints(store, run, tmp_path / "cache")
+    for index in range(3):
+        saved.save(numbered(tmp_path / str(index), index), index=index, tokens_seen=index, complete=False)
+    says = damage(store, f"{prefix}/2")
+
+    start, damaged = checkpoints.resumable(store, prefix, tmp_path / "elsewhere")
+    assert start is not None and start.index == 1
+    assert list(damaged) == [2] and re.search(f"{store.uri(prefix)}/2/{says}", damaged[2])
+    assert store.exists(f"{prefix}/2/manifest.json"), "nothing is removed before its replacement is there"
+
+    again = stored_checkpoints(store, run, tmp_path / "elsewhere")
+    restored = again.latest()
+    assert restored is not None and (restored / "model.safetensors").read_text() == "weights 1"
+    assert again.next_index == 2
+    again.save(numbered(tmp_path / "again", 22), index=2, tokens_seen=2, complete=False)
+    replaced = fetch_manifest(store, store.uri(f"{prefix}/2"), tmp_path / "replaced")
+    assert replaced == again.newest and (tmp_path / "replaced" / "model.safetensors").read_text() == "weights 22"
+    assert checkpoints.resumable(store, prefix, tmp_path / "elsewhere") == (replaced, {})
+
+
+def test_an_older_damaged_manifest_does_not_stop_the_training(store: ObjectStore, tmp_path: Path) -> None:
+    run = f"manifests/{uuid.uuid4().hex[:8]}"
+    saved = stored_checkpoints(store, run, tmp_path / "cache")
+    for index in range(4):
+        saved.save(numbered(tmp_path / str(index), index), index=index, tokens_seen=0, complete=False)
+        if index == 1:
+            truncate_manifest(store, f"{run}/train/1")
+    assert saved.newest.index == 3
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_no_undamaged_checkpoint_left_is_one_line(
+    store: ObjectStore, tmp_path: Path, damage: Callable[[ObjectStore, str], str]
+) -> None:
+    run = f"manifests/{uuid.uuid4().hex[:8]}"
+    saved = stored_checkpoints(store, run, tmp_path / "cache")
+    for index in range(2):
+        saved.save(numbered(tmp_path / str(index), index), index=index, tokens_seen=0, complete=False)
+        says = damage(store, f"{run}/train/{index}")
+    prefix = store.uri(f"{run}/train")
+    with pytest.raises(MoonflowError) as raised:
+        checkpoints.resumable(store, f"{run}/train", tmp_path / "elsewhere")
+    pattern = rf"{prefix} has no undamaged checkpoint left \({prefix}/1/{says}.*\): delete {prefix} to do that step anew"
+    assert re.match(pattern, str(raised.value)) and "\n" not in str(raised.value)
 
 
 def test_folder_describes_itself(folder: Path) -> None:

@@ -121,6 +121,30 @@ def test_killed_step_goes_on_and_keeps_its_history(
     assert made.extra["seconds"] > before.extra["seconds"] and made.mlflow_run_id == before.mlflow_run_id
 
 
+def test_a_step_with_a_damaged_checkpoint_goes_on_from_the_one_before_and_says_so(
+    step_environment: str, store: ObjectStore, define: Callable[[Stage], None], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    define(counting(dies_at=5))
+    with pytest.raises(Died):
+        run_step("counted", {"steps": 6})
+    damaged = f"{step_environment}/counted/1"
+    store.put(f"{damaged}/training_state.json", b"{")
+    capsys.readouterr()
+    define(counting())
+    made = run_step("counted", {"steps": 6})
+    told = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line or "truncated" in line]
+    warning = (
+        f"{store.uri(damaged)}/training_state.json is truncated: expected 11 bytes, got 1: went on from the checkpoint "
+        "before it"
+    )
+    assert told == [f"counted: {warning}"] and made.extra["warnings"] == [warning]
+    assert made.complete and made.index == 2
+    fetch(store, made.uri, tmp_path / "got")
+    assert [row["step"] for row in read_metrics(tmp_path / "got")] == [1, 2, 3, 4, 5, 6]
+    assert fetch(store, store.uri(damaged), tmp_path / "replaced").index == 1
+
+
 @pytest.mark.parametrize("dies_at", [None, 3], ids=["finished", "unfinished"])
 def test_other_parameters_under_a_used_run_id_are_refused(
     step_environment: str, define: Callable[[Stage], None], dies_at: int | None
