@@ -17,6 +17,7 @@ def evaluate(
     parl: dsl.Input[dsl.Model],
     evals: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
+    card: dsl.Output[dsl.Markdown],
     samples: int,
     samples_intermediate: int,
     temperature: float,
@@ -28,7 +29,8 @@ def evaluate(
     """Held-out scores by ability and modality before and after every stage, and whether to promote."""
     from components.runtime.entry import enter
 
-    checkpoints = {
+    inputs = {
+        "data": data,
         "vit_pretrain": vit_pretrain,
         "joint_pretrain": joint_pretrain,
         "mid_train": mid_train,
@@ -36,5 +38,5 @@ def evaluate(
         "joint_rl": joint_rl,
         "parl": parl,
     }
-    manifest = enter("evaluate", locals(), inputs={"data": data, **checkpoints}, output=evals, metrics=metrics)
+    manifest = enter("evaluate", locals(), inputs=inputs, output=evals, metrics=metrics, card=card)
     return manifest.extra["decision"]

@@ -6,8 +6,15 @@ from components.runtime.image import PIPELINE
 
 
 @dsl.component(base_image=PIPELINE, install_kfp_package=False)
-def finish(run_id: str, curve_points: int, status: dsl.PipelineTaskFinalStatus, report: dsl.Output[dsl.HTML]):
+def finish(
+    run_id: str,
+    curve_points: int,
+    status: dsl.PipelineTaskFinalStatus,
+    report: dsl.Output[dsl.HTML],
+    card: dsl.Output[dsl.Markdown],
+):
     """Summary and report of the run. The exit handler: it runs after success and after failure alike."""
     from components.runtime.entry import close
 
-    close(locals(), error=status.error_message if status.state == "FAILED" else "", report=report)
+    error = status.error_message if status.state == "FAILED" else ""
+    close(locals(), error=error, report=report, card=card)

@@ -12,6 +12,7 @@ def joint_pretrain(
     parent: dsl.Input[dsl.Model],
     checkpoint: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    card: dsl.Output[dsl.Markdown],
     steps: int,
     vision_ratio: float,
     learning_rate: float,
@@ -23,4 +24,5 @@ def joint_pretrain(
     """Train text and vision together at a constant, low share of vision tokens."""
     from components.runtime.entry import enter
 
-    enter("joint_pretrain", locals(), inputs={"data": data, "parent": parent}, output=checkpoint, metrics=metrics)
+    inputs = {"data": data, "parent": parent}
+    enter("joint_pretrain", locals(), inputs=inputs, output=checkpoint, metrics=metrics, card=card)

@@ -12,6 +12,7 @@ def joint_rl(
     parent: dsl.Input[dsl.Model],
     checkpoint: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    card: dsl.Output[dsl.Markdown],
     iterations: int,
     prompts_per_iteration: int,
     samples_per_prompt: int,
@@ -24,4 +25,4 @@ def joint_rl(
     """Reinforcement learning with verifiable rewards on text and image problems, grouped by ability, with Toggle."""
     from components.runtime.entry import enter
 
-    enter("joint_rl", locals(), inputs={"data": data, "parent": parent}, output=checkpoint, metrics=metrics)
+    enter("joint_rl", locals(), inputs={"data": data, "parent": parent}, output=checkpoint, metrics=metrics, card=card)

@@ -12,6 +12,7 @@ def mid_train(
     parent: dsl.Input[dsl.Model],
     checkpoint: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    card: dsl.Output[dsl.Markdown],
     steps: int,
     context_factor: float,
     vision_ratio: float,
@@ -24,4 +25,4 @@ def mid_train(
     """Train on longer sequences: the context grows by YaRN."""
     from components.runtime.entry import enter
 
-    enter("mid_train", locals(), inputs={"data": data, "parent": parent}, output=checkpoint, metrics=metrics)
+    enter("mid_train", locals(), inputs={"data": data, "parent": parent}, output=checkpoint, metrics=metrics, card=card)

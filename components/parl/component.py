@@ -13,6 +13,7 @@ def parl(
     sub_agents: dsl.Input[dsl.Model],
     checkpoint: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    card: dsl.Output[dsl.Markdown],
     iterations: int,
     prompts_per_iteration: int,
     samples_per_prompt: int,
@@ -26,4 +27,4 @@ def parl(
     from components.runtime.entry import enter
 
     inputs = {"data": data, "policy": policy, "sub_agents": sub_agents}
-    enter("parl", locals(), inputs=inputs, output=checkpoint, metrics=metrics)
+    enter("parl", locals(), inputs=inputs, output=checkpoint, metrics=metrics, card=card)

@@ -10,6 +10,7 @@ def prepare_data(
     run_id: str,
     data: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
+    card: dsl.Output[dsl.Markdown],
     text_samples: int,
     image_samples: int,
     eval_samples: int,
@@ -21,4 +22,4 @@ def prepare_data(
     """Tokenizer and WebDataset shards from the embedded corpora, train and eval from separate sources."""
     from components.runtime.entry import enter
 
-    enter("prepare_data", locals(), inputs={}, output=data, metrics=metrics)
+    enter("prepare_data", locals(), inputs={}, output=data, metrics=metrics, card=card)

@@ -12,6 +12,7 @@ def promote(
     evals: dsl.Input[dsl.Artifact],
     promotion: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
+    card: dsl.Output[dsl.Markdown],
     environment: str,
     model_name: str,
     alias: str,
@@ -20,4 +21,4 @@ def promote(
     from components.runtime.entry import enter
 
     inputs = {"checkpoint": checkpoint, "evals": evals}
-    enter("promote", locals(), inputs=inputs, output=promotion, metrics=metrics)
+    enter("promote", locals(), inputs=inputs, output=promotion, metrics=metrics, card=card)

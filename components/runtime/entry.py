@@ -29,46 +29,57 @@ def enter(
     *,
     inputs: Mapping[str, dsl.Artifact],
     output: dsl.Artifact,
-    metrics: dsl.Metrics | None = None,
+    metrics: dsl.Metrics,
+    card: dsl.Markdown,
 ) -> Manifest:
     """Run ``step`` and describe its manifest on ``output``.
 
     ``arguments`` are the component's (its ``locals()``): those named like fields of the step's Config become the
-    config, ``run_id`` names the run. Numbers in the manifest's ``extra`` are shown as ``metrics`` in the UI.
+    config, ``run_id`` names the run. In the UI, numbers in the manifest's ``extra`` are shown as ``metrics``, and
+    ``card`` leads to the MLflow run and to the manifest.
     """
     config = {name: arguments[name] for name in config_class(step).model_fields}
     with task(step, arguments["run_id"]) as state:
+        from components.runtime.card import mlflow_link, step_card
         from components.runtime.step import run_step
 
         manifest = run_step(step, config, {name: _prefix(artifact) for name, artifact in inputs.items()})
         state["kept"] = datetime.fromisoformat(manifest.created_at).timestamp() < int(state["started"])
-    # The manifest itself, not its prefix: on a cluster KFP copies what a uri names into every task that reads it.
-    output.uri = manifest.uri.rstrip("/") + MANIFEST
-    output.metadata.update(
-        step=step, manifest_sha256=manifest.sha256, run_id=manifest.run_id, mlflow_run_id=manifest.mlflow_run_id or ""
-    )
-    for name, value in manifest.extra.items():
-        if metrics is not None and isinstance(value, int | float):
-            metrics.log_metric(name, float(value))
+        # The manifest itself, not its prefix: on a cluster KFP copies what a uri names into every task that reads it.
+        output.uri = manifest.uri.rstrip("/") + MANIFEST
+        output.metadata.update(
+            step=step,
+            run_id=manifest.run_id,
+            manifest_sha256=manifest.sha256,
+            git_commit=manifest.git_commit,
+            mlflow_run_id=manifest.mlflow_run_id,
+            mlflow_run=mlflow_link(manifest.mlflow_run_id),
+        )
+        for name, value in manifest.extra.items():
+            if isinstance(value, int | float):
+                metrics.log_metric(name, float(value))
+        _show(card, step_card(manifest, kept=state["kept"]))
     return manifest
 
 
-def close(arguments: Mapping[str, Any], *, error: str, report: dsl.HTML) -> None:
+def close(arguments: Mapping[str, Any], *, error: str, report: dsl.HTML, card: dsl.Markdown) -> None:
     """Run ``finish``: it is no step with a manifest, because it tells of the run anew each time."""
     with task("finish", arguments["run_id"]) as state:
         from components.finish import stage
         from components.finish.config import Config
+        from components.runtime.card import run_card
         from components.runtime.store import ObjectStore
         from components.runtime.tracking import finish_pipeline
 
         config = Config.parse({name: arguments[name] for name in Config.model_fields}, "step finish")
         folder = os.environ.get("MOONFLOW_RUN_DIR")
         run_dir = Path(folder) if folder else None
-        line = _first_error(run_dir) if run_dir else ""
-        files = stage.run(config, ObjectStore.from_env(), os.environ["MOONFLOW_RUN_ID"], run_dir, line or error)
-        finish_pipeline(os.environ["MOONFLOW_RUN_ID"], "FAILED" if line or error else "FINISHED", {})
-        Path(report.path).parent.mkdir(parents=True, exist_ok=True)
-        Path(report.path).write_text(files["report.html"])
+        error = (_first_error(run_dir) if run_dir else "") or error
+        store, run_id = ObjectStore.from_env(), os.environ["MOONFLOW_RUN_ID"]
+        files = stage.run(config, store, run_id, run_dir, error)
+        parent = finish_pipeline(run_id, "FAILED" if error else "FINISHED", {})
+        _show(report, files["report.html"])
+        _show(card, run_card(run_id, parent, store.uri(f"{run_id}/finish/report.html"), error))
         state["kept"] = False
 
 
@@ -116,6 +127,16 @@ def _first_error(run_dir: Path) -> str:
             if "error" in state:
                 return f"{step}: {state['error']}"
     return ""
+
+
+def _show(artifact: dsl.Artifact, text: str) -> None:
+    """Write what the UI renders of ``artifact``."""
+    from components.runtime.store import disk_errors
+
+    path = Path(artifact.path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
 
 
 def _prefix(artifact: dsl.Artifact) -> str:

@@ -12,6 +12,7 @@ def serve(
     promotion: dsl.Input[dsl.Artifact],
     served: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
+    card: dsl.Output[dsl.Markdown],
     environment: str,
     model_name: str,
     family: str,
@@ -21,4 +22,4 @@ def serve(
     """Serve what was promoted over the OpenAI-compatible endpoint and ask it one question about a picture."""
     from components.runtime.entry import enter
 
-    enter("serve", locals(), inputs={"data": data, "promotion": promotion}, output=served, metrics=metrics)
+    enter("serve", locals(), inputs={"data": data, "promotion": promotion}, output=served, metrics=metrics, card=card)

@@ -11,6 +11,7 @@ def vit_pretrain(
     data: dsl.Input[dsl.Dataset],
     checkpoint: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    card: dsl.Output[dsl.Markdown],
     preset: str,
     steps: int,
     projector_steps: int,
@@ -23,4 +24,4 @@ def vit_pretrain(
     """Pre-train the vision tower by captioning, then the projector alone."""
     from components.runtime.entry import enter
 
-    enter("vit_pretrain", locals(), inputs={"data": data}, output=checkpoint, metrics=metrics)
+    enter("vit_pretrain", locals(), inputs={"data": data}, output=checkpoint, metrics=metrics, card=card)

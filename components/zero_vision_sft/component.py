@@ -12,6 +12,7 @@ def zero_vision_sft(
     parent: dsl.Input[dsl.Model],
     checkpoint: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    card: dsl.Output[dsl.Markdown],
     steps: int,
     learning_rate: float,
     tokens_per_row: int,
@@ -23,4 +24,4 @@ def zero_vision_sft(
     from components.runtime.entry import enter
 
     inputs = {"data": data, "parent": parent}
-    enter("zero_vision_sft", locals(), inputs=inputs, output=checkpoint, metrics=metrics)
+    enter("zero_vision_sft", locals(), inputs=inputs, output=checkpoint, metrics=metrics, card=card)

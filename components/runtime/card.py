@@ -1,0 +1,62 @@
+"""What the Kubeflow UI shows of a finished task: a Markdown card that leads to its MLflow run and its manifest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from components.runtime.manifest import Manifest
+
+
+def mlflow_link(mlflow_run_id: str, environment: Mapping[str, str] = os.environ) -> str:
+    """The run's address in MLflow's UI; "" without a run or without a web address.
+
+    MLFLOW_PUBLIC_URI, where users' browsers reach MLflow, goes before MLFLOW_TRACKING_URI, where the steps do.
+    """
+    server = environment.get("MLFLOW_PUBLIC_URI") or environment.get("MLFLOW_TRACKING_URI") or ""
+    if not mlflow_run_id or not server.startswith(("http://", "https://")):
+        return ""
+    # MLflow's own route from a run's id alone: no question to MLflow, which may be away just now.
+    return f"{server.rstrip('/')}/#/runs/{mlflow_run_id}"
+
+
+def step_card(manifest: Manifest, *, kept: bool) -> str:
+    """The card of a step; ``kept``: an earlier attempt or run had already written the manifest."""
+    extra = manifest.extra
+    rows = {
+        "MLflow run": _run(manifest.mlflow_run_id),
+        "manifest": f"`{manifest.uri}/manifest.json`",
+        "manifest sha256": f"`{manifest.sha256}`",
+        "made from": "".join(f"`{name}` {uri}<br>" for name, uri in sorted(extra.get("inputs", {}).items())),
+        "git commit": f"`{manifest.git_commit}`" if manifest.git_commit else "",
+        "time": f"{extra['seconds']:,.1f} s" if "seconds" in extra else "",
+        "tokens": f"{manifest.tokens_seen:,}" if manifest.tokens_seen else "",
+        "finished": f"{manifest.created_at}{', before this task: kept' if kept else ''}",
+        "warnings": "<br>".join(map(str, extra.get("warnings", ()))),
+    }
+    return _card(f"{manifest.step} of run {manifest.run_id}", rows)
+
+
+def run_card(run_id: str, mlflow_run_id: str, report: str, error: str) -> str:
+    """The card of the whole run; ``report`` is the address of its HTML report in the store."""
+    rows = {
+        "ended": f"failed: {error}" if error else "well",
+        "MLflow run": _run(mlflow_run_id),
+        "report": f"`{report}`",
+    }
+    return _card(f"run {run_id}", rows)
+
+
+def _run(mlflow_run_id: str) -> str:
+    link = mlflow_link(mlflow_run_id)
+    if not link:
+        return f"`{mlflow_run_id}`" if mlflow_run_id else "none: MLflow was away or is not set"
+    return f"[{mlflow_run_id}]({link})"
+
+
+def _card(title: str, rows: Mapping[str, str]) -> str:
+    def cell(text: str) -> str:
+        return " ".join(text.split()).replace("|", "\\|")
+
+    lines = [f"| {name} | {cell(value)} |" for name, value in rows.items() if value]
+    return "\n".join([f"### {title}", "", "| | |", "|---|---|", *lines, ""])

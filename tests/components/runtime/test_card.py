@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from components.runtime.card import mlflow_link, run_card, step_card
+from components.runtime.manifest import File, Manifest
+
+MANIFEST = Manifest(
+    uri="s3://moonflow/run-7/parl/2",
+    run_id="run-7",
+    step="parl",
+    index=2,
+    kind="checkpoint",
+    files=(File(name="model.safetensors", size=8, sha256="0" * 64),),
+    tokens_seen=1234567,
+    mlflow_run_id="abc123",
+    git_commit="f" * 40,
+    extra={"seconds": 61.25, "inputs": {"policy": "s3://moonflow/run-7/joint_rl/1"}, "warnings": ["a|b\nc"]},
+)
+
+
+@pytest.fixture(autouse=True)
+def addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.mlflow.svc:5000")
+    monkeypatch.delenv("MLFLOW_PUBLIC_URI", raising=False)
+
+
+def rows(card: str) -> dict[str, str]:
+    """The table's rows; cells split where Markdown splits them."""
+    lines = [line for line in card.splitlines() if line.startswith("| ")][1:]
+    cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines]
+    assert all(len(row) == 2 for row in cells)
+    return {name.strip(): value.strip() for name, value in cells}
+
+
+def test_a_step_leads_to_its_mlflow_run_its_manifest_and_its_source() -> None:
+    shown = rows(step_card(MANIFEST, kept=False))
+    assert shown["MLflow run"] == "[abc123](http://mlflow.mlflow.svc:5000/#/runs/abc123)"
+    assert shown["manifest"] == "`s3://moonflow/run-7/parl/2/manifest.json`"
+    assert shown["manifest sha256"] == f"`{MANIFEST.sha256}`"
+    assert shown["git commit"] == f"`{'f' * 40}`"
+    assert "s3://moonflow/run-7/joint_rl/1" in shown["made from"]
+    assert (shown["time"], shown["tokens"]) == ("61.2 s", "1,234,567")
+    assert "kept" not in shown["finished"]
+    assert "kept" in rows(step_card(MANIFEST, kept=True))["finished"]
+
+
+def test_text_from_elsewhere_stays_in_its_cell() -> None:
+    assert rows(step_card(MANIFEST, kept=False))["warnings"] == r"a\|b c"
+
+
+def test_the_public_address_goes_before_the_one_the_steps_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_PUBLIC_URI", "https://mlflow.example.org/")
+    assert "(https://mlflow.example.org/#/runs/abc123)" in step_card(MANIFEST, kept=False)
+
+
+@pytest.mark.parametrize("uri", ["", "file:///mlruns", "databricks"])
+def test_no_link_without_a_web_address(uri: str) -> None:
+    assert mlflow_link("abc123", {"MLFLOW_TRACKING_URI": uri}) == ""
+    assert mlflow_link("", {"MLFLOW_TRACKING_URI": "http://mlflow"}) == ""
+
+
+def test_a_run_that_mlflow_does_not_know_is_said_so() -> None:
+    shown = rows(step_card(MANIFEST.model_copy(update={"mlflow_run_id": "", "git_commit": ""}), kept=False))
+    assert "none" in shown["MLflow run"] and "git commit" not in shown
+
+
+def test_the_runs_card_tells_how_it_ended() -> None:
+    assert rows(run_card("run-7", "abc", "s3://x/report.html", ""))["ended"] == "well"
+    failed = rows(run_card("run-7", "", "s3://x/report.html", "parl: the store is away"))
+    assert failed["ended"] == "failed: parl: the store is away"
+    assert failed["report"] == "`s3://x/report.html`"
+
+
+def test_mlflows_ui_has_the_route_that_the_links_take() -> None:
+    """The address of a run without its experiment, which the installed MLflow's own pages declare."""
+    scripts = Path(mlflow.__file__).parent / "server" / "js" / "build" / "static" / "js"
+    assert any('"/runs/:runUuid"' in script.read_text() for script in scripts.glob("main.*.js"))
