@@ -150,15 +150,16 @@ def clean(
 
 
 def main() -> None:
-    """Entry point: a MoonflowError is one line on stderr and exit status 2, Ctrl-C is 130."""
+    """Entry point: a MoonflowError is one line on stderr and status 2; a signal's end is status 128 + its number."""
     try:
         app()
     except MoonflowError as error:
         print(f"moonflow: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("moonflow: stopped", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as ended:
+        if isinstance(ended.code, int) and ended.code > 128:  # typer makes 130 of a KeyboardInterrupt
+            print("moonflow: stopped; the same command goes on from here", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":
