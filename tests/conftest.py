@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from components.runtime.store import ObjectStore
 from pipelines.services import Services
+from tests.counted import Stage, modules
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +37,14 @@ def step_environment(services: Services, tmp_path: Path, monkeypatch: pytest.Mon
     for name, value in {**services.environment, **own}.items():
         monkeypatch.setenv(name, value)
     return run_id
+
+
+@pytest.fixture
+def define(monkeypatch: pytest.MonkeyPatch) -> Callable[[Stage], None]:
+    """Make a stage the one of the step ``counted``."""
+
+    def install(run: Stage) -> None:
+        for name, module in modules(run).items():
+            monkeypatch.setitem(sys.modules, name, module)
+
+    return install

@@ -51,7 +51,7 @@ def _first(
     if damaged:
         raise Damaged(
             f"{store.uri(prefix)} has no undamaged checkpoint left ({next(iter(damaged.values()))})",
-            f"delete {store.uri(prefix)} to do that step anew, or use a new run id",
+            f"delete {store.uri(prefix)} to do it anew, or use a new run id",
         )
     return None, damaged
 

@@ -18,14 +18,25 @@ import boto3
 from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config as BotoConfig
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
 
 from model.errors import MoonflowError
 
-# Three attempts with 2 s to connect and botocore's random back-off stay under ten seconds for a store that is away.
-_ATTEMPTS = 3
+# A store that restarts or drops requests must not end a step of hours: the random back-off between these attempts (up
+# to 1, 2, 4, 8, 16, 20, 20 s) waits about half a minute for one that is away. A step's first request is check(), which
+# gives up within ten seconds.
+_ATTEMPTS = 8
 _CONNECT_S = 2
-_READ_S = 30
+_READ_S = 30  # without a byte; then the request counts as lost and is sent again
+_CHECK_ATTEMPTS = 2
+_CHECK_READ_S = 3
 # Above this a file goes up in parts and in parallel; below, one request is cheaper.
 _TRANSFER = TransferConfig(multipart_threshold=64 * 2**20, multipart_chunksize=32 * 2**20, max_concurrency=4)
 _NOT_FOUND = {"404", "NoSuchKey", "NotFound"}
@@ -91,7 +102,7 @@ class ObjectStore:
 
     def check(self) -> None:
         """One cheap request; MoonflowError within ten seconds if the store, bucket or credentials do not answer."""
-        client = self._connect(read_s=3, attempts=2)
+        client = self._connect(_CHECK_READ_S, _CHECK_ATTEMPTS)
         with self._explained(f"s3://{self._bucket}"):
             client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
 
@@ -126,8 +137,17 @@ class ObjectStore:
         """An object's bytes; NotInStore if there is none."""
         bucket, full = self._locate(key)
         with self._explained(key):
-            data: bytes = self._client.get_object(Bucket=bucket, Key=full)["Body"].read()
-            return data
+            lost = 0
+            while True:
+                body = self._client.get_object(Bucket=bucket, Key=full)["Body"]
+                try:
+                    data: bytes = body.read()
+                    return data
+                except (IncompleteReadError, HTTPClientError):
+                    # botocore sends a lost request again, but not one whose answer broke off.
+                    lost += 1
+                    if lost == _ATTEMPTS:
+                        raise
 
     def upload(self, path: Path, key: str) -> None:
         """Write a local file as an object, in parallel parts if it is large."""

@@ -248,7 +248,7 @@ def test_no_undamaged_checkpoint_left_is_one_line(
     prefix = store.uri(f"{run}/train")
     with pytest.raises(MoonflowError) as raised:
         checkpoints.resumable(store, f"{run}/train", tmp_path / "elsewhere")
-    pattern = rf"{prefix} has no undamaged checkpoint left \({prefix}/1/{says}.*\): delete {prefix} to do that step anew"
+    pattern = rf"{prefix} has no undamaged checkpoint left \({prefix}/1/{says}.*\): delete {prefix} to do it anew"
     assert re.match(pattern, str(raised.value)) and "\n" not in str(raised.value)
 
 

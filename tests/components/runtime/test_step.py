@@ -1,78 +1,20 @@
 from __future__ import annotations
 
 import json
-import sys
-import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from pydantic import Field
 
-from components.runtime.config import StepConfig
 from components.runtime.manifest import Manifest, fetch
 from components.runtime.step import StepContext, read_metrics, run_step
 from components.runtime.store import ObjectStore
 from model.errors import MoonflowError
 from pipelines.services import Services
+from tests.counted import Config, Died, Stage, counting
 
 pytestmark = pytest.mark.services
-
-
-class Config(StepConfig):
-    steps: int = Field(4, description="optimizer steps (source: ours)")
-    rate: float = Field(0.1, description="learning rate (source: ours)")
-
-
-Stage = Callable[[Config, dict[str, str], StepContext], Manifest]
-
-
-@pytest.fixture
-def define(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Stage], None]]:
-    """Install a stage of the test's own as ``components.counted``."""
-
-    def install(run: Stage) -> None:
-        modules: dict[str, dict[str, Any]] = {
-            "components.counted": {"__path__": []},
-            "components.counted.config": {"Config": Config},
-            "components.counted.stage": {"run": run},
-        }
-        for name, attributes in modules.items():
-            module = types.ModuleType(name)
-            vars(module).update(attributes)
-            monkeypatch.setitem(sys.modules, name, module)
-
-    yield install
-
-
-class Died(BaseException):
-    """A step that ends without a chance to say so."""
-
-
-def counting(dies_at: int | None = None) -> Stage:
-    """A stage in the trainers' form: it counts, saves each second step, and may die."""
-
-    def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
-        start = 0
-        if (latest := context.checkpoints.latest()) is not None:
-            start = json.loads((latest / "training_state.json").read_text())["loop"]
-        for done in range(start + 1, config.steps + 1):
-            context.metrics.log({"loss/text": 1.0 / done}, done)
-            context.progress.update(done, config.steps, loss=1.0 / done)
-            if done == dies_at:
-                raise Died
-            if done % 2 == 0:
-                folder = context.work / str(done)
-                folder.mkdir()
-                (folder / "training_state.json").write_text(json.dumps({"loop": done}))
-                context.checkpoints.save(
-                    folder, index=done // 2 - 1, tokens_seen=done * 1000, complete=done == config.steps
-                )
-        return context.checkpoints.newest
-
-    return run
 
 
 def untouchable(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
