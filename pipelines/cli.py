@@ -93,6 +93,66 @@ def compile_(
 
 
 @app.command()
+def submit(
+    profile: ProfileOption = "small",
+    host: Annotated[
+        str, typer.Option(envvar="KF_PIPELINES_ENDPOINT", help="Address of the KFP API server, http(s)://...")
+    ] = "",
+    token: Annotated[
+        str, typer.Option(envvar="KF_PIPELINES_TOKEN", help="Bearer token. In a pod: the projected token, if any.")
+    ] = "",
+    namespace: Annotated[str, typer.Option("--namespace", "-n", help="Yours, if the server serves many users.")] = "",
+    experiment: Annotated[str, typer.Option(help="Experiment of the run; made if it is not there.")] = "moonflow",
+    version: Annotated[
+        str | None, typer.Option(help="The pipeline version's name; immutable. Default: moonflow's version.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Name of the run or the schedule. Default: the pipeline's.")] = "",
+    run_id: Annotated[str, typer.Option(help="Go on with this earlier run's steps and checkpoints.")] = "",
+    recurring: Annotated[
+        str, typer.Option(metavar="CRON", help="Run by schedule: six fields, seconds first, or @daily.")
+    ] = "",
+    service_account: Annotated[str, typer.Option(help="ServiceAccount of the steps.")] = "moonflow-step",
+    upload_only: Annotated[bool, typer.Option("--upload-only", help="Upload the version and start nothing.")] = False,
+    ca_cert: Annotated[str, typer.Option(help="PEM file of the server's certificate authority.")] = "",
+    ui: Annotated[
+        str, typer.Option(envvar="KF_PIPELINES_UI_ENDPOINT", help="Address of the UI, if it is not the API's.")
+    ] = "",
+    set_: SetOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Upload the pipeline to Kubeflow Pipelines as a version, and start a run or a schedule of it.
+
+    The same content under the same version is used again; other content is refused. Step parameters in --set are the
+    run's; run.* and task.* change the version.
+    """
+    from importlib.metadata import version as installed
+
+    from pipelines.kubeflow import Server
+    from pipelines.submit import Submission
+    from pipelines.submit import submit as send
+
+    submission = Submission.resolve(
+        profile,
+        set_ or (),
+        version or installed("moonflow"),
+        run_id,
+        namespace=namespace,
+        experiment=experiment,
+        name=name,
+        cron=recurring,
+        account=service_account,
+        upload_only=upload_only,
+    )
+    if not host:
+        raise MoonflowError("which server? give --host or set KF_PIPELINES_ENDPOINT")
+    server = Server(host, token=token, ca_cert=ca_cert, ui=ui)
+    if dry_run:
+        print(f"would {submission.describe(server.host)}")
+        return
+    send(submission, server)
+
+
+@app.command()
 def report(
     run_dir: Annotated[Path, typer.Argument(help="The run's folder, for example runs/tiny.")],
     output: Annotated[
@@ -109,6 +169,33 @@ def report(
         return
     render_report(run_dir, target)
     print(f"wrote {target}")
+
+
+@app.command()
+def promote(
+    run_dir: Annotated[Path | None, typer.Argument(help="The run's folder, for example runs/tiny.")] = None,
+    rollback: Annotated[
+        bool, typer.Option("--rollback", help="Revert the newest promotion and move the registry alias back.")
+    ] = False,
+    repository: Annotated[
+        str,
+        typer.Option(help="Instead of a run's folder: the GitOps repository's URL; MLFLOW_TRACKING_URI names MLflow."),
+    ] = "",
+    environment: Annotated[str, typer.Option("--environment", "-e", help="Overlay. Default: the run's.")] = "",
+    alias: Annotated[str, typer.Option(help="Registry alias. Default: the run's, else champion.")] = "",
+    dry_run: DryRunOption = False,
+) -> None:
+    """Show what an environment serves and served before, or roll its newest promotion back.
+
+    Promotions themselves are made by the pipeline's promote step.
+    """
+    from pipelines.promotion import roll_back, show, where
+
+    place = where(run_dir, repository, environment, alias)
+    if rollback:
+        roll_back(place, dry_run=dry_run)
+    else:
+        show(place)
 
 
 @app.command()

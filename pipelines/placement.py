@@ -23,7 +23,7 @@ SETTINGS = (
     "MLFLOW_EXPERIMENT_NAME",
 )
 """Environment variables that the ConfigMap ``moonflow`` gives to every task."""
-WAITING_POD = Placement(cpu="1", memory="2Gi")
+WAITING_POD = Placement.model_validate({"cpu": "1", "memory": "2Gi"})
 """The pod that waits for a TrainJob."""
 
 
