@@ -1,29 +1,42 @@
-# The image of every CPU step (data, evaluation of small models, promotion, clean-up).
+# The image of every CPU task: data, evaluation of small models, promotion, clean-up; also MLflow, the object store and
+# the CPU server of manifests/, so that a cluster runs the versions that the tests ran.
 #   docker build -f images/pipeline.Dockerfile -t moonflow-pipeline:0.1.0 .
-FROM python:3.11.7-slim-bookworm
+# A tag can be moved. For a build that can be repeated give the digest that you trust:
+#   --build-arg BASE_IMAGE=python:3.11.7-slim-bookworm@sha256:<digest>
+ARG BASE_IMAGE=python:3.11.7-slim-bookworm
+FROM ${BASE_IMAGE}
 
+# Git for the GitOps repository. The user has a name because some libraries ask for it.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends git=1:2.39.* \
-    && rm -rf /var/lib/apt/lists/*
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin moonflow
 
 WORKDIR /opt/moonflow
-# Dependencies first: they change seldom, so the layer is reused. torch alone, from the index of its CPU builds, before
-# the rest: --build-arg TORCH_INDEX=<address>; without it the default index gives the CUDA build, which works but is large.
+# What changes seldom comes first, so that a change of our code rebuilds the last layers only. torch goes alone, from the
+# index of its CPU builds: --build-arg TORCH_INDEX=<address>; the default index has the CUDA build, which works but is large.
 ARG TORCH_INDEX=
-COPY requirements.lock .
-RUN pip install --no-cache-dir torch==2.13.0 ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} \
-    && pip install --no-cache-dir -r requirements.lock
+RUN PIP_INDEX_URL="${TORCH_INDEX}" pip install --no-cache-dir torch==2.13.0
+# The project without its packages: its dependencies at the locked versions, and not what only tests need.
+COPY pyproject.toml requirements.lock README.md LICENSE ./
+RUN pip install --no-cache-dir --constraint requirements.lock .
 
-COPY pyproject.toml README.md LICENSE ./
 COPY model model
 COPY components components
 COPY pipelines pipelines
-# Promotion begins an empty GitOps repository with these, and looks for them beside the packages: hence -e.
+# Promotion begins an empty GitOps repository with these, and looks for them beside the packages: hence --editable.
 COPY manifests manifests
-RUN pip install --no-cache-dir --no-deps -e .
+RUN pip install --no-cache-dir --no-deps --editable .
 
-# Numeric: Kubeflow sets runAsNonRoot, and Kubernetes can only check that for a number.
+# Last, because it changes with every build.
+ARG GIT_COMMIT=unknown
+ENV HOME=/tmp PYTHONUNBUFFERED=1 MOONFLOW_GIT_COMMIT=${GIT_COMMIT}
+LABEL org.opencontainers.image.title="moonflow-pipeline" \
+      org.opencontainers.image.description="CPU tasks, MLflow and object store of moonflow" \
+      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.revision="${GIT_COMMIT}" \
+      org.opencontainers.image.licenses="Apache-2.0"
+# Numeric: Kubeflow sets runAsNonRoot, and Kubernetes can only check that for a number. No HEALTHCHECK: a task has no port.
 USER 10001
-ENV HOME=/tmp PYTHONUNBUFFERED=1
 ENTRYPOINT []
 CMD ["moonflow", "--help"]

@@ -1,0 +1,23 @@
+#!/bin/sh
+# The two things the serving image does.
+#   serve-entry checkpoint --uri URI --sha256 DIGEST --to FOLDER [--public-key PEM]    fetch and verify (init container)
+#   serve-entry serve [SGLang's flags]                                                 serve /checkpoint
+set -eu
+what="${1:-}"
+[ $# -eq 0 ] || shift
+case "$what" in
+checkpoint)
+    cd /opt/moonflow # where `components` is imported from
+    exec venv/bin/python -m components.serve.checkpoint "$@"
+    ;;
+serve)
+    # What the checkpoint's format asks for, in one place for every shape; how many GPUs and nodes is the caller's.
+    # trust-remote-code: the processor code travels in the checkpoint, whose signature was checked.
+    exec sglang serve --model-path=/checkpoint --served-model-name=moonflow --trust-remote-code \
+        --tool-call-parser=kimi_k2 --reasoning-parser=kimi_k2 --enable-metrics "$@"
+    ;;
+*)
+    echo "serve-entry: give checkpoint or serve, not '$what'" >&2
+    exit 2
+    ;;
+esac

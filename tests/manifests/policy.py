@@ -1,0 +1,146 @@
+"""What every object that we would apply must keep to, as one function from objects to broken rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tests.manifests.overlays import Json, label
+
+LONG_RUNNING = ("Deployment", "StatefulSet", "LeaderWorkerSet")
+
+
+def violations(objects: tuple[Json, ...] | list[Json]) -> list[str]:
+    """One line per broken rule, `<kind> <namespace>/<name>: <what>`; empty if all hold."""
+    broken = [f"{label(o)}: {what}" for o in objects for what in _of_one(o)]
+    return broken + list(_of_namespaces(objects)) + list(_of_budgets(objects))
+
+
+def pod_templates(object_: Json) -> Iterator[tuple[str, Json]]:
+    """Every pod template inside an object, by its role."""
+    spec = object_.get("spec", {})
+    if object_["kind"] in ("Deployment", "StatefulSet"):
+        yield "", spec["template"]
+    elif object_["kind"] == "LeaderWorkerSet":
+        yield "leader", spec["leaderWorkerTemplate"]["leaderTemplate"]
+        yield "worker", spec["leaderWorkerTemplate"]["workerTemplate"]
+    elif object_["kind"] == "ClusterTrainingRuntime":
+        for job in spec["template"]["spec"]["replicatedJobs"]:
+            yield job["name"], job["template"]["spec"]["template"]
+    else:
+        assert object_["kind"] not in ("Pod", "Job", "CronJob", "DaemonSet", "JobSet"), f"teach me {label(object_)}"
+
+
+def containers(pod: Json) -> list[Json]:
+    return [*pod.get("initContainers", []), *pod["containers"]]
+
+
+def _of_one(object_: Json) -> Iterator[str]:
+    if object_["kind"] == "Secret":
+        yield "secrets are not kept in Git"
+    if object_["kind"] == "ServiceAccount" and "automountServiceAccountToken" not in object_:
+        yield "does not say whether its token is mounted"
+    if object_["kind"] in ("Role", "ClusterRole"):
+        yield from _of_rules(object_)
+    for role, template in pod_templates(object_):
+        for what in _of_pod(object_["kind"], role, template["spec"]):
+            yield f"{role} {what}".strip()
+
+
+def _of_rules(role: Json) -> Iterator[str]:
+    for rule in role["rules"]:
+        if "*" in rule["apiGroups"] + rule["resources"] + rule["verbs"]:
+            yield f"wildcard in {rule}"
+        if "secrets" in rule["resources"] and not rule.get("resourceNames"):
+            yield "may read every secret"
+        if {"pods/exec", "escalate", "bind", "impersonate"} & {*rule["resources"], *rule["verbs"]}:
+            yield f"can become someone else by {rule}"
+
+
+def _of_pod(kind: str, role: str, pod: Json) -> Iterator[str]:
+    security = pod.get("securityContext", {})
+    if not security.get("runAsNonRoot") or not security.get("runAsUser"):
+        yield "may run as root: set runAsNonRoot and a numeric runAsUser"
+    if security.get("seccompProfile", {}).get("type") != "RuntimeDefault":
+        yield "has no seccomp profile"
+    if pod.get("automountServiceAccountToken") is not False:
+        yield "mounts a token of the Kubernetes API without need"
+    for field in ("hostNetwork", "hostPID", "hostIPC"):
+        if pod.get(field):
+            yield f"sets {field}"
+    for volume in pod.get("volumes", []):
+        if "hostPath" in volume:
+            yield f"volume {volume['name']} is the host's"
+        if "emptyDir" in volume and "sizeLimit" not in volume["emptyDir"]:
+            yield f"volume {volume['name']} may fill the node"
+    for container in containers(pod):
+        for what in _of_container(container):
+            yield f"container {container['name']} {what}"
+    if kind in LONG_RUNNING:
+        for container in pod["containers"]:
+            # A group's worker has no HTTP server before it is ready, and the leader's probe speaks for it after.
+            wanted = ("readinessProbe",) if role == "worker" else ("startupProbe", "readinessProbe", "livenessProbe")
+            missing = [probe for probe in wanted if probe not in container]
+            if missing:
+                yield f"container {container['name']} has no {', '.join(missing)}"
+            for probe in {"startupProbe", "readinessProbe", "livenessProbe"} & container.keys():
+                if container[probe].get("timeoutSeconds", 1) < 2:
+                    yield f"container {container['name']}: {probe} has the flapping default timeout of a second"
+
+
+def _of_container(container: Json) -> Iterator[str]:
+    image = container["image"]
+    if "@sha256:" not in image and (":" not in image.rsplit("/", 1)[-1] or image.endswith(":latest")):
+        yield f"has no fixed image: {image}"
+    security = container.get("securityContext", {})
+    if security.get("privileged"):
+        yield "is privileged"
+    if security.get("allowPrivilegeEscalation") is not False:
+        yield "allows privilege escalation"
+    if security.get("capabilities", {}) != {"drop": ["ALL"]}:
+        yield "keeps or adds capabilities"
+    if not security.get("readOnlyRootFilesystem"):
+        yield "can write to its image's files"
+    resources = container.get("resources", {})
+    for part in ("requests", "limits"):
+        missing = {"cpu", "memory"} - resources.get(part, {}).keys()
+        if missing:
+            yield f"has no {part} for {', '.join(sorted(missing))}"
+    for variable in container.get("env", []):
+        if "value" in variable and any(word in variable["name"] for word in ("SECRET", "TOKEN", "PASSWORD", "KEY")):
+            yield f"has a secret in plain text: {variable['name']}"
+
+
+def _of_namespaces(objects: tuple[Json, ...] | list[Json]) -> Iterator[str]:
+    for namespace in (o["metadata"]["name"] for o in objects if o["kind"] == "Namespace"):
+        mine = [o for o in objects if o["metadata"].get("namespace") == namespace]
+        denies = [o for o in mine if o["kind"] == "NetworkPolicy" and _denies_all(o["spec"])]
+        if not denies:
+            yield f"Namespace {namespace}: no default deny"
+        for kind in ("ResourceQuota", "LimitRange"):
+            if not any(o["kind"] == kind for o in mine):
+                yield f"Namespace {namespace}: no {kind}"
+    for namespace in (o for o in objects if o["kind"] == "Namespace"):
+        level = namespace["metadata"].get("labels", {}).get("pod-security.kubernetes.io/enforce")
+        if level not in ("baseline", "restricted"):
+            yield f"Namespace {namespace['metadata']['name']}: pod security is not enforced"
+
+
+def _denies_all(spec: dict[str, Any]) -> bool:
+    return spec["podSelector"] == {} and set(spec["policyTypes"]) == {"Ingress", "Egress"} and not (
+        spec.get("ingress") or spec.get("egress")
+    )  # fmt: skip
+
+
+def _of_budgets(objects: tuple[Json, ...] | list[Json]) -> Iterator[str]:
+    budgets = [o for o in objects if o["kind"] == "PodDisruptionBudget"]
+    for object_ in objects:
+        if object_["kind"] in LONG_RUNNING:
+            for role, template in pod_templates(object_):
+                labels = template["metadata"]["labels"]
+                if not any(
+                    b["metadata"].get("namespace") == object_["metadata"].get("namespace")
+                    and b["spec"]["selector"]["matchLabels"].items() <= labels.items()
+                    for b in budgets
+                ):
+                    yield f"{label(object_)}: no PodDisruptionBudget for its {role} pods".replace("  ", " ")

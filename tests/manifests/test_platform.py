@@ -1,0 +1,142 @@
+"""What a cluster gets once: the names that launcher and pipeline use, room for the profiles, services that start."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from decimal import Decimal
+from pathlib import Path
+
+import mlflow.cli
+import pytest
+from kubernetes.utils.quantity import parse_quantity
+
+from components.runtime.launcher import body
+from pipelines.placement import SETTINGS
+from pipelines.profile import load_profile
+from tests.manifests.overlays import ENVIRONMENTS, named, objects
+from tests.manifests.policy import pod_templates
+
+PLATFORMS = [f"{environment}/platform" for environment in ENVIRONMENTS]
+
+
+@pytest.mark.parametrize("overlay", PLATFORMS)
+def test_settings_are_those_that_tasks_read(overlay: str) -> None:
+    settings = named(overlay, "ConfigMap", body.CONFIG_MAP)
+    assert settings["metadata"]["namespace"] == "moonflow"
+    needed = {name for name in SETTINGS if name != "AWS_ENDPOINT_URL_S3"}  # S3 proper has no endpoint of its own
+    assert needed <= settings["data"].keys() <= set(SETTINGS)
+    assert settings["data"].keys() - needed == (set() if overlay.startswith("prod") else {"AWS_ENDPOINT_URL_S3"})
+
+
+@pytest.mark.parametrize("overlay", PLATFORMS)
+def test_runtimes_are_what_the_launcher_patches(overlay: str) -> None:
+    for name in ("moonflow-torchrun", "moonflow-deepspeed"):
+        runtime = named(overlay, "ClusterTrainingRuntime", name)
+        assert runtime["spec"]["mlPolicy"]["torch"] == {}, "the launcher's command is torchrun"
+        ((role, template),) = pod_templates(runtime)
+        (container,) = template["spec"]["containers"]
+        assert (role, container["name"]) == (body.NODE, body.NODE)
+        job = runtime["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]
+        assert job["metadata"]["labels"] == {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
+        assert job["spec"]["backoffLimit"] == 0, "one rank alone cannot come back"
+        assert template["spec"]["serviceAccountName"] == body.SERVICE_ACCOUNT
+        assert container["image"] == "moonflow-train:0.1.0"
+        # A placement's shared memory is a volume of this name at this path: it must replace ours, not stand beside it.
+        assert {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]
+        assert "shm" in {volume["name"] for volume in template["spec"]["volumes"]}
+
+
+def test_the_launchers_account_may_do_what_it_does_and_no_more() -> None:
+    rules = named("dev/platform", "Role")["rules"]
+    allowed = {(group, resource, verb) for r in rules for group in r["apiGroups"] for resource in r["resources"]
+               for verb in r["verbs"]}  # fmt: skip
+    jobs = {(body.GROUP, body.PLURAL, verb) for verb in ("create", "delete", "get", "list", "watch")}
+    assert jobs <= allowed
+    assert {verb for group, _, verb in allowed if group == body.GROUP} == {verb for _, _, verb in jobs}
+    assert {("", "pods", "list"), ("", "pods", "get"), ("", "pods/log", "get"), ("", "events", "list")} <= allowed
+    assert {resource for group, resource, verb in allowed if verb in ("update", "patch")} == {"workflowtaskresults"}
+    account = named("dev/platform", "RoleBinding")["subjects"]
+    assert account == [{"kind": "ServiceAccount", "name": "moonflow-step", "namespace": "moonflow"}]
+    assert not named("dev/platform", "ServiceAccount", "moonflow-train")["automountServiceAccountToken"]
+
+
+def test_kueue_knows_every_pool_queue_and_priority_of_the_profiles() -> None:
+    for profile, overlay in (("k25", "prod/platform"), ("small", "dev/platform")):
+        kinds: dict[str, set[str]] = {}
+        for object_ in objects(overlay):
+            kinds.setdefault(object_["kind"], set()).add(object_["metadata"]["name"])
+        for step, task in load_profile(profile).tasks.items():
+            assert not task.pool or task.pool in kinds["ResourceFlavor"], step
+            assert not task.queue or task.queue in kinds["LocalQueue"], step
+            assert not task.priority or task.priority in kinds["WorkloadPriorityClass"], step
+            assert task.launcher != "trainjob" or task.runtime in kinds["ClusterTrainingRuntime"], step
+
+
+@pytest.mark.parametrize(("profile", "overlay"), [("k25", "prod/platform"), ("small", "dev/platform")])
+def test_the_queue_and_the_quota_have_room_for_every_step(profile: str, overlay: str) -> None:
+    """A job larger than its flavor's quota would wait for ever and nobody would be told."""
+    (group,) = named(overlay, "ClusterQueue")["spec"]["resourceGroups"]
+    quotas = {
+        f["name"]: {r["name"]: parse_quantity(r["nominalQuota"]) for r in f["resources"]} for f in group["flavors"]
+    }
+    assert all(list(quota) == group["coveredResources"] for quota in quotas.values()), "Kueue wants the same order"
+    ceiling = {name: parse_quantity(value) for name, value in named(overlay, "ResourceQuota")["spec"]["hard"].items()}
+    queued = 0
+    for step, task in load_profile(profile).tasks.items():
+        asked: dict[str, Decimal] = {
+            "cpu": parse_quantity(task.cpu), "memory": parse_quantity(task.memory),
+            task.accelerator: Decimal(task.accelerators), task.rdma_resource: Decimal(task.rdma),
+        }  # fmt: skip
+        for name, amount in asked.items():
+            total = amount * task.nodes
+            if task.queue:
+                queued += 1
+                assert not amount or total <= quotas[task.pool][name], f"{step}: {total} of {name} in {task.pool}"
+            if f"requests.{name}" in ceiling:
+                assert total <= ceiling[f"requests.{name}"], f"{step}: {total} of {name}"
+    assert queued
+
+
+@pytest.mark.parametrize("overlay", PLATFORMS)
+def test_argo_cd_follows_the_repository_that_promotion_commits_to(overlay: str) -> None:
+    environment = overlay.split("/")[0]
+    repository = named(overlay, "ConfigMap", "moonflow")["data"]["MOONFLOW_GITOPS_REPO"]
+    project = named(overlay, "AppProject")["spec"]
+    assert project["sourceRepos"] == [repository]
+    assert {"group": "", "kind": "Secret"} in project["namespaceResourceBlacklist"]
+    paths = {"moonflow-platform": (overlay, "moonflow"), "moonflow-endpoint": (environment, f"moonflow-{environment}")}
+    for name, (path, namespace) in paths.items():
+        spec = named(overlay, "Application", name)["spec"]
+        assert (spec["source"]["repoURL"], spec["source"]["path"]) == (repository, f"overlays/{path}")
+        assert (spec["source"]["targetRevision"], spec["destination"]["namespace"]) == ("main", namespace)
+    cluster_kinds = {(o["apiVersion"].rpartition("/")[0], o["kind"]) for o in objects(overlay)
+                     if "namespace" not in o["metadata"]}  # fmt: skip
+    assert cluster_kinds == {(k["group"], k["kind"]) for k in project["clusterResourceWhitelist"]}
+
+
+def test_addresses_in_the_settings_are_services_of_the_cluster() -> None:
+    settings = named("dev/platform", "ConfigMap", "moonflow")["data"]
+    for key, name, port in (("AWS_ENDPOINT_URL_S3", "seaweedfs", 8333), ("MLFLOW_TRACKING_URI", "mlflow", 5000)):
+        assert settings[key] == f"http://{name}.moonflow:{port}"
+        assert port in {p["port"] for p in named("dev/platform", "Service", name)["spec"]["ports"]}
+    (store,) = (o for o in objects("dev") if o["kind"] == "ConfigMap" and o["metadata"]["name"].startswith("store-"))
+    assert store["data"]["AWS_ENDPOINT_URL_S3"] == settings["AWS_ENDPOINT_URL_S3"]
+    assert store["data"]["MOONFLOW_STORE"] == settings["MOONFLOW_STORE"]
+    # MLflow refuses requests to a name that it was not told.
+    (container,) = named("dev/platform", "Deployment", "mlflow")["spec"]["template"]["spec"]["containers"]
+    (hosts,) = (a for a in container["args"] if a.startswith("--allowed-hosts="))
+    assert "mlflow.moonflow:*" in hosts.split("=", 1)[1].split(",")
+
+
+def test_services_are_started_with_options_that_they_have() -> None:
+    weed = subprocess.run([Path(sys.executable).with_name("weed"), "mini", "-h"], capture_output=True, text=True)
+    known = {
+        "seaweedfs": set(re.findall(r"^ +-([\w.]+)", weed.stdout + weed.stderr, re.MULTILINE)),
+        "mlflow": {name.lstrip("-") for option in mlflow.cli.server.params for name in option.opts},
+    }
+    for kind, name in (("StatefulSet", "seaweedfs"), ("Deployment", "mlflow")):
+        (container,) = named("dev/platform", kind, name)["spec"]["template"]["spec"]["containers"]
+        given = {argument.lstrip("-").split("=", 1)[0] for argument in container["args"]}
+        assert len(given) > 5 and given <= known[name], name
