@@ -13,7 +13,7 @@ RUN useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nolog
 WORKDIR /opt/moonflow
 COPY requirements.lock .
 RUN venv/bin/pip install --no-cache-dir --constraint requirements.lock \
-        boto3==1.44.5 model-signing==1.1.1 pydantic==2.14.3
+        boto3==1.44.5 cryptography==50.0.2 model-signing==1.1.1 pydantic==2.14.3 pyOpenSSL==26.4.0
 
 # No more than the check imports: neither the network nor the pipeline.
 COPY model/__init__.py model/errors.py model/
