@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import sys
 import types
 from collections.abc import Callable
@@ -73,6 +74,7 @@ def counting(dies_at: int | None = None, *, meanwhile: Callable[[int], None] | N
                 context.checkpoints.save(
                     folder, index=done // 2 - 1, tokens_seen=done * 1000, complete=done == config.steps
                 )
+                shutil.rmtree(folder)
         return context.checkpoints.newest
 
     return run

@@ -83,15 +83,16 @@ class StepContext:
         self._tracker = tracker
         self._started = time.monotonic()
         prefix = f"{run_id}/{step}"
-        start, damaged = checkpoints.resumable(store, prefix, self._cache)
-        self._before: dict[str, Any] = start.extra if start is not None else {}
-        self._warnings: list[str] = list(self._before.get("warnings", []))
-        for what in damaged.values():
-            self._warnings.append(f"{what}: went on from the checkpoint before it")
-            print(f"{step}: {self._warnings[-1]}", file=sys.stderr, flush=True)
         with disk_errors(run_dir):
+            # First of all: what a dead attempt left may be what fills the disk.
             shutil.rmtree(self.work, ignore_errors=True)
             self.work.mkdir(parents=True)
+            start, damaged = checkpoints.resumable(store, prefix, self._cache)
+            self._before: dict[str, Any] = start.extra if start is not None else {}
+            self._warnings: list[str] = list(self._before.get("warnings", []))
+            for what in damaged.values():
+                self._warnings.append(f"{what}: went on from the checkpoint before it")
+                print(f"{step}: {self._warnings[-1]}", file=sys.stderr, flush=True)
             history = run_dir / "work" / "metrics" / f"{step}.jsonl"
             history.parent.mkdir(parents=True, exist_ok=True)
             history.unlink(missing_ok=True)
