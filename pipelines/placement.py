@@ -18,6 +18,7 @@ SETTINGS = (
     "AWS_REGION",
     "MOONFLOW_STORE",
     "MOONFLOW_GITOPS_REPO",
+    "MOONFLOW_FORGE",
     "MLFLOW_TRACKING_URI",
     "MLFLOW_PUBLIC_URI",
     "MLFLOW_EXPERIMENT_NAME",
@@ -27,8 +28,8 @@ WAITING_POD = Placement.model_validate({"cpu": "1", "memory": "2Gi"})
 """The pod that waits for a TrainJob."""
 
 
-def place(task: dsl.PipelineTask, placement: Placement, image: str, retries: int) -> dsl.PipelineTask:
-    """Say everything Kubernetes must know of a task. kfp.local heeds only the retries and the environment.
+def place(task: dsl.PipelineTask, step: str, placement: Placement, image: str, retries: int) -> dsl.PipelineTask:
+    """Say everything Kubernetes must know of a step's task. kfp.local heeds only the retries and plain variables.
 
     ``image`` is the run's; a placement without one gets it. ``retries`` are further attempts of a failed pod.
     """
@@ -48,6 +49,7 @@ def place(task: dsl.PipelineTask, placement: Placement, image: str, retries: int
     else:
         _pod(task, placement, placement.image or image)
     _environment(task)
+    _keys(task, step)
     return task
 
 
@@ -76,8 +78,9 @@ def _pod(task: dsl.PipelineTask, placement: Placement, image: str) -> None:
 
 
 def _environment(task: dsl.PipelineTask) -> None:
-    # The run's own id, unless p00_run_id names an earlier run to continue.
-    kubernetes.use_field_path_as_env(task, "MOONFLOW_RUN_ID", "metadata.labels['pipeline/runid']")
+    # The run's own id, unless p00_run_id names an earlier run to continue; promotions record Kubeflow's as well.
+    for name in ("MOONFLOW_RUN_ID", "KFP_RUN_ID"):
+        kubernetes.use_field_path_as_env(task, name, "metadata.labels['pipeline/runid']")
     kubernetes.use_secret_as_env(
         task,
         secret_name="moonflow-store",
@@ -89,3 +92,15 @@ def _environment(task: dsl.PipelineTask) -> None:
     kubernetes.use_config_map_as_env(
         task, config_map_name="moonflow", config_map_key_to_env={key: key for key in SETTINGS}, optional=True
     )
+
+
+def _keys(task: dsl.PipelineTask, step: str) -> None:
+    """What only one or two steps may see. All optional: a step that needs a missing one says so."""
+    if step in ("promote", "serve"):  # serve follows a pull request to its merge
+        token = {"MOONFLOW_GIT_TOKEN": "MOONFLOW_GIT_TOKEN"}
+        kubernetes.use_secret_as_env(task, "moonflow-git", token, optional=True)
+    if step == "promote":
+        kubernetes.use_secret_as_volume(task, "moonflow-signing", "/etc/moonflow/signing", optional=True)
+    if step == "serve":
+        public = "/etc/moonflow/signing-public"
+        kubernetes.use_config_map_as_volume(task, "moonflow-signing-public", public, optional=True)

@@ -18,6 +18,9 @@ def moonflow(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         ("run", "--profile", "tinny"),
         ("run", "--set", "joint_pretrain.step=1", "--dry-run"),
         ("run", "--set", "run.preset=tinny"),
+        ("run", "--profile", "small"),
+        ("submit",),
+        ("submit", "--profile", "tinny", "--host", "http://127.0.0.1:9"),
         ("compile", "--profile", "mine.toml"),
         ("report", "nowhere"),
         ("serve", "nowhere"),
@@ -34,7 +37,7 @@ def test_bad_input_is_one_line_on_stderr_and_status_2(arguments: tuple[str, ...]
 def test_help_lists_every_command(tmp_path: Path) -> None:
     result = moonflow("--help", cwd=tmp_path)
     assert result.returncode == 0
-    for command in ("run", "compile", "report", "serve", "doctor", "clean"):
+    for command in ("run", "compile", "submit", "report", "serve", "doctor", "clean"):
         assert command in result.stdout
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from components.promote import signing
 from components.runtime.launcher.placement import Placement
 from components.steps import STEPS
 from pipelines.compile import compile_ir
@@ -21,7 +22,7 @@ SHIPPED = sorted(path.stem for path in PROFILES.glob("*.toml"))
 def compiled(profile: Profile, folder: Path) -> tuple[Spec, Spec]:
     """(pipeline spec, platform settings by executor)."""
     compile_ir(profile, folder / "pipeline.yaml")
-    spec, platform = yaml.safe_load_all((folder / "pipeline.yaml").read_text())
+    spec, platform = yaml.load_all((folder / "pipeline.yaml").read_text(), Loader=yaml.CSafeLoader)
     return spec, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
 
 
@@ -129,9 +130,30 @@ def test_settings_and_keys_reach_every_task_by_reference(shipped: tuple[Profile,
         (values,) = settings["configMapAsEnv"]
         assert values["configMapName"] == "moonflow" and values["optional"]
         assert {p["envVar"] for p in values["keyToEnv"]} == set(SETTINGS)
-        (run_id,) = settings["fieldPathAsEnv"]
-        assert run_id == {"name": "MOONFLOW_RUN_ID", "fieldPath": "metadata.labels['pipeline/runid']"}
+        fields = {each["name"]: each["fieldPath"] for each in settings["fieldPathAsEnv"]}
+        assert fields == dict.fromkeys(("MOONFLOW_RUN_ID", "KFP_RUN_ID"), "metadata.labels['pipeline/runid']")
         assert set(environment_of(spec, step)) <= {"MOONFLOW_PLACEMENT"}, "no value is written into the pipeline"
+
+
+def test_each_key_reaches_only_the_steps_that_need_it(shipped: tuple[Profile, Spec, Spec]) -> None:
+    _, _, platform = shipped
+    seen: dict[str, set[str]] = {}
+    for step in STEPS:
+        settings = platform[f"exec-{step.replace('_', '-')}"]
+        for source in (*settings["secretAsEnv"], *settings.get("secretAsVolume", ())):
+            assert source["optional"]
+            seen.setdefault(source["secretName"], set()).add(step)
+        for volume in settings.get("secretAsVolume", ()):
+            assert Path(volume["mountPath"]) == signing.MOUNTED[signing.KEY].parent
+        for volume in settings.get("configMapAsVolume", ()):
+            assert Path(volume["mountPath"]) == signing.MOUNTED[signing.PUBLIC_KEY].parent
+            seen.setdefault(volume["configMapName"], set()).add(step)
+    assert seen == {
+        "moonflow-store": set(STEPS),
+        "moonflow-git": {"promote", "serve"},
+        "moonflow-signing": {"promote"},
+        "moonflow-signing-public": {"serve"},
+    }
 
 
 def test_no_image_is_latest_or_without_a_tag(shipped: tuple[Profile, Spec, Spec]) -> None:
