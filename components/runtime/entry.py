@@ -1,4 +1,4 @@
-"""Where a KFP task enters our code: from component arguments and artifacts to ``run_step`` and back."""
+"""Where a KFP task enters our code: from component arguments and artifacts to ``launch`` and back."""
 
 from __future__ import annotations
 
@@ -41,9 +41,10 @@ def enter(
     config = {name: arguments[name] for name in config_class(step).model_fields}
     with task(step, arguments["run_id"]) as state:
         from components.runtime.card import mlflow_link, step_card
-        from components.runtime.step import run_step
+        from components.runtime.launcher.launch import launch, placement_from_environment
 
-        manifest = run_step(step, config, {name: _prefix(artifact) for name, artifact in inputs.items()})
+        given = {name: _prefix(artifact) for name, artifact in inputs.items()}
+        manifest = launch(step, config, given, placement_from_environment())
         state["kept"] = datetime.fromisoformat(manifest.created_at).timestamp() < int(state["started"])
         # The manifest itself, not its prefix: on a cluster KFP copies what a uri names into every task that reads it.
         output.uri = manifest.uri.rstrip("/") + MANIFEST
@@ -71,6 +72,8 @@ def close(arguments: Mapping[str, Any], *, error: str, report: dsl.HTML, card: d
         from components.runtime.store import ObjectStore
         from components.runtime.tracking import finish_pipeline
 
+        if os.environ.get("KUBERNETES_SERVICE_HOST"):
+            _sweep(os.environ["MOONFLOW_RUN_ID"])
         config = Config.parse({name: arguments[name] for name in Config.model_fields}, "step finish")
         folder = os.environ.get("MOONFLOW_RUN_DIR")
         run_dir = Path(folder) if folder else None
@@ -106,6 +109,16 @@ def task(step: str, run_id: str) -> Iterator[dict[str, Any]]:
             state["state"] = "failed"
         state["ended"] = time.time()
         _write_state(step, state)
+
+
+def _sweep(run_id: str) -> None:
+    """End what a cancelled step could not end itself; a cluster without TrainJobs must not fail the report."""
+    from components.runtime.launcher.trainjob import sweep
+
+    try:
+        sweep(run_id)
+    except MoonflowError as error:
+        print(f"finish: no TrainJobs looked for: {error}", flush=True)
 
 
 def _write_state(step: str, state: Mapping[str, Any]) -> None:

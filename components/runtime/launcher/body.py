@@ -1,0 +1,131 @@
+"""The TrainJob of a step, as the JSON object that is posted (trainer.kubeflow.org/v1alpha1, Kubeflow Trainer 2.2).
+
+What a pod needs beyond the trainer's own fields (nodes, tolerations, volumes) is a runtime patch of the replicated
+job ``node`` that the ClusterTrainingRuntime declares; variables of its container ``node`` belong to the trainer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from typing import Any
+
+from components.runtime.launcher.placement import Placement
+from components.runtime.launcher.work import WORKER, Work, torchrun
+from model.errors import MoonflowError
+
+GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
+NODE = "node"  # the runtime's replicated job and its container
+POOL = "moonflow.dev/pool"
+WORK = "moonflow.dev/work-sha256"
+RUN = "moonflow.dev/run"
+CONFIG_MAP, STORE_SECRET, SERVICE_ACCOUNT = "moonflow", "moonflow-store", "moonflow-train"
+SETTINGS = ("AWS_ENDPOINT_URL_S3", "AWS_REGION", "MOONFLOW_STORE", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME")
+SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+# Set by Kubeflow's MLflow plugin in the step's own pod: the training must report to the same run.
+_PASSED_ON = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID")
+# A name is also the stem of its pods' names and host names: 23 characters are left for `-node-0-<index>-<5 random>`.
+_NAME_MAX = 40
+
+
+def job_name(run_id: str, step: str) -> str:
+    """The job's name, the same for each attempt of this step of this run: a DNS-1035 label of 40 characters at most."""
+    digest = hashlib.sha256(f"{run_id}/{step}".encode()).hexdigest()[:8]
+    readable = re.sub(r"[^a-z0-9]+", "-", f"{step}-{run_id}".lower())[: _NAME_MAX - len(digest) - 1].strip("-")
+    return f"{readable}-{digest}"
+
+
+def run_label(run_id: str) -> str:
+    """The value of the label that all jobs of a run carry: a run id itself may be no valid label."""
+    return hashlib.sha256(run_id.encode()).hexdigest()[:16]
+
+
+def train_job(
+    work: Work, placement: Placement, namespace: str, owners: list[dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """The TrainJob that does ``work``; ``owners`` are those of the step's own pod.
+
+    MoonflowError for a placement that no cluster could serve as it is meant.
+    """
+    if not placement.image:
+        raise MoonflowError(f"[task.{work.step}] image is empty: a TrainJob needs the training image's name")
+    if placement.priority and not placement.queue:
+        raise MoonflowError(f"[task.{work.step}] priority is Kueue's and means nothing without queue: set queue too")
+    labels = {"app.kubernetes.io/part-of": "moonflow", RUN: run_label(work.run_id), "moonflow.dev/step": work.step}
+    if placement.queue:
+        labels["kueue.x-k8s.io/queue-name"] = placement.queue
+    if placement.priority:
+        labels["kueue.x-k8s.io/priority-class"] = placement.priority
+    metadata: dict[str, Any] = {
+        "name": job_name(work.run_id, work.step),
+        "namespace": namespace,
+        "labels": labels,
+        "annotations": {WORK: work.sha256, "moonflow.dev/run-id": work.run_id},
+    }
+    if owners:
+        metadata["ownerReferences"] = owners
+    return {
+        "apiVersion": f"{GROUP}/{VERSION}",
+        "kind": "TrainJob",
+        "metadata": metadata,
+        "spec": {
+            "runtimeRef": {"apiGroup": GROUP, "kind": "ClusterTrainingRuntime", "name": placement.runtime},
+            "activeDeadlineSeconds": max(1, int(placement.deadline_hours * 3600)),
+            "trainer": {
+                "image": placement.image,
+                "command": _command(placement),
+                "env": _environment(work),
+                "numNodes": placement.nodes,
+                "numProcPerNode": placement.processes,
+                "resourcesPerNode": _resources(placement),
+            },
+            "runtimePatches": [_patch(placement)],
+        },
+    }
+
+
+def _command(placement: Placement) -> list[str]:
+    # torchrun takes nodes, ranks and the first pod's address from the PET_* variables that the runtime sets.
+    return torchrun() if placement.nodes * placement.processes > 1 else ["python", "-m", WORKER]
+
+
+def _environment(work: Work) -> list[dict[str, Any]]:
+    plain = work.environment | {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)}
+    rows: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in plain.items()]
+    for names, kind, source in ((SETTINGS, "configMapKeyRef", CONFIG_MAP), (SECRETS, "secretKeyRef", STORE_SECRET)):
+        # Optional key by key: plain S3 needs no endpoint and a pod identity no keys. A step says which one it misses.
+        rows += [
+            {"name": name, "valueFrom": {kind: {"name": source, "key": name, "optional": True}}}
+            for name in names
+            if name not in plain
+        ]
+    return rows
+
+
+def _resources(placement: Placement) -> dict[str, Any]:
+    devices = {}
+    if placement.accelerators:
+        devices[placement.accelerator] = str(placement.accelerators)
+    if placement.rdma:
+        devices[placement.rdma_resource] = str(placement.rdma)
+    # Devices cannot be overcommitted: Kubernetes wants request and limit equal.
+    return {
+        "requests": {"cpu": placement.cpu, "memory": placement.memory, **devices},
+        "limits": {"memory": placement.memory, **devices},
+    }
+
+
+def _patch(placement: Placement) -> dict[str, Any]:
+    pod: dict[str, Any] = {"serviceAccountName": SERVICE_ACCOUNT}
+    if placement.pool:
+        pod["nodeSelector"] = {POOL: placement.pool}
+        pod["tolerations"] = [{"key": POOL, "operator": "Equal", "value": placement.pool, "effect": "NoSchedule"}]
+    if placement.shared_memory:
+        pod["volumes"] = [{"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": placement.shared_memory}}]
+        pod["containers"] = [{"name": NODE, "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}]}]
+    job = {"name": NODE, "template": {"spec": {"template": {"spec": pod}}}}
+    return {
+        "manager": "moonflow.dev/launcher",
+        "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [job]}}},
+    }

@@ -1,0 +1,67 @@
+"""One launcher for every step: in this process, as ranks on this node, or as a Kubeflow TrainJob."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from components.runtime.launcher.placement import Placement
+from components.runtime.launcher.work import Work, require_parallel
+from components.runtime.manifest import Manifest
+from components.runtime.step import finished, run_step
+from model.errors import MoonflowError
+
+PLACEMENT = "MOONFLOW_PLACEMENT"
+
+
+def launch(step: str, config: Mapping[str, Any], inputs: Mapping[str, str], placement: Placement) -> Manifest:
+    """Run ``step`` where ``placement`` says and return its complete manifest, read from the object store.
+
+    Takes the environment of ``run_step``. A step that is complete under this run id starts nothing.
+
+    Raises:
+        MoonflowError: what ``run_step`` raises; a placement that the step cannot have; the reason why ranks or a
+            TrainJob failed, in one line.
+    """
+    in_process = placement.launcher == "in-process"
+    if (in_process and placement.processes > 1) or (placement.launcher != "trainjob" and placement.nodes > 1):
+        raise MoonflowError(
+            f"[task.{step}] launcher {placement.launcher!r} runs {'one process' if in_process else 'on one node'}: set "
+            f'launcher = "trainjob" for nodes = {placement.nodes}, processes = {placement.processes}'
+        )
+    require_parallel(step, placement.nodes * placement.processes)
+    if in_process:
+        return run_step(step, config, inputs)
+    if (earlier := finished(step, config, inputs)) is not None:
+        return earlier
+    work = Work.of(step, config, inputs)
+    if placement.launcher == "ranks":
+        from components.runtime.launcher import ranks
+
+        ranks.run(work, placement.processes)
+    else:
+        from components.runtime.launcher import trainjob
+
+        trainjob.run(work, placement, lambda: finished(step, config, inputs) is not None)
+    made = finished(step, config, inputs)
+    if made is None:
+        raise MoonflowError(f"{step} ended without a complete manifest in the object store: look at its log, run again")
+    return made
+
+
+def placement_from_environment() -> Placement:
+    """The placement in MOONFLOW_PLACEMENT (JSON, set on each task of a cluster's pipeline); absent: in-process."""
+    text = os.environ.get(PLACEMENT, "")
+    if not text:
+        return Placement.parse({}, PLACEMENT)
+    try:
+        return Placement.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "JSON"
+        raise MoonflowError(
+            f"{PLACEMENT}: {field}: {first['msg']}: compile the pipeline again with this version"
+        ) from None

@@ -1,0 +1,51 @@
+"""Several ranks of a step on this node, by PyTorch's own launcher."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Sequence
+
+from components.runtime.launcher.reasons import from_log
+from components.runtime.launcher.signals import stop_on_sigterm
+from components.runtime.launcher.work import Work, torchrun
+from model.errors import MoonflowError
+
+_STOP_S = 30.0  # for the ranks to end after SIGTERM, Kubernetes' default grace
+
+
+def run(work: Work, processes: int) -> None:
+    """Run ``work`` as ``processes`` ranks; their output is ours. MoonflowError with one line if a rank fails.
+
+    SIGTERM and Ctrl-C end the ranks. They stay in our process group, so whatever ends the group ends them too.
+    """
+    command = torchrun("--standalone", f"--nproc-per-node={processes}")
+    _run([sys.executable, *command[1:]], work)
+
+
+def _run(command: Sequence[str], work: Work) -> None:
+    tail: deque[str] = deque(maxlen=200)
+    environment = os.environ | work.environment | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    with (
+        stop_on_sigterm(),
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        ) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                tail.append(line.rstrip("\n"))
+                print(line, end="", flush=True)
+            status = process.wait()
+        except BaseException:
+            process.terminate()
+            try:
+                process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            raise
+    if status:
+        raise MoonflowError(f"{work.step}: its ranks ended with status {status}: {from_log(list(tail))}")

@@ -1,0 +1,221 @@
+"""A step as a TrainJob: created or found again, waited for, its log and its trouble told, cancelled with its step.
+
+**One job for one step of one run.** Its name follows from both, so an attempt that starts after its predecessor's pod
+died finds the job and attaches to it. A job with the same name for other parameters is an error. A job that has failed
+is deleted and created anew by the next attempt, and the training goes on from its newest manifest.
+
+**Who ends the job.** The step's pod gets SIGTERM both when a user terminates the run and when the pod is evicted (node
+drain, preemption). Only the first means the job. They are told apart by the pod's condition ``DisruptionTarget``, which
+Kubernetes sets before it evicts a pod and at no other time: with it the job is left alone, the next attempt attaches;
+without it, or when the API does not answer in time, the job is deleted, since a training that must resume from its
+last manifest costs less than accelerators that nobody waits for. SIGKILL leaves no time for either: the job goes on.
+KFP's own process in the pod dies of the same SIGTERM and takes the container with it, maybe before our request is out;
+then ``sweep``, called when the run is over, deletes what is left, and at last the garbage collector does, with the
+run's Workflow, which owns the job.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from components.runtime.launcher import reasons
+from components.runtime.launcher.body import NODE, RUN, WORK, job_name, run_label, train_job
+from components.runtime.launcher.cluster import Cluster
+from components.runtime.launcher.logs import PodLog
+from components.runtime.launcher.placement import Placement
+from components.runtime.launcher.reasons import Json, condition, name
+from components.runtime.launcher.signals import Terminated, stop_on_sigterm
+from components.runtime.launcher.watching import follow
+from components.runtime.launcher.work import Work
+from model.errors import MoonflowError
+
+INDEX = "batch.kubernetes.io/job-completion-index"
+JOB = "jobset.sigs.k8s.io/replicatedjob-name"
+
+
+def run(work: Work, placement: Placement, done: Callable[[], bool], cluster: Cluster | None = None) -> None:
+    """Have a TrainJob do ``work`` and return when it is Complete; ``done`` tells whether the step's output exists.
+
+    Raises MoonflowError with the reason in one line if the job fails, cannot start, or belongs to other parameters.
+    """
+    cluster = cluster or Cluster.connect()
+    with stop_on_sigterm():
+        try:
+            job = _attach(cluster, work, placement, done)
+            _wait(cluster, work, placement, name(job))
+        except (Terminated, KeyboardInterrupt):
+            _cancel(cluster, work)
+            raise
+    if not done():
+        # Left there, it would be found Complete by each further attempt.
+        cluster.delete(job_name(work.run_id, work.step))
+        raise MoonflowError(
+            f"{_where(cluster, work)} is Complete, but {work.step} has no complete manifest in the object store: check "
+            f"that ConfigMap moonflow in namespace {cluster.namespace} names the same MOONFLOW_STORE, then run again"
+        )
+
+
+def sweep(run_id: str, cluster: Cluster | None = None) -> None:
+    """Delete the unfinished jobs of a run that is over: none of its steps is left to wait for them."""
+    cluster = cluster or Cluster.connect()
+    for job in cluster.labelled(f"{RUN}={run_label(run_id)}"):
+        if not condition(job, "Complete") and not condition(job, "Failed"):
+            print(f"TrainJob {name(job)} outlived its run: deleted", flush=True)
+            cluster.delete(name(job))
+
+
+def _attach(cluster: Cluster, work: Work, placement: Placement, done: Callable[[], bool]) -> Json:
+    """The job of ``work``: the one that is there, or a new one."""
+    where = _where(cluster, work)
+    body = train_job(work, placement, cluster.namespace, _owners(cluster))
+    while True:
+        if (made := cluster.create(body)) is not None:
+            print(f"{where} created", flush=True)
+            return made
+        found = cluster.get(name(body))
+        if found is None:
+            time.sleep(cluster.patience.backoff)
+            continue
+        if not found["metadata"].get("deletionTimestamp"):
+            if found["metadata"].get("annotations", {}).get(WORK) != work.sha256:
+                raise MoonflowError(
+                    f"{where} was started with other parameters or inputs: restore them, use a new run id, or delete "
+                    f"it (kubectl delete trainjob -n {cluster.namespace} {name(found)})"
+                )
+            failed = condition(found, "Failed")
+            if not failed and not (condition(found, "Complete") and not done()):
+                print(f"{where} is there already: attached", flush=True)
+                if found["spec"] != body["spec"] and _differs(found["spec"], body["spec"]):
+                    print(f"{where} runs with the placement of its first attempt", flush=True)
+                return found
+            why = reasons.of_failure(found, cluster.pods(name(found)), ()) if failed else "it left no manifest"
+            print(f"{where} had ended before ({why}): started anew, it resumes from its last checkpoint", flush=True)
+            cluster.delete(name(found))
+        _until_gone(cluster, name(body), found["metadata"].get("uid", ""))
+
+
+def _until_gone(cluster: Cluster, job: str, uid: str) -> None:
+    limit = time.monotonic() + cluster.patience.gone
+    for seen in follow(cluster, job):
+        if seen.job is None or seen.job["metadata"].get("uid", "") != uid:
+            return
+        if time.monotonic() > limit:
+            raise MoonflowError(
+                f"TrainJob {cluster.namespace}/{job} is being deleted since {cluster.patience.gone:.0f} s and still "
+                "there: look at its finalizers and its pods, then run again"
+            )
+
+
+def _wait(cluster: Cluster, work: Work, placement: Placement, job_name: str) -> None:
+    """Return when the job is Complete, telling its state, its log and its trouble meanwhile."""
+    where = _where(cluster, work)
+    log, pods = PodLog(cluster), list[Json]()
+    told, disrupted, since = "", set[str](), 0.0
+    try:
+        for seen in follow(cluster, job_name):
+            job = seen.job
+            if job is None:
+                raise MoonflowError(
+                    f"{where} was deleted by someone else: run again, it resumes from its last checkpoint"
+                )
+            pods = cluster.pods(job_name) or pods  # an ended job's pods may be gone: the last ones seen tell the reason
+            if (first := _first(pods)) is not None:
+                log.follow(name(first))
+            if condition(job, "Complete") or condition(job, "Failed"):
+                log.end()
+            if condition(job, "Complete"):
+                return
+            if condition(job, "Failed"):
+                raise MoonflowError(f"{where} failed: {reasons.of_failure(job, _last_attempt(pods), list(log.tail))}")
+            for pod in pods:
+                if name(pod) not in disrupted and (why := reasons.disruption(pod)) is not None:
+                    disrupted.add(name(pod))
+                    print(
+                        f"{where}: pod {name(pod)} is taken away ({why}); the job goes on from its last checkpoint",
+                        flush=True,
+                    )
+            state = _state(job, pods, placement)
+            if state != told:
+                print(f"{where}: {state}", flush=True)
+                told = state
+            trouble = reasons.unstartable(pods)
+            since = (since or time.monotonic()) if trouble else 0.0
+            if trouble and time.monotonic() - since > cluster.patience.unstartable:
+                cluster.delete(job_name)  # it would wait on and hold its place until the deadline
+                raise MoonflowError(f"{where} cannot start: {trouble}; mend it and run again")
+    except MoonflowError:
+        log.end()  # a request to end must not wait for it
+        raise
+
+
+def _cancel(cluster: Cluster, work: Work) -> None:
+    where, patience = _where(cluster, work), cluster.patience
+    own = cluster.own_pod()
+    if own is not None and (why := reasons.disruption(own)) is not None:
+        print(f"this pod is taken away ({why}): {where} goes on, the next attempt attaches to it", flush=True)
+        return
+    try:
+        cluster.delete(job_name(work.run_id, work.step), within=patience.stop)
+        print(f"{where} deleted: its step was cancelled", flush=True)
+    except MoonflowError as error:
+        print(f"{where} could not be deleted: {error}", flush=True)
+
+
+def _owners(cluster: Cluster) -> list[dict[str, Any]]:
+    """The owners of the step's own pod (KFP: the run's Workflow): with them the job goes at last, not with the pod."""
+    pod = cluster.own_pod() or {}
+    rows = pod.get("metadata", {}).get("ownerReferences") or []
+    return [{key: row[key] for key in ("apiVersion", "kind", "name", "uid")} for row in rows]
+
+
+def _state(job: Json, pods: list[Json], placement: Placement) -> str:
+    """What the job is waiting for or doing. Nothing is decided by it."""
+    if condition(job, "Suspended") or job["spec"].get("suspend"):
+        return f"queued in LocalQueue {placement.queue}" if placement.queue else "suspended"
+    alive = [pod for pod in pods if pod.get("status", {}).get("phase") not in {"Failed", "Succeeded"}]
+    for pod in alive:
+        if pod.get("status", {}).get("phase") == "Pending":
+            unplaced = next(
+                (
+                    row.get("message", "")
+                    for row in pod["status"].get("conditions") or []
+                    if row["type"] == "PodScheduled" and row["status"] == "False"
+                ),
+                "",
+            )
+            why = reasons.unstartable([pod]) or (f"not scheduled: {unplaced}" if unplaced else "starting")
+            return f"pod {name(pod)} pending: {why}"
+    return f"running on {len(alive)} of {placement.nodes} pods" if alive else "waiting for its pods"
+
+
+def _first(pods: list[Json]) -> Json | None:
+    """The newest pod of rank 0 whose container has started."""
+    for pod in reversed(pods):
+        labels = pod["metadata"].get("labels", {})
+        if labels.get(INDEX, "0") != "0" or labels.get(JOB, NODE) != NODE:
+            continue
+        rows = pod.get("status", {}).get("containerStatuses") or []
+        if any(row["name"] == NODE and not row.get("state", {}).get("waiting") for row in rows):
+            return pod
+    return None
+
+
+def _last_attempt(pods: list[Json]) -> list[Json]:
+    """The newest pod of each rank: what ended an earlier one was survived."""
+    newest = {}
+    for pod in pods:
+        labels = pod["metadata"].get("labels", {})
+        newest[tuple(labels.get(key, "") for key in (JOB, INDEX))] = pod
+    return list(newest.values())
+
+
+def _differs(found: Json, wanted: Json) -> bool:
+    """Whether the trainer was asked for something else; the rest of a spec is also written by Kueue and Trainer."""
+    keys = ("image", "numNodes", "numProcPerNode", "resourcesPerNode")
+    return any(found.get("trainer", {}).get(key) != wanted["trainer"][key] for key in keys)
+
+
+def _where(cluster: Cluster, work: Work) -> str:
+    return f"TrainJob {cluster.namespace}/{job_name(work.run_id, work.step)}"

@@ -1,0 +1,68 @@
+"""What a launched process is asked to do, and how it is told: by environment variables, read by the worker."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from components.runtime.config import StepConfig
+from components.steps import config_class
+from model.errors import MoonflowError
+
+STEP, CONFIG, INPUTS, RUN_ID = "MOONFLOW_STEP", "MOONFLOW_CONFIG", "MOONFLOW_INPUTS", "MOONFLOW_RUN_ID"
+WORKER = "components.runtime.worker"
+
+PARALLEL_STEPS: frozenset[str] = frozenset()
+"""Steps whose stage divides its work among ranks. There is none: the training loops in ``model/train`` and ``model/rl``
+know of one process only, so a second rank would do the same work again and race for the same checkpoint. A step joins
+this set when its stage reduces gradients over the ranks and one of them alone writes."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One step of one run."""
+
+    run_id: str
+    step: str
+    config: StepConfig
+    inputs: Mapping[str, str]
+
+    @classmethod
+    def of(cls, step: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> Self:
+        """The work of ``step`` in the run that MOONFLOW_RUN_ID names; MoonflowError for a bad parameter."""
+        parsed = config_class(step).parse(config, f"step {step}")
+        return cls(os.environ[RUN_ID], step, parsed, {name: uri for name, uri in sorted(inputs.items()) if uri})
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables that the worker reads."""
+        return {
+            RUN_ID: self.run_id,
+            STEP: self.step,
+            CONFIG: self.config.model_dump_json(),
+            INPUTS: json.dumps(dict(self.inputs)),
+        }
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of run, step, parameters and inputs: whether a running job does this work or another."""
+        canonical = json.dumps([self.run_id, self.step, self.config.sha256, dict(self.inputs)], sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def torchrun(*arguments: str) -> list[str]:
+    """The command line of PyTorch's launcher around the worker."""
+    return ["python", "-m", "torch.distributed.run", *arguments, "-m", WORKER]
+
+
+def require_parallel(step: str, ranks: int) -> None:
+    """MoonflowError if ``step`` is to run as several ranks and cannot."""
+    if ranks > 1 and step not in PARALLEL_STEPS:
+        raise MoonflowError(
+            f"{step} cannot run as {ranks} ranks: its stage trains in one process and each rank would repeat the same "
+            f"work; set nodes = 1 and processes = 1 in [task.{step}]"
+        )

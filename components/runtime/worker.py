@@ -1,0 +1,51 @@
+"""A launched process: ``python -m components.runtime.worker``, in a pod of a TrainJob or as a rank on this node.
+
+It reads MOONFLOW_STEP, MOONFLOW_CONFIG (JSON), MOONFLOW_INPUTS (JSON, name -> URI) and what ``run_step`` reads. Exit
+status 0: the step's complete manifest is in the object store. 1: anything else; a MoonflowError is one line of stderr
+after ``ERROR_MARK``, by which the launcher finds it above torchrun's own account; a bug keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+from components.runtime.launcher.work import CONFIG, INPUTS, STEP, require_parallel
+from model.errors import MoonflowError
+
+ERROR_MARK = "moonflow error: "
+
+
+def main() -> None:
+    # Whoever follows the log wants each line when it is written, also where stdout is no terminal.
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    try:
+        step = os.environ.get(STEP, "")
+        if not step:
+            raise MoonflowError(f"{STEP} is not set: the worker is started by components.runtime.launcher, not by hand")
+        require_parallel(step, int(os.environ.get("WORLD_SIZE", "1")))
+        config, inputs = _table(CONFIG), _table(INPUTS)
+        from components.runtime.step import run_step
+
+        made = run_step(step, config, inputs)
+    except MoonflowError as error:
+        print(f"{ERROR_MARK}{error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+    print(f"{step}: complete, {made.uri}", flush=True)
+
+
+def _table(name: str) -> dict[str, Any]:
+    text = os.environ.get(name, "{}")
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise MoonflowError(f"{name} is no JSON object: {text[:200]!r}")
+    return value
+
+
+if __name__ == "__main__":
+    main()
