@@ -96,8 +96,8 @@ def test_kubernetes_objects(tmp_path: Path) -> None:
     compile_kubernetes(load_profile("tiny"), path, "team-a", "0.1.0")
     pipeline, version = yaml.safe_load_all(path.read_text())
     assert (pipeline["kind"], version["kind"]) == ("Pipeline", "PipelineVersion")
-    assert pipeline["metadata"] == {"name": "moonflow-tiny", "namespace": "team-a"}
-    assert version["metadata"] == {"name": "moonflow-tiny-0-1-0", "namespace": "team-a"}
+    names = [(each["metadata"]["name"], each["metadata"]["namespace"]) for each in (pipeline, version)]
+    assert names == [("moonflow-tiny", "team-a"), ("moonflow-tiny-0-1-0", "team-a")]
     assert version["spec"]["pipelineName"] == "moonflow-tiny"
 
 
