@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from components.steps import STEPS
@@ -24,7 +25,7 @@ STYLES = {
 
 @dataclass(frozen=True)
 class TaskState:
-    """One step: ``state`` is waiting, running, done, kept (finished in an earlier call) or failed."""
+    """One step: ``state`` is waiting, running, done, kept (finished in an earlier call), failed or skipped."""
 
     state: str = "waiting"
     seconds: float = 0.0
@@ -39,7 +40,9 @@ def task_state(run_dir: Path, step: str) -> TaskState:
     """Where ``step`` stands in this call of ``moonflow run``."""
     task = _read(run_dir / "tasks" / f"{step}.json")
     if not task:
-        return TaskState()
+        # finish runs when everything else is over: what has not begun by then never will.
+        over = step != "finish" and (run_dir / "tasks" / "finish.json").exists()
+        return TaskState("skipped" if over else "waiting")
     state = "kept" if task["state"] == "done" and task.get("kept") else task["state"]
     seconds = task.get("ended", time.time()) - task["started"]
     progress = _read(run_dir / "progress" / f"{step}.json")
@@ -56,11 +59,16 @@ def task_state(run_dir: Path, step: str) -> TaskState:
     )
 
 
+# Wide enough for what the columns will hold, so that the table does not move; together under 80 columns.
+COLUMNS = {"step": 15, "state": 7, "progress": 9, "tokens/s": 8, "loss": 6, "reward": 6, "time": 7, "ETA": 6}
+
+
 def progress_table(run_dir: Path, started: float) -> Table:
     """The live table: a row a step."""
-    table = Table(title=f"moonflow run {run_dir.name}  {time.time() - started:.0f} s", title_justify="left")
-    for name in ("step", "state", "progress", "tokens/s", "loss", "reward", "time", "ETA"):
-        table.add_column(name, justify="left" if name in ("step", "state") else "right")
+    title = f"moonflow run {run_dir.name}, {duration(time.time() - started)}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name, width in COLUMNS.items():
+        table.add_column(name, justify="left" if name in ("step", "state") else "right", min_width=width, no_wrap=True)
     for step in STEPS:
         now = task_state(run_dir, step)
         figures = now.figures
@@ -71,10 +79,19 @@ def progress_table(run_dir: Path, started: float) -> Table:
             _figure(figures, "tokens_per_s", "{:,.0f}"),
             _figure(figures, "loss", "{:.3f}"),
             _figure(figures, "reward", "{:.3f}"),
-            f"{now.seconds:.1f} s" if now.seconds else "",
-            f"{now.eta_s:.0f} s" if now.eta_s is not None and now.state == "running" else "",
+            duration(now.seconds) if now.seconds else "",
+            duration(now.eta_s) if now.eta_s is not None and now.state == "running" else "",
         )
     return table
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a reader wants them: ``8.2 s``, ``97 s``, ``12m 5s``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds // 60:.0f}m {seconds % 60:.0f}s"
 
 
 def _figure(figures: dict[str, float], name: str, form: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import httpx
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -38,12 +39,23 @@ def render_report(run_dir: Path, output: Path) -> None:
 
 
 def print_result(
-    run_dir: Path, console: Console, environment: Mapping[str, str], *, keep: bool, seconds: float
+    run_dir: Path,
+    console: Console,
+    environment: Mapping[str, str],
+    *,
+    keep: bool,
+    seconds: float,
+    services_s: float,
+    peak_bytes: int,
 ) -> None:
-    """Print evals by step, what was promoted, the served model's answer, the time by step, and where to look."""
+    """Print evals by step, what was promoted, the served model's answer, where time and memory went, where to look.
+
+    ``seconds`` is this call's wall clock and ``services_s`` the part in which the services came up; ``peak_bytes`` is
+    the largest resident memory of all its processes together.
+    """
     summary, extra = _load(run_dir, "summary.json"), _load(run_dir, "events.json")["extra"]
     console.print(_evals(summary["evals"]))
-    console.print(_times(summary["steps"], run_dir))
+    console.print(_times(summary["steps"], run_dir, seconds, services_s))
     if promoted := summary["promoted"]:
         console.print(f"promoted   version {promoted['version']}, manifest sha256 {promoted['manifest_sha256'][:16]}")
         repository = environment.get("MOONFLOW_GITOPS_REPO", "")
@@ -54,11 +66,31 @@ def print_result(
     if answer := extra.get("serve", {}):
         question, said, right = (answer[key] for key in ("question", "answer", "expected"))
         console.print(f"served     {question!r} about a picture -> {said!r} (right: {right!r})", soft_wrap=True)
-    address = environment.get("MLFLOW_TRACKING_URI", "")
+    for warning in extra.get("warnings", []):
+        console.print(f"warning    {warning}", style="yellow", highlight=False, soft_wrap=True)
     after = "" if keep else f"  (stopped; up again with: {_again(run_dir)} --keep)"
-    console.print(f"MLflow     {address}{after}", highlight=False, soft_wrap=True)
+    console.print(f"MLflow     {mlflow_page(environment)}{after}", highlight=False, soft_wrap=True)
     console.print(f"report     {run_dir / 'report.html'}", highlight=False, soft_wrap=True)
-    console.print(f"this call  {seconds:.1f} s")
+    memory = f"{peak_bytes / 2**30:.1f} GiB, all processes with the services together"
+    console.print(f"this call  {seconds:.1f} s, peak memory {memory}", highlight=False)
+
+
+def mlflow_page(environment: Mapping[str, str]) -> str:
+    """The address of the experiment's table with the pipeline's run and its steps, newest first; MLflow must be up.
+
+    MLflow's own start page is about GenAI traces, and in its default order it folds the steps away below their parent.
+    """
+    address = environment.get("MLFLOW_TRACKING_URI", "")
+    try:
+        answer = httpx.get(
+            f"{address}/api/2.0/mlflow/experiments/get-by-name",
+            params={"experiment_name": environment.get("MLFLOW_EXPERIMENT_NAME", "moonflow")},
+        )
+        experiment = answer.raise_for_status().json()["experiment"]["experiment_id"]
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError):
+        return address
+    order = "workflowType=machine_learning&orderByKey=attributes.end_time&orderByAsc=false"
+    return f"{address}/#/experiments/{experiment}/runs?{order}"
 
 
 def _evals(rows: list[dict[str, Any]]) -> Table:
@@ -82,7 +114,7 @@ def _evals(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _times(steps: list[dict[str, Any]], run_dir: Path) -> Table:
+def _times(steps: list[dict[str, Any]], run_dir: Path, seconds: float, services_s: float) -> Table:
     table = Table(title="time by step", title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("step", "seconds", "tokens/s", "this call"):
         table.add_column(name, justify="left" if name == "step" else "right")
@@ -96,6 +128,9 @@ def _times(steps: list[dict[str, Any]], run_dir: Path) -> Table:
             f"{row['tokens_per_s']:,.0f}" if row.get("tokens_per_s") else "",
             "kept" if now.state == "kept" else f"{now.seconds:.1f} s" if now.seconds else now.state,
         )
+    spent = sum(task_state(run_dir, step).seconds for step in STEPS)
+    table.add_row("[dim]services up", "", "", f"{services_s:.1f} s")
+    table.add_row("[dim]between steps", "", "", f"{seconds - services_s - spent:.1f} s")
     return table
 
 

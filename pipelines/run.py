@@ -22,6 +22,7 @@ from components.steps import STEPS
 from model.config import preset
 from model.errors import MoonflowError
 from pipelines.compile import compile_ir
+from pipelines.memory import PeakMemory
 from pipelines.profile import Profile
 from pipelines.progress import progress_table, task_state
 from pipelines.result import print_result
@@ -40,6 +41,11 @@ def run_locally(profile: Profile, run_dir: Path, *, keep: bool, console: Console
     Raises MoonflowError with the failed step's own line.
     """
     preset(profile.run.preset)  # a wrong name is told now, not after the data is made
+    if remote := [step for step, placement in profile.tasks.items() if placement.launcher == "trainjob"]:
+        raise MoonflowError(
+            f"profile {profile.run.name} wants TrainJobs ({', '.join(remote)}), which cannot reach this machine: "
+            "use moonflow submit, or another profile"
+        )
     run_dir = run_dir.resolve()
     started = time.time()
     try:
@@ -70,7 +76,7 @@ def _no_room(run_dir: Path, error: OSError) -> MoonflowError:
 
 
 def _run(profile: Profile, run_dir: Path, *, keep: bool, console: Console, started: float) -> None:
-    with Services.start(run_dir, keep=keep) as services:
+    with PeakMemory() as memory, _services(run_dir, console, keep=keep) as services:
         for step in STEPS:
             (run_dir / "tasks" / f"{step}.json").unlink(missing_ok=True)
         environment = {
@@ -98,7 +104,20 @@ def _run(profile: Profile, run_dir: Path, *, keep: bool, console: Console, start
             _end_group(worker)
             shutil.rmtree(run_dir / "tmp", ignore_errors=True)
         _raise_for_failure(run_dir, worker.returncode)
-        print_result(run_dir, console, services.environment, keep=keep, seconds=time.time() - started)
+        print_result(
+            run_dir,
+            console,
+            services.environment,
+            keep=keep,
+            seconds=time.time() - started,
+            services_s=max(services.seconds.values()),
+            peak_bytes=memory.bytes,
+        )
+
+
+def _services(run_dir: Path, console: Console, *, keep: bool) -> Services:
+    with console.status("starting the object store and MLflow"):
+        return Services.start(run_dir, keep=keep)
 
 
 @contextmanager

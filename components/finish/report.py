@@ -29,8 +29,8 @@ def render(summary: Mapping[str, Any], events: Mapping[str, Sequence[Event]], ex
     Args:
         summary: the content of ``summary.json``.
         events: step -> rows of its ``metrics.jsonl``: ``{"step": int, "time": seconds, "loss/text": ..., ...}``.
-        extra: any of ``run_id``, ``profile``, ``error`` (why the run ended early), ``evaluate`` and ``serve`` (the
-            ``extra`` of those steps' manifests). What is missing is left out of the page.
+        extra: any of ``run_id``, ``profile``, ``error`` (why the run ended early), ``warnings``, ``evaluate`` and
+            ``serve`` (the ``extra`` of those steps' manifests). What is missing is left out of the page.
 
     Returns:
         The page's text.
@@ -72,6 +72,7 @@ def _header(summary: Mapping[str, Any], extra: Mapping[str, Any]) -> str:
     reasons = [str(reason) for reason in evaluation.get("reasons") or ()]
     if extra.get("error"):
         reasons.insert(0, str(extra["error"]))
+    reasons += map(str, extra.get("warnings") or ())
     return (
         f'<div class="brand">moonflow</div><h1>{escape(str(extra.get("run_id", "run")))} <span class="verdict {tone}">'
         f'{verdict}</span></h1><dl class="facts">{cells}</dl>{_reasons(reasons)}{_served(extra.get("serve") or {})}'

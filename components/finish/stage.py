@@ -44,6 +44,9 @@ def run(config: Config, store: ObjectStore, run_id: str, run_dir: Path | None, e
     events = {step: thin(history(store, manifest), config.curve_points) for step, manifest in found.items()}
     extra: dict[str, Any] = {"run_id": run_id, "profile": os.environ.get("MOONFLOW_PROFILE", ""), "error": error}
     extra |= {step: found[step].extra for step in ("evaluate", "promote", "serve") if step in found}
+    extra["warnings"] = [
+        f"{step}: {line}" for step, manifest in found.items() for line in manifest.extra.get("warnings", ())
+    ]
 
     # 3. The page, and everything it was made from.
     files = {

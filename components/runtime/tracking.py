@@ -178,7 +178,7 @@ class _Spool:
             with self._path.open() as stream:
                 # The newest header: a retried step reuses the file of a dead one.
                 header = [record for record, _ in _records(stream, 0) if record["kind"] == "run"][-1]
-            self.mlflow_run_id = header["adopt"] or _child_run(client, header["run_id"], header["step"])
+            self.mlflow_run_id = header["adopt"] or _child_run(client, header)
             if header["adopt"]:
                 client.set_tag(header["adopt"], RUN_TAG, header["run_id"])
                 client.set_tag(header["adopt"], STEP_TAG, header["step"])
@@ -230,7 +230,7 @@ def finish_pipeline(run_id: str, status: str, tags: Mapping[str, str]) -> str:
         return ""
     try:
         client = _client(uri)
-        parent = _find_or_create(client, _experiment(client), run_id, PIPELINE, {})
+        parent = _find_or_create(client, _experiment(client), run_id, PIPELINE, {}, time.time())
         for key, value in tags.items():
             client.set_tag(parent, key, value)
         client.set_terminated(parent, status)
@@ -264,14 +264,18 @@ def _experiment(client: Any) -> str:
         return str(found.experiment_id)
 
 
-def _child_run(client: Any, run_id: str, step: str) -> str:
+def _child_run(client: Any, header: Mapping[str, Any]) -> str:
+    run_id, began = header["run_id"], header["time"]
     experiment = _experiment(client)
-    parent = _find_or_create(client, experiment, run_id, PIPELINE, {})
-    return _find_or_create(client, experiment, run_id, step, {"mlflow.parentRunId": parent})
+    parent = _find_or_create(client, experiment, run_id, PIPELINE, {}, began)
+    return _find_or_create(client, experiment, run_id, header["step"], {"mlflow.parentRunId": parent}, began)
 
 
-def _find_or_create(client: Any, experiment: str, run_id: str, step: str, tags: dict[str, str]) -> str:
-    """The run tagged with this run id and step, so that retries and re-runs write where the first attempt did."""
+def _find_or_create(client: Any, experiment: str, run_id: str, step: str, tags: dict[str, str], began: float) -> str:
+    """The run tagged with this run id and step, so that retries and re-runs write where the first attempt did.
+
+    ``began`` is when the step began (Unix seconds): a run made late, MLflow having been away, shows the step's time.
+    """
 
     def oldest() -> str:
         query = f"tags.`{RUN_TAG}` = '{run_id}' and tags.`{STEP_TAG}` = '{step}'"
@@ -281,7 +285,8 @@ def _find_or_create(client: Any, experiment: str, run_id: str, step: str, tags: 
     if found := oldest():
         return found
     name = run_id if step == PIPELINE else step
-    made = client.create_run(experiment, tags={RUN_TAG: run_id, STEP_TAG: step, **tags}, run_name=name).info.run_id
+    named = {RUN_TAG: run_id, STEP_TAG: step, **tags}
+    made = client.create_run(experiment, int(began * 1000), named, run_name=name).info.run_id
     kept = oldest() or made
     if kept != made:
         client.delete_run(made)  # two steps started at once: both keep the older run

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,7 +49,14 @@ def processes(run_dir: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """(run folder, what was printed) of one whole, undisturbed smoke run."""
+def smoke_run(
+    tmp_path_factory: pytest.TempPathFactory, record_testsuite_property: Callable[[str, object], None]
+) -> tuple[Path, str]:
+    """(run folder, what was printed) of one whole, undisturbed smoke run; its seconds go into --junit-xml."""
     run_dir = tmp_path_factory.mktemp("smoke") / "run"
-    return run_dir, complete(run_dir)
+    began = time.monotonic()
+    printed = complete(run_dir)
+    seconds = round(time.monotonic() - began, 1)
+    record_testsuite_property("smoke_run_seconds", seconds)
+    print(f"the smoke run took {seconds} s")
+    return run_dir, printed

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
+import sqlite3
 import subprocess
 import time
+from contextlib import closing, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from components.steps import STEPS, TRAINING_STEPS
 from model.data.sample import ABILITIES, MODALITIES
+from pipelines.progress import task_state
 from tests.pipelines.conftest import complete, processes, start
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
@@ -63,6 +68,17 @@ def test_the_end_is_printed(smoke_run: tuple[Path, str]) -> None:
     assert not re.search(r'(src|href)="https?://', page), "the report must not load anything"
 
 
+def test_every_step_shows_a_card_that_leads_to_its_own_mlflow_run(smoke_run: tuple[Path, str]) -> None:
+    run_dir, _ = smoke_run
+    with closing(sqlite3.connect(run_dir / "mlflow.db")) as database:
+        tags = "select run_uuid, value from tags where key = 'moonflow.step'"
+        steps = dict(database.execute(tags).fetchall())
+    for step in STEPS:
+        card = sorted((run_dir / "kfp").glob(f"*/{step.replace('_', '-')}/card"))[-1]
+        link = re.search(r"\]\(http://127\.0\.0\.1:\d+/#/runs/([0-9a-f]+)\)", card.read_text())
+        assert link and steps[link[1]] == (step if step != "finish" else "pipeline")
+
+
 def test_nothing_is_left_running(smoke_run: tuple[Path, str]) -> None:
     assert processes(smoke_run[0]) == []
 
@@ -86,14 +102,80 @@ def test_other_parameters_under_the_same_run_are_refused(smoke_run: tuple[Path, 
     complete(smoke_run[0])  # and nothing saved before is lost
 
 
-def test_terminate_leaves_nothing_running(tmp_path: Path) -> None:
+def test_the_mlflow_address_is_the_table_of_runs(smoke_run: tuple[Path, str]) -> None:
+    assert re.search(r"^MLflow     http://127.0.0.1:\d+/#/experiments/\d+/runs\?\S+", smoke_run[1], re.MULTILINE)
+
+
+def test_every_mlflow_run_is_finished(smoke_run: tuple[Path, str]) -> None:
+    with closing(sqlite3.connect(smoke_run[0] / "mlflow.db")) as database:
+        runs = dict(database.execute("select name, status from runs where lifecycle_stage = 'active'"))
+    assert runs == dict.fromkeys(("smoke", *STEPS[:-1]), "FINISHED")
+
+
+def test_time_and_memory_are_printed_and_the_memory_is_bounded(smoke_run: tuple[Path, str]) -> None:
+    _, out = smoke_run
+    for row in (*STEPS, "services up", "between steps"):
+        assert re.search(rf"^\s*{row} .*\d\.\d s", out, re.MULTILINE), row
+    match = re.search(r"peak memory (\d+\.\d) GiB", out)
+    assert match and 0.5 < float(match[1]) < 6
+
+
+STOPPED = "moonflow: stopped; the same command goes on from here\n"
+SMALL = ("--set", "prepare_data.text_samples=200", "--set", "prepare_data.image_samples=100")
+
+
+def until_running(run_dir: Path, step: str) -> subprocess.Popen[str]:
+    """A run that has got to ``step``."""
+    (run_dir / "tasks" / f"{step}.json").unlink(missing_ok=True)  # a killed step of an earlier run still says so
+    process = start(run_dir, *SMALL)
+    deadline = time.time() + 400
+    while task_state(run_dir, step).state != "running":
+        assert process.poll() is None, process.communicate()[1]
+        assert time.time() < deadline, f"{step} did not begin in time"
+        time.sleep(0.05)
+    return process
+
+
+def test_ctrl_c_and_terminate_end_everything_and_the_next_call_goes_on(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    process = start(run_dir)
-    deadline = time.time() + 120
-    while not (run_dir / "tasks" / "prepare_data.json").exists():
-        assert process.poll() is None and time.time() < deadline
+    process = until_running(run_dir, "prepare_data")
+    for _ in range(2):  # an impatient user; a terminal sends it to the whole foreground group
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.3)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, STOPPED)
+    gone(run_dir)
+
+    process = until_running(run_dir, "vit_pretrain")
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (128 + signal.SIGTERM, STOPPED)
+    gone(run_dir)
+
+    process = until_running(run_dir, "vit_pretrain")
+    assert task_state(run_dir, "prepare_data").state == "kept"
+    os.kill(task_process(run_dir, "vit_pretrain"), signal.SIGKILL)  # as a node does that runs out of memory
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert err == (
+        "moonflow: vit_pretrain stopped without a message: it was killed or met a bug; see the end of "
+        f"{run_dir / 'logs' / 'pipeline.log'}\n"
+    )
+    gone(run_dir)
+
+
+def task_process(run_dir: Path, step: str) -> int:
+    """The process in which kfp.local runs ``step``."""
+    lines = {process.pid: " ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])}
+    wanted = ("kfp.dsl.executor_main", str(run_dir), step)
+    (found,) = (pid for pid, line in lines.items() if all(part in line for part in wanted))
+    return found
+
+
+def gone(run_dir: Path) -> None:
+    """After a second Ctrl-C nobody waits for the steps and services, but they notice and end by themselves."""
+    deadline = time.time() + 20
+    while left := processes(run_dir):
+        assert time.time() < deadline, left
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert processes(run_dir) == []
