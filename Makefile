@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 PROFILE ?= tiny
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench clean
+.PHONY: help run test lint audit bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
@@ -15,6 +15,9 @@ test: .venv/.ready ## unit tests per room and one end-to-end run
 
 lint: .venv/.ready ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/mypy
+
+audit: .venv/.ready ## known vulnerabilities of the pinned dependencies, if the database can be reached
+	$(BIN)/python .ci/audit.py requirements.lock
 
 bench: .venv/.ready ## every figure the README quotes, one JSON line each
 	@set -e; for script in tests/benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script --json; done
