@@ -206,7 +206,7 @@ class Cluster:
         name = os.environ.get("KFP_POD_NAME") or socket.gethostname()
         try:
             answer = self._core.read_namespaced_pod(
-                name, self.namespace, _preload_content=False, _request_timeout=(_CONNECT_S, self.patience.stop)
+                name, self.namespace, _preload_content=False, _request_timeout=self.patience.stop / 2
             )
         except (ApiException, urllib3.exceptions.HTTPError):
             return None
@@ -293,7 +293,8 @@ class Cluster:
 def passing(error: BaseException) -> bool:
     """Whether the same request may succeed later."""
     if isinstance(error, ApiException):
-        return error.status in _PASSING
+        # 0 is the client's word for a broken TLS connection; a certificate does not mend itself.
+        return error.status in _PASSING or (error.status == 0 and "CERTIFICATE" not in str(error.reason))
     return isinstance(error, urllib3.exceptions.HTTPError | OSError)
 
 

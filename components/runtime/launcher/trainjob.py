@@ -22,7 +22,7 @@ from typing import Any
 
 from components.runtime.launcher import reasons
 from components.runtime.launcher.body import NODE, RUN, WORK, job_name, run_label, train_job
-from components.runtime.launcher.cluster import Cluster
+from components.runtime.launcher.cluster import Cluster, Patience
 from components.runtime.launcher.logs import PodLog
 from components.runtime.launcher.placement import Placement
 from components.runtime.launcher.reasons import Json, condition, name
@@ -59,7 +59,7 @@ def run(work: Work, placement: Placement, done: Callable[[], bool], cluster: Clu
 
 def sweep(run_id: str, cluster: Cluster | None = None) -> None:
     """Delete the unfinished jobs of a run that is over: none of its steps is left to wait for them."""
-    cluster = cluster or Cluster.connect()
+    cluster = cluster or Cluster.connect(Patience(outage=60.0))  # the run's report waits for this
     for job in cluster.labelled(f"{RUN}={run_label(run_id)}"):
         if not condition(job, "Complete") and not condition(job, "Failed"):
             print(f"TrainJob {name(job)} outlived its run: deleted", flush=True)

@@ -5,8 +5,10 @@ import os
 from pathlib import Path
 
 import pytest
+from kfp import dsl
 
-from components.runtime.entry import task
+from components.runtime.entry import enter, task
+from components.steps import config_class
 from model.errors import MoonflowError
 
 
@@ -60,3 +62,13 @@ def test_a_full_disk_does_not_hide_the_error(run_dir: Path, monkeypatch: pytest.
     (run_dir / "tasks").write_text("a file where the folder should be")
     with pytest.raises(SystemExit), task("parl", ""):
         raise MoonflowError("the disk is full; make room")
+
+
+def test_the_placement_of_the_task_decides_where_its_step_runs(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MOONFLOW_PLACEMENT", '{"launcher": "ranks", "processes": 2}')
+    arguments = {"run_id": "r", **config_class("parl")().model_dump()}
+    with pytest.raises(SystemExit):
+        enter("parl", arguments, inputs={}, output=dsl.Model(), metrics=dsl.Metrics(), card=dsl.Markdown())
+    assert capsys.readouterr().err.startswith("parl: parl cannot run as 2 ranks")

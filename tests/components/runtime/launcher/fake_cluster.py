@@ -1,0 +1,460 @@
+"""A remote party for tests: an HTTP server that speaks the Kubernetes REST protocol for trainjobs, pods and pod logs.
+
+Kept from the real one: resource versions that only grow, lists with a version, watches from a version with ADDED,
+MODIFIED, DELETED, BOOKMARK and ERROR events, history that is compacted (410), Status objects as errors, foreground
+deletion, logs with times that are cut to whole seconds by sinceTime, chunked transfer. A test scripts the controllers
+(what becomes of a job) and the faults (what happens to which request).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import yaml
+
+Json = dict[str, Any]
+NAMESPACE = "moonflow"
+JOBS = f"/apis/trainer.kubeflow.org/v1alpha1/namespaces/{NAMESPACE}/trainjobs"
+PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
+
+
+@dataclass
+class Fault:
+    """What happens to the next ``times`` requests of a kind instead of, or during, their answer.
+
+    ``kind`` is ``create``, ``get``, ``delete``, ``list``, ``watch``, ``pods`` or ``log``. ``status`` answers with an
+    error; ``drop`` closes the connection before an answer, ``drop_after`` after so many lines of a stream, in the
+    middle of the next line; ``lost`` does what was asked and then closes without an answer.
+    """
+
+    kind: str
+    status: int = 0
+    retry_after: int | None = None
+    drop: bool = False
+    drop_after: int | None = None
+    lost: bool = False
+    times: int = 1
+
+
+@dataclass
+class Request:
+    kind: str
+    path: str
+    query: dict[str, str]
+    at: float = field(default_factory=time.monotonic)
+
+
+class Drop(Exception):
+    """Close this connection now."""
+
+
+class FakeCluster:
+    """``on_create`` is the controllers' script: it runs in a thread of its own for each TrainJob."""
+
+    def __init__(self, on_create: Callable[[FakeCluster, Json], None] | None = None) -> None:
+        self.on_create = on_create
+        self.validate: Callable[[Json], None] | None = None
+        self.requests: list[Request] = []
+        self.faults: list[Fault] = []
+        self.deleted: list[str] = []
+        self.on_delete: Callable[[str], None] | None = None
+        self.bookmark_s = 0.2
+        self._changed = threading.Condition()
+        self._version = 100
+        self._oldest = 0  # versions up to this one have been compacted away
+        self._jobs: dict[str, Json] = {}
+        self._pods: dict[str, Json] = {}
+        self._events: list[tuple[int, str, Json]] = []
+        self._logs: dict[str, list[tuple[str, str]]] = {}
+        self._ended_logs: set[str] = set()
+        self._threads: list[threading.Thread] = []
+        cluster = self
+
+        class Handler(_Handler):
+            fake = cluster
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        for thread in self._threads:
+            thread.join(10)
+
+    def kubeconfig(self, folder: Path) -> Path:
+        """A kubeconfig file that leads here."""
+        path = folder / "kubeconfig"
+        values = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "fake",
+            "clusters": [{"name": "fake", "cluster": {"server": self.url}}],
+            "users": [{"name": "step", "user": {"token": "secret"}}],
+            "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "step", "namespace": NAMESPACE}}],
+        }
+        path.write_text(yaml.safe_dump(values))
+        return path
+
+    # What the controllers do.
+
+    def job(self, name: str) -> Json | None:
+        with self._changed:
+            return copy.deepcopy(self._jobs.get(name))
+
+    @property
+    def names(self) -> list[str]:
+        with self._changed:
+            return list(self._jobs)
+
+    def put_job(self, job: Json) -> Json:
+        """Store a job as if it had been created earlier."""
+        with self._changed:
+            return self._store(copy.deepcopy(job), "ADDED")
+
+    def condition(self, name: str, kind: str, status: str = "True", reason: str = "Fake", message: str = "") -> None:
+        with self._changed:
+            job = self._jobs.get(name)
+            if job is None:
+                return
+            rows = job.setdefault("status", {}).setdefault("conditions", [])
+            rows[:] = [row for row in rows if row["type"] != kind]
+            rows.append(
+                {"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": _now()}
+            )
+            self._store(job, "MODIFIED")
+
+    def touch(self, name: str) -> None:
+        """A change that means nothing to the launcher."""
+        with self._changed:
+            self._jobs[name]["metadata"].setdefault("annotations", {})["touched"] = str(self._version)
+            self._store(self._jobs[name], "MODIFIED")
+
+    def compact(self) -> None:
+        """Forget the history: watches from any version up to now are answered with 410."""
+        with self._changed:
+            self._version += 1
+            self._oldest = self._version
+            self._changed.notify_all()
+
+    def remove_job(self, name: str) -> None:
+        with self._changed:
+            job = self._jobs.pop(name, None)
+            for pod in [pod for pod in self._pods if pod.startswith(f"{name}-")]:
+                self._end(pod)
+                del self._pods[pod]
+            if job is not None:
+                self._version += 1
+                job["metadata"]["resourceVersion"] = str(self._version)
+                self._events.append((self._version, "DELETED", copy.deepcopy(job)))
+                self._changed.notify_all()
+
+    def pod(self, job: str, number: int = 0, rank: int = 0, **status: Any) -> str:
+        """Create or replace pod ``number`` of a job; ``container`` is the container's state. Returns its name."""
+        name = f"{job}-node-0-{rank}-{number}"
+        container = status.pop("container", {"running": {"startedAt": _now()}})
+        with self._changed:
+            self._version += 1
+            old = self._pods.get(name, {})
+            self._pods[name] = {
+                "metadata": {
+                    "name": name,
+                    "namespace": NAMESPACE,
+                    "creationTimestamp": old.get("metadata", {}).get("creationTimestamp", _now()),
+                    "labels": {
+                        "jobset.sigs.k8s.io/jobset-name": job,
+                        "jobset.sigs.k8s.io/replicatedjob-name": "node",
+                        "batch.kubernetes.io/job-completion-index": str(rank),
+                    },
+                },
+                "spec": {"containers": [{"name": "node", "resources": {"limits": {"memory": "64Gi"}}}]},
+                "status": {"phase": "Running", "containerStatuses": [{"name": "node", "state": container}], **status},
+            }
+            self._logs.setdefault(name, [])
+            self._changed.notify_all()
+        return name
+
+    def own_pod(self, name: str, **rest: Any) -> None:
+        """The pod that a step runs in."""
+        with self._changed:
+            self._pods[name] = {"metadata": {"name": name, "labels": {}, **rest.pop("metadata", {})}, **rest}
+
+    def log(self, pod: str, *lines: str, at: str = "") -> None:
+        with self._changed:
+            self._logs[pod] += [(at or _now(fraction=True), line) for line in lines]
+            self._changed.notify_all()
+
+    def end_log(self, pod: str) -> None:
+        with self._changed:
+            self._end(pod)
+
+    def _end(self, pod: str) -> None:
+        self._ended_logs.add(pod)
+        self._changed.notify_all()
+
+    def seen(self, kind: str) -> list[Request]:
+        return [request for request in list(self.requests) if request.kind == kind]
+
+    # What the API server does.
+
+    def create(self, body: Json) -> tuple[int, Json]:
+        name = body["metadata"]["name"]
+        with self._changed:
+            if name in self._jobs:
+                return 409, _status(409, "AlreadyExists", f'trainjobs.trainer.kubeflow.org "{name}" already exists')
+            if self.validate is not None:
+                try:
+                    self.validate(body)
+                except Exception as error:
+                    return 422, _status(422, "Invalid", str(error))
+            job = copy.deepcopy(body)
+            job["metadata"].update(uid=str(uuid.uuid4()), creationTimestamp=_now())
+            stored = copy.deepcopy(self._store(job, "ADDED"))
+        if self.on_create is not None:
+            thread = threading.Thread(target=self.on_create, args=(self, stored), daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        return 201, stored
+
+    def delete(self, name: str) -> tuple[int, Json]:
+        with self._changed:
+            job = self._jobs.get(name)
+            if job is None:
+                return 404, _status(404, "NotFound", f'trainjobs.trainer.kubeflow.org "{name}" not found')
+            job["metadata"]["deletionTimestamp"] = _now()
+            self._store(job, "MODIFIED")
+            self.deleted.append(name)
+        if self.on_delete is not None:
+            self.on_delete(name)  # the script ends the pods and removes the job
+        else:
+            self.remove_job(name)
+        return 200, {"kind": "Status", "apiVersion": "v1", "status": "Success"}
+
+    def list_jobs(self, query: dict[str, str]) -> Json:
+        with self._changed:
+            items = [copy.deepcopy(job) for job in self._jobs.values() if _selected(job, query)]
+            return {
+                "apiVersion": "trainer.kubeflow.org/v1alpha1",
+                "kind": "TrainJobList",
+                "metadata": {"resourceVersion": str(self._version)},
+                "items": items,
+            }
+
+    def list_pods(self, query: dict[str, str]) -> Json:
+        with self._changed:
+            items = [copy.deepcopy(pod) for pod in self._pods.values() if _selected(pod, query)]
+            metadata = {"resourceVersion": str(self._version)}
+            return {"apiVersion": "v1", "kind": "PodList", "metadata": metadata, "items": items}
+
+    def get_pod(self, name: str) -> tuple[int, Json]:
+        with self._changed:
+            if name not in self._pods:
+                return 404, _status(404, "NotFound", f'pods "{name}" not found')
+            return 200, copy.deepcopy(self._pods[name])
+
+    def watch(self, query: dict[str, str]) -> Iterator[Json]:
+        position = int(query.get("resourceVersion", "0"))
+        until = time.monotonic() + float(query.get("timeoutSeconds", "60"))
+        marked = time.monotonic()
+        while (left := until - time.monotonic()) > 0:
+            with self._changed:
+                if position < self._oldest:
+                    yield {"type": "ERROR", "object": _status(410, "Expired", f"too old resource version: {position}")}
+                    return
+                news = [event for event in self._events if event[0] > position]
+                if not news:
+                    self._changed.wait(min(left, self.bookmark_s))
+                    news = [event for event in self._events if event[0] > position]
+                at = self._version
+            for version, kind, job in news:
+                position = version
+                if _selected(job, query):
+                    yield {"type": kind, "object": job}
+            if query.get("allowWatchBookmarks") and not news and time.monotonic() - marked > self.bookmark_s:
+                marked, position = time.monotonic(), max(position, at)
+                mark = {"apiVersion": "trainer.kubeflow.org/v1alpha1", "kind": "TrainJob"}
+                yield {"type": "BOOKMARK", "object": {**mark, "metadata": {"resourceVersion": str(position)}}}
+
+    def log_lines(self, pod: str, query: dict[str, str]) -> Iterator[str] | None:
+        with self._changed:
+            if pod not in self._logs or pod not in self._pods:
+                return None
+        since = query.get("sinceTime", "").split(".")[0].rstrip("Z")
+
+        def lines() -> Iterator[str]:
+            sent = 0
+            while True:
+                with self._changed:
+                    rows = self._logs[pod][sent:]
+                    ended = pod in self._ended_logs
+                    if not rows and not ended and query.get("follow") == "true":
+                        self._changed.wait(0.2)
+                        rows = self._logs[pod][sent:]
+                sent += len(rows)
+                for stamp, text in rows:
+                    if stamp.split(".")[0].rstrip("Z") >= since:
+                        yield f"{stamp} {text}" if query.get("timestamps") == "true" else text
+                if not rows and (ended or query.get("follow") != "true"):
+                    return
+
+        return lines()
+
+    def take_fault(self, kind: str) -> Fault | None:
+        with self._changed:
+            for fault in self.faults:
+                if fault.kind == kind and fault.times > 0:
+                    fault.times -= 1
+                    return fault
+        return None
+
+    def _store(self, job: Json, kind: str) -> Json:
+        self._version += 1
+        job["metadata"]["resourceVersion"] = str(self._version)
+        self._jobs[job["metadata"]["name"]] = job
+        self._events.append((self._version, kind, copy.deepcopy(job)))
+        self._changed.notify_all()
+        return job
+
+
+class _Handler(BaseHTTPRequestHandler):
+    fake: FakeCluster
+    protocol_version = "HTTP/1.1"
+    server_version = "fake-apiserver"
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        parts = urlsplit(self.path)
+        query = {key: values[0] for key, values in parse_qs(parts.query).items()}
+        watching = query.get("watch", "").lower() in {"true", "1"}
+        tail = parts.path.rsplit("/", 1)[-1]
+        if parts.path == JOBS:
+            self._serve("watch" if watching else "list", parts.path, query)
+        elif parts.path.startswith(f"{JOBS}/"):
+            self._serve("get", parts.path, query, tail)
+        elif parts.path == PODS:
+            self._serve("pods", parts.path, query)
+        elif parts.path.startswith(f"{PODS}/") and tail == "log":
+            self._serve("log", parts.path, query, parts.path.split("/")[-2])
+        elif parts.path.startswith(f"{PODS}/"):
+            self._serve("pod", parts.path, query, tail)
+        else:
+            self._answer(404, _status(404, "NotFound", "the server could not find the requested resource"))
+
+    def do_POST(self) -> None:
+        self._serve("create", self.path, {})
+
+    def do_DELETE(self) -> None:
+        self._serve("delete", self.path, {}, urlsplit(self.path).path.rsplit("/", 1)[-1])
+
+    def _serve(self, kind: str, path: str, query: dict[str, str], name: str = "") -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.headers.get("authorization") != "Bearer secret":
+            return self._answer(401, _status(401, "Unauthorized", "Unauthorized"))
+        self.fake.requests.append(Request(kind, path, query))
+        fault = self.fake.take_fault(kind)
+        try:
+            if fault is not None and fault.drop:
+                raise Drop
+            if fault is not None and fault.status:
+                extra = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
+                return self._answer(fault.status, _status(fault.status, "Fault", "the fake was told to fail"), extra)
+            if kind in {"watch", "log"}:
+                return self._stream(kind, query, name, fault.drop_after if fault else None)
+            status, answer = self._plain(kind, query, name, body)
+            if fault is not None and fault.lost:
+                raise Drop
+            self._answer(status, answer)
+        except (Drop, BrokenPipeError, ConnectionResetError):
+            self.close_connection = True
+            self.connection.close()
+
+    def _plain(self, kind: str, query: dict[str, str], name: str, body: bytes) -> tuple[int, Json]:
+        if kind == "create":
+            return self.fake.create(json.loads(body))
+        if kind == "delete":
+            return self.fake.delete(name)
+        if kind == "list":
+            return 200, self.fake.list_jobs(query)
+        if kind == "pods":
+            return 200, self.fake.list_pods(query)
+        if kind == "pod":
+            return self.fake.get_pod(name)
+        job = self.fake.job(name)
+        return (200, job) if job else (404, _status(404, "NotFound", f'trainjobs "{name}" not found'))
+
+    def _stream(self, kind: str, query: dict[str, str], name: str, drop_after: int | None) -> None:
+        if kind == "log":
+            lines = self.fake.log_lines(name, query)
+            if lines is None:
+                return self._answer(404, _status(404, "NotFound", f'pods "{name}" not found'))
+        else:
+            lines = (json.dumps(event) for event in self.fake.watch(query))
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json" if kind == "watch" else "text/plain")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for number, line in enumerate(lines):
+            data = f"{line}\n".encode()
+            if number == drop_after:
+                self._chunk(data[: len(data) // 2])
+                raise Drop
+            self._chunk(data)
+        self.wfile.write(b"0\r\n\r\n")
+
+    def _chunk(self, data: bytes) -> None:
+        self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+        self.wfile.flush()
+
+    def _answer(self, status: int, answer: Json, extra: dict[str, str] | None = None) -> None:
+        data = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        for key, value in (extra or {}).items():
+            self.send_header(key, value)
+        self.end_headers()
+        self.wfile.write(data)
+
+
+def _selected(thing: Json, query: dict[str, str]) -> bool:
+    wanted = query.get("fieldSelector", "").removeprefix("metadata.name=")
+    if wanted and thing["metadata"]["name"] != wanted:
+        return False
+    labels = thing["metadata"].get("labels", {})
+    pairs = [pair.split("=", 1) for pair in query.get("labelSelector", "").split(",") if pair]
+    return all(labels.get(key) == value for key, value in pairs)
+
+
+def _status(code: int, reason: str, message: str) -> Json:
+    return {
+        "kind": "Status",
+        "apiVersion": "v1",
+        "metadata": {},
+        "status": "Failure",
+        "message": message,
+        "reason": reason,
+        "code": code,
+    }
+
+
+def _now(fraction: bool = False) -> str:
+    now = datetime.now(UTC)
+    return now.strftime("%Y-%m-%dT%H:%M:%S.%f000Z" if fraction else "%Y-%m-%dT%H:%M:%SZ")

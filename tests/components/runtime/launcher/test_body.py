@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from components.prepare_data.config import Config
+from components.runtime.launcher.body import job_name, run_label, train_job
+from components.runtime.launcher.placement import Placement
+from components.runtime.launcher.work import Work
+from components.steps import STEPS
+from model.errors import MoonflowError
+from tests.components.runtime.launcher.crd import validate_train_job
+
+LARGE = {
+    "launcher": "trainjob",
+    "image": "moonflow-train@sha256:" + "0" * 64,
+    "cpu": "96",
+    "memory": "1800Gi",
+    "accelerators": 8,
+    "nodes": 32,
+    "processes": 8,
+    "pool": "gpu-train",
+    "shared_memory": "256Gi",
+    "rdma": 8,
+    "queue": "train",
+    "priority": "moonflow-train",
+    "runtime": "moonflow-deepspeed",
+    "deadline_hours": 720.0,
+}
+SMALL = {"launcher": "trainjob", "image": "moonflow-train:0.1.0"}
+
+
+def made(values: dict[str, Any], **work: Any) -> dict[str, Any]:
+    placement = Placement.parse(values, "test")
+    return train_job(
+        Work(**({"run_id": "r", "step": "parl", "config": Config(), "inputs": {}} | work)), placement, "ns"
+    )
+
+
+@pytest.mark.parametrize("values", [SMALL, LARGE, {**LARGE, "rdma": 0, "accelerator": "amd.com/gpu"}])
+def test_bodies_are_what_the_crd_allows(values: dict[str, Any]) -> None:
+    validate_train_job(made(values))
+
+
+def test_the_check_sees_what_the_crd_forbids() -> None:
+    body = made(LARGE)
+    body["spec"]["podTemplateOverrides"] = []
+    with pytest.raises(Exception, match="podTemplateOverrides"):
+        validate_train_job(body)
+
+
+def test_everything_of_the_placement_is_in_the_body() -> None:
+    body = made(LARGE)
+    spec = body["spec"]
+    labels = body["metadata"]["labels"]
+    assert (labels["kueue.x-k8s.io/queue-name"], labels["kueue.x-k8s.io/priority-class"]) == ("train", "moonflow-train")
+    assert spec["runtimeRef"]["name"] == "moonflow-deepspeed" and spec["activeDeadlineSeconds"] == 720 * 3600
+    trainer = spec["trainer"]
+    assert (trainer["numNodes"], trainer["numProcPerNode"], trainer["image"]) == (32, 8, LARGE["image"])
+    assert trainer["command"] == ["python", "-m", "torch.distributed.run", "-m", "components.runtime.worker"]
+    devices = {"nvidia.com/gpu": "8", "rdma/hca": "8"}
+    assert trainer["resourcesPerNode"]["limits"] == {"memory": "1800Gi", **devices}
+    assert trainer["resourcesPerNode"]["requests"] == {"cpu": "96", "memory": "1800Gi", **devices}
+    (job,) = spec["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    pod = job["template"]["spec"]["template"]["spec"]
+    assert pod["serviceAccountName"] == "moonflow-train" and pod["nodeSelector"] == {"moonflow.dev/pool": "gpu-train"}
+    assert pod["tolerations"][0]["value"] == "gpu-train"
+    assert pod["volumes"] == [{"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "256Gi"}}]
+    assert pod["containers"][0]["volumeMounts"] == [{"name": "shm", "mountPath": "/dev/shm"}]
+
+
+def test_one_rank_runs_without_torchrun() -> None:
+    assert made(SMALL)["spec"]["trainer"]["command"] == ["python", "-m", "components.runtime.worker"]
+
+
+def test_secrets_are_references_and_settings_come_from_the_config_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    monkeypatch.setenv("MLFLOW_RUN_ID", "abc")
+    body = made(SMALL)
+    assert "hunter2" not in str(body)
+    env = {row["name"]: row for row in body["spec"]["trainer"]["env"]}
+    assert env["AWS_SECRET_ACCESS_KEY"]["valueFrom"]["secretKeyRef"]["name"] == "moonflow-store"
+    assert env["MOONFLOW_STORE"]["valueFrom"]["configMapKeyRef"]["name"] == "moonflow"
+    assert env["MLFLOW_RUN_ID"]["value"] == "abc" and env["MOONFLOW_STEP"]["value"] == "parl"
+
+
+def test_a_placement_that_means_nothing_is_refused() -> None:
+    with pytest.raises(MoonflowError, match=r"\[task.parl\] image is empty"):
+        made({"launcher": "trainjob"})
+    with pytest.raises(MoonflowError, match="priority is Kueue's"):
+        made({**SMALL, "priority": "moonflow-train"})
+
+
+@given(st.text(min_size=1, max_size=200), st.sampled_from(STEPS))
+def test_any_run_id_gives_a_valid_name(run_id: str, step: str) -> None:
+    body = made(SMALL, run_id=run_id, step=step)
+    assert body["metadata"]["name"] == job_name(run_id, step) and len(run_label(run_id)) == 16
+    validate_train_job(body)
+
+
+def test_names_differ_where_their_readable_part_does_not() -> None:
+    long = "a" * 100
+    names = {job_name(run, "parl") for run in ("a_b", "a-b", "A-B", long, long + "a")}
+    assert len(names) == 5
+    assert job_name("run-1", "parl") == job_name("run-1", "parl")
+
+
+def test_the_digest_follows_parameters_and_inputs() -> None:
+    digests = {
+        Work("r", "parl", Config(), {}).sha256,
+        Work("r", "parl", Config(seed=1), {}).sha256,
+        Work("r", "parl", Config(), {"data": "s3://a/b"}).sha256,
+        Work("r", "promote", Config(), {}).sha256,
+    }
+    assert len(digests) == 4
