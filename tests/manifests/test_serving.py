@@ -91,7 +91,7 @@ def test_a_group_is_one_engine_over_all_its_gpus() -> None:
     for role, template in templates("prod").items():
         (server,) = template["spec"]["containers"]
         gpus = int(server["resources"]["limits"]["nvidia.com/gpu"])
-        assert f"--tp={spec['size'] * gpus}" in server["args"], role
+        assert f"--tp-size={spec['size'] * gpus}" in server["args"], role
         assert "--dist-init-addr=$(LWS_LEADER_ADDRESS):20000" in server["args"]
         assert "--node-rank=$(LWS_WORKER_INDEX)" in server["args"]
         assert "--nnodes=$(LWS_GROUP_SIZE)" in server["args"]
@@ -122,11 +122,11 @@ def run_entry(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 
 
 def test_the_entry_gives_sglang_what_the_checkpoint_asks_for(tmp_path: Path) -> None:
-    printed = run_entry(tmp_path, "serve", "--tp=8", "--host=0.0.0.0").stdout.splitlines()
+    printed = run_entry(tmp_path, "serve", "--tp-size=8", "--host=0.0.0.0").stdout.splitlines()
     assert printed[0] == "serve"
     assert set(printed[1:]) == {
         "--model-path=/checkpoint", "--served-model-name=moonflow", "--trust-remote-code", "--enable-metrics",
-        "--tool-call-parser=kimi_k2", "--reasoning-parser=kimi_k2", "--tp=8", "--host=0.0.0.0",
+        "--tool-call-parser=kimi_k2", "--reasoning-parser=kimi_k2", "--tp-size=8", "--host=0.0.0.0",
     }  # fmt: skip
     unknown = run_entry(tmp_path, "train")
     assert unknown.returncode == 2 and "checkpoint or serve" in unknown.stderr
