@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 from components.promote.gitops import read_promoted
+from components.promote.signing import PUBLIC_KEY
 from components.runtime.store import ObjectStore
 from components.serve.checkpoint import bring
 from model.errors import MoonflowError
@@ -17,8 +18,8 @@ from pipelines.services import Services
 def serve_run(run_dir: Path, port: int, *, dry_run: bool) -> None:
     """Serve what the GitOps repository of ``run_dir`` holds as promoted, on 127.0.0.1, until interrupted.
 
-    The checkpoint is fetched by its committed address and digest and every file is checked. The run's object store is
-    only up while it is fetched.
+    The checkpoint is fetched by its committed address and digest; every file and its signature are checked. The run's
+    object store is only up while it is fetched.
     """
     if not (run_dir / "profile.toml").is_file():
         raise MoonflowError(f"{run_dir} is not a run's folder: give one that moonflow run made, for example runs/tiny")
@@ -31,7 +32,8 @@ def serve_run(run_dir: Path, port: int, *, dry_run: bool) -> None:
         return
     checkpoint = run_dir.resolve() / "work" / "served" / promoted.manifest_sha256
     with Services.start(run_dir) as services:
-        bring(ObjectStore.from_env(services.environment), promoted.uri, promoted.manifest_sha256, checkpoint)
+        store, public_key = ObjectStore.from_env(services.environment), Path(services.environment[PUBLIC_KEY])
+        bring(store, promoted.uri, promoted.manifest_sha256, checkpoint, public_key)
 
     from components.serve.server import serve_forever  # imports torch
 

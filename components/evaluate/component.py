@@ -23,6 +23,9 @@ def evaluate(
     temperature: float,
     max_batch: int,
     floors: str,
+    champion: str,
+    margin: float,
+    well_formed: float,
     sigmas: float,
     seed: int,
 ) -> str:

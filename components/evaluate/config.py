@@ -22,7 +22,19 @@ class Config(StepConfig):
         "digit_string=0.5, digit_count=0.4, array_tool=0.4",
         description="scores the final model must reach: suite=value or ability/modality=value, ... (source: ours)",
     )
+    champion: str = Field(
+        "moonflow@champion",
+        description="MODEL@ALIAS in the registry that no suite may fall behind; empty = none (source: ours)",
+    )
+    margin: float = Field(
+        0.02, ge=0, description="loss of score in a suite against the champion that is let pass (source: ours)"
+    )
+    well_formed: float = Field(
+        0.9, ge=0, le=1, description="least share of episodes that end with a readable answer (source: ours)"
+    )
     sigmas: float = Field(
-        2.0, ge=0, description="standard errors by which a suite may lie below the untrained model (source: ours)"
+        2.0,
+        ge=0,
+        description="half width, in standard errors, of the interval that shows a suite to be worse (source: ours)",
     )
     seed: int = Field(0, ge=0, description="seed of the untrained weights and of sampling (source: ours)")

@@ -1,4 +1,9 @@
-"""The promotion gate: declared floors and the untrained model, against the final model's scores."""
+"""The promotion gate: declared rules over the candidate's scores, and the decision with all its evidence.
+
+A rule compares an observed value with a bound. Floors hold for the value itself. Comparisons with another model hold
+for the difference: a suite fails when even the upper end of the difference's confidence interval is below the bound,
+so that a loss counts only when the tasks show it.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +18,63 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
+class Rules:
+    """What is asked.
+
+    Attributes:
+        floors: least value by suite, or by ability/modality as the mean over its suites.
+        sigmas: half the width of the confidence intervals, in standard errors.
+        margin: loss of score against the champion that is let pass.
+        well_formed: least share of episodes that end with a readable answer.
+    """
+
+    floors: Mapping[str, float]
+    sigmas: float
+    margin: float
+    well_formed: float
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The model in service: what it is called, and its rows of the evaluation that let it through."""
+
+    name: str
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One rule applied: passed if ``judged`` is at least ``bound``.
+
+    ``judged`` is the observed value for a floor, the interval's upper end for a comparison.
+    """
+
+    rule: Literal["floor", "untrained", "champion", "well_formed"]
+    subject: str
+    observed: float
+    interval: tuple[float, float]
+    bound: float
+    judged: float
+    text: str
+
+    @property
+    def passed(self) -> bool:
+        return self.judged >= self.bound
+
+    def as_evidence(self) -> dict[str, Any]:
+        """The check in JSON's terms."""
+        figures = {"observed": self.observed, "interval": list(self.interval), "bound": self.bound}
+        rounded = {name: _rounded(value) for name, value in figures.items()}
+        return {"rule": self.rule, "subject": self.subject, **rounded, "passed": self.passed, "reason": self.text}
+
+
+@dataclass(frozen=True)
 class Verdict:
     """``decision`` is "promote" if every check passed; ``reasons`` tell what was checked, failures first."""
 
     decision: Literal["promote", "hold"]
     reasons: list[str]
+    checks: list[Check]
 
 
 def parse_floors(text: str) -> dict[str, float]:
@@ -33,40 +90,86 @@ def parse_floors(text: str) -> dict[str, float]:
 
 
 def decide(
-    rows: Sequence[Row], floors: Mapping[str, float], *, candidate: str, untrained: str, sigmas: float
+    rows: Sequence[Row],
+    rules: Rules,
+    *,
+    candidate: str,
+    untrained: str,
+    well_formed: tuple[float, int],
+    champion: Champion | None,
 ) -> Verdict:
-    """Compare the candidate's rows with the floors and with the untrained model's.
+    """Apply the rules to the candidate's rows.
 
     Args:
-        rows: ``{"step", "suite", "ability", "modality", "value", "stderr"}``.
-        floors: least value by suite, or by ability/modality as the mean over its suites.
+        rows: ``{"step", "suite", "ability", "modality", "value", "stderr", "n"}``.
         candidate, untrained: the steps to compare.
-        sigmas: a suite fails when it is below the untrained model by more than so many standard errors.
+        well_formed: share of the candidate's episodes that end with a readable answer, and how many there were.
+        champion: the model in service; None before the first promotion.
 
     Raises:
         MoonflowError: a floor names nothing that was evaluated.
     """
     final = {row["suite"]: row for row in rows if row["step"] == candidate}
-    before = {row["suite"]: row for row in rows if row["step"] == untrained}
-    failed: list[str] = []
-    passed: list[str] = []
-    for name, floor in floors.items():
-        value = _value(final, name)
-        (passed if value >= floor else failed).append(f"{name} {value:.2f} {'>=' if value >= floor else '<'} {floor:g}")
-    worse = [
-        f"{suite} {row['value']:.2f} < {before[suite]['value']:.2f} untrained"
-        for suite, row in final.items()
-        if suite in before
-        and before[suite]["value"] - row["value"] > sigmas * math.hypot(row["stderr"], before[suite]["stderr"])
-    ]
-    if not worse:
-        passed.append("no suite below the untrained model")
-    failed += worse
-    return Verdict("hold" if failed else "promote", failed + passed)
+    before = [row for row in rows if row["step"] == untrained]
+    checks = [_floor(final, name, floor, rules.sigmas) for name, floor in rules.floors.items()]
+    checks += _compared("untrained", "untrained", final, before, 0.0, rules.sigmas)
+    if champion is not None:
+        checks += _compared("champion", champion.name, final, champion.rows, -rules.margin, rules.sigmas)
+    checks.append(_readable(*well_formed, rules.well_formed, rules.sigmas))
+    failed = [check.text for check in checks if not check.passed]
+    passed = [check.text for check in checks if check.passed and check.rule in ("floor", "well_formed")]
+    compared = {"untrained": "the untrained model"} | ({"champion": champion.name} if champion else {})
+    for rule, name in compared.items():
+        if all(check.passed for check in checks if check.rule == rule):
+            passed.append(f"no suite below {name}")
+    if champion is None:
+        passed.append("no champion to compare with")
+    return Verdict("hold" if failed else "promote", failed + passed, checks)
 
 
-def _value(final: Mapping[str, Row], name: str) -> float:
-    values = [row["value"] for suite, row in final.items() if name in (suite, f"{row['ability']}/{row['modality']}")]
-    if not values:
+def _floor(final: Mapping[str, Row], name: str, floor: float, sigmas: float) -> Check:
+    chosen = [row for suite, row in final.items() if name in (suite, f"{row['ability']}/{row['modality']}")]
+    if not chosen:
         raise MoonflowError(f"evaluate: floors names {name!r}, which was not evaluated; choose from {', '.join(final)}")
-    return float(sum(values) / len(values))
+    value = sum(row["value"] for row in chosen) / len(chosen)
+    half = sigmas * math.hypot(*(_stderr(row) for row in chosen)) / len(chosen)
+    text = f"{name} {value:.2f} {'>=' if value >= floor else '<'} {floor:g}"
+    return Check("floor", name, value, (value - half, value + half), floor, value, text)
+
+
+def _compared(
+    rule: Literal["untrained", "champion"], other: str, final: Mapping[str, Row], theirs: Sequence[Row], bound: float,
+    sigmas: float,
+) -> list[Check]:  # fmt: skip
+    """The differences to another model, in the suites that both have."""
+    checks = []
+    for row in theirs:
+        if (ours := final.get(row["suite"])) is None:
+            continue
+        difference = ours["value"] - row["value"]
+        half = sigmas * math.hypot(_stderr(ours), _stderr(row))
+        upper = difference + half
+        sign = ">=" if upper >= bound else "<"
+        allowed = f" - {-bound:g}" if bound else ""
+        text = f"{row['suite']} {ours['value']:.2f} {sign} {row['value']:.2f} {other}{allowed} (± {half:.2f})"
+        checks.append(Check(rule, row["suite"], difference, (difference - half, upper), bound, upper, text))
+    return checks
+
+
+def _readable(share: float, count: int, floor: float, sigmas: float) -> Check:
+    half = sigmas * math.sqrt(share * (1 - share) / count)
+    text = f"well-formed answers {share:.2f} {'>=' if share >= floor else '<'} {floor:g}"
+    return Check("well_formed", "all suites", share, (share - half, share + half), floor, share, text)
+
+
+def _stderr(row: Row) -> float:
+    """Standard error of a row. Tasks that all scored alike would say 0: then as if four more, half right, were seen."""
+    if row["stderr"] > 0:
+        return float(row["stderr"])
+    n = row["n"] + 4
+    share = (row["value"] * row["n"] + 2) / n
+    return math.sqrt(share * (1 - share) / n)
+
+
+def _rounded(value: float | list[float]) -> float | list[float]:
+    return [round(each, 6) for each in value] if isinstance(value, list) else round(value, 6)

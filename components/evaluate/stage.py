@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from components.evaluate.config import Config
-from components.evaluate.gate import decide, parse_floors
+from components.evaluate.decision import DECISION, TABLE, as_record, as_table, find_champion, parse_champion
+from components.evaluate.gate import Rules, decide, parse_floors
+from components.runtime import manifest as manifests
 from components.runtime.manifest import Manifest
 from components.runtime.step import StepContext
 from components.steps import TRAINING_STEPS
@@ -35,7 +37,8 @@ RESULTS = "evals.json"
 
 def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
     # 1. The same held-out tasks for every checkpoint.
-    floors = parse_floors(config.floors)
+    rules = Rules(parse_floors(config.floors), config.sigmas, config.margin, config.well_formed)
+    parse_champion(config.champion)  # a wrong one is told now, not after the evaluation
     data = DataFolder(context.fetch(inputs["data"]))
     suites = available(data)
     tasks = {suite.name: held_out(data, suite, config.samples) for suite in suites}
@@ -61,9 +64,17 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
             _write(context.work, results)
             context.publish(context.work, kind="evals", complete=False)
 
-    # 3. The gate.
+    # 3. The gate, also against the model in service.
     rows = _rows(results, steps, suites, tasks)
-    verdict = decide(rows, floors, candidate=trained[-1], untrained=UNTRAINED, sigmas=config.sigmas)
+    data_sha256 = manifests.read(context.store, inputs["data"]).sha256
+    champion, about = find_champion(context.store, config.champion, data_sha256)
+    share = _well_formed(results[trained[-1]])
+    verdict = decide(
+        rows, rules, candidate=trained[-1], untrained=UNTRAINED, well_formed=share, champion=champion
+    )  # fmt: skip
+    record = as_record(verdict, manifests.read(context.store, inputs[trained[-1]]), about)
+    (context.work / DECISION).write_text(json.dumps(record, indent=2) + "\n")
+    (context.work / TABLE).write_text(as_table(record))
 
     # 4. Everything that later steps and the report need, in the manifest itself.
     _write(context.work, results)
@@ -72,6 +83,9 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         "decision": verdict.decision,
         "reasons": verdict.reasons,
         "candidate": trained[-1],
+        "rules": record["rules"],
+        "champion": record["champion"],
+        "well_formed": share[0],
         "chance": chance,
         "swarm": _swarm_figures(results, suites),
     }
@@ -87,6 +101,12 @@ async def _scores(
     context = min(m.config.text_config.max_position_embeddings for m in (model, frozen))
     scores: dict[str, Score] = await evaluation.score(engine, sub_engine, tasks, suites, context)
     return {name: asdict(score) for name, score in scores.items()}
+
+
+def _well_formed(scores: Mapping[str, Mapping[str, Any]]) -> tuple[float, int]:
+    """Share of all episodes that ended with a readable answer, and their number."""
+    count = sum(score["n"] for score in scores.values())
+    return sum(score["answered"] * score["n"] for score in scores.values()) / count, count
 
 
 def _untrained(checkpoint: Path, seed: int) -> KimiK25:

@@ -15,9 +15,9 @@ def promote(
     card: dsl.Output[dsl.Markdown],
     environment: str,
     model_name: str,
-    alias: str,
+    image_digest: str,
 ):
-    """Commit the checkpoint's address and digest to the GitOps repository and move the registry's alias."""
+    """Export and sign the checkpoint, register it as candidate, and commit its digest to the GitOps repository."""
     from components.runtime.entry import enter
 
     inputs = {"checkpoint": checkpoint, "evals": evals}

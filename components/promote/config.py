@@ -10,4 +10,8 @@ from components.runtime.config import StepConfig
 class Config(StepConfig):
     environment: str = Field("local", description="overlay of the GitOps repository to write to (source: ours)")
     model_name: str = Field("moonflow", description="name in the MLflow model registry (source: ours)")
-    alias: str = Field("champion", description="registry alias that follows the promoted version (source: ours)")
+    image_digest: str = Field(
+        "",
+        pattern="^(sha256:[0-9a-f]{64})?$",
+        description="digest of the serving image to pin, sha256:...; empty leaves the overlay's (source: ours)",
+    )

@@ -1,29 +1,39 @@
 """The GitOps repository: what is promoted is what is committed there (a Kustomize overlay per environment).
 
-Argo CD, or `kubectl apply -k`, takes it from there; a rollback is `git revert`.
+Argo CD, or `kubectl apply -k`, takes it from there; a rollback is `git revert`. Where a forge is configured, a change
+goes to a branch and a pull request; otherwise it goes to the main branch.
 """
 
 from __future__ import annotations
 
-import os
+import random
+import re
 import shutil
-import subprocess
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 
-from ruamel.yaml import YAML
-
+from components.promote import overlay
+from components.promote.git import (
+    BRANCH,
+    clone,
+    commit_all,
+    create_if_missing,
+    git,
+    has_commits,
+    last_commit,
+    one_line,
+    resolve,
+)
+from components.promote.overlay import Change
 from model.errors import MoonflowError
 
 MANIFESTS = Path(__file__).resolve().parents[2] / "manifests"
-BRANCH = "main"
-PUSH_ATTEMPTS = 5
-# The bot's name, given per command: nobody's Git configuration is read for it or changed by it.
-IDENTITY = ["-c", "user.name=moonflow", "-c", "user.email=moonflow@localhost", "-c", "commit.gpgsign=false"]
+PUSH_SECONDS = 60.0
+"""How long a push that others win is tried again; each round is built upon what they pushed."""
+TRAILER = "Promotion-Id"
+_REVERTS = re.compile(r"^This reverts commit ([0-9a-f]{40})", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -35,134 +45,234 @@ class Promoted:
     commit: str
 
 
-def commit_promotion(repository: str, environment: str, uri: str, manifest_sha256: str, message: str) -> Promoted:
-    """Commit the checkpoint to the environment's overlay and push it.
+@dataclass(frozen=True)
+class Proposal:
+    """A change to an environment: its commit and the branch that holds it, "" once the main branch does."""
 
-    A repository that does not exist yet (a local path) or is empty is begun with our manifests. The same checkpoint
-    again yields the same commit. Someone else's push in between is fetched and built upon.
+    commit: str
+    branch: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One commit that changed an overlay; ``reverts`` is the commit that it takes back, if it is a rollback."""
+
+    commit: str
+    subject: str
+    promotion: bool
+    reverts: str
+
+
+def promote(
+    repository: str, environment: str, change: Change, message: str, promotion_id: str, *, review: bool = False
+) -> Proposal:
+    """Commit a checkpoint to the environment's overlay and push it.
+
+    A repository that does not exist yet (a local path) or is empty is begun with our manifests. The same promotion
+    again yields the same commit, also when another one or a rollback followed it: a retry never promotes twice.
+    Someone else's push in between is fetched and built upon.
 
     Args:
         repository: path or URL of the bare repository.
         environment: name of a folder in ``overlays/``.
-        uri: the checkpoint's prefix in the object store.
-        manifest_sha256: digest of its manifest.
         message: the commit message; its first line is the subject.
+        promotion_id: names this promotion for good, e.g. environment, run and digest.
+        review: push to the branch ``promote/<environment>/<short digest>``, for a pull request.
 
     Raises:
         MoonflowError: Git fails, or there is no such overlay.
     """
-    _create_if_missing(repository)
-    rejected = ""
-    for _ in range(PUSH_ATTEMPTS):
-        with _clone(repository) as clone:
-            if not _has_commits(clone):
-                shutil.copytree(MANIFESTS, clone, dirs_exist_ok=True)
-                _commit(clone, "Begin with moonflow's serving manifests\n")
-            overlay = _overlay(clone, environment)
-            if _read(overlay) == (uri, manifest_sha256):
-                return Promoted(uri, manifest_sha256, _last_commit(clone, overlay))
-            _write(overlay, uri, manifest_sha256)
-            _commit(clone, message)
-            pushed = _git(clone, "push", "--quiet", "origin", f"HEAD:{BRANCH}", check=False)
-            if pushed.returncode == 0:
-                return Promoted(uri, manifest_sha256, _last_commit(clone, overlay))
-            rejected = pushed.stderr.strip()
-            # Git words the same loss in three ways, by whether it is seen before, at, or while taking the lock.
-            if not any(word in rejected for word in ("fetch first", "non-fast-forward", "cannot lock ref")):
-                break
-    raise MoonflowError(f"pushing the promotion to {repository} failed: {_one_line(rejected)}")
+    create_if_missing(repository)
+    trailer = f"{TRAILER}: {promotion_id}"
+    branch = f"promote/{environment}/{change.manifest_sha256[:12]}"
+
+    def attempt(folder: Path) -> Proposal | None:
+        if not has_commits(folder):
+            shutil.copytree(MANIFESTS, folder, dirs_exist_ok=True)
+            commit_all(folder, "Begin with moonflow's serving manifests\n")
+            if review and not _push(folder, repository, f"HEAD:{_ref(BRANCH)}"):
+                return None
+        if made := _search(folder, trailer):
+            return Proposal(made)
+        path = overlay.path_of(folder, environment)
+        if overlay.read(path) == (change.uri, change.manifest_sha256):
+            return Proposal(last_commit(folder, path))
+        target = branch if review else BRANCH
+        proposed = resolve(folder, f"refs/remotes/origin/{branch}") if review else ""
+        if proposed and _merges(folder, proposed, path):
+            return Proposal(proposed, branch)
+        overlay.write(path, change)
+        commit_all(folder, f"{message.rstrip()}\n\n{trailer}\n")
+        # A branch of ours that no longer merges is built anew; the lease refuses if somebody changed it meanwhile.
+        lease = [f"--force-with-lease={_ref(branch)}:{proposed}"] if review else []
+        if not _push(folder, repository, *lease, f"HEAD:{_ref(target)}"):
+            return None
+        return Proposal(resolve(folder, "HEAD"), branch if review else "")
+
+    return _until_pushed(repository, attempt)
 
 
 def read_promoted(repository: str, environment: str) -> Promoted:
     """What is committed for an environment; raises MoonflowError when nothing is."""
-    with _clone(repository) as clone:
-        if not _has_commits(clone):
+    if (promoted := find_promoted(repository, environment)) is None:
+        raise MoonflowError(f"nothing is promoted to {environment} in {repository}; run the promote step first")
+    return promoted
+
+
+def find_promoted(repository: str, environment: str) -> Promoted | None:
+    """What is committed for an environment, None if that is nothing."""
+    with clone(repository) as folder:
+        if not has_commits(folder):
             raise MoonflowError(f"the GitOps repository {repository} is empty; run the promote step first")
-        overlay = _overlay(clone, environment)
-        uri, manifest_sha256 = _read(overlay)
-        if uri == "none":
-            raise MoonflowError(f"nothing is promoted to {environment} in {repository}; run the promote step first")
-        return Promoted(uri, manifest_sha256, _last_commit(clone, overlay))
+        return _promoted(folder, environment)
 
 
-def _read(overlay: Path) -> tuple[str, str]:
-    values = dict(literal.split("=", 1) for literal in _literals(_load(overlay), overlay))
-    return values.get("CHECKPOINT_URI", "none"), values.get("CHECKPOINT_SHA256", "none")
+def history(repository: str, environment: str) -> list[Entry]:
+    """The commits that changed an environment's overlay, newest first."""
+    with clone(repository) as folder:
+        return _history(folder, environment) if has_commits(folder) else []
 
 
-def _write(overlay: Path, uri: str, manifest_sha256: str) -> None:
-    document = _load(overlay)  # ruamel keeps the comments and the order, so that the diff is two lines
-    _literals(document, overlay)[:] = [f"CHECKPOINT_URI={uri}", f"CHECKPOINT_SHA256={manifest_sha256}"]
-    text = StringIO()
-    _yaml().dump(document, text)
-    overlay.write_text(text.getvalue())
+def digest_at(repository: str, environment: str, commit: str) -> str:
+    """The manifest digest that an environment had at a commit."""
+    with clone(repository) as folder:
+        git(folder, "checkout", "--quiet", "--detach", commit)
+        return overlay.read(overlay.path_of(folder, environment))[1]
 
 
-def _literals(document: dict, overlay: Path) -> list[str]:
-    for generator in document.get("configMapGenerator", []):
-        if generator.get("name") == "checkpoint":
-            return generator["literals"]
-    raise MoonflowError(f"{overlay.parent.name}/{overlay.name} has no configMapGenerator named checkpoint; restore it")
+def newest_promotion(entries: list[Entry]) -> Entry | None:
+    """The promotion in force: the newest one that no rollback has taken back."""
+    reverted: set[str] = set()
+    for entry in entries:
+        if entry.commit in reverted:
+            continue  # neither a promotion nor a rollback that was itself taken back counts
+        if entry.reverts:
+            reverted.add(entry.reverts)
+        elif entry.promotion:
+            return entry
+    return None
 
 
-def _load(overlay: Path) -> dict:
-    return _yaml().load(overlay.read_text())
+def revert(repository: str, environment: str, entry: Entry, *, review: bool = False) -> Proposal:
+    """Take a promotion back by ``git revert`` and push that, to the main branch or for review.
+
+    Raises:
+        MoonflowError: it is no longer the promotion in force, later changes conflict with the revert, or Git fails.
+    """
+    branch = f"rollback/{environment}/{entry.commit[:12]}"
+
+    def attempt(folder: Path) -> Proposal | None:
+        if newest_promotion(_history(folder, environment)) != entry:
+            raise MoonflowError(
+                f"{environment} changed while it was rolled back: {entry.commit[:10]} is no longer what it serves; "
+                "look at its history and run the command again"
+            )
+        path = overlay.path_of(folder, environment)
+        proposed = resolve(folder, f"refs/remotes/origin/{branch}") if review else ""
+        if proposed and _merges(folder, proposed, path):
+            return Proposal(proposed, branch)
+        if git(folder, "revert", "--no-edit", entry.commit, check=False).returncode:
+            raise MoonflowError(
+                f"git revert {entry.commit[:10]} conflicts with later changes of {environment}; revert it by hand"
+            )
+        lease = [f"--force-with-lease={_ref(branch)}:{proposed}"] if review else []
+        if not _push(folder, repository, *lease, f"HEAD:{_ref(branch if review else BRANCH)}"):
+            return None
+        return Proposal(resolve(folder, "HEAD"), branch if review else "")
+
+    return _until_pushed(repository, attempt)
 
 
-def _yaml() -> YAML:
-    yaml = YAML()
-    yaml.width = 4096
-    yaml.preserve_quotes = True
-    return yaml
+def standing(repository: str, environment: str, promotion_id: str) -> tuple[Promoted | None, bool]:
+    """What is committed for an environment, and whether the main branch has a promotion, whatever followed it."""
+    with clone(repository) as folder:
+        if not has_commits(folder):
+            return None, False
+        return _promoted(folder, environment), _search(folder, f"{TRAILER}: {promotion_id}") != ""
 
 
-def _overlay(clone: Path, environment: str) -> Path:
-    path = clone / "overlays" / environment / "kustomization.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.name for p in (clone / "overlays").glob("*"))) or "none"
-        raise MoonflowError(f"the GitOps repository has no overlay {environment!r}; it has: {known}")
-    return path
+def renew(repository: str, environment: str, branch: str) -> Proposal | None:
+    """Build a proposed branch anew on the main branch if what was merged meanwhile conflicts with it.
+
+    None if the branch is gone; MoonflowError when Git fails.
+    """
+    gone = Proposal("")
+
+    def attempt(folder: Path) -> Proposal | None:
+        if not (proposed := resolve(folder, f"refs/remotes/origin/{branch}")):
+            return gone
+        if _merges(folder, proposed, overlay.path_of(folder, environment)):
+            return Proposal(proposed, branch)
+        # The overlay's lines are one statement: where both changed them, the proposal's stand.
+        git(folder, "cherry-pick", "--strategy-option=theirs", proposed)
+        if not _push(folder, repository, f"--force-with-lease={_ref(branch)}:{proposed}", f"HEAD:{_ref(branch)}"):
+            return None
+        return Proposal(resolve(folder, "HEAD"), branch)
+
+    proposal = _until_pushed(repository, attempt)
+    return None if proposal is gone else proposal
 
 
-def _create_if_missing(repository: str) -> None:
-    path = Path(repository)
-    if "://" in repository or "@" in repository or path.exists():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _git(path.parent, "init", "--quiet", "--bare", f"--initial-branch={BRANCH}", str(path))
+def _ref(branch: str) -> str:
+    return f"refs/heads/{branch}"
 
 
-@contextmanager
-def _clone(repository: str) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="moonflow-gitops-") as folder:
-        clone = Path(folder) / "clone"
-        _git(Path(folder), "clone", "--quiet", repository, str(clone))
-        if not _has_commits(clone):  # whatever the reader's init.defaultBranch says
-            _git(clone, "symbolic-ref", "HEAD", f"refs/heads/{BRANCH}")
-        yield clone
+def _until_pushed(repository: str, attempt: Callable[[Path], Proposal | None]) -> Proposal:
+    """Try on a fresh clone until nobody else's push comes in between."""
+    deadline = time.monotonic() + PUSH_SECONDS
+    while True:
+        with clone(repository) as folder:
+            if (done := attempt(folder)) is not None:
+                return done
+        if time.monotonic() > deadline:
+            raise MoonflowError(f"pushing to {repository} lost against other pushes for {PUSH_SECONDS:g} s; run again")
+        time.sleep(random.uniform(0.0, 0.5))
 
 
-def _has_commits(clone: Path) -> bool:
-    return _git(clone, "rev-parse", "--quiet", "--verify", "HEAD", check=False).returncode == 0
+def _push(folder: Path, repository: str, *arguments: str) -> bool:
+    """Push; False if the remote's branches moved since the clone, MoonflowError if it refuses for another reason."""
+    pushed = git(folder, "push", "--quiet", "origin", *arguments, url=repository, check=False)
+    if pushed.returncode == 0:
+        return True
+    # Git words a lost race in several ways and an own hook's refusal in any: that the branches moved is the sure sign.
+    refs = git(folder, "for-each-ref", "--format=%(objectname)\t%(refname:strip=3)", "refs/remotes/origin").stdout
+    cloned = {name: commit for commit, name in (line.split("\t") for line in refs.splitlines()) if name != "HEAD"}
+    if cloned != _remote_heads(folder, repository) or "cannot lock ref" in pushed.stderr:
+        return False
+    raise MoonflowError(f"pushing to {repository} failed: {one_line(pushed.stderr)}")
 
 
-def _commit(clone: Path, message: str) -> None:
-    _git(clone, "add", "--all")
-    _git(clone, *IDENTITY, "commit", "--quiet", "--message", message)
+def _remote_heads(folder: Path, repository: str) -> dict[str, str]:
+    """Branch -> commit on the remote."""
+    listed = git(folder, "ls-remote", "--heads", "origin", url=repository).stdout
+    rows = (line.split("\t") for line in listed.splitlines())
+    return {name.removeprefix("refs/heads/"): commit for commit, name in rows}
 
 
-def _last_commit(clone: Path, path: Path) -> str:
-    return _git(clone, "log", "-1", "--format=%H", "--", str(path.relative_to(clone))).stdout.strip()
+def _merges(folder: Path, proposed: str, path: Path) -> bool:
+    """Whether the overlay is on the main branch as it was where a proposed branch began."""
+    name = path.relative_to(folder).as_posix()
+    began = git(folder, "merge-base", "HEAD", proposed, check=False).stdout.strip()
+    return began != "" and git(folder, "diff", "--quiet", began, "HEAD", "--", name, check=False).returncode == 0
 
 
-def _git(folder: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in os.environ.items() if k not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")}
-    environment |= {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}  # never wait for a password; messages as matched above
-    done = subprocess.run(["git", *arguments], cwd=folder, env=environment, capture_output=True, text=True)
-    if check and done.returncode:
-        raise MoonflowError(f"git {arguments[0]} failed: {_one_line(done.stderr)}; check MOONFLOW_GITOPS_REPO")
-    return done
+def _promoted(folder: Path, environment: str) -> Promoted | None:
+    path = overlay.path_of(folder, environment)
+    uri, manifest_sha256 = overlay.read(path)
+    return None if uri == overlay.NONE else Promoted(uri, manifest_sha256, last_commit(folder, path))
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:300]
+def _search(folder: Path, line: str) -> str:
+    """The newest commit on the main branch with a line in its message, "" if there is none."""
+    return git(folder, "log", "-1", "--format=%H", "--fixed-strings", f"--grep={line}").stdout.strip()
+
+
+def _history(folder: Path, environment: str) -> list[Entry]:
+    name = overlay.path_of(folder, environment).relative_to(folder).as_posix()
+    entries = []
+    for record in git(folder, "log", "--format=%H%x00%s%x00%b%x1e", "--", name).stdout.split("\x1e"):
+        if record.strip():
+            commit, subject, body = record.strip("\n").split("\x00")
+            reverts = _REVERTS.search(body)
+            entries.append(Entry(commit, subject, f"\n{TRAILER}: " in f"\n{body}", reverts[1] if reverts else ""))
+    return entries

@@ -1,6 +1,10 @@
-"""The MLflow model registry: one version per promoted checkpoint, and an alias on the one in service."""
+"""The MLflow model registry: a version per promoted checkpoint; aliases on the newest and on the one in service."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import mlflow
 from mlflow import MlflowClient
@@ -8,13 +12,29 @@ from mlflow.exceptions import MlflowException
 
 from model.errors import MoonflowError
 
+DIGEST = "manifest_sha256"
+"""Tag: the digest of the exported checkpoint's manifest, a version's identity."""
 
-def register(name: str, alias: str, uri: str, tags: dict[str, str], run_id: str | None = None) -> str:
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a registered model."""
+
+    name: str
+    number: str
+    tags: Mapping[str, str]
+
+    @property
+    def manifest_sha256(self) -> str:
+        return self.tags.get(DIGEST, "")
+
+
+def register(name: str, alias: str, uri: str, tags: Mapping[str, str], run_id: str | None = None) -> str:
     """Register a checkpoint and point the alias at it; the same ``manifest_sha256`` again yields the same version.
 
     Args:
         name: of the registered model.
-        alias: e.g. ``champion``.
+        alias: e.g. ``candidate``.
         uri: the checkpoint's prefix in the object store: the version's source.
         tags: must hold ``manifest_sha256``, the checkpoint's identity.
         run_id: the MLflow run that made it, if known.
@@ -25,25 +45,76 @@ def register(name: str, alias: str, uri: str, tags: dict[str, str], run_id: str 
     Raises:
         MoonflowError: MLflow is away or refuses.
     """
-    client = MlflowClient()
-    try:
-        version = _find(client, name, tags["manifest_sha256"])
-        if version is None:
+    client = _client()
+    with _explained(f"registering {name}"):
+        number = _oldest(client, name, tags[DIGEST])
+        if number is None:
             _ensure_model(client, name)
-            version = client.create_model_version(name, source=uri, run_id=run_id, tags=tags).version
-        if client.get_registered_model(name).aliases.get(alias) != str(version):
-            client.set_registered_model_alias(name, alias, str(version))
-    except MlflowException as error:
-        reason = " ".join(str(error).split())[:300]
-        raise MoonflowError(f"registering {name} at {mlflow.get_tracking_uri()} failed: {reason}") from error
-    return str(version)
+            made = str(client.create_model_version(name, source=uri, run_id=run_id, tags=dict(tags)).version)
+            # Two may register the same checkpoint at once. Numbers follow the order of creation, so both see the older.
+            number = _oldest(client, name, tags[DIGEST]) or made
+            if number != made:
+                client.delete_model_version(name, made)
+        _point(client, name, alias, number)
+    return number
 
 
-def _find(client: MlflowClient, name: str, manifest_sha256: str) -> str | None:
-    for version in client.search_model_versions(f"name='{name}'"):
-        if version.tags.get("manifest_sha256") == manifest_sha256:
-            return str(version.version)
-    return None
+def describe(name: str, number: str, tags: Mapping[str, str]) -> None:
+    """Add tags to a version; MoonflowError when MLflow is away or refuses."""
+    client = _client()
+    with _explained(f"describing version {number} of {name}"):
+        for key, value in tags.items():
+            client.set_model_version_tag(name, number, key, value)
+
+
+def aliased(name: str, alias: str) -> Version | None:
+    """The version that an alias points at, None if there is no such model or alias yet."""
+    client = _client()
+    with _explained(f"reading {name}@{alias}"):
+        try:
+            number = client.get_registered_model(name).aliases.get(alias)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+        if number is None:
+            return None
+        found = client.get_model_version(name, number)
+    return Version(name, str(found.version), dict(found.tags))
+
+
+def find(manifest_sha256: str) -> Version | None:
+    """The version of a promoted checkpoint under whatever name; None if it was never registered."""
+    with _explained("searching the registry"):
+        rows = _client().search_model_versions(f"tags.{DIGEST} = '{manifest_sha256}'")
+    versions = [Version(row.name, str(row.version), dict(row.tags)) for row in rows]
+    return min(versions, key=lambda version: int(version.number), default=None)
+
+
+def point(name: str, alias: str, number: str | None) -> None:
+    """Point an alias at a version, or remove it with None; MoonflowError when MLflow is away or refuses."""
+    client = _client()
+    with _explained(f"moving {name}@{alias}"):
+        if number is None:
+            client.delete_registered_model_alias(name, alias)
+        else:
+            _point(client, name, alias, number)
+
+
+def _client() -> MlflowClient:
+    if not mlflow.is_tracking_uri_set():  # MLflow would make a registry of its own in the working directory
+        raise MoonflowError("MLFLOW_TRACKING_URI is not set: give MLflow's address, where the model registry is")
+    return MlflowClient()
+
+
+def _point(client: MlflowClient, name: str, alias: str, number: str) -> None:
+    if client.get_registered_model(name).aliases.get(alias) != number:
+        client.set_registered_model_alias(name, alias, number)
+
+
+def _oldest(client: MlflowClient, name: str, manifest_sha256: str) -> str | None:
+    rows = client.search_model_versions(f"name = '{name}' and tags.{DIGEST} = '{manifest_sha256}'")
+    return min((str(row.version) for row in rows), key=int, default=None)
 
 
 def _ensure_model(client: MlflowClient, name: str) -> None:
@@ -52,3 +123,13 @@ def _ensure_model(client: MlflowClient, name: str) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+
+
+@contextmanager
+def _explained(doing: str) -> Iterator[None]:
+    """Turn what MLflow raises into one line."""
+    try:
+        yield
+    except MlflowException as error:
+        reason = " ".join(str(error).split())[:300]
+        raise MoonflowError(f"{doing} at {mlflow.get_tracking_uri()} failed: {reason}") from error

@@ -1,4 +1,8 @@
-"""Promotion: what passed the gate is committed to the GitOps repository and named in the model registry."""
+"""Promotion: what passed the gate is exported, signed, registered and committed to the GitOps repository.
+
+Every part finds what an earlier attempt left: the same promotion again is the same export, version, commit and pull
+request. The alias ``champion`` moves later, when the serve step has heard the committed checkpoint answer.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,24 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from components.promote import gitops, registry
+from components.promote import gitops, registry, signing
+from components.promote.champion import repository_from_env
 from components.promote.config import Config
+from components.promote.export import export
+from components.promote.forge import Forge
+from components.promote.gitops import Proposal
+from components.promote.overlay import Change
 from components.runtime import manifest as manifests
 from components.runtime.manifest import Manifest
 from components.runtime.step import StepContext
 from model.errors import MoonflowError
 
+CANDIDATE = "candidate"
+"""Registry alias of the version promoted last, whether it serves yet or not."""
+
 
 def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
-    # 1. Only a candidate that the gate let through.
+    # 1. Only a candidate that the gate let through, and only with everything at hand.
     checkpoint = manifests.read(context.store, inputs["checkpoint"])
     evals = manifests.read(context.store, inputs["evals"])
     if evals.extra.get("decision") != "promote":
@@ -24,34 +36,74 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         raise MoonflowError(f"the evaluation {evals.uri} does not allow a promotion: {reasons}")
     if checkpoint.sha256 not in evals.parents:
         raise MoonflowError(f"the evaluation {evals.uri} did not measure {checkpoint.uri}; evaluate that checkpoint")
+    repository = repository_from_env()
+    forge = Forge.from_env(repository)
+    if (key := signing.given_key(signing.KEY)) is None:
+        raise MoonflowError(
+            f"no key to sign with: mount {signing.MOUNTED[signing.KEY]} or give a private key's path in {signing.KEY}"
+        )
 
-    # 2. The commit is the promotion; everything else refers to it.
-    repository = os.environ.get("MOONFLOW_GITOPS_REPO", "")
-    if not repository:
-        raise MoonflowError("MOONFLOW_GITOPS_REPO is not set: give the path or URL of the GitOps repository")
-    message = commit_message(config.environment, checkpoint, evals)
-    promoted = gitops.commit_promotion(repository, config.environment, checkpoint.uri, checkpoint.sha256, message)
+    # 2. Export and sign: the files that serve, without what only training needs.
+    exported = export(context.store, checkpoint, context.work / "export", key)
 
-    # 3. The registry, where people look.
-    tags = {"manifest_sha256": checkpoint.sha256, "commit": promoted.commit, "run_id": context.run_id}
-    version = registry.register(
-        config.model_name, config.alias, checkpoint.uri, tags, run_id=checkpoint.mlflow_run_id or None
+    # 3. Register, where people look.
+    promotion_id = f"{config.environment}/{context.run_id}/{exported.sha256}"
+    tags = {
+        "manifest_sha256": exported.sha256,
+        "run_id": context.run_id,
+        "checkpoint": checkpoint.uri,
+        "evaluation": evals.uri,
+        "evaluation_sha256": evals.sha256,
+    }
+    made_by = checkpoint.mlflow_run_id or None
+    version = registry.register(config.model_name, CANDIDATE, exported.uri, tags, run_id=made_by)
+
+    # 4. Commit, and where a forge is configured ask for a review: that commit is the promotion.
+    change = Change(
+        exported.uri,
+        exported.sha256,
+        kfp_run_id=os.environ.get("KFP_RUN_ID", ""),
+        mlflow_run_id=checkpoint.mlflow_run_id,
+        image_digest=config.image_digest,
     )
+    message = commit_message(config, change, version, checkpoint, evals)
+    review = forge is not None
+    proposal = gitops.promote(repository, config.environment, change, message, promotion_id, review=review)
+    request = _pull_request(forge, proposal, message, promotion_id)
+    registry.describe(config.model_name, version, {"commit": proposal.commit, **request})
 
-    # 4. A record of both.
-    record = {"version": version, "manifest_sha256": checkpoint.sha256, "commit": promoted.commit}
-    (context.work / "promotion.json").write_text(json.dumps({"uri": checkpoint.uri, **record}, indent=2) + "\n")
-    return context.publish(context.work, kind="promotion", complete=True, extra=record)
+    # 5. A record of all.
+    record = {"version": version, "manifest_sha256": exported.sha256, "commit": proposal.commit}
+    record |= {"model_name": config.model_name, "uri": exported.uri, "promotion_id": promotion_id}
+    record |= {"branch": proposal.branch, **request}
+    folder = context.work / "record"
+    folder.mkdir()
+    (folder / "promotion.json").write_text(json.dumps(record, indent=2) + "\n")
+    return context.publish(folder, kind="promotion", complete=True, extra=record)
 
 
-def commit_message(environment: str, checkpoint: Manifest, evals: Manifest) -> str:
+def _pull_request(forge: Forge | None, proposal: Proposal, message: str, promotion_id: str) -> dict[str, str]:
+    if forge is None or not proposal.branch:  # no forge, or merged already
+        return {}
+    title, _, text = message.partition("\n")
+    # With the trailer, so that a squashed merge is still known as this promotion.
+    body = f"```\n{text.strip()}\n```\n\n{gitops.TRAILER}: {promotion_id}\n"
+    return {"pull_request": forge.ensure(proposal.branch, proposal.commit, title, body).url}
+
+
+def commit_message(config: Config, change: Change, version: str, checkpoint: Manifest, evals: Manifest) -> str:
     """Subject, what is promoted, and the candidate's scores beside the untrained model's."""
     lines = [
-        f"Promote {checkpoint.run_id}/{checkpoint.step}/{checkpoint.index} to {environment}",
+        f"Promote {checkpoint.run_id}/{checkpoint.step}/{checkpoint.index} to {config.environment}",
         "",
-        f"Checkpoint: {checkpoint.uri}",
-        f"Manifest sha256: {checkpoint.sha256}",
+        f"Checkpoint: {change.uri}",
+        f"Manifest sha256: {change.manifest_sha256}",
+        f"Exported from: {checkpoint.uri}",
+        f"Model version: {config.model_name} {version}",
         f"Evaluation: {evals.uri}",
+        f"Kubeflow run: {change.kfp_run_id or 'none'}",
+        f"MLflow run: {change.mlflow_run_id or 'none'}",
+        f"Serving image: {change.image_digest or 'as before'}",
         "",
         *_table(evals.extra.get("evals", []), checkpoint.step),
     ]

@@ -1,26 +1,28 @@
 """The promoted checkpoint on this machine, byte for byte what Git says. Also the init container of the Deployment:
 
-python -m components.serve.checkpoint --uri s3://... --sha256 ... --to /checkpoint
+python -m components.serve.checkpoint --uri s3://... --sha256 ... --to /checkpoint --public-key /keys/public.pem
+
+The digest in Git says which bytes; the signature says who exported them.
 """
 
 from __future__ import annotations
 
 import argparse
+import glob
 import sys
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from components.promote import signing
+from components.promote.signing import SIGNATURE
 from components.runtime import manifest as manifests
 from components.runtime.manifest import MANIFEST, Manifest
-from components.runtime.store import ObjectStore
+from components.runtime.store import ObjectStore, disk_errors
 from model.errors import MoonflowError
 
-# What serving reads; optimizer and loop state stay in the store.
-TRAINING_ONLY = ("optimizer.safetensors", "training_state.json")
 
-
-def bring(store: ObjectStore, uri: str, sha256: str, folder: Path) -> Manifest:
+def bring(store: ObjectStore, uri: str, sha256: str, folder: Path, public_key: Path | None = None) -> Manifest:
     """Fetch a checkpoint for serving and leave its manifest beside it.
 
     Args:
@@ -28,18 +30,28 @@ def bring(store: ObjectStore, uri: str, sha256: str, folder: Path) -> Manifest:
         uri: its prefix.
         sha256: hex digest of the manifest, as promoted.
         folder: where it goes.
+        public_key: the key that must have signed it; None leaves it at the digest.
 
     Raises:
-        MoonflowError: the manifest has another digest, or a file is missing or damaged.
+        MoonflowError: the manifest has another digest, a file is missing or damaged, or the signature is absent,
+            another key's, or of other files.
     """
     manifest = manifests.read(store, uri)
     if manifest.sha256 != sha256:
         raise MoonflowError(
             f"{uri}/{MANIFEST} has sha256 {manifest.sha256}, but {sha256} was promoted: promote it again"
         )
-    names = [file.name for file in manifest.files if file.name not in TRAINING_ONLY]
+    names = [file.name for file in manifest.files]
+    if public_key is not None and SIGNATURE not in names:
+        raise MoonflowError(f"{uri} is not signed, but {public_key} is to verify it: promote it again")
     manifests.fetch(store, uri, folder, names)
-    (folder / MANIFEST).write_bytes(manifest.canonical())
+    for name in names:  # what a killed attempt was writing; the signature would not know it
+        for part in (folder / name).parent.glob(f"{glob.escape(Path(name).name)}.part*"):
+            part.unlink()
+    if public_key is not None:
+        signing.check(folder, public_key, uri)
+    with disk_errors(folder):
+        (folder / MANIFEST).write_bytes(manifest.canonical())
     return manifest
 
 
@@ -61,7 +73,7 @@ def verify(folder: Path) -> str:
         raise MoonflowError(f"{path} is damaged; fetch the checkpoint again") from error
     for file in manifest.files:
         here = folder / file.name
-        if file.name not in TRAINING_ONLY and (not here.is_file() or manifests.describe(here, folder) != file):
+        if not here.is_file() or manifests.describe(here, folder) != file:
             raise MoonflowError(f"{here} is missing or is not what {path} says; fetch the checkpoint again")
     return manifest.sha256
 
@@ -71,9 +83,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--uri", required=True, help="prefix of the checkpoint, s3://...")
     parser.add_argument("--sha256", required=True, help="digest of its manifest")
     parser.add_argument("--to", required=True, type=Path, help="folder to write to")
+    parser.add_argument("--public-key", type=Path, help="PEM file of the key that must have signed it")
     given = parser.parse_args(arguments)
     try:
-        bring(ObjectStore.from_env(), given.uri, given.sha256, given.to)
+        bring(ObjectStore.from_env(), given.uri, given.sha256, given.to, given.public_key)
     except MoonflowError as error:
         sys.exit(f"checkpoint: {error}")
 

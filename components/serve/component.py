@@ -18,8 +18,10 @@ def serve(
     family: str,
     max_tokens: int,
     start_timeout: float,
+    merge_timeout: float,
+    alias: str,
 ):
-    """Serve what was promoted over the OpenAI-compatible endpoint and ask it one question about a picture."""
+    """Serve what Git says is promoted, ask it one question about a picture, and move the alias champion to it."""
     from components.runtime.entry import enter
 
     enter("serve", locals(), inputs={"data": data, "promotion": promotion}, output=served, metrics=metrics, card=card)

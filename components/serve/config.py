@@ -13,3 +13,7 @@ class Config(StepConfig):
     family: str = Field("digit_string", description="task family that the checked question comes from (source: ours)")
     max_tokens: int = Field(16, ge=1, description="longest answer in tokens (source: ours)")
     start_timeout: float = Field(120.0, gt=0, description="seconds until the endpoint must be ready (source: ours)")
+    merge_timeout: float = Field(
+        1800.0, ge=0, description="seconds to wait for the merge of the promotion's pull request (source: ours)"
+    )
+    alias: str = Field("champion", description="registry alias that then moves to the served version (source: ours)")

@@ -1,10 +1,12 @@
-"""The serve check: what Git says is promoted is fetched, verified, served, and asked a question over real HTTP."""
+"""The serve check: what Git says is promoted is fetched, verified, served, and asked a question over real HTTP.
+
+Whoever is promoted with a pull request waits here for its merge. What has answered becomes the champion.
+"""
 
 from __future__ import annotations
 
 import base64
 import json
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -15,12 +17,15 @@ import httpx
 import openai
 import uvicorn
 
-from components.promote.gitops import read_promoted
+from components.promote import signing
+from components.promote.champion import crown, repository_from_env
+from components.promote.registry import Version
 from components.runtime import manifest as manifests
 from components.runtime.manifest import Manifest
 from components.runtime.step import StepContext
 from components.serve.checkpoint import bring
 from components.serve.config import Config
+from components.serve.merge import promoted_as
 from components.serve.server import create_app
 from model.data.folder import DataFolder
 from model.data.sample import Sample
@@ -28,19 +33,13 @@ from model.errors import MoonflowError
 
 
 def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
-    # 1. What was committed, not what is in memory.
-    repository = os.environ.get("MOONFLOW_GITOPS_REPO", "")
-    if not repository:
-        raise MoonflowError("MOONFLOW_GITOPS_REPO is not set: give the path or URL of the GitOps repository")
-    promoted = read_promoted(repository, config.environment)
+    # 1. What was committed, not what is in memory; its signature too, where a key is given to verify it.
+    repository = repository_from_env()
     record = manifests.read(context.store, inputs["promotion"]).extra
-    if promoted.manifest_sha256 != record["manifest_sha256"]:
-        raise MoonflowError(
-            f"{config.environment} now holds {promoted.uri} (commit {promoted.commit[:10]}), not what this "
-            "run promoted; run promote again if it should"
-        )
+    promoted = promoted_as(repository, config.environment, record, config.merge_timeout, context.progress)
     checkpoint = context.work / "checkpoint"
-    bring(context.store, promoted.uri, promoted.manifest_sha256, checkpoint)
+    public_key = signing.given_key(signing.PUBLIC_KEY)
+    bring(context.store, promoted.uri, promoted.manifest_sha256, checkpoint, public_key)
 
     # 2. A question about a picture that no stage has seen.
     data = DataFolder(context.fetch(inputs["data"]))
@@ -57,12 +56,17 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
             model=config.model_name, messages=[{"role": "user", "content": content}], temperature=0.0,  # type: ignore
             max_tokens=config.max_tokens,
         )  # fmt: skip
+
+    # 4. It answered: the registry's alias follows.
+    version = Version(record["model_name"], record["version"], {})
+    crown(repository, config.environment, config.alias, version, promoted.commit)
     extra = {
         "question": question,
         "answer": reply.choices[0].message.content or "",
         "expected": str(sample.answer),
         "image": image,
         "endpoint_checked": True,
+        "signature_checked": public_key is not None,
         "commit": promoted.commit,
         "manifest_sha256": promoted.manifest_sha256,
     }

@@ -1,7 +1,8 @@
 """Start, keep and stop the object store (SeaweedFS) and MLflow of one run folder.
 
-The run folder holds ``store/`` (objects), ``mlflow.db``, ``credentials.json`` (mode 0600), ``services.json`` (ports,
-who runs them), ``services.lock`` and ``logs/{store,mlflow}.log``. Nothing listens beyond 127.0.0.1.
+The run folder holds ``store/`` (objects), ``mlflow.db``, ``credentials.json`` (mode 0600), ``signing/`` (the key
+pair of what is promoted), ``services.json`` (ports, who runs them), ``services.lock`` and ``logs/{store,mlflow}.log``.
+Nothing listens beyond 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from components.promote import signing
 from components.runtime.store import ObjectStore, disk_errors
 from model.errors import MoonflowError
 
@@ -53,6 +55,7 @@ class Services:
         self.seconds: dict[str, float] = {}
         self._lock = lock
         self._credentials = _credentials(run_dir)
+        self._signing = signing.key_pair(run_dir / "signing")
         self._ports: dict[str, int] = {}
         self._supervisor: subprocess.Popen[str] | None = None
 
@@ -96,6 +99,8 @@ class Services:
             "MOONFLOW_STORE": f"s3://{BUCKET}/runs",
             "MOONFLOW_RUN_DIR": str(self.run_dir),
             "MOONFLOW_GITOPS_REPO": str(self.run_dir / "gitops.git"),
+            signing.KEY: str(self._signing[0]),
+            signing.PUBLIC_KEY: str(self._signing[1]),
             "MLFLOW_TRACKING_URI": self._url("mlflow"),
             "MLFLOW_EXPERIMENT_NAME": "moonflow",
         }

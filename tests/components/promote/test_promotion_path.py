@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
 import pytest
 
+from components.promote import gitops, registry, signing
+from components.promote.export import export
 from components.runtime import manifest as manifests
 from components.runtime.manifest import Manifest
 from components.runtime.step import run_step
 from components.runtime.store import ObjectStore
+from components.serve import checkpoint
+from components.serve.checkpoint import bring
 from components.steps import TRAINING_STEPS
 from model.errors import MoonflowError
+from pipelines.promotion import roll_back, show, where
+from tests.components.promote.git_server import REPOSITORY, TOKEN, Host, git_host
 from tests.tiny_folders import write_checkpoint, write_data_folder
 
 pytestmark = pytest.mark.services
 
-CHEAP = {"samples": 4, "samples_intermediate": 2, "floors": ""}
+CHEAP = {"samples": 2, "samples_intermediate": 2, "floors": "", "well_formed": 0.0}
 
 
 @pytest.fixture
@@ -45,7 +53,7 @@ def evaluated(inputs: dict[str, str], **config: object) -> Manifest:
 
 
 def test_from_checkpoints_to_an_answer_over_http(inputs: dict[str, str], step_environment: str, tmp_path: Path):
-    evals = evaluated(inputs, sigmas=100.0)
+    evals = evaluated(inputs, samples=4, sigmas=100.0)
     rows = evals.extra["evals"]
     steps = list(dict.fromkeys(row["step"] for row in rows))
     assert steps == ["init", *TRAINING_STEPS]
@@ -66,26 +74,188 @@ def test_from_checkpoints_to_an_answer_over_http(inputs: dict[str, str], step_en
     assert [row["step"] for row in history] == list(range(7))
     assert "eval/digit_string/knowledge/image" in history[0]
 
-    config = {"environment": "local", "model_name": f"moonflow-{step_environment}", "alias": "champion"}
+    decision = json.loads((tmp_path / "evals" / "decision.json").read_text())
+    assert decision["decision"] == "promote" and decision["champion"] is None
+    assert decision["candidate"]["uri"] == inputs["parl"]
+    assert {rule["rule"] for rule in decision["rules"]} == {"untrained", "well_formed"}
+    assert all(rule["passed"] for rule in decision["rules"])
+    assert (tmp_path / "evals" / "decision.md").read_text().startswith("**promote**")
+
+    config = {"environment": "local", "model_name": f"moonflow-{step_environment}"}
     promotion = run_step("promote", config, {"checkpoint": inputs["parl"], "evals": evals.uri})
-    checkpoint = manifests.read(store, inputs["parl"])
-    assert promotion.extra["manifest_sha256"] == checkpoint.sha256
-    repository = tmp_path / "gitops.git"
+    exported = manifests.read(store, promotion.extra["uri"])
+    assert promotion.extra["manifest_sha256"] == exported.sha256
+    assert exported.parents == (manifests.read(store, inputs["parl"]).sha256,)
     log = subprocess.run(
-        ["git", "log", "-1", "--format=%H%n%B"], cwd=repository, check=True, capture_output=True, text=True
+        ["git", "log", "-1", "--format=%H%n%B"], cwd=tmp_path / "gitops.git", check=True, capture_output=True, text=True
     ).stdout
     assert log.splitlines()[0] == promotion.extra["commit"]
-    assert inputs["parl"] in log and "digit_string" in log
-    champion = mlflow.MlflowClient(tracking_uri=mlflow.get_tracking_uri()).get_model_version_by_alias(
-        config["model_name"], "champion"
-    )
-    assert (str(champion.version), champion.source) == (promotion.extra["version"], inputs["parl"])
-    assert champion.tags["manifest_sha256"] == checkpoint.sha256
+    assert exported.uri in log and inputs["parl"] in log and "digit_string" in log
+    candidate, champion = (registry.aliased(config["model_name"], alias) for alias in ("candidate", "champion"))
+    assert candidate is not None and candidate.number == promotion.extra["version"]
+    assert candidate.tags["commit"] == promotion.extra["commit"]
+    assert champion is None  # nothing has answered yet
 
     served = run_step("serve", {}, {"data": inputs["data"], "promotion": promotion.uri})
-    assert served.extra["endpoint_checked"] is True
-    assert served.extra["manifest_sha256"] == checkpoint.sha256
+    assert served.extra["endpoint_checked"] is True and served.extra["signature_checked"] is True
+    assert served.extra["manifest_sha256"] == exported.sha256
     assert served.extra["question"] and served.extra["image"].startswith("data:image/png;base64,")
+    champion = registry.aliased(config["model_name"], "champion")
+    assert champion is not None and champion.number == candidate.number
+
+
+@pytest.fixture
+def host(tmp_path: Path, inputs: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    """The GitOps repository on a Git server with a forge."""
+    with git_host(tmp_path / "host") as running:
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setenv("MOONFLOW_GITOPS_REPO", running.url + REPOSITORY)
+        monkeypatch.setenv("MOONFLOW_GIT_TOKEN", TOKEN)
+        monkeypatch.setenv("MOONFLOW_FORGE", "gitea")
+        yield running
+
+
+def test_two_promotions_by_pull_request_and_a_rollback(
+    inputs: dict[str, str], host: Host, step_environment: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    model = f"moonflow-{step_environment}"
+    gate = {"sigmas": 100.0, "champion": f"{model}@champion"}
+
+    def promoted(run: str, step: str) -> tuple[Manifest, Manifest]:
+        monkeypatch.setenv("MOONFLOW_RUN_ID", f"{step_environment}-{run}")
+        evals = evaluated({"data": inputs["data"], step: inputs[step]}, **gate)
+        to = {"environment": "dev", "model_name": model}
+        return evals, run_step("promote", to, {"checkpoint": inputs[step], "evals": evals.uri})
+
+    def serve(promotion: Manifest, timeout: float = 0.0) -> Manifest:
+        asked = {"environment": "dev", "merge_timeout": timeout}
+        return run_step("serve", asked, {"data": inputs["data"], "promotion": promotion.uri})
+
+    def champion() -> str:
+        found = registry.aliased(model, "champion")
+        return found.number if found else ""
+
+    # 1. The first: committed on a branch, served only after the merge, champion only after the answer.
+    evals, first = promoted("one", "joint_rl")
+    assert evals.extra["champion"] is None
+    assert first.extra["pull_request"].endswith("/pulls/1")
+    assert "Manifest sha256: " + first.extra["manifest_sha256"] in host.pulls[0]["body"]
+    assert "digit_string" in host.pulls[0]["body"]
+    with pytest.raises(MoonflowError, match="pulls/1 is not merged after 0 s"):
+        serve(first)
+    host.merge(1)
+    assert serve(first, 30.0).extra["commit"] == first.extra["commit"]
+    assert champion() == first.extra["version"] == "1"
+
+    # 2. The second is compared with it, and takes its place.
+    evals, second = promoted("two", "parl")
+    assert evals.extra["champion"]["version"] == "1" and evals.extra["champion"]["same_tasks"] is True
+    assert any(rule["rule"] == "champion" for rule in evals.extra["rules"])
+    assert champion() == "1"
+    host.merge(2)
+    serve(second)
+    assert champion() == second.extra["version"] == "2"
+
+    # 3. The way back: a revert that is reviewed like everything else, then the alias.
+    place = where(None, host.url + REPOSITORY, "dev", "")
+    roll_back(place, dry_run=True)
+    assert "would revert" in capsys.readouterr().out and host.opened == 2
+    for _ in range(2):
+        roll_back(place, dry_run=False)
+        assert "/pulls/3 reverts" in capsys.readouterr().out
+    assert champion() == "2"
+    host.merge(3)
+    roll_back(place, dry_run=False)
+    assert "serves version 1" in capsys.readouterr().out
+    assert champion() == "1"
+    show(place)
+    shown = capsys.readouterr().out
+    assert f"* {first.extra['commit'][:12]}" in shown and first.extra["uri"] in shown
+
+    # 4. A retried step of what was rolled back promotes nothing.
+    monkeypatch.setenv("MOONFLOW_RUN_ID", f"{step_environment}-two")
+    assert run_step("promote", {"environment": "dev", "model_name": model}, {
+        "checkpoint": inputs["parl"], "evals": evals.uri}).extra == second.extra  # fmt: skip
+    assert champion() == "1" and host.opened == 3
+
+
+def test_a_promotion_that_died_at_any_point_ends_as_one(
+    inputs: dict[str, str], step_environment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from components.promote import stage
+
+    store, measured = ObjectStore.from_env(), manifests.read(ObjectStore.from_env(), inputs["parl"])
+    (tmp_path / "evals").mkdir()
+    (tmp_path / "evals" / "evals.json").write_text("{}")
+    evals = manifests.publish(
+        store, f"{step_environment}/evaluate/0", tmp_path / "evals", run_id=step_environment, step="evaluate", index=0,
+        kind="evals", parents=(measured.sha256,), extra={"decision": "promote"},
+    )  # fmt: skip
+    model = f"moonflow-{step_environment}"
+
+    def attempt() -> Manifest:
+        return run_step("promote", {"model_name": model}, {"checkpoint": inputs["parl"], "evals": evals.uri})
+
+    def dies(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for module, name in (
+        (stage.registry, "register"), (stage.gitops, "promote"), (stage.registry, "describe"),
+        (stage.StepContext, "publish"),
+    ):  # fmt: skip
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, dies)
+            with pytest.raises(KeyboardInterrupt):
+                attempt()
+    done = attempt()
+    history = gitops.history(os.environ["MOONFLOW_GITOPS_REPO"], "local")
+    assert [entry.commit for entry in history if entry.promotion] == [done.extra["commit"]]
+    assert done.extra["version"] == "1"
+    assert len(mlflow.MlflowClient().search_model_versions(f"name = '{model}'")) == 1
+
+
+def test_what_is_not_signed_as_asked_is_not_served(
+    inputs: dict[str, str], step_environment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    store = ObjectStore.from_env()
+    private, public = signing.key_pair(tmp_path / "own")
+    exported = export(store, manifests.read(store, inputs["parl"]), tmp_path / "export", private)
+    names = {file.name for file in exported.files}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "model.sig"} <= names
+    assert not names & {"optimizer.safetensors", "training_state.json", "metrics.jsonl"}
+
+    def brought(uri: str, sha256: str, key: Path) -> str:
+        """What the init container says; empty if it let the checkpoint through."""
+        folder = tmp_path / f"served-{len(list(tmp_path.glob('served-*')))}"
+        try:
+            checkpoint.main(["--uri", uri, "--sha256", sha256, "--to", str(folder), "--public-key", str(key)])
+        except SystemExit as refused:
+            return str(refused.code)
+        return ""
+
+    assert brought(exported.uri, exported.sha256, public) == ""
+    again = export(store, manifests.read(store, inputs["parl"]), tmp_path / "again", private)
+    assert again == exported  # although a new signature would differ
+    other = signing.key_pair(tmp_path / "other")
+    assert "the signature of" in brought(exported.uri, exported.sha256, other[1])
+    with pytest.raises(MoonflowError, match="if the signing key was changed, delete"):
+        export(store, manifests.read(store, inputs["parl"]), tmp_path / "third", other[0])
+    raw = manifests.read(store, inputs["parl"])
+    assert "is not signed" in brought(raw.uri, raw.sha256, public)
+    # Somebody who can write to the store and to Git, but has no key: every digest fits, the signature does not.
+    manifests.fetch(store, exported.uri, tmp_path / "forged")
+    (tmp_path / "forged" / "config.json").write_text("{}")
+    forged = manifests.publish(
+        store, f"{step_environment}/forged/0", tmp_path / "forged", run_id="r", step="parl", index=0, kind="checkpoint"
+    )
+    assert "Hash mismatch for 'config.json'" in brought(forged.uri, forged.sha256, public)
+    # What a killed attempt left behind does not keep the next one from serving.
+    folder = tmp_path / "restarted"
+    folder.mkdir()
+    (folder / "model.safetensors.part1.a1b2c3").write_bytes(b"half")
+    bring(store, exported.uri, exported.sha256, folder, public)
 
 
 def test_a_killed_evaluation_goes_on_after_its_last_checkpoint(inputs: dict[str, str], monkeypatch: pytest.MonkeyPatch):

@@ -1,0 +1,91 @@
+"""What the gate decided and why: ``decision.json`` for programs, a Markdown table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from components.evaluate.gate import Champion, Row, Verdict
+from components.promote import registry
+from components.runtime import manifest as manifests
+from components.runtime.manifest import Manifest
+from components.runtime.store import NotInStore, ObjectStore
+from model.errors import MoonflowError
+
+DECISION, TABLE = "decision.json", "decision.md"
+
+
+def parse_champion(reference: str) -> tuple[str, str]:
+    """``"moonflow@champion"`` as (model, alias), ``""`` as two empty ones; raises MoonflowError for anything else."""
+    name, at, alias = reference.partition("@")
+    if reference and not (name and at and alias):
+        raise MoonflowError(f"evaluate: champion is {reference!r}; write MODEL@ALIAS, or leave it empty")
+    return name, alias
+
+
+def find_champion(store: ObjectStore, reference: str, data_sha256: str) -> tuple[Champion | None, dict[str, Any]]:
+    """The model in service with the scores that let it through, and what to write down about it.
+
+    Args:
+        reference: ``MODEL@ALIAS`` in the MLflow registry; empty = compare with none.
+        data_sha256: digest of the manifest of this evaluation's data: ``same_tasks`` tells whether theirs was the same.
+
+    Raises:
+        MoonflowError: MLflow is away, or the champion's evaluation is gone or is not what was registered.
+    """
+    name, alias = parse_champion(reference)
+    version = registry.aliased(name, alias) if reference else None
+    if version is None:
+        return None, {}
+    title = f"champion {version.name} {version.number}"
+    way_out = 'or set evaluate.champion = "" to promote without a comparison'
+    if not (where := version.tags.get("evaluation", "")):
+        raise MoonflowError(f"{title} has no tag `evaluation` to compare with: move {reference}, {way_out}")
+    try:
+        evaluation = manifests.read(store, where)
+    except NotInStore:
+        raise MoonflowError(f"the evaluation {where} of {title} is gone: restore it, {way_out}") from None
+    if evaluation.sha256 != version.tags.get("evaluation_sha256"):
+        raise MoonflowError(f"the evaluation {where} of {title} is not what was registered: restore it, {way_out}")
+    rows = [row for row in evaluation.extra["evals"] if row["step"] == evaluation.extra["candidate"]]
+    record = {
+        "model": version.name,
+        "alias": alias,
+        "version": version.number,
+        "manifest_sha256": version.manifest_sha256,
+        "evaluation": where,
+        "same_tasks": _data(evaluation) == data_sha256,
+    }
+    return Champion(title, rows), record
+
+
+def as_record(verdict: Verdict, candidate: Manifest, champion: dict[str, Any]) -> dict[str, Any]:
+    """The decision with its evidence, in JSON's terms."""
+    return {
+        "decision": verdict.decision,
+        "candidate": {"step": candidate.step, "uri": candidate.uri, "manifest_sha256": candidate.sha256},
+        "champion": champion or None,
+        "rules": [check.as_evidence() for check in verdict.checks],
+    }
+
+
+def as_table(record: dict[str, Any]) -> str:
+    """The decision as Markdown, what failed first."""
+    champion = record["champion"]
+    against = f"champion {champion['model']} version {champion['version']}" if champion else "no champion yet"
+    if champion and not champion["same_tasks"]:
+        against += " (evaluated on other data)"
+    lines = [f"**{record['decision']}** {record['candidate']['uri']}, compared with {against}", ""]
+    lines += ["| rule | subject | observed | interval | bound | passed |", "|---|---|---|---|---|---|"]
+    rules: Sequence[Row] = sorted(record["rules"], key=lambda rule: rule["passed"])
+    for rule in rules:
+        low, high = rule["interval"]
+        cells = [rule["rule"], rule["subject"], f"{rule['observed']:.3f}", f"{low:.3f} to {high:.3f}"]
+        lines.append(f"| {' | '.join(cells)} | {rule['bound']:g} | {'yes' if rule['passed'] else '**no**'} |")
+    return "\n".join(lines) + "\n"
+
+
+def _data(evaluation: Manifest) -> str:
+    """Digest of the data that an evaluation was made with; parents stand in the order of the inputs' names."""
+    names = sorted(evaluation.extra.get("inputs", {}))
+    return dict(zip(names, evaluation.parents, strict=False)).get("data", "")

@@ -1,0 +1,80 @@
+"""From a training checkpoint to what is served: the model's files only, signed, under the checkpoint's own digest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from components.promote import signing
+from components.promote.signing import SIGNATURE
+from components.runtime import manifest as manifests
+from components.runtime.manifest import Manifest
+from components.runtime.step import METRICS
+from components.runtime.store import ObjectStore
+from model.errors import MoonflowError
+from model.tokenizer import Tokenizer
+from model.train.checkpoint import OPTIMIZER, STATE
+
+TRAINING_ONLY = (OPTIMIZER, STATE, METRICS)
+NEEDED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+def export(store: ObjectStore, checkpoint: Manifest, work: Path, key: Path) -> Manifest:
+    """Publish the servable part of a checkpoint with its signature, as ``<run>/export/<checkpoint's digest>``.
+
+    The same checkpoint has one export: a second call, also one at the same time, returns the first one's manifest.
+
+    Args:
+        work: an empty folder for the files; as large as the weights.
+        key: the private key, a PEM file.
+
+    Raises:
+        MoonflowError: the checkpoint lacks a file, the key cannot be used, or an earlier export is another key's.
+    """
+    prefix = f"{checkpoint.run_id}/export/{checkpoint.sha256}"
+    folder = work / checkpoint.run_id  # the signature names the folder as the model
+    earlier = manifests.find(store, prefix)
+    if earlier is None:
+        _collect(store, checkpoint, folder)
+        _sign(store, f"{prefix}/{SIGNATURE}", folder, key)
+    else:
+        manifests.fetch(store, earlier.uri, folder)
+    try:
+        signing.check(folder, signing.public_half(key, work / "public.pem"), store.uri(prefix))
+    except MoonflowError as error:
+        raise MoonflowError(f"{error}; if the signing key was changed, delete {store.uri(prefix)} first") from None
+    if earlier is not None:
+        return earlier
+    # All fields follow from the checkpoint, so that whoever exports it writes the same manifest.
+    return manifests.publish(
+        store,
+        prefix,
+        folder,
+        run_id=checkpoint.run_id,
+        step=checkpoint.step,
+        index=checkpoint.index,
+        kind="checkpoint",
+        model=checkpoint.model,
+        tokens_seen=checkpoint.tokens_seen,
+        parents=(checkpoint.sha256,),
+        tokenizer_sha256=checkpoint.tokenizer_sha256,
+        mlflow_run_id=checkpoint.mlflow_run_id,
+        git_commit=checkpoint.git_commit,
+        created_at=checkpoint.created_at,
+        extra={"exported_from": checkpoint.uri},
+    )
+
+
+def _collect(store: ObjectStore, checkpoint: Manifest, folder: Path) -> None:
+    names = [file.name for file in checkpoint.files if file.name not in TRAINING_ONLY]
+    missing = [name for name in NEEDED if name not in names]
+    if missing or not any(name.endswith(".safetensors") for name in names):
+        raise MoonflowError(f"{checkpoint.uri} cannot be served: it lacks {', '.join(missing) or 'its weights'}")
+    manifests.fetch(store, checkpoint.uri, folder, names)
+    Tokenizer.load(folder)  # a readable tokenizer with every special token that the chat template needs
+
+
+def _sign(store: ObjectStore, where: str, folder: Path, key: Path) -> None:
+    """Sign, unless somebody has: signatures differ from time to time, and files of an export must not."""
+    signing.sign(folder, key)
+    if not store.put_new(where, (folder / SIGNATURE).read_bytes()):
+        (folder / SIGNATURE).write_bytes(store.get(where))

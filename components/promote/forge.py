@@ -1,0 +1,137 @@
+"""Pull requests by REST, on GitHub or Gitea (source: their API references; what is used here is the same in both)."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
+
+import httpx
+
+from components.promote.git import BRANCH, TOKEN
+from model.errors import MoonflowError
+
+FORGE = "MOONFLOW_FORGE"
+"""Environment variable: ``github`` or ``gitea``; unset = no forge, promotions go to the main branch."""
+Kind = Literal["github", "gitea"]
+_TIMEOUT_S = 30.0
+_TRIES = 3
+_PAGE = 50
+
+
+@dataclass(frozen=True)
+class PullRequest:
+    """``state``: open, merged, or closed without a merge."""
+
+    number: int
+    url: str
+    state: Literal["open", "merged", "closed"]
+
+
+class Forge:
+    """The pull requests of one repository."""
+
+    def __init__(self, kind: Kind, repository: str) -> None:
+        """``repository`` is its Git address: ``https://HOST/OWNER/NAME.git`` or ``git@HOST:OWNER/NAME.git``.
+
+        MoonflowError when it is another kind of address, or when there is no token.
+        """
+        if not (token := os.environ.get(TOKEN, "")):
+            raise MoonflowError(f"{FORGE} is {kind}, but {TOKEN} is not set: give a token that may open pull requests")
+        root, owner, name = _parts(repository)
+        api = {"gitea": f"{root}/api/v1", "github": f"{root}/api/v3"}[kind]
+        if root == "https://github.com":
+            api = "https://api.github.com"
+        self._owner = owner
+        self._pulls = f"{api}/repos/{owner}/{name}/pulls"
+        self._kind = kind
+        self._headers = {"Authorization": f"token {token}", "Accept": "application/json"}
+
+    @classmethod
+    def from_env(cls, repository: str) -> Forge | None:
+        """The forge that MOONFLOW_FORGE names; None if it is not set, or if the repository is a folder."""
+        kind = os.environ.get(FORGE, "")
+        if not kind or not ("://" in repository or "@" in repository):
+            return None
+        if kind not in get_args(Kind):
+            raise MoonflowError(f"{FORGE} is {kind!r}: write {' or '.join(get_args(Kind))}, or leave it out")
+        return cls(kind, repository)  # type: ignore[arg-type]
+
+    def ensure(self, branch: str, commit: str, title: str, body: str) -> PullRequest:
+        """The pull request of ``branch``, at ``commit``, into the main branch; opened if there is none.
+
+        Raises:
+            MoonflowError: the forge is away or refuses, or the pull request was closed without a merge.
+        """
+        if (found := self.find(branch, commit)) is None:
+            new = {"title": title, "head": branch, "base": BRANCH, "body": body}
+            answer = self._request("POST", json=new)
+            if answer.status_code == 201:
+                return _pull_request(answer.json())
+            # Somebody else opened it meanwhile: GitHub says so with 422, Gitea with 409.
+            if answer.status_code not in (409, 422) or (found := self.find(branch, commit)) is None:
+                raise self._refusal("opening a pull request", answer)
+        if found.state == "closed":
+            raise MoonflowError(f"{found.url} was closed without a merge: reopen it to let this change through")
+        return found
+
+    def find(self, branch: str, commit: str) -> PullRequest | None:
+        """The open pull request of ``branch``, or the one that ended with ``commit``; earlier ones do not count."""
+        page = 1
+        while True:
+            query: dict[str, str | int] = {"state": "all", "page": page}
+            query |= {"per_page": _PAGE} if self._kind == "github" else {"limit": _PAGE}
+            query |= {"head": f"{self._owner}:{branch}", "base": BRANCH} if self._kind == "github" else {}
+            answer = self._request("GET", params=query)
+            if answer.status_code != 200:
+                raise self._refusal("listing pull requests", answer)
+            for entry in answer.json():  # newest first in both
+                ours = entry["head"]["ref"] == branch and entry["base"]["ref"] == BRANCH
+                if ours and (entry["state"] == "open" or entry["head"]["sha"] == commit):
+                    return _pull_request(entry)
+            if len(answer.json()) < _PAGE:
+                return None
+            page += 1
+
+    def _request(self, method: str, **options: Any) -> httpx.Response:
+        """One request; connections that fail and 5xx are tried again. Opening twice is harmless: see ``ensure``."""
+        for attempt in range(1, _TRIES + 1):
+            try:
+                answer = httpx.request(method, self._pulls, headers=self._headers, timeout=_TIMEOUT_S, **options)
+            except httpx.HTTPError as error:
+                if attempt == _TRIES:
+                    raise MoonflowError(
+                        f"the forge at {self._pulls} cannot be reached ({type(error).__name__}): check {FORGE} and "
+                        "MOONFLOW_GITOPS_REPO"
+                    ) from None
+            else:
+                if answer.status_code < 500 or attempt == _TRIES:
+                    return answer
+            time.sleep(attempt)
+        raise AssertionError("unreachable")
+
+    def _refusal(self, doing: str, answer: httpx.Response) -> MoonflowError:
+        said = " ".join(answer.text.split())[:200]
+        hint = f": check {TOKEN}" if answer.status_code in (401, 403, 404) else ""
+        return MoonflowError(f"{doing} at {self._pulls} was refused ({answer.status_code} {said}){hint}")
+
+
+def _parts(repository: str) -> tuple[str, str, str]:
+    """(the forge's root, owner, name) of a repository's Git address."""
+    address = repository if "://" in repository else "ssh://" + repository.replace(":", "/", 1)
+    parts = urlsplit(address)
+    *prefix, owner, name = ["", "", *parts.path.removesuffix(".git").strip("/").split("/")]
+    if not (parts.hostname and owner and name):
+        raise MoonflowError(f"MOONFLOW_GITOPS_REPO is {repository}: a forge's repository is https://HOST/OWNER/NAME")
+    # An SSH address tells the host only; its user and port are not those of the API.
+    web = parts.scheme in ("http", "https")
+    root = f"{parts.scheme}://{parts.netloc}" if web else f"https://{parts.hostname}"
+    return "/".join([root, *filter(None, prefix)]), owner, name
+
+
+def _pull_request(entry: Mapping[str, Any]) -> PullRequest:
+    merged = bool(entry.get("merged") or entry.get("merged_at"))
+    return PullRequest(int(entry["number"]), str(entry["html_url"]), "merged" if merged else entry["state"])

@@ -1,0 +1,186 @@
+"""Promotion by pull request: real Git over HTTP, a forge that speaks the two REST dialects."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.promote import gitops
+from components.promote.forge import FORGE, Forge
+from components.promote.git import TOKEN as TOKEN_VARIABLE
+from components.promote.gitops import Proposal
+from components.promote.overlay import Change
+from components.runtime.progress import StepProgress
+from components.serve import merge
+from components.serve.merge import promoted_as
+from model.errors import MoonflowError
+from tests.components.promote.git_server import REPOSITORY, TOKEN, Host, git_host
+
+both = pytest.mark.parametrize("host", ["gitea", "github"], indirect=True)
+
+
+@pytest.fixture
+def host(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
+    kind = getattr(request, "param", "gitea")
+    monkeypatch.setenv(FORGE, kind)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(merge, "POLL_S", 0.05)
+    with git_host(tmp_path / "host", kind) as running:
+        yield running
+
+
+def propose(host: Host, digest: str, run: str = "tiny") -> Proposal:
+    change = Change(f"s3://moonflow/{digest[:4]}", digest)
+    name = f"dev/{run}/{digest}"
+    return gitops.promote(host.url + REPOSITORY, "dev", change, f"Promote {digest[:4]}\n", name, review=True)
+
+
+def ask(host: Host, proposal: Proposal) -> dict[str, str]:
+    """Open or find the pull request; what the promote step would record."""
+    forge = Forge.from_env(host.url + REPOSITORY)
+    assert forge is not None
+    digest = proposal.branch.rpartition("/")[2][0] * 64
+    body = f"{gitops.TRAILER}: dev/tiny/{digest}"
+    url = forge.ensure(proposal.branch, proposal.commit, f"Promote {digest[:4]}", body).url
+    return {
+        "manifest_sha256": digest,
+        "promotion_id": f"dev/tiny/{digest}",
+        "branch": proposal.branch,
+        "pull_request": url,
+    }
+
+
+def served(host: Host, record: dict[str, str], tmp_path: Path, timeout: float = 30.0) -> Any:
+    progress = StepProgress(tmp_path / "progress", "serve")
+    return promoted_as(host.url + REPOSITORY, "dev", record, timeout, progress)
+
+
+@both
+def test_the_same_promotion_is_the_same_commit_and_the_same_pull_request(host: Host, tmp_path: Path):
+    first = propose(host, "a" * 64)
+    record = ask(host, first)
+    assert first.branch == "promote/dev/" + "a" * 12
+    assert propose(host, "a" * 64) == first
+    assert ask(host, first) == record
+    assert host.opened == 1
+    assert gitops.find_promoted(host.url + REPOSITORY, "dev") is None  # nothing before the merge
+    host.merge(1)
+    assert served(host, record, tmp_path).manifest_sha256 == "a" * 64
+    assert propose(host, "a" * 64) == Proposal(first.commit)  # merged: no branch, no second request
+    assert host.opened == 1
+
+
+def test_a_squashed_merge_is_known_as_the_promotion(host: Host, tmp_path: Path):
+    record = ask(host, propose(host, "a" * 64))
+    host.merge(1, squash=True)
+    squashed = host.git("rev-parse", "main")
+    assert served(host, record, tmp_path).commit == squashed
+    assert propose(host, "a" * 64) == Proposal(squashed)
+    force = gitops.newest_promotion(gitops.history(host.url + REPOSITORY, "dev"))
+    assert force is not None and force.commit == squashed
+
+
+@both
+def test_one_promotion_at_many_places_at_once_opens_one_pull_request(host: Host):
+    with ThreadPoolExecutor(3) as pool:
+        urls = set(pool.map(lambda _: ask(host, propose(host, "a" * 64))["pull_request"], range(3)))
+    assert len(urls) == host.opened == 1
+
+
+def test_a_forge_that_stumbles_is_asked_again(host: Host):
+    proposal = propose(host, "a" * 64)
+    host.refuse_next = 1
+    ask(host, proposal)
+    assert host.opened == 1
+
+
+def test_serving_awaits_the_merge_and_says_so(host: Host, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    record = ask(host, propose(host, "a" * 64))
+    with pytest.raises(MoonflowError, match=r"pulls/1 is not merged after 0 s: merge it, then start the run again"):
+        served(host, record, tmp_path, timeout=0.0)
+    later = threading.Timer(0.5, host.merge, [1])
+    later.start()
+    assert served(host, record, tmp_path).manifest_sha256 == "a" * 64
+    later.join()
+    assert f"awaiting the merge of {record['pull_request']}" in capsys.readouterr().out
+
+
+def test_of_two_pull_requests_the_second_stays_mergeable(host: Host, tmp_path: Path):
+    first, second = ask(host, propose(host, "a" * 64)), ask(host, propose(host, "b" * 64))
+    host.merge(1)
+    # The same lines on both sides: unmergeable until the waiting step builds the branch anew.
+    with pytest.raises(MoonflowError, match="pulls/2 is not merged"):
+        served(host, second, tmp_path, timeout=0.0)
+    host.merge(2)
+    assert host.opened == 2
+    assert served(host, second, tmp_path).manifest_sha256 == "b" * 64
+    with pytest.raises(MoonflowError, match="dev now holds s3://moonflow/bbbb .*not what this run promoted"):
+        served(host, first, tmp_path)
+    history = [entry.subject for entry in gitops.history(host.url + REPOSITORY, "dev") if entry.promotion]
+    assert history == ["Promote bbbb", "Promote aaaa"]
+
+
+@both
+def test_a_closed_pull_request_is_a_no(host: Host, tmp_path: Path):
+    proposal = propose(host, "a" * 64)
+    record = ask(host, proposal)
+    host.pulls[0] |= {"state": "closed"}
+    with pytest.raises(MoonflowError, match="pulls/1 was closed without a merge"):
+        served(host, record, tmp_path)
+    with pytest.raises(MoonflowError, match="pulls/1 was closed without a merge: reopen it"):
+        ask(host, proposal)
+    assert host.opened == 1
+
+
+def test_a_rollback_by_pull_request_is_asked_for_once(host: Host, tmp_path: Path):
+    record = ask(host, propose(host, "a" * 64))
+    host.merge(1)
+    served(host, record, tmp_path)
+    url = host.url + REPOSITORY
+    force = gitops.newest_promotion(gitops.history(url, "dev"))
+    assert force is not None
+    first = gitops.revert(url, "dev", force, review=True)
+    assert first.branch == f"rollback/dev/{force.commit[:12]}"
+    assert gitops.revert(url, "dev", force, review=True) == first
+    assert gitops.find_promoted(url, "dev") is not None
+
+
+def test_a_wrong_token_and_a_wrong_forge_are_told(host: Host, monkeypatch: pytest.MonkeyPatch):
+    proposal = propose(host, "a" * 64)
+    monkeypatch.setenv(TOKEN_VARIABLE, "a-wrong-token")
+    with pytest.raises(MoonflowError, match=r"refused \(401 .*check MOONFLOW_GIT_TOKEN") as caught:
+        ask(host, proposal)
+    assert "a-wrong-token" not in str(caught.value)
+    monkeypatch.delenv(TOKEN_VARIABLE)
+    with pytest.raises(MoonflowError, match="MOONFLOW_GIT_TOKEN is not set"):
+        ask(host, proposal)
+    monkeypatch.setenv(FORGE, "gitlab")
+    with pytest.raises(MoonflowError, match="MOONFLOW_FORGE is 'gitlab': write github or gitea"):
+        ask(host, proposal)
+
+
+@pytest.mark.parametrize(("kind", "address", "pulls"), [
+    ("github", "https://github.com/o/n.git", "https://api.github.com/repos/o/n/pulls"),
+    ("github", "git@github.com:o/n.git", "https://api.github.com/repos/o/n/pulls"),
+    ("github", "https://git.example.org/o/n", "https://git.example.org/api/v3/repos/o/n/pulls"),
+    ("gitea", "https://example.org:3000/code/o/n.git", "https://example.org:3000/code/api/v1/repos/o/n/pulls"),
+    ("gitea", "ssh://git@example.org:2222/o/n.git", "https://example.org/api/v1/repos/o/n/pulls"),
+    ("gitea", "http://gitea.forge:3000/o/n.git", "http://gitea.forge:3000/api/v1/repos/o/n/pulls"),
+])  # fmt: skip
+def test_the_api_follows_from_the_repository(kind: Any, address: str, pulls: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
+    assert Forge(kind, address)._pulls == pulls
+
+
+def test_an_address_without_owner_is_refused_and_a_folder_has_no_forge(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
+    monkeypatch.setenv(FORGE, "gitea")
+    assert Forge.from_env("/srv/gitops.git") is None
+    with pytest.raises(MoonflowError, match="a forge's repository is https://HOST/OWNER/NAME"):
+        Forge.from_env("https://example.org/gitops.git")
