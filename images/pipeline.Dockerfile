@@ -19,7 +19,8 @@ ARG TORCH_INDEX=
 RUN PIP_INDEX_URL="${TORCH_INDEX}" pip install --no-cache-dir torch==2.13.0
 # The project without its packages: its dependencies at the locked versions, and not what only tests need.
 COPY pyproject.toml requirements.lock README.md LICENSE ./
-RUN pip install --no-cache-dir --constraint requirements.lock .
+RUN pip install --no-cache-dir --constraint requirements.lock . \
+    && rm -rf build moonflow.egg-info
 
 COPY model model
 COPY components components

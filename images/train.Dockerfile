@@ -23,7 +23,8 @@ RUN PIP_INDEX_URL="${TORCH_INDEX}" pip install --no-cache-dir torch==2.13.0
 # which need a whole CUDA toolkit: the optimizer is ours, and ZeRO itself is Python.
 COPY pyproject.toml requirements.lock README.md LICENSE ./
 RUN pip install --no-cache-dir --constraint requirements.lock . \
-    && DS_BUILD_OPS=0 pip install --no-cache-dir --constraint requirements.lock deepspeed==0.19.8
+    && DS_BUILD_OPS=0 pip install --no-cache-dir --constraint requirements.lock deepspeed==0.19.8 \
+    && rm -rf build moonflow.egg-info
 
 COPY model model
 COPY components components
