@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import RopeScaling, TextConfig
+from model.packed_attention import PackedAttention
+from model.precision import RMSNorm, linear
 
 
 def rope_frequencies_r(config: TextConfig) -> Tensor:
@@ -41,7 +43,7 @@ def rotate(x_BTHR: Tensor, cos_BTR: Tensor, sin_BTR: Tensor) -> Tensor:
     """Rotate interleaved pairs (x0, x1), (x2, x3), ... by the angle of their token; cos and sin are [B, T, R/2]."""
     even, odd = x_BTHR[..., 0::2], x_BTHR[..., 1::2]
     cos, sin = cos_BTR.unsqueeze(2), sin_BTR.unsqueeze(2)
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x_BTHR.dtype)
 
 
 class Rotary(nn.Module):
@@ -72,34 +74,57 @@ class MultiheadLatentAttention(nn.Module):
         self.config = config
         heads, hidden = config.num_attention_heads, config.hidden_size
         self.q_a_proj = nn.Linear(hidden, config.q_lora_rank, bias=False)
-        self.q_a_layernorm = nn.RMSNorm(config.q_lora_rank, eps=config.rms_norm_eps)
+        self.q_a_layernorm = RMSNorm(config.q_lora_rank, eps=config.rms_norm_eps)
         self.q_b_proj = nn.Linear(config.q_lora_rank, heads * config.qk_head_dim, bias=False)
         self.kv_a_proj_with_mqa = nn.Linear(hidden, config.kv_lora_rank + config.qk_rope_head_dim, bias=False)
-        self.kv_a_layernorm = nn.RMSNorm(config.kv_lora_rank, eps=config.rms_norm_eps)
+        self.kv_a_layernorm = RMSNorm(config.kv_lora_rank, eps=config.rms_norm_eps)
         self.kv_b_proj = nn.Linear(
             config.kv_lora_rank, heads * (config.qk_nope_head_dim + config.v_head_dim), bias=False
         )
         self.o_proj = nn.Linear(heads * config.v_head_dim, hidden, bias=False)
         self.max_logit_h: Tensor | None = None
 
+    def _project_queries(self, x_BTD: Tensor) -> Tensor:
+        return linear(self.q_a_layernorm(linear(x_BTD, self.q_a_proj)), self.q_b_proj)
+
+    def _project_latents(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        c_BTC, rope_BTR = linear(x_BTD, self.kv_a_proj_with_mqa).split(
+            (self.config.kv_lora_rank, self.config.qk_rope_head_dim), dim=-1
+        )
+        return self.kv_a_layernorm(c_BTC), rope_BTR
+
     def queries(self, x_BTD: Tensor, cos_BTR: Tensor, sin_BTR: Tensor) -> Tensor:
         """[B, T, H, K], rope part rotated."""
         config = self.config
-        q_BTHK = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTD))).unflatten(-1, (config.num_attention_heads, -1))
+        q_BTHK = self._project_queries(x_BTD).unflatten(-1, (config.num_attention_heads, -1))
         nope, rope = q_BTHK.split((config.qk_nope_head_dim, config.qk_rope_head_dim), dim=-1)
         return torch.cat((nope, rotate(rope, cos_BTR, sin_BTR)), dim=-1)
 
     def latents(self, x_BTD: Tensor, cos_BTR: Tensor, sin_BTR: Tensor) -> tuple[Tensor, Tensor]:
         """What a cache holds per token: the normalised kv latent [B, T, C] and the rotated rope key [B, T, R]."""
-        config = self.config
-        c_BTC, rope_BTR = self.kv_a_proj_with_mqa(x_BTD).split((config.kv_lora_rank, config.qk_rope_head_dim), dim=-1)
-        return self.kv_a_layernorm(c_BTC), rotate(rope_BTR.unsqueeze(2), cos_BTR, sin_BTR).squeeze(2)
+        c_BTC, rope_BTR = self._project_latents(x_BTD)
+        return c_BTC, rotate(rope_BTR.unsqueeze(2), cos_BTR, sin_BTR).squeeze(2)
 
     def forward(self, x_BTD: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, mask_B1TT: Tensor) -> Tensor:
+        """``mask_B1TT``: bool (may look), or a ``score_bias`` [B, H, T, T] to attend by plain products."""
         config, heads = self.config, self.config.num_attention_heads
+        if mask_B1TT.is_floating_point():
+            c_BTC, rope_BTR = self._project_latents(x_BTD)
+            out_BTx, largest_h = PackedAttention.apply(
+                self._project_queries(x_BTD),
+                linear(c_BTC, self.kv_b_proj),
+                rope_BTR,
+                torch.complex(cos_BTR, sin_BTR),
+                mask_B1TT,
+                (heads, config.qk_nope_head_dim, config.v_head_dim),
+                config.softmax_scale,
+            )
+            if self.training:
+                self.max_logit_h = largest_h
+            return linear(out_BTx, self.o_proj)
         q_BTHK = self.queries(x_BTD, cos_BTR, sin_BTR)
         c_BTC, k_rope_BTR = self.latents(x_BTD, cos_BTR, sin_BTR)
-        kv = self.kv_b_proj(c_BTC).unflatten(-1, (heads, -1))
+        kv = linear(c_BTC, self.kv_b_proj).unflatten(-1, (heads, -1))
         k_nope_BTHN, v_BTHV = kv.split((config.qk_nope_head_dim, config.v_head_dim), dim=-1)
         k_BTHK = torch.cat((k_nope_BTHN, k_rope_BTR.unsqueeze(2).expand(-1, -1, heads, -1)), dim=-1)
         if self.training:
@@ -109,7 +134,7 @@ class MultiheadLatentAttention(nn.Module):
         pad = config.qk_head_dim - config.v_head_dim
         v = F.pad(v, (0, pad)) if pad > 0 else v
         out_BHTV = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B1TT, scale=config.softmax_scale)
-        return self.o_proj(out_BHTV[..., : config.v_head_dim].transpose(1, 2).flatten(2))
+        return linear(out_BHTV[..., : config.v_head_dim].transpose(1, 2).flatten(2), self.o_proj)
 
     @torch.no_grad()
     def _max_logit(self, q_BTHK: Tensor, k_BTHK: Tensor, mask_B1TT: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from model.attention import MultiheadLatentAttention, Rotary
 from model.config import TextConfig
 from model.moe import MixtureOfExperts, SwiGLU
+from model.packed_attention import LONGEST, score_bias
+from model.precision import RMSNorm, product_dtype
 
 
 class DecoderLayer(nn.Module):
@@ -18,15 +20,15 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: TextConfig, index: int) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.self_attn = MultiheadLatentAttention(config)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         dense = index < config.first_k_dense_replace or index % config.moe_layer_freq != 0
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size) if dense else MixtureOfExperts(config)
 
     def forward(self, x_BTD: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, mask_B1TT: Tensor) -> Tensor:
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), cos_BTR, sin_BTR, mask_B1TT)
-        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), cos_BTR, sin_BTR, mask_B1TT).to(x_BTD.dtype)
+        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD)).to(x_BTD.dtype)
 
 
 class Decoder(nn.Module):
@@ -36,11 +38,15 @@ class Decoder(nn.Module):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary = Rotary(config)
+        self.heads = config.num_attention_heads
 
     def forward(self, x_BTD: Tensor, position_ids_BT: Tensor, mask_B1TT: Tensor) -> Tensor:
         cos_BTR, sin_BTR = self.rotary(position_ids_BT)
+        dtype = product_dtype()
+        if dtype is not None and mask_B1TT.shape[-1] <= LONGEST:
+            mask_B1TT = score_bias(mask_B1TT, self.heads, dtype)
         for layer in self.layers:
             x_BTD = layer(x_BTD, cos_BTR, sin_BTR, mask_B1TT)
         return self.norm(x_BTD)

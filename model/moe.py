@@ -1,7 +1,7 @@
 """Mixture of experts: bias-corrected sigmoid routing, grouped SwiGLU experts, a shared expert (source: K2 Table 2).
 
 Shapes: N tokens, D hidden, E routed experts, F expert width, K experts per token,
-S = N * K token-expert pairs sorted by expert.
+S = token-expert pairs sorted by expert.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import TextConfig
+from model.precision import GRANULE, gated_ffn, product_dtype, swiglu, swiglu_backward
 
 
 class SwiGLU(nn.Module):
@@ -25,7 +26,7 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(width, hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return gated_ffn(x, self.gate_proj, self.up_proj, self.down_proj)
 
 
 class Router(nn.Module):
@@ -58,7 +59,7 @@ class Router(nn.Module):
         weights_BTK = weights_BTK / (weights_BTK.sum(-1, keepdim=True) + 1e-20) * config.routed_scaling_factor
         if self.training:
             self._balance(scores_BTE, chosen_BTK)
-        return chosen_BTK.flatten(0, 1), weights_BTK.flatten(0, 1).to(x_BTD.dtype)
+        return chosen_BTK.flatten(0, 1), weights_BTK.flatten(0, 1)
 
     def _balance(self, scores_BTE: Tensor, chosen_BTK: Tensor) -> None:
         """Balance within each row: alpha * sum_e (share of row's choices * E) * (mean normalised score)."""
@@ -87,50 +88,64 @@ class GroupedExperts(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_ND: Tensor, weights_NK: Tensor, chosen_NK: Tensor, gate_up_EGD: Tensor, down_EDF: Tensor
+        ctx: Any,
+        x_ND: Tensor,
+        weights_NK: Tensor,
+        chosen_NK: Tensor,
+        gate_up_EGD: Tensor,
+        down_EDF: Tensor,
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
-        k = chosen_NK.shape[1]
+        k, dtype = chosen_NK.shape[1], dtype or x_ND.dtype
+        ctx.dtypes = (x_ND.dtype, weights_NK.dtype, gate_up_EGD.dtype)
+        x_ND, weights_NK, gate_up_EGD, down_EDF = (t.to(dtype) for t in (x_ND, weights_NK, gate_up_EGD, down_EDF))
         order_S = chosen_NK.flatten().argsort(stable=True)
-        ends = chosen_NK.flatten().bincount(minlength=len(gate_up_EGD)).cumsum(0).tolist()
-        place_S = torch.empty_like(order_S).scatter_(0, order_S, torch.arange(len(order_S), device=order_S.device))
-        x_SD = x_ND[order_S // k]
+        count_E = chosen_NK.flatten().bincount(minlength=len(gate_up_EGD))
+        # Rows that fill up a granule read token 0 with weight 0: they change neither output nor gradients.
+        granule = 1 if dtype == ctx.dtypes[2] else GRANULE
+        room_E = (count_E + granule - 1) // granule * granule
+        end_E = room_E.cumsum(0)
+        ends = end_E.tolist()
+        shift_E = (end_E - room_E) - (count_E.cumsum(0) - count_E)
+        rank_S = torch.arange(len(order_S), device=order_S.device)
+        row_S = rank_S + shift_E.repeat_interleave(count_E, output_size=len(order_S))
+        place_S = torch.empty_like(order_S).scatter_(0, order_S, row_S)
+        token_S = order_S.new_zeros(ends[-1]).scatter_(0, row_S, order_S // k)
+        weight_S = weights_NK.new_zeros(ends[-1]).scatter_(0, place_S, weights_NK.flatten())
+        x_SD = x_ND.index_select(0, token_S)
         h_SG = x_SD.new_empty(len(x_SD), gate_up_EGD.shape[1])
         y_SD = torch.empty_like(x_SD)
         for start, end, expert in _groups(ends):
             torch.mm(x_SD[start:end], gate_up_EGD[expert].T, out=h_SG[start:end])
-        gate_SF, up_SF = h_SG.chunk(2, dim=-1)
-        act_SF = F.silu(gate_SF) * up_SF
+        act_SF = swiglu(h_SG)
         for start, end, expert in _groups(ends):
             torch.mm(act_SF[start:end], down_EDF[expert].T, out=y_SD[start:end])
-        out_ND = (y_SD[place_S].unflatten(0, (-1, k)) * weights_NK.unsqueeze(-1)).sum(1)
-        ctx.save_for_backward(x_SD, weights_NK, order_S, place_S, h_SG, act_SF, y_SD, gate_up_EGD, down_EDF)
+        y_NKD = y_SD.index_select(0, place_S).unflatten(0, (-1, k))
+        out_ND = torch.bmm(weights_NK.unsqueeze(1), y_NKD).squeeze(1)
+        ctx.save_for_backward(x_SD, weight_S, token_S, place_S, h_SG, act_SF, y_SD, gate_up_EGD, down_EDF)
         ctx.ends = ends
         return out_ND
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_ND,) = grads
-        x_SD, weights_NK, order_S, place_S, h_SG, act_SF, y_SD, gate_up_EGD, down_EDF = ctx.saved_tensors
-        k = weights_NK.shape[1]
-        grad_SD = grad_ND[order_S // k]
-        grad_weights_NK = (grad_SD * y_SD).sum(-1)[place_S].unflatten(0, (-1, k))
-        grad_SD = grad_SD * weights_NK.flatten()[order_S].unsqueeze(-1)
+        x_SD, weight_S, token_S, place_S, h_SG, act_SF, y_SD, gate_up_EGD, down_EDF = ctx.saved_tensors
+        of_x, of_weights, of_experts = ctx.dtypes
+        k = len(place_S) // len(grad_ND)
+        grad_SD = grad_ND.index_select(0, token_S)
+        grad_weights_NK = (grad_SD * y_SD).sum(-1, dtype=of_weights).index_select(0, place_S).unflatten(0, (-1, k))
+        grad_SD.mul_(weight_S.unsqueeze(-1))
         grad_act_SF, grad_down_EDF = torch.empty_like(act_SF), torch.zeros_like(down_EDF)
         for start, end, expert in _groups(ctx.ends):
             torch.mm(grad_SD[start:end], down_EDF[expert], out=grad_act_SF[start:end])
             torch.mm(grad_SD[start:end].T, act_SF[start:end], out=grad_down_EDF[expert])
-        gate_SF, up_SF = h_SG.chunk(2, dim=-1)
-        sigmoid_SF = gate_SF.sigmoid()
-        silu_SF = gate_SF * sigmoid_SF
-        grad_h_SG = torch.cat(
-            (grad_act_SF * up_SF * (sigmoid_SF + silu_SF * (1 - sigmoid_SF)), grad_act_SF * silu_SF), dim=-1
-        )
+        grad_h_SG = swiglu_backward(grad_act_SF, h_SG)
         grad_x_SD, grad_gate_up_EGD = torch.empty_like(x_SD), torch.zeros_like(gate_up_EGD)
         for start, end, expert in _groups(ctx.ends):
             torch.mm(grad_h_SG[start:end], gate_up_EGD[expert], out=grad_x_SD[start:end])
             torch.mm(grad_h_SG[start:end].T, x_SD[start:end], out=grad_gate_up_EGD[expert])
-        grad_x_ND = grad_x_SD[place_S].unflatten(0, (-1, k)).sum(1)
-        return grad_x_ND, grad_weights_NK, None, grad_gate_up_EGD, grad_down_EDF
+        grad_x_ND = grad_x_SD.index_select(0, place_S).unflatten(0, (-1, k)).sum(1, dtype=of_x)
+        return grad_x_ND, grad_weights_NK, None, grad_gate_up_EGD.to(of_experts), grad_down_EDF.to(of_experts), None
 
 
 def _groups(ends: list[int]) -> list[tuple[int, int, int]]:
@@ -150,7 +165,7 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))
 
     def forward(self, x_ND: Tensor, weights_NK: Tensor, chosen_NK: Tensor) -> Tensor:
-        return GroupedExperts.apply(x_ND, weights_NK, chosen_NK, self.gate_up_proj, self.down_proj)
+        return GroupedExperts.apply(x_ND, weights_NK, chosen_NK, self.gate_up_proj, self.down_proj, product_dtype())
 
 
 class MixtureOfExperts(nn.Module):

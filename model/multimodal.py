@@ -15,6 +15,7 @@ from model.attention import MultiheadLatentAttention
 from model.config import ModelConfig
 from model.decoder import CausalLM, packed_causal_mask
 from model.moe import Experts, Router
+from model.precision import linear
 from model.vision import GridTHW, MoonViT3d, PatchMergerProjector, PositionGrid
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class KimiK25(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Logits [N, V] of the positions that have a target, in row-major order: those of ``batch.targets_N``."""
         hidden_BTD = self.hidden_states(batch)
-        return self.language_model.lm_head(hidden_BTD.flatten(0, 1)[batch.target_positions_N])
+        return linear(hidden_BTD.flatten(0, 1).index_select(0, batch.target_positions_N), self.language_model.lm_head)
 
     def attentions(self) -> Iterator[MultiheadLatentAttention]:
         for module in self.modules():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import VisionConfig
+from model.precision import layer_norm, linear
 
 GridTHW = tuple[int, int, int]
 ROPE_THETA = 10000.0
@@ -94,7 +95,7 @@ class MLP(nn.Module):
         self.fc1 = nn.Linear(width, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc1(F.gelu(self.fc0(x), approximate="tanh"))
+        return linear(F.gelu(linear(x, self.fc0), approximate="tanh"), self.fc1)
 
 
 class Block(nn.Module):
@@ -110,8 +111,9 @@ class Block(nn.Module):
         self.mlp = MLP(config.vt_hidden_size, config.vt_intermediate_size)
 
     def forward(self, x_PD: Tensor, cos_PE: Tensor, sin_PE: Tensor, groups: list[tuple[Tensor | None, int]]) -> Tensor:
-        x_PD = x_PD + self.wo(self._attend(self.wqkv(self.norm0(x_PD)), cos_PE, sin_PE, groups))
-        return x_PD + self.mlp(self.norm1(x_PD))
+        qkv = linear(layer_norm(x_PD, self.norm0), self.wqkv).to(x_PD.dtype)
+        x_PD = x_PD + linear(self._attend(qkv, cos_PE, sin_PE, groups), self.wo).to(x_PD.dtype)
+        return x_PD + self.mlp(layer_norm(x_PD, self.norm1)).to(x_PD.dtype)
 
     def _attend(self, qkv: Tensor, cos_PE: Tensor, sin_PE: Tensor, groups: list[tuple[Tensor | None, int]]) -> Tensor:
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(1)
@@ -211,4 +213,6 @@ class PatchMergerProjector(nn.Module):
         self.proj = nn.Sequential(nn.Linear(merged, merged), nn.GELU(), nn.Linear(merged, config.text_hidden_size))
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.proj(self.pre_norm(features).flatten(1))
+        first, gelu, last = self.proj
+        assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
+        return linear(gelu(linear(layer_norm(features, self.pre_norm).flatten(1), first)), last)

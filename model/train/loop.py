@@ -21,6 +21,7 @@ from model.data.packing import Batch
 from model.data.stream import MixtureStream, StreamState
 from model.hf import load_weights
 from model.multimodal import KimiK25
+from model.precision import products_in
 from model.train.checkpoint import load_checkpoint, read_state, save_checkpoint
 from model.train.optimizer import MuonClip, build_optimizer, qk_clip
 from model.train.protocol import Surroundings
@@ -40,6 +41,7 @@ class Phase:
         bias_update_rate: of the router's correction bias, per step (Megatron-Bridge: 1e-3).
         weight_decay: of matrices (K2: 0.1).
         checkpoint_every: steps between saved states; 0 saves only at the end.
+        products: precision of the matrix products (``model.precision``); None computes in that of the weights.
     """
 
     stream: Callable[[StreamState | None], MixtureStream]
@@ -51,6 +53,7 @@ class Phase:
     bias_update_rate: float = 1e-3
     weight_decay: float = 0.1
     checkpoint_every: int = 0
+    products: torch.dtype | None = None
 
     def rate(self, step: int) -> float:
         """Learning rate of ``step`` (0-based)."""
@@ -79,7 +82,7 @@ class LoopState:
 
 def batch_loss(model: KimiK25, batch: Batch) -> tuple[Tensor, dict[str, float]]:
     """Mean cross-entropy over the targets plus the balance loss; and its parts by modality, in nats per token."""
-    losses_N = F.cross_entropy(model(batch), batch.targets_N, reduction="none")
+    losses_N = F.cross_entropy(model(batch).float(), batch.targets_N, reduction="none")
     loss = losses_N.mean() + model.auxiliary_loss()
     figures: dict[str, float] = {}
     for name, chosen_N in (("loss/vision", batch.vision_N), ("loss/text", ~batch.vision_N)):
@@ -140,7 +143,8 @@ def train(model: KimiK25, phases: Sequence[Phase], tokenizer_folder: Path, aroun
 def optimizer_step(model: KimiK25, batch: Batch, optimizer: MuonClip, phase: Phase, step: int) -> dict[str, float]:
     """One step on one batch: loss, gradient, MuonClip, router bias; returns its figures."""
     optimizer.set_learning_rate(phase.rate(step))
-    loss, figures = batch_loss(model, batch)
+    with products_in(phase.products):
+        loss, figures = batch_loss(model, batch)
     loss.backward()
     gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     optimizer.step()

@@ -80,7 +80,7 @@ class MuonClip(torch.optim.Optimizer):
             if trained:
                 (self._muon if group["rule"] == "muon" else self._adamw)(group, trained)
 
-    def _muon(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
+    def _muon(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         momenta = self._slots(parameters, "momentum")
         torch._foreach_mul_(momenta, group["momentum"])
@@ -100,7 +100,7 @@ class MuonClip(torch.optim.Optimizer):
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(parameters, updates, alpha=-group["lr"])
 
-    def _adamw(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
+    def _adamw(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         beta1, beta2 = group["betas"]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         means, squares = self._slots(parameters, "exp_avg"), self._slots(parameters, "exp_avg_sq")
@@ -121,7 +121,7 @@ class MuonClip(torch.optim.Optimizer):
         rates = [-group["lr"] / (1 - beta1**count) for count in counts]
         torch._foreach_addcdiv_(parameters, means, denominators, rates)
 
-    def _slots(self, parameters: list[nn.Parameter], slot: str) -> list[Tensor]:
+    def _slots(self, parameters: list[Tensor], slot: str) -> list[Tensor]:
         """Each parameter's tensor of that name, zero where it has none yet."""
         for parameter in parameters:
             if slot not in self.state[parameter]:

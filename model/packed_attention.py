@@ -1,0 +1,107 @@
+"""Attention over short packed rows as plain matrix products, for training in bfloat16 (source: ours).
+
+The fused kernels of torch are built for long rows; on a CPU, products of matrices in bfloat16 are several times faster
+than they are, and with a few hundred tokens to a row the scores are small. From the projections to the heads' outputs
+it is one autograd node: rotation, assembly of queries and keys, scores, softmax (float32 inside), values. Queries are
+taken ``CHUNK`` at a time and look at no later key.
+
+Shapes: B rows, T tokens in a row, H heads, N = nope dims, R = rope dims, K = N + R, V = value dims, X = B * H.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK = 128
+LONGEST = 1024  # tokens of a row; scores of longer rows take more memory than a fused kernel needs time (ours)
+
+
+def score_bias(mask_B1TT: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores, [B, H, T, T]: 0 where the mask allows, else minus infinity."""
+    bias_B1TT = torch.zeros(mask_B1TT.shape, dtype=dtype, device=mask_B1TT.device).masked_fill_(~mask_B1TT, -torch.inf)
+    return bias_B1TT.expand(-1, heads, -1, -1).contiguous()
+
+
+def _turn(x: Tensor, turn: Tensor) -> Tensor:
+    """Interleaved pairs of x [..., R] times unit complex numbers [..., R/2], in the precision of the latter."""
+    pairs = torch.view_as_complex(x.to(turn.dtype.to_real()).unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * turn).flatten(-2)
+
+
+class PackedAttention(torch.autograd.Function):
+    """Heads' outputs [B, T, H * V] and each head's largest score [H] of projections, in the projections' dtype.
+
+    Inputs: queries [B, T, H * K], keys and values [B, T, H * (N + V)], the rope key [B, T, R] (neither rotated), the
+    rotation [B, T, R/2] as unit complex numbers, ``score_bias``, (H, N, V) and the softmax scale.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q_BTx: Tensor,
+        kv_BTx: Tensor,
+        rope_BTR: Tensor,
+        turn_BTr: Tensor,
+        bias_BHTT: Tensor,
+        sizes: tuple[int, int, int],
+        scale: float,
+    ) -> tuple[Tensor, Tensor]:
+        heads, nope, values = sizes
+        rows, tokens, _ = q_BTx.shape
+        turn_B1Tr = turn_BTr.unsqueeze(1)
+        from_q = q_BTx.unflatten(-1, (heads, -1)).transpose(1, 2)
+        from_kv = kv_BTx.unflatten(-1, (heads, -1)).transpose(1, 2)
+        q, k = (torch.empty(from_q.shape, dtype=q_BTx.dtype, device=q_BTx.device) for _ in range(2))
+        q[..., :nope] = from_q[..., :nope]
+        q[..., nope:] = _turn(from_q[..., nope:], turn_B1Tr)
+        k[..., :nope] = from_kv[..., :nope]
+        k[..., nope:] = _turn(rope_BTR.unsqueeze(1), turn_B1Tr)
+        q_XTK, k_XTK = q.flatten(0, 1), k.flatten(0, 1)
+        v_XTV = from_kv[..., nope:].reshape(rows * heads, tokens, values)
+        bias_XTT = bias_BHTT.flatten(0, 1)
+        out_XTV, probs, largest = torch.empty_like(v_XTV), [], []
+        for start in range(0, tokens, CHUNK):
+            end = min(start + CHUNK, tokens)
+            scores = torch.baddbmm(bias_XTT[:, start:end, :end], q_XTK[:, start:end], k_XTK[:, :end].mT, alpha=scale)
+            largest.append(scores.amax((1, 2)))
+            probs.append(scores.softmax(-1))
+            out_XTV[:, start:end] = torch.bmm(probs[-1], v_XTV[:, :end])
+        ctx.save_for_backward(q_XTK, k_XTK, v_XTV, turn_B1Tr, *probs)
+        ctx.sizes, ctx.scale = sizes, scale
+        largest_H = torch.stack(largest).amax(0).view(rows, heads).amax(0).float()
+        ctx.mark_non_differentiable(largest_H)
+        return out_XTV.view(rows, heads, tokens, values).transpose(1, 2).flatten(2), largest_H
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q_XTK, k_XTK, v_XTV, turn_B1Tr, *probs = ctx.saved_tensors
+        (heads, nope, values), scale = ctx.sizes, ctx.scale
+        tokens = q_XTK.shape[1]
+        grad_XTV = grads[0].unflatten(-1, (heads, values)).transpose(1, 2).flatten(0, 1)
+        grad_q, grad_k, grad_v = torch.empty_like(q_XTK), torch.zeros_like(k_XTK), torch.zeros_like(v_XTV)
+        for number, prob in enumerate(probs):
+            start, end = number * CHUNK, min((number + 1) * CHUNK, tokens)
+            out = grad_XTV[:, start:end]
+            grad_v[:, :end] += torch.bmm(prob.mT, out)
+            grad_scores = torch.ops.aten._softmax_backward_data(torch.bmm(out, v_XTV[:, :end].mT), prob, -1, prob.dtype)
+            grad_q[:, start:end] = torch.bmm(grad_scores, k_XTK[:, :end])
+            grad_k[:, :end] += torch.bmm(grad_scores.mT, q_XTK[:, start:end])
+        grad_q, grad_k, grad_v = (x.unflatten(0, (-1, heads)) for x in (grad_q.mul_(scale), grad_k.mul_(scale), grad_v))
+        back_B1Tr = turn_B1Tr.conj()
+        grad_q[..., nope:] = _turn(grad_q[..., nope:], back_B1Tr)
+        grad_rope_BTR = _turn(grad_k[..., nope:].sum(1, dtype=turn_B1Tr.dtype.to_real()), back_B1Tr.squeeze(1)).to(
+            grad_k.dtype
+        )
+        grad_kv = torch.cat((grad_k[..., :nope], grad_v), dim=-1)
+        return (
+            grad_q.transpose(1, 2).flatten(2),
+            grad_kv.transpose(1, 2).flatten(2),
+            grad_rope_BTR,
+            None,
+            None,
+            None,
+            None,
+        )
