@@ -25,7 +25,11 @@ ProfileOption = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Override one value: STEP.KEY=VALUE. May be repeated.", metavar="KEY=VALUE"),
+    typer.Option(
+        "--set",
+        help="Override one value, for example joint_pretrain.steps=200; --dry-run of run lists all. May be repeated.",
+        metavar="STEP.KEY=VALUE",
+    ),
 ]
 RunDirOption = Annotated[
     Path | None, typer.Option("--run-dir", "-d", help="The run's folder. Default: runs/<profile name>.")
@@ -43,8 +47,8 @@ def run(
 ) -> None:
     """Run the whole pipeline on this machine, or go on with a run that was stopped.
 
-    Steps that are finished in the run's folder are not done again. Ctrl-C stops everything; the next call goes on
-    from the last checkpoint.
+    Steps that are finished in the run's folder are not done again.
+    Ctrl-C stops everything; the next call goes on from the last checkpoint.
     """
     from pipelines.profile import load_profile
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 import platform
+import random
 import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import psutil
+from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from pipelines.services.local import PORT_RANGE
 
 GIB = 1024**3
 MEMORY_GIB = 6
@@ -36,14 +42,16 @@ class Check:
 def examine(run_dir: Path, console: Console) -> bool:
     """Print every check; True if nothing needed is missing."""
     checks = [check for group in (_machine, _disk, _packages, _programs) for check in group(run_dir)]
-    table = Table(title="moonflow doctor", title_justify="left")
+    table = Table(title="moonflow doctor", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("", "check", "found", "how to mend"):
         table.add_column(column, overflow="fold")
     for check in checks:
         mark = "[green]ok" if check.passed else "[red]missing" if check.needed else "[yellow]optional"
         table.add_row(mark, check.name, check.found, "" if check.passed else check.mend)
     console.print(table)
-    return all(check.passed for check in checks if check.needed)
+    lacking = [check.name for check in checks if check.needed and not check.passed]
+    console.print(f"mend first: {', '.join(lacking)}" if lacking else "ready: moonflow run", highlight=False)
+    return not lacking
 
 
 def _machine(_: Path) -> Iterator[Check]:
@@ -64,9 +72,17 @@ def _machine(_: Path) -> Iterator[Check]:
     ports = _free_ports(PORTS)
     yield Check(
         "loopback ports",
-        ports == PORTS,
-        f"{ports} of {PORTS} tried are free",
-        "allow listening on 127.0.0.1, or widen net.ipv4.ip_local_port_range",
+        ports >= PORTS // 2,
+        f"{ports} of {PORTS} tried in {PORT_RANGE.start}-{PORT_RANGE.stop} are free",
+        "end the programs that listen there, or allow listening on 127.0.0.1",
+    )
+    isolated = _namespaces()
+    yield Check(
+        "sandbox (RL tools)",
+        isolated,
+        "namespaces and limits" if isolated else "limits only",
+        "allow unprivileged user namespaces (sysctl user.max_user_namespaces), or run as root in a container",
+        needed=False,
     )
 
 
@@ -81,12 +97,24 @@ def _disk(run_dir: Path) -> Iterator[Check]:
 
 
 def _packages(_: Path) -> Iterator[Check]:
-    for package in ("torch", "kfp", "kfp-kubernetes", "mlflow", "boto3", "moonflow"):
-        try:
-            found = version(package)
-        except PackageNotFoundError:
-            found = ""
-        yield Check(package, bool(found), found or "not installed", "make .venv/.ready")
+    mend = f"{Path(sys.executable).parent / 'pip'} install -r requirements.lock"
+    try:
+        pins = [line.split("==") for line in requires("moonflow") or () if ";" not in line]
+        yield Check("moonflow", True, version("moonflow"), mend)
+    except PackageNotFoundError:
+        yield Check("moonflow", False, "not installed", "make run")
+        return
+    other = [f"{name} {found or 'missing'}" for name, pin in pins if (found := _installed(name)) != pin]
+    right = f"{len(pins) - len(other)} of {len(pins)} as pinned"
+    yield Check("packages", not other, "; ".join([right, *other]), mend)
+
+
+def _installed(package: str) -> str:
+    """Its version without the build's label (``+cpu``), or "" if it is missing."""
+    try:
+        return version(package).split("+")[0]
+    except PackageNotFoundError:
+        return ""
 
 
 def _programs(_: Path) -> Iterator[Check]:
@@ -108,13 +136,17 @@ def _beside_python(program: str) -> str | None:
 
 
 def _free_ports(count: int) -> int:
+    """How many of ``count`` ports, picked as the services pick theirs, can be listened on."""
     held = []
-    try:
-        for _ in range(count):
-            held.append(socket.create_server(("127.0.0.1", 0)))
-    except OSError:
-        pass
-    finally:
-        for server in held:
-            server.close()
+    for port in random.sample(PORT_RANGE, count):
+        with suppress(OSError):
+            held.append(socket.create_server(("127.0.0.1", port)))
+    for server in held:
+        server.close()
     return len(held)
+
+
+def _namespaces() -> bool:
+    """Whether the sandbox of model-written programs gets namespaces of its own: tried in a process of its own."""
+    code = "from model.rl.tools.sandbox_server import isolate; raise SystemExit(not isolate())"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0

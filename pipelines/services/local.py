@@ -34,7 +34,7 @@ BUCKET = "moonflow"
 # One name a port. SeaweedFS is told every port it would open; its worker expects admin's gRPC port 10000 above.
 PORTS = ("s3", "s3.grpc", "master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "admin", "mlflow")
 _ADMIN_GRPC = 10000
-_PORT_RANGE = range(20000, 30000)  # below Linux's ephemeral ports, so that no outgoing connection takes one meanwhile
+PORT_RANGE = range(20000, 30000)  # below Linux's ephemeral ports, so that no outgoing connection takes one meanwhile
 _STARTS = 5
 _STORE_S = 30.0
 _MLFLOW_S = 90.0
@@ -171,12 +171,12 @@ class Services:
         if not fresh and set(last) == set(PORTS) and _free([*last.values(), last["admin"] + _ADMIN_GRPC]):
             return last
         for _ in range(100):
-            first = random.randrange(_PORT_RANGE.start, _PORT_RANGE.stop - len(PORTS))
+            first = random.randrange(PORT_RANGE.start, PORT_RANGE.stop - len(PORTS))
             chosen = {name: first + offset for offset, name in enumerate(PORTS)}
             if _free([*chosen.values(), chosen["admin"] + _ADMIN_GRPC]):
                 (self.run_dir / "ports.json").write_text(json.dumps(chosen))
                 return chosen
-        raise MoonflowError(f"no {len(PORTS)} free ports in a row in {_PORT_RANGE}: end what occupies them")
+        raise MoonflowError(f"no {len(PORTS)} free ports in a row in {PORT_RANGE}: end what occupies them")
 
     def _store_command(self) -> dict[str, Any]:
         weed = shutil.which("weed", path=f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ.get('PATH', '')}")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,9 +8,10 @@ from pathlib import Path
 import pytest
 
 
-def moonflow(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def moonflow(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pipelines.cli", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+    own = {**os.environ, **environment}
+    return subprocess.run(command, cwd=cwd, env=own, capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +66,13 @@ def test_a_run_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None
 
 def test_doctor_passes_or_says_how_to_mend(tmp_path: Path) -> None:
     result = moonflow("doctor", cwd=tmp_path)
-    for name in ("python", "memory", "disk", "weed", "mlflow", "git"):
+    for name in ("python", "memory", "disk", "packages", "weed", "mlflow", "git"):
         assert name in result.stdout
-    assert result.returncode == (1 if "missing" in result.stdout else 0)
+    assert result.returncode == (1 if "mend first" in result.stdout else 0)
+
+
+def test_doctor_names_what_is_missing_and_how_to_mend_it(tmp_path: Path) -> None:
+    result = moonflow("doctor", cwd=tmp_path, PATH=str(tmp_path))
+    assert result.returncode == 1
+    assert "git (promotion)" in result.stdout.split("mend first: ")[1]
+    assert "apt install git" in result.stdout
