@@ -16,6 +16,7 @@ from pipelines.placement import SETTINGS, WAITING_POD
 from pipelines.profile import PROFILES, Profile, load_profile
 
 Spec = dict[str, Any]
+ROOT = Path(__file__).parents[2]
 SHIPPED = sorted(path.stem for path in PROFILES.glob("*.toml"))
 
 
@@ -180,6 +181,25 @@ def test_profiles_for_a_cluster_use_its_pools_and_queues(name: str) -> None:
         assert placement.priority == "moonflow-rollout" and placement.accelerators
     for step in ("prepare_data", "promote", "finish"):
         assert (tasks[step].pool, tasks[step].accelerators, tasks[step].queue) == ("cpu", 0, "")
+
+
+def named(kind: str) -> set[str]:
+    """Names of the base manifests' objects of a kind."""
+    texts = [path.read_text() for path in (ROOT / "manifests" / "base").rglob("*.yaml")]
+    objects = [each for text in texts for each in yaml.load_all(text, Loader=yaml.CSafeLoader) if each]
+    return {each["metadata"]["name"] for each in objects if each.get("kind") == kind}
+
+
+def test_the_manifests_have_every_name_that_the_profiles_use() -> None:
+    used = [placement for name in SHIPPED for placement in load_profile(name).tasks.values()]
+    assert {placement.queue for placement in used} - {""} == named("LocalQueue")
+    assert {placement.priority for placement in used} - {""} == named("WorkloadPriorityClass")
+    assert {placement.pool for placement in used} - {""} == named("ResourceFlavor")
+    assert {placement.runtime for placement in used} == named("ClusterTrainingRuntime")
+    for overlay in (ROOT / "manifests" / "overlays").glob("*/platform/kustomization.yaml"):
+        (settings,) = yaml.safe_load(overlay.read_text())["configMapGenerator"]
+        assert settings["name"] == "moonflow"
+        assert {literal.partition("=")[0] for literal in settings["literals"]} <= set(SETTINGS), overlay
 
 
 def test_the_released_shape_trains_on_several_nodes_over_rdma() -> None:
