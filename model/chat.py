@@ -18,7 +18,7 @@ from model.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
 
-_CALL_ID = re.compile(r"functions\.([A-Za-z_][A-Za-z0-9_]*):(\d+)")
+_CALL_ID = re.compile(r"functions\.([A-Za-z_][A-Za-z0-9_-]*):(\d+)")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,14 @@ class ToolSpec:
     def typescript(self) -> str:
         fields = ", ".join(f"{name}: string" for name in self.parameters)
         return f"// {self.description}\ntype {self.name} = (_: {{{fields}}}) => any;\n"
+
+
+@dataclass(frozen=True)
+class DeclaredTool:
+    """A tool that is not among ``TOOLS``, in the words of who declares it (one TypeScript declaration)."""
+
+    name: str
+    typescript: str
 
 
 # Descriptions are short because every prompt with tools pays for them (wording: ours).
@@ -97,7 +105,7 @@ def medium(kind: str, name: str) -> Iterator[Piece]:
     yield Piece("special", "<|media_end|>")
 
 
-def render(messages: Sequence[Message], tools: Sequence[str] = ()) -> Iterator[Piece]:
+def render(messages: Sequence[Message], tools: Sequence[str | DeclaredTool] = ()) -> Iterator[Piece]:
     """The pieces of a conversation; tokenizer training reads the "text" ones, so that the template is cheap in tokens.
 
     Raises:
@@ -110,7 +118,7 @@ def render(messages: Sequence[Message], tools: Sequence[str] = ()) -> Iterator[P
 
 def encode_chat(
     messages: Sequence[Message],
-    tools: Sequence[str],
+    tools: Sequence[str | DeclaredTool],
     tokenizer: Tokenizer,
     add_generation_prompt: bool = False,
     thinking: bool = False,
@@ -122,7 +130,7 @@ def encode_chat(
 
     Args:
         messages: OpenAI-shaped turns, see ``model.data.sample.Sample``.
-        tools: names from ``TOOLS`` to declare first.
+        tools: what to declare first: names from ``TOOLS``, or other tools.
         add_generation_prompt: end with an open assistant turn.
         thinking: the open turn starts with ``<think>`` instead of the instant mode's ``<think></think>``.
     """
@@ -197,11 +205,12 @@ def parse_assistant(ids: Sequence[int], tokenizer: Tokenizer) -> AssistantTurn:
         return AssistantTurn(reasoning, content, error=str(error))
 
 
-def _declaration(tools: Sequence[str]) -> str:
-    for name in tools:
-        if name not in TOOLS:
-            raise MoonflowError(f"unknown tool {name!r}; declare some of {', '.join(TOOLS)}")
-    return "namespace functions {\n" + "".join(TOOLS[name].typescript for name in tools) + "}"
+def _declaration(tools: Sequence[str | DeclaredTool]) -> str:
+    for tool in tools:
+        if isinstance(tool, str) and tool not in TOOLS:
+            raise MoonflowError(f"unknown tool {tool!r}; declare some of {', '.join(TOOLS)}")
+    declared = [TOOLS[tool] if isinstance(tool, str) else tool for tool in tools]
+    return "namespace functions {\n" + "".join(tool.typescript for tool in declared) + "}"
 
 
 def _history_length(messages: Sequence[Message]) -> int:
@@ -230,8 +239,10 @@ def _render_turns(messages: Sequence[Message], history: int, pending: list[str],
         elif role == "tool":
             answers = message.get("tool_call_id", pending[0] if pending else None)
             if answers not in pending:
-                raise MoonflowError(f"tool result {index} answers {answers!r}, but the calls waiting for results are "
-                                    f"{pending}; ids are functions.NAME:IDX, counted over the conversation")
+                raise MoonflowError(
+                    f"tool result {index} answers {answers!r}, but the calls waiting for results are "
+                    f"{pending}; ids are functions.NAME:IDX, counted over the conversation"
+                )
             pending = [waiting for waiting in pending if waiting != answers]
             yield from _turn("system", "tool", [Piece("text", f"## Return of {answers}\n"), *_content(message)])
         else:
@@ -320,6 +331,29 @@ def encode_pieces(pieces: Iterable[Piece], tokenizer: Tokenizer) -> Encoded:
     return Encoded(ids, loss, media)
 
 
+def parse_call(tokens: Sequence[int], tokenizer: Tokenizer) -> ToolCall:
+    """The call that stands between ``<|tool_call_begin|>`` and ``<|tool_call_end|>``, both left out.
+
+    Raises:
+        ValueError: saying what is malformed.
+    """
+    argument = tokenizer.token_id("<|tool_call_argument_begin|>")
+    if argument not in tokens:
+        raise ValueError("a tool call has no <|tool_call_argument_begin|>")
+    middle = list(tokens).index(argument)
+    name = tokenizer.decode(tokens[:middle])
+    match = _CALL_ID.fullmatch(name)
+    if match is None:
+        raise ValueError(f"the call id {name!r} is not of the form functions.NAME:IDX")
+    try:
+        arguments = json.loads(tokenizer.decode(tokens[middle + 1 :]))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the arguments of {name} are not JSON") from error
+    if not isinstance(arguments, dict):
+        raise ValueError(f"the arguments of {name} are not a JSON object")
+    return ToolCall(name, match[1], arguments)
+
+
 def _parse_calls(tokens: list[int], tokenizer: Tokenizer) -> list[ToolCall]:
     """The calls of a tool-call section after its opening token; raises ValueError that says what is malformed."""
     begin, argument, end, section_end = (
@@ -330,18 +364,8 @@ def _parse_calls(tokens: list[int], tokenizer: Tokenizer) -> list[ToolCall]:
     while tokens and tokens[0] == begin:
         if argument not in tokens or end not in tokens or tokens.index(argument) > tokens.index(end):
             raise ValueError("a tool call was not closed with <|tool_call_end|>")
-        middle, close = tokens.index(argument), tokens.index(end)
-        name = tokenizer.decode(tokens[1:middle])
-        match = _CALL_ID.fullmatch(name)
-        if match is None:
-            raise ValueError(f"the call id {name!r} is not of the form functions.NAME:IDX")
-        try:
-            arguments = json.loads(tokenizer.decode(tokens[middle + 1 : close]))
-        except ValueError as error:
-            raise ValueError(f"the arguments of {name} are not JSON") from error
-        if not isinstance(arguments, dict):
-            raise ValueError(f"the arguments of {name} are not a JSON object")
-        calls.append(ToolCall(name, match[1], arguments))
+        close = tokens.index(end)
+        calls.append(parse_call(tokens[1:close], tokenizer))
         tokens = tokens[close + 1 :]
     if tokens != [section_end]:
         raise ValueError("the tool calls section is malformed or was not closed with <|tool_calls_section_end|>")

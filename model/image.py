@@ -53,7 +53,7 @@ def _open(image: bytes | Image.Image | NDArray[np.uint8]) -> Image.Image:
     if isinstance(image, bytes):
         try:
             return Image.open(io.BytesIO(image)).convert("RGB")
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise MoonflowError(f"image of {len(image)} bytes cannot be decoded: give a PNG or JPEG") from error
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:

@@ -44,6 +44,17 @@ NAMED_SLOTS = {
 SPECIALS = [NAMED_SLOTS.get(slot, f"<|reserved_token_{slot}|>") for slot in range(SPECIAL_SLOTS)]
 
 
+def _byte_of() -> dict[str, int]:
+    """Byte-level BPE writes printable Latin-1 bytes as themselves and the others, in order, from U+0100 on (source:
+    GPT-2)."""
+    shown = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {chr(byte): byte for byte in shown} | {chr(256 + place): byte for place, byte in enumerate(hidden)}
+
+
+_BYTE_OF = _byte_of()
+
+
 class Tokenizer:
     """Text <-> token ids. Make one with ``train`` or ``load``."""
 
@@ -55,8 +66,10 @@ class Tokenizer:
         self._special_ids = {name: self.ranks + slot for slot, name in enumerate(SPECIALS)}
         for name, token in self._special_ids.items():
             if backend.token_to_id(name) != token:
-                raise MoonflowError(f"the tokenizer has {name} at id {backend.token_to_id(name)}, not {token}: the 256 "
-                                    "special slots must follow the ranks in the released order")
+                raise MoonflowError(
+                    f"the tokenizer has {name} at id {backend.token_to_id(name)}, not {token}: the 256 "
+                    "special slots must follow the ranks in the released order"
+                )
 
     @classmethod
     def train(cls, texts: Iterable[str], ranks: int) -> Tokenizer:
@@ -120,11 +133,26 @@ class Tokenizer:
         """The text of ``ids``; special tokens are shown as their names."""
         return self._backend.decode(list(ids), skip_special_tokens=False)
 
+    def token_bytes(self, token: int) -> bytes:
+        """What one token adds to a text in UTF-8, perhaps a part of a character; a special token adds its name.
+
+        Raises:
+            MoonflowError: no such token.
+        """
+        if not 0 <= token < self.vocab_size:
+            raise MoonflowError(f"token {token} is outside 0..{self.vocab_size - 1}")
+        return self._bytes[token]
+
     def token_id(self, name: str) -> int:
         """The id of a special token, e.g. ``token_id("<|im_end|>")``; raises MoonflowError for any other name."""
         if name not in self._special_ids:
             raise MoonflowError(f"{name!r} is not a special token; model.tokenizer.SPECIALS lists them")
         return self._special_ids[name]
+
+    @cached_property
+    def _bytes(self) -> list[bytes]:
+        texts = [str(self._backend.id_to_token(token)) for token in range(self.ranks)]
+        return [bytes(_BYTE_OF[char] for char in text) for text in texts] + [name.encode() for name in SPECIALS]
 
     @cached_property
     def _json(self) -> str:

@@ -47,7 +47,7 @@ def tokenize(sample: Sample, tokenizer: Tokenizer, image_config: ImageConfig) ->
             encoded = encode_pieces(_document(sample), tokenizer)
         else:
             raise MoonflowError("it has neither segments nor messages")
-        return _expand(encoded, sample.media, tokenizer, image_config)
+        return expand_media(encoded, sample.media, tokenizer, image_config)
     except MoonflowError as error:
         raise MoonflowError(f"sample {sample.key} of {sample.family}: {error}") from error
 
@@ -62,7 +62,7 @@ def tokenize_prompt(
         if not prompt:
             raise MoonflowError("it has no turn before the assistant's, so there is nothing to ask")
         encoded = encode_chat(prompt, sample.tools, tokenizer, add_generation_prompt=True, thinking=thinking)
-        return _expand(encoded, sample.media, tokenizer, image_config)
+        return expand_media(encoded, sample.media, tokenizer, image_config)
     except MoonflowError as error:
         raise MoonflowError(f"sample {sample.key} of {sample.family}: {error}") from error
 
@@ -77,10 +77,17 @@ def _document(sample: Sample) -> Iterator[Piece]:
     yield Piece("special", "[EOS]", bool(sample.segments[-1].get("loss", False)))
 
 
-def _expand(
+def expand_media(
     encoded: Encoded, media: Mapping[str, bytes], tokenizer: Tokenizer, image_config: ImageConfig
 ) -> TokenizedSample:
-    """Replace each medium's one pad: an image by its pads, a video by its timestamped chunks."""
+    """Replace each medium's one pad: an image by its pads, a video by its timestamped chunks.
+
+    Args:
+        media: file contents by the names in ``encoded.media``.
+
+    Raises:
+        MoonflowError: a medium is missing or cannot be decoded.
+    """
     ids: list[int] = []
     loss: list[bool] = []
     pixels: list[torch.Tensor] = []

@@ -8,7 +8,7 @@ coroutines after each. Rows leave as they finish and are refilled.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -36,6 +36,7 @@ class _Sequence:
     limit: int
     chances: list[float]
     done: asyncio.Future[Completion]
+    on_token: Callable[[int, float], None] | None = None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
 
@@ -47,6 +48,8 @@ class _Sequence:
     def append(self, token: int, logprob: float) -> None:
         self.tokens.append(token)
         self.logprobs.append(logprob)
+        if self.on_token is not None:
+            self.on_token(token, logprob)
         if token in self.request.stop_token_ids:
             self.finish("stop")
         elif len(self.tokens) == self.limit:
@@ -87,18 +90,36 @@ class EmbeddedEngine:
             MoonflowError: an impossible request, before anything is generated for this call.
         """
         limits = [self._limit(request) for request in requests]
-        loop = asyncio.get_running_loop()
-        sequences = [
-            _Sequence(request, limit, uniforms(request) if request.temperature > 0 else [], loop.create_future())
-            for request, limit in zip(requests, limits, strict=True)
-        ]
-        self._waiting += sequences
-        self._wake(loop)
+        completions = [self._enter(request, limit) for request, limit in zip(requests, limits, strict=True)]
         try:
-            return list(await asyncio.gather(*(sequence.done for sequence in sequences)))
+            return list(await asyncio.gather(*completions))
         finally:
-            for sequence in sequences:
-                sequence.done.cancel()
+            for completion in completions:
+                completion.cancel()
+
+    def submit(
+        self, request: Request, on_token: Callable[[int, float], None] | None = None
+    ) -> asyncio.Future[Completion]:
+        """Begin one request in the running event loop; to cancel what is returned takes it out of the batch.
+
+        Args:
+            on_token: called with each token and its log-prob (nats) as it is sampled, between two decode steps' work;
+                it must be quick and must not raise.
+
+        Raises:
+            MoonflowError: an impossible request.
+        """
+        return self._enter(request, self._limit(request), on_token)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have no row yet."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Rows of the batch that are taken."""
+        return len(self._active)
 
     async def update_weights(self, checkpoint: Path) -> None:
         """Serve a checkpoint folder's weights. Requests in the batch end on the old weights, waiting ones get the new.
@@ -131,17 +152,31 @@ class EmbeddedEngine:
         if length >= context:
             raise MoonflowError(f"a prompt of {length} tokens leaves no room in the model's context of {context}")
         if request.max_new_tokens < 1 or request.temperature < 0 or not 0 < request.top_p <= 1:
-            raise MoonflowError(f"max_new_tokens {request.max_new_tokens}, temperature {request.temperature} or top_p "
-                                f"{request.top_p} is out of range: at least 1, at least 0, in (0, 1]")
+            raise MoonflowError(
+                f"max_new_tokens {request.max_new_tokens}, temperature {request.temperature} or top_p "
+                f"{request.top_p} is out of range: at least 1, at least 0, in (0, 1]"
+            )
         pads = ids.count(config.media_placeholder_token_id)
         merge = config.vision_config.merge_kernel_size
         features = sum(media_tokens(grid, merge) for grid in request.grid_thws)
         patches = sum(t * h * w for t, h, w in request.grid_thws)
         given = 0 if request.pixel_values is None else len(request.pixel_values)
         if pads != features or patches != given:
-            raise MoonflowError(f"a prompt has {pads} media pads and {given} patches, but its grids "
-                                f"{request.grid_thws} ask for {features} and {patches}")
+            raise MoonflowError(
+                f"a prompt has {pads} media pads and {given} patches, but its grids "
+                f"{request.grid_thws} ask for {features} and {patches}"
+            )
         return min(request.max_new_tokens, context - length)
+
+    def _enter(
+        self, request: Request, limit: int, on_token: Callable[[int, float], None] | None = None
+    ) -> asyncio.Future[Completion]:
+        loop = asyncio.get_running_loop()
+        chances = uniforms(request) if request.temperature > 0 else []
+        sequence = _Sequence(request, limit, chances, loop.create_future(), on_token)
+        self._waiting.append(sequence)
+        self._wake(loop)
+        return sequence.done
 
     def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._worker is None or self._worker.done():
