@@ -9,218 +9,148 @@ import argparse
 import asyncio
 import logging
 import sys
-import time
-import uuid
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, HTTPException, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
-from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
+from components.serve.answer import Loaded
+from components.serve.chat import ChatCompletions
 from components.serve.checkpoint import verify
-from components.serve.openai_api import ChatRequest, error_body, to_chunks, to_request, to_response
-from model.chat import AssistantTurn, parse_assistant
+from components.serve.engine_thread import EngineThread
+from components.serve.errors import ApiError
+from components.serve.metrics import Metrics
 from model.config import load_config
 from model.errors import MoonflowError
 from model.image import ImageConfig
 from model.rollout.embedded import EmbeddedEngine
-from model.rollout.protocol import Completion, Engine
 from model.tokenizer import Tokenizer
 
-MAX_BODY_BYTES = 64 * 2**20
+DRAIN_SECONDS = 30  # what a Deployment's grace period must exceed
 logger = logging.getLogger("moonflow.serve")
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A verified checkpoint, ready to answer; ``context`` in tokens."""
+class Server:
+    """The state behind the routes: what is loaded, or why it could not be."""
 
-    engine: Engine
-    tokenizer: Tokenizer
-    image_config: ImageConfig
-    context: int
-    manifest_sha256: str
-
-
-@dataclass
-class Counters:
-    """What /metrics shows, since the start."""
-
-    requests: Counter[int] = field(default_factory=Counter)
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    seconds: float = 0.0
-    running: int = 0
-
-    def text(self) -> str:
-        """In Prometheus' text format."""
-        by_status = [f'moonflow_requests_total{{status="{s}"}} {n}' for s, n in sorted(self.requests.items())]
-        rows = [
-            ("requests_total", "counter", "Chat completion requests by HTTP status.", by_status),
-            ("prompt_tokens_total", "counter", "Tokens read.", [f"moonflow_prompt_tokens_total {self.prompt_tokens}"]),
-            ("completion_tokens_total", "counter", "Tokens generated.",
-             [f"moonflow_completion_tokens_total {self.completion_tokens}"]),
-            ("request_seconds_total", "counter", "Seconds spent on requests.",
-             [f"moonflow_request_seconds_total {self.seconds:.6f}"]),
-            ("requests_running", "gauge", "Requests in flight.", [f"moonflow_requests_running {self.running}"]),
-        ]  # fmt: skip
-        lines = [
-            line
-            for name, kind, about, values in rows
-            for line in (f"# HELP moonflow_{name} {about}", f"# TYPE moonflow_{name} {kind}", *values)
-        ]
-        return "\n".join(lines) + "\n"
-
-
-def load(checkpoint: Path) -> Loaded:
-    """Verify and load a checkpoint folder; raises MoonflowError when it is not whole."""
-    digest = verify(checkpoint)
-    context = load_config(checkpoint / "config.json").text_config.max_position_embeddings
-    return Loaded(EmbeddedEngine.load(checkpoint), Tokenizer.load(checkpoint), ImageConfig(), context, digest)
-
-
-def create_app(checkpoint: Path, model_name: str = "moonflow") -> FastAPI:
-    """The application. It answers /health with 503 until the checkpoint is verified and loaded, and with 500 if it
-    cannot be."""
+    def __init__(self, checkpoint: Path, model_name: str) -> None:
+        self._checkpoint = checkpoint
+        self._model_name = model_name
+        self._loaded: Loaded | None = None
+        self._failure = ""
+        self.metrics = Metrics()
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async def start() -> None:
-            try:
-                app.state.loaded = await asyncio.to_thread(load, checkpoint)
-            except Exception as error:  # whatever it is, /health must tell it
-                app.state.failure = str(error)
-                logger.error("loading %s failed: %s", checkpoint, error)
-
-        app.state.loaded = app.state.failure = None
-        app.state.counters = Counters()
-        loading = asyncio.create_task(start())
+    async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        loading = asyncio.create_task(self._load())
         yield
         await loading
+        if self._loaded is not None:
+            self._loaded.engine.close()
 
-    app = FastAPI(title="moonflow", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_exception_handler(RequestValidationError, _on_validation)
-    app.add_exception_handler(StarletteHTTPException, _on_http)
-    app.add_exception_handler(MoonflowError, _on_bad_input)
-    app.add_exception_handler(Exception, _on_failure)
+    def ready(self) -> Loaded:
+        """Raises ApiError while nothing is loaded."""
+        if self._loaded is None:
+            raise ApiError(503, self._failure or "the model is still loading", None, "model_not_ready")
+        return self._loaded
 
-    @app.get("/health")
-    async def health() -> JSONResponse:
-        if app.state.failure:
-            return JSONResponse({"status": "failed", "error": app.state.failure}, 500)
-        if app.state.loaded is None:
+    async def health(self, _: Request) -> Response:
+        if self._failure:
+            return JSONResponse({"status": "failed", "error": self._failure}, 500)
+        if self._loaded is None:
             return JSONResponse({"status": "loading"}, 503)
-        return JSONResponse({"status": "ready", "manifest_sha256": app.state.loaded.manifest_sha256})
+        return JSONResponse({"status": "ready", "manifest_sha256": self._loaded.manifest_sha256})
 
-    @app.get("/metrics")
-    async def metrics() -> PlainTextResponse:
-        return PlainTextResponse(app.state.counters.text(), media_type="text/plain; version=0.0.4")
+    async def show_metrics(self, _: Request) -> Response:
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        loaded = _ready(app)
-        entry = {"id": model_name, "object": "model", "created": 0, "owned_by": "moonflow",
-                 "max_model_len": loaded.context, "manifest_sha256": loaded.manifest_sha256}  # fmt: skip
-        return {"object": "list", "data": [entry]}
+    async def models(self, _: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._model()]})
 
-    @app.post("/v1/chat/completions")
-    async def chat_completions(chat: ChatRequest) -> Response:
-        if chat.model != model_name:
-            raise HTTPException(404, f"the model {chat.model!r} does not exist; this server has {model_name!r}")
-        return await _answer(_ready(app), chat, app.state.counters)
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name != self._model_name:
+            told = f"the model {name!r} does not exist; this server has {self._model_name!r}"
+            raise ApiError(404, told, "model", "model_not_found")
+        return JSONResponse(self._model())
 
-    @app.middleware("http")
-    async def measure(request: Request, call_next):
-        if request.url.path != "/v1/chat/completions":
-            return await call_next(request)
-        counters: Counters = app.state.counters
-        counters.running += 1
-        started, status = time.monotonic(), 500
+    def _model(self) -> dict[str, object]:
+        loaded = self.ready()
+        return {"id": self._model_name, "object": "model", "created": 0, "owned_by": "moonflow",
+                "max_model_len": loaded.context, "manifest_sha256": loaded.manifest_sha256}  # fmt: skip
+
+    async def _load(self) -> None:
         try:
-            if int(request.headers.get("content-length", 0)) > MAX_BODY_BYTES:
-                response: Response = JSONResponse(error_body(f"the body exceeds {MAX_BODY_BYTES} bytes"), 413)
-            else:
-                response = await call_next(request)
-            status = response.status_code
-            return response
-        finally:
-            counters.running -= 1
-            counters.requests[status] += 1
-            counters.seconds += time.monotonic() - started
-
-    return app
-
-
-async def _answer(loaded: Loaded, chat: ChatRequest, counters: Counters) -> Response:
-    request = to_request(chat, loaded.tokenizer, loaded.image_config, loaded.context)
-    completion = (await loaded.engine.generate([request]))[0]
-    counters.prompt_tokens += len(request.input_ids)
-    counters.completion_tokens += len(completion.token_ids)
-    turn = parse_assistant(completion.token_ids, loaded.tokenizer)
-    body = to_response(f"chatcmpl-{uuid.uuid4().hex}", chat.model, request, completion, turn)
-    if not chat.stream:
-        return JSONResponse(body)
-    # The engine's protocol returns whole completions: a stream is for clients that want its form, not for latency.
-    pieces = _pieces(completion, turn, loaded.tokenizer)
-    events = to_chunks(body, pieces, bool(chat.stream_options.get("include_usage")))
-    return StreamingResponse(events, media_type="text/event-stream")
+            digest = await asyncio.to_thread(verify, self._checkpoint)
+            context = load_config(self._checkpoint / "config.json").text_config.max_position_embeddings
+            embedded = await asyncio.to_thread(EmbeddedEngine.load, self._checkpoint)
+            tokenizer = await asyncio.to_thread(Tokenizer.load, self._checkpoint)
+        except Exception as error:  # whatever it is, /health must tell it
+            self._failure = str(error) or type(error).__name__
+            logger.error("loading %s failed: %s", self._checkpoint, self._failure)
+            return
+        engine = EngineThread(embedded, self.metrics.generated)
+        self.metrics.watch(lambda: engine.waiting, lambda: engine.running)
+        self._loaded = Loaded(engine, tokenizer, ImageConfig(), context, digest)
 
 
-def _pieces(completion: Completion, turn: AssistantTurn, tokenizer: Tokenizer) -> list[str]:
-    """The content in the steps in which it was generated; a character of several tokens appears with its last one."""
-    pieces, seen = [], 0
-    for token_count in range(1, len(completion.token_ids) + 1):
-        content = parse_assistant(completion.token_ids[:token_count], tokenizer).content
-        if len(content) > seen and not content.endswith("\ufffd") and turn.content.startswith(content):
-            pieces.append(content[seen:])
-            seen = len(content)
-    return [*pieces, turn.content[seen:]] if seen < len(turn.content) else pieces
+def create_app(checkpoint: Path, model_name: str = "moonflow") -> Starlette:
+    """The application. It answers /health with 503 until the checkpoint is verified and loaded, and with 500 if it
+    cannot be."""
+    server = Server(checkpoint, model_name)
+    chat = ChatCompletions(model_name, server.ready, server.metrics)
+    return Starlette(
+        routes=[
+            Route("/health", server.health),
+            Route("/metrics", server.show_metrics),
+            Route("/v1/models", server.models),
+            Route("/v1/models/{name:path}", server.model),
+            Route("/v1/chat/completions", chat, methods=["POST"]),
+        ],
+        lifespan=server.lifespan,
+        exception_handlers={ApiError: _on_api_error, HTTPException: _on_http, Exception: _on_failure},
+    )
 
 
-def _ready(app: FastAPI) -> Loaded:
-    if app.state.loaded is None:
-        raise HTTPException(503, app.state.failure or "the model is still loading")
-    return app.state.loaded
+async def _on_api_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return JSONResponse(error.body, error.status)
 
 
-async def _on_validation(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"][1:]) or "body"
-    return JSONResponse(error_body(f"{where}: {first['msg']}"), 400)
+async def _on_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    told = ApiError(error.status_code, f"{error.detail}: {request.method} {request.url.path}")
+    return JSONResponse(told.body, told.status, error.headers)
 
 
-async def _on_http(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, StarletteHTTPException)
-    kind = "invalid_request_error" if error.status_code < 500 else "server_error"
-    code = "model_not_found" if error.status_code == 404 and "model" in str(error.detail) else None
-    return JSONResponse(error_body(str(error.detail), kind, code), error.status_code)
-
-
-async def _on_bad_input(_: Request, error: Exception) -> JSONResponse:
-    return JSONResponse(error_body(str(error)), 400)
-
-
-async def _on_failure(_: Request, error: Exception) -> JSONResponse:
-    return JSONResponse(error_body(f"the server failed: {type(error).__name__}", "server_error"), 500)
+async def _on_failure(_: Request, error: Exception) -> Response:
+    told = ApiError(500, f"the server failed: {type(error).__name__}")
+    return JSONResponse(told.body, told.status)
 
 
 def serve_forever(checkpoint: Path, host: str, port: int, model_name: str = "moonflow") -> None:
-    """Serve a checkpoint folder until interrupted.
+    """Serve a checkpoint folder until interrupted; then take no more requests, and finish those under way within
+    DRAIN_SECONDS.
 
     Raises:
         MoonflowError: the folder is not a whole checkpoint.
     """
     verify(checkpoint)
     load_config(checkpoint / "config.json")
-    uvicorn.run(create_app(checkpoint, model_name), host=host, port=port, log_level="warning")
+    uvicorn.run(
+        create_app(checkpoint, model_name),
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -7,7 +7,8 @@ import base64
 import io
 import json
 import shutil
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -16,32 +17,17 @@ import openai
 import pytest
 from PIL import Image
 
-from components.runtime.manifest import Manifest, describe
+from components.serve.chat import MAX_BODY_BYTES
 from components.serve.checkpoint import verify
-from components.serve.openai_api import ChatRequest, to_request
+from components.serve.openai_api import ChatRequest, to_engine
 from components.serve.stage import serving
 from model.chat import encode_chat
 from model.errors import MoonflowError
 from model.image import ImageConfig
 from model.rollout.embedded import EmbeddedEngine
-from tests.tiny_folders import tiny_tokenizer, write_checkpoint
+from tests.tiny_folders import tiny_tokenizer
 
 ASK = [{"role": "user", "content": "Which digits?"}]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_checkpoint(tmp_path_factory.mktemp("serve") / "checkpoint")
-    files = tuple(describe(path, folder) for path in sorted(folder.iterdir()))
-    manifest = Manifest(uri="s3://b/run/parl/0", run_id="run", step="parl", index=0, kind="checkpoint", files=files)
-    (folder / "manifest.json").write_bytes(manifest.canonical())
-    return folder
-
-
-@pytest.fixture(scope="module")
-def address(checkpoint: Path) -> Iterator[str]:
-    with serving(checkpoint, "moonflow", 60) as address:
-        yield address
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +49,16 @@ def test_ready_with_the_manifest_it_verified(address: str, checkpoint: Path):
 
 def test_models(client: openai.OpenAI):
     assert [model.id for model in client.models.list()] == ["moonflow"]
+    assert client.models.retrieve("moonflow").id == "moonflow"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("gpt")
 
 
 def test_an_answer_is_the_engines_own(client: openai.OpenAI, checkpoint: Path):
     reply = client.chat.completions.create(model="moonflow", messages=ASK, temperature=0, max_tokens=12)
     tokenizer = tiny_tokenizer()
     chat = ChatRequest(model="moonflow", messages=ASK, temperature=0, max_tokens=12)
-    request = to_request(chat, tokenizer, ImageConfig(), 512)
+    (request,) = to_engine(chat, tokenizer, ImageConfig(), 256).requests
     assert request.input_ids == encode_chat(ASK, [], tokenizer, add_generation_prompt=True).ids
     completion = asyncio.run(EmbeddedEngine.load(checkpoint).generate([request]))[0]
     assert reply.usage.completion_tokens == len(completion.token_ids)
@@ -103,37 +92,11 @@ def test_a_stream_has_the_same_content(client: openai.OpenAI):
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == whole.choices[0].finish_reason
 
 
-def test_thinking_opens_the_turn_and_changes_the_default_temperature():
-    tokenizer = tiny_tokenizer()
-    requests = [
-        to_request(
-            ChatRequest(model="m", messages=ASK, chat_template_kwargs={"thinking": thinking}),
-            tokenizer,
-            ImageConfig(),
-            512,
-        )
-        for thinking in (True, False)
-    ]
-    assert requests[0].input_ids[-1] == tokenizer.token_id("<think>")
-    assert requests[1].input_ids[-1] == tokenizer.token_id("</think>")
-    assert [request.temperature for request in requests] == [1.0, 0.6]
-
-
-def test_a_conversation_with_tools_is_rendered_as_in_training():
-    tokenizer = tiny_tokenizer()
-    call = {
-        "id": "functions.search:0",
-        "type": "function",
-        "function": {"name": "search", "arguments": '{"query": "lima"}'},
-    }
-    theirs = [*ASK, {"role": "assistant", "content": None, "tool_calls": [call]},
-              {"role": "tool", "tool_call_id": "functions.search:0", "content": "Peru"}]  # fmt: skip
-    same = {"name": "search", "arguments": {"query": "lima"}}
-    ours = [*ASK, {"role": "assistant", "content": "", "tool_calls": [same]},
-            {"role": "tool", "tool_call_id": "functions.search:0", "content": "Peru"}]  # fmt: skip
-    tools = [{"type": "function", "function": {"name": "search", "parameters": {}}}]
-    request = to_request(ChatRequest(model="m", messages=theirs, tools=tools), tokenizer, ImageConfig(), 512)
-    assert request.input_ids == encode_chat(ours, ["search"], tokenizer, add_generation_prompt=True).ids
+def png_header(width: int, height: int) -> str:
+    """A PNG that claims a size and has no pixels."""
+    chunk = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x08\x02\0\0\0"
+    data = b"\x89PNG\r\n\x1a\n" + b"\0\0\0\r" + chunk + zlib.crc32(chunk).to_bytes(4, "big") + b"\0\0\0\0IDAT"
+    return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
 def shown(kind: str, url: str) -> list[dict]:
@@ -142,53 +105,111 @@ def shown(kind: str, url: str) -> list[dict]:
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"messages": []}, "messages"),
+    ({"messages": [1]}, "messages.0"),
     ({"temperature": -1}, "temperature"),
+    ({"temperature": "hot"}, "temperature"),
     ({"max_tokens": 0}, "max_tokens"),
-    ({"max_tokens": 10_000}, "exceed the context of 256 tokens"),
-    ({"n": 2}, "n: "),
-    ({"stop": ["x"]}, "stop is not supported"),
+    ({"max_tokens": -5}, "max_tokens"),
+    ({"max_tokens": True}, "max_tokens"),
+    ({"top_p": 0}, "top_p"),
+    ({"n": 0}, "n: "),
+    ({"n": 65}, "n: "),
+    ({"seed": 2**64}, "seed"),
+    ({"stop": ["a", "b", "c", "d", "e"]}, "stop takes up to 4"),
+    ({"stop": ""}, "stop takes up to 4"),
+    ({"frequency_penalty": 0.5}, "frequency_penalty"),
+    ({"logit_bias": {"5": 1}}, "logit_bias"),
+    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"top_logprobs": 2, "logprobs": True}, "top_logprobs"),
+    ({"top_k": 3}, "top_k is not supported"),
+    ({"stream_options": {"include_usage": True}}, "only for stream"),
+    ({"tool_choice": "required"}, "tool_choice"),
+    ({"chat_template_kwargs": {"thinking": "no"}}, "thinking must be true or false"),
+    ({"chat_template_kwargs": {"enable_thinking": True}}, "no 'enable_thinking'"),
     ({"messages": [{"role": "wizard", "content": "hi"}]}, "role 'wizard'"),
+    ({"messages": [{"role": "user"}]}, "content must be"),
     ({"messages": [*ASK, {"role": "assistant", "content": "1"}]}, "last message is the assistant's"),
+    ({"messages": [*ASK, {"role": "tool", "tool_call_id": "x", "content": "1"}]}, "answers no call"),
     ({"messages": shown("audio", "")}, "unknown content part 'audio'"),
     ({"messages": shown("image_url", "http://x/y.png")}, "data URL"),
     ({"messages": shown("image_url", "data:image/png;base64,!!")}, "base64"),
-    ({"messages": shown("image_url", "data:image/png;base64,AAAA")}, "image"),
-    ({"tools": [{"type": "function", "function": {"name": "browser"}}]}, "unknown tool 'browser'"),
+    ({"messages": shown("image_url", "data:image/png;base64,AAAA")}, "cannot be decoded"),
+    ({"messages": shown("image_url", data_url()[:-40] + "AAAA")}, "cannot be decoded"),
+    ({"messages": shown("image_url", png_header(9_000, 9_000))}, "9000 x 9000 pixels"),
+    ({"messages": shown("video_url", "data:video/mp4;base64,AAAA")}, "video of 3 bytes cannot be decoded"),
+    ({"tools": [{"type": "function", "function": {"name": "no spaces"}}]}, "function.name"),
 ])  # fmt: skip
 def test_a_bad_request_is_told_in_openais_shape(address: str, change: dict, message: str):
     body = {"model": "moonflow", "messages": ASK, "max_tokens": 4} | change
     reply = httpx.post(f"{address}/v1/chat/completions", json=body)
     assert reply.status_code == 400, reply.text
-    assert reply.json()["error"]["type"] == "invalid_request_error"
-    assert message in reply.json()["error"]["message"]
+    error = reply.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"} and error["type"] == "invalid_request_error"
+    assert message in error["message"]
+
+
+@pytest.mark.parametrize("change", [{"max_tokens": 10_000}, {"messages": [{"role": "user", "content": "lima " * 500}]}])
+def test_what_does_not_fit_the_context_has_openais_code(client: openai.OpenAI, change: dict):
+    with pytest.raises(openai.BadRequestError, match="exceed the context of 256 tokens") as told:
+        client.chat.completions.create(**({"model": "moonflow", "messages": ASK} | change))
+    assert told.value.code == "context_length_exceeded"
+
+
+def test_optional_fields_may_be_null_and_those_about_the_caller_are_let_through(address: str):
+    nulls = dict.fromkeys(
+        ("n", "stop", "tools", "tool_choice", "seed", "top_p", "stream", "stream_options", "logprobs")
+    )
+    about = {"user": "u", "metadata": {"k": "v"}, "frequency_penalty": 0.0, "response_format": {"type": "text"}}
+    reply = httpx.post(f"{address}/v1/chat/completions",
+                       json={"model": "moonflow", "messages": ASK, "max_tokens": 2} | nulls | about)  # fmt: skip
+    assert reply.status_code == 200, reply.text
+
+
+def in_pieces(size: int) -> Iterator[bytes]:
+    for _ in range(size // 2**20 + 1):
+        yield b" " * 2**20
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_body_that_is_too_large_is_refused(address: str, announced: bool):
+    content = b" " * (MAX_BODY_BYTES + 1) if announced else in_pieces(MAX_BODY_BYTES)
+    reply = httpx.post(f"{address}/v1/chat/completions", content=content)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (413, "request_too_large")
 
 
 def test_another_model_is_not_found(client: openai.OpenAI):
-    with pytest.raises(openai.NotFoundError, match="does not exist"):
+    with pytest.raises(openai.NotFoundError, match="does not exist") as told:
         client.chat.completions.create(model="gpt", messages=ASK)
+    assert (told.value.code, told.value.param) == ("model_not_found", "model")
 
 
-def test_broken_json_and_unknown_paths_have_the_same_shape(address: str):
-    broken = httpx.post(f"{address}/v1/chat/completions", content=b"{", headers={"content-type": "application/json"})
+@pytest.mark.parametrize("content", [b"{", b"", b"[]", b"\xff", b"[" * 100_000, b'{"model": "\\ud800"}'])
+def test_broken_json_has_the_same_shape(address: str, content: bytes):
+    broken = httpx.post(f"{address}/v1/chat/completions", content=content)
     assert (broken.status_code, broken.json()["error"]["type"]) == (400, "invalid_request_error")
-    unknown = httpx.get(f"{address}/v1/embeddings")
-    assert (unknown.status_code, "error" in unknown.json()) == (404, True)
 
 
-def test_metrics_count_requests_and_tokens(address: str, client: openai.OpenAI):
-    def read() -> dict[str, float]:
-        lines = httpx.get(f"{address}/metrics").text.splitlines()
-        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+def test_unknown_paths_and_methods_have_the_same_shape(address: str):
+    for reply, status in ((httpx.get(f"{address}/v1/embeddings"), 404),
+                          (httpx.get(f"{address}/v1/chat/completions"), 405)):  # fmt: skip
+        assert (reply.status_code, reply.json()["error"]["type"]) == (status, "invalid_request_error")
 
-    before = read()
+
+def test_metrics_count_requests_tokens_and_waiting(client: openai.OpenAI, read_metrics: Callable[[], dict[str, float]]):
+    before = read_metrics()
     reply = client.chat.completions.create(model="moonflow", messages=ASK, temperature=0, max_tokens=3)
-    after = read()
+    after = read_metrics()
     key = 'moonflow_requests_total{status="200"}'
     assert after[key] == before.get(key, 0) + 1
-    used = after["moonflow_completion_tokens_total"] - before["moonflow_completion_tokens_total"]
-    assert used == reply.usage.completion_tokens
-    assert after["moonflow_request_seconds_total"] > before["moonflow_request_seconds_total"]
-    assert after["moonflow_requests_running"] == 0
+    for name in ("prompt", "completion"):
+        used = after[f"moonflow_{name}_tokens_total"] - before[f"moonflow_{name}_tokens_total"]
+        assert used == getattr(reply.usage, f"{name}_tokens")
+    for name in ("time_to_first_token_seconds", "request_seconds"):
+        assert after[f"moonflow_{name}_count"] == before[f"moonflow_{name}_count"] + 1
+        assert after[f"moonflow_{name}_sum"] > before[f"moonflow_{name}_sum"]
+    assert after["moonflow_tokens_per_second"] > 0
+    for name in ("requests_in_flight", "queue_length", "batch_rows"):
+        assert after[f"moonflow_{name}"] == 0
 
 
 def test_a_damaged_checkpoint_is_never_served(checkpoint: Path, tmp_path: Path):

@@ -1,0 +1,105 @@
+"""What a caller gets: the ``chat.completion`` object and its stream of chunks (source: the API reference)."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from components.serve.engine_thread import Token
+from components.serve.turn_reader import Delta
+from model.chat import ToolCall
+from model.tokenizer import Tokenizer
+
+DONE = b"data: [DONE]\n\n"
+
+
+class Reply:
+    """One answer's identity, from which its objects are made."""
+
+    def __init__(self, model: str) -> None:
+        self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+
+    def whole(self, choices: list[dict[str, Any]], usage: dict[str, int]) -> bytes:
+        body = self._head | {"object": "chat.completion", "choices": choices, "usage": usage}
+        return json.dumps(body, ensure_ascii=False).encode()
+
+    def chunk(self, choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> bytes:
+        """A server-sent event; ``usage`` on the last one only."""
+        body = self._head | {"object": "chat.completion.chunk", "choices": choices}
+        if usage is not None:
+            body["usage"] = usage
+        return event(body)
+
+
+def event(body: dict[str, Any]) -> bytes:
+    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n".encode()
+
+
+def choice(index: int, deltas: Sequence[Delta], reason: str, logprobs: list[dict[str, Any]] | None) -> dict[str, Any]:
+    """One of a whole answer's choices."""
+    calls = [delta.call for delta in deltas if delta.call is not None]
+    content = "".join(delta.content for delta in deltas)
+    message: dict[str, Any] = {"role": "assistant", "content": content or (None if calls else "")}
+    reasoning = "".join(delta.reasoning for delta in deltas)
+    if reasoning:
+        message["reasoning_content"] = reasoning
+    if calls:
+        message["tool_calls"] = [_call(call) for call in calls]
+    return {"index": index, "message": message, "finish_reason": reason, "logprobs": _logprobs(logprobs)}
+
+
+def chunk_choice(
+    index: int, delta: dict[str, Any], reason: str | None = None, logprobs: list[dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """One of a chunk's choices."""
+    return {"index": index, "delta": delta, "finish_reason": reason, "logprobs": _logprobs(logprobs)}
+
+
+def merged(deltas: Iterable[Delta], calls: int) -> list[dict[str, Any]]:
+    """Deltas in the API's form, neighbours of a kind in one; ``calls``: tool calls already sent for this choice."""
+    bodies: list[dict[str, Any]] = []
+    for delta in deltas:
+        if delta.call is not None:
+            bodies.append({"tool_calls": [{"index": calls, **_call(delta.call)}]})
+            calls += 1
+            continue
+        key, text = ("reasoning_content", delta.reasoning) if delta.reasoning else ("content", delta.content)
+        if bodies and key in bodies[-1]:
+            bodies[-1][key] += text
+        else:
+            bodies.append({key: text})
+    return bodies
+
+
+def finish_reason(ended_by: str, calls: int) -> str:
+    """``ended_by`` is the engine's reason; a cut-off turn is told as such even if it holds whole calls."""
+    return "length" if ended_by == "length" else "tool_calls" if calls else "stop"
+
+
+def usage(prompt: int, generated: int) -> dict[str, int]:
+    return {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
+
+
+def logprob_entries(tokens: Iterable[Token], tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """One for every sampled token, those of reasoning, tool calls and the closing one included."""
+    return [
+        {
+            "token": (raw := tokenizer.token_bytes(token.id)).decode(errors="replace"),
+            "logprob": token.logprob,
+            "bytes": list(raw),
+            "top_logprobs": [],
+        }
+        for token in tokens
+    ]
+
+
+def _logprobs(entries: list[dict[str, Any]] | None) -> dict[str, Any] | None:
+    return None if entries is None else {"content": entries, "refusal": None}
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    arguments = json.dumps(call.arguments, ensure_ascii=False)
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
