@@ -66,7 +66,7 @@ COLUMNS = {"step": 15, "state": 7, "progress": 9, "tokens/s": 8, "loss": 6, "rew
 def progress_table(run_dir: Path, started: float) -> Table:
     """The live table: a row a step."""
     title = f"moonflow run {run_dir.name}, {duration(time.time() - started)}"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     for name, width in COLUMNS.items():
         table.add_column(name, justify="left" if name in ("step", "state") else "right", min_width=width, no_wrap=True)
     for step in STEPS:
