@@ -87,7 +87,7 @@ def _attach(cluster: Cluster, work: Work, placement: Placement, done: Callable[[
             failed = condition(found, "Failed")
             if not failed and not (condition(found, "Complete") and not done()):
                 print(f"{where} is there already: attached", flush=True)
-                if found["spec"] != body["spec"] and _differs(found["spec"], body["spec"]):
+                if _differs(found["spec"], body["spec"]):
                     print(f"{where} runs with the placement of its first attempt", flush=True)
                 return found
             why = reasons.of_failure(found, cluster.pods(name(found)), ()) if failed else "it left no manifest"
@@ -103,24 +103,25 @@ def _until_gone(cluster: Cluster, job: str, uid: str) -> None:
             return
         if time.monotonic() > limit:
             raise MoonflowError(
-                f"TrainJob {cluster.namespace}/{job} is being deleted since {cluster.patience.gone:.0f} s and still "
-                "there: look at its finalizers and its pods, then run again"
+                f"TrainJob {cluster.namespace}/{job} is still there {cluster.patience.gone:.0f} s after its "
+                "deletion: look at its finalizers and its pods, then run again"
             )
 
 
-def _wait(cluster: Cluster, work: Work, placement: Placement, job_name: str) -> None:
+def _wait(cluster: Cluster, work: Work, placement: Placement, job_id: str) -> None:
     """Return when the job is Complete, telling its state, its log and its trouble meanwhile."""
     where = _where(cluster, work)
-    log, pods = PodLog(cluster), list[Json]()
+    log, last = PodLog(cluster), list[Json]()
     told, disrupted, since = "", set[str](), 0.0
     try:
-        for seen in follow(cluster, job_name):
+        for seen in follow(cluster, job_id):
             job = seen.job
             if job is None:
                 raise MoonflowError(
                     f"{where} was deleted by someone else: run again, it resumes from its last checkpoint"
                 )
-            pods = cluster.pods(job_name) or pods  # an ended job's pods may be gone: the last ones seen tell the reason
+            pods = cluster.pods(job_id)
+            last = pods or last  # an ended job's pods may be gone: the last ones seen tell the reason
             if (first := _first(pods)) is not None:
                 log.follow(name(first))
             if condition(job, "Complete") or condition(job, "Failed"):
@@ -128,7 +129,7 @@ def _wait(cluster: Cluster, work: Work, placement: Placement, job_name: str) -> 
             if condition(job, "Complete"):
                 return
             if condition(job, "Failed"):
-                raise MoonflowError(f"{where} failed: {reasons.of_failure(job, _last_attempt(pods), list(log.tail))}")
+                raise MoonflowError(f"{where} failed: {reasons.of_failure(job, _last_attempt(last), list(log.tail))}")
             for pod in pods:
                 if name(pod) not in disrupted and (why := reasons.disruption(pod)) is not None:
                     disrupted.add(name(pod))
@@ -143,7 +144,7 @@ def _wait(cluster: Cluster, work: Work, placement: Placement, job_name: str) -> 
             trouble = reasons.unstartable(pods)
             since = (since or time.monotonic()) if trouble else 0.0
             if trouble and time.monotonic() - since > cluster.patience.unstartable:
-                cluster.delete(job_name)  # it would wait on and hold its place until the deadline
+                cluster.delete(job_id)  # it would wait on and hold its place until the deadline
                 raise MoonflowError(f"{where} cannot start: {trouble}; mend it and run again")
     except MoonflowError:
         log.end()  # a request to end must not wait for it
