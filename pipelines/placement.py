@@ -70,7 +70,8 @@ def _pod(task: dsl.PipelineTask, placement: Placement, image: str) -> None:
             medium="Memory",
             size_limit=placement.shared_memory,
         )
-    # Kueue holds a pod that carries its label until there is room; such waiting does not count towards the timeout.
+    # Kueue holds a pod that carries its label until there is room. Such waiting counts for the retries, not for the
+    # pod's own timeout.
     if placement.queue:
         kubernetes.add_pod_label(task, QUEUE_LABEL, placement.queue)
         if placement.priority:
