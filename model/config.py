@@ -88,6 +88,19 @@ class TextConfig(BaseModel):
         return scale
 
 
+# Key of the released vision_config -> the key under which serving engines' and transformers' config classes look for
+# the same value, and silently take their own default if it is missing. A saved config.json has both.
+VISION_ALIASES = {
+    "vt_hidden_size": "hidden_size",
+    "vt_num_hidden_layers": "num_hidden_layers",
+    "vt_num_attention_heads": "num_attention_heads",
+    "vt_intermediate_size": "intermediate_size",
+    "init_pos_emb_height": "pos_emb_height",
+    "init_pos_emb_width": "pos_emb_width",
+    "init_pos_emb_time": "pos_emb_time",
+}
+
+
 class VisionConfig(BaseModel):
     """MoonViT-3D and its projector."""
 
@@ -111,6 +124,16 @@ class VisionConfig(BaseModel):
     projector_hidden_act: Literal["gelu"] = "gelu"
     projector_ln_eps: float = 1e-5
     text_hidden_size: int
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_aliases(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        for key, alias in VISION_ALIASES.items():
+            if alias in given and given.get(key, given[alias]) != given[alias]:
+                raise ValueError(f"vision_config.{alias} is {given[alias]}, but vision_config.{key} is {given[key]}")
+        return {key: value for key, value in given.items() if key not in VISION_ALIASES.values()}
 
     @model_validator(mode="after")
     def _consistent(self) -> VisionConfig:
@@ -149,7 +172,11 @@ class ModelConfig(BaseModel):
         return self
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps(self.model_dump(exclude_none=True), indent=2) + "\n")
+        """Write config.json, the vision tower's sizes under both families of keys."""
+        raw = self.model_dump(exclude_none=True)
+        vision = raw["vision_config"]
+        vision |= {alias: vision[key] for key, alias in VISION_ALIASES.items()}
+        path.write_text(json.dumps(raw, indent=2) + "\n")
 
 
 def parse_config(text: str, where: str) -> ModelConfig:

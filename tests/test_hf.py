@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.config import load_config, preset
+from model.config import VISION_ALIASES, load_config, preset
 from model.data.packing import pack
 from model.data.tokenize import TokenizedSample
 from model.errors import MoonflowError
@@ -194,16 +194,20 @@ def test_a_wrong_config_is_named(folder, change, complaint):
         load_config(path)
 
 
-# transformers' native class reads other keys than the released config.json writes for the vision tower.
-NATIVE_VISION_KEYS = {
-    "vt_hidden_size": "hidden_size",
-    "vt_num_hidden_layers": "num_hidden_layers",
-    "vt_num_attention_heads": "num_attention_heads",
-    "vt_intermediate_size": "intermediate_size",
-    "init_pos_emb_height": "pos_emb_height",
-    "init_pos_emb_width": "pos_emb_width",
-    "init_pos_emb_time": "pos_emb_time",
-}
+def test_the_vision_tower_has_its_sizes_under_both_families_of_keys(folder):
+    written = json.loads((folder / "config.json").read_text())["vision_config"]
+    assert (written["hidden_size"], written["vt_hidden_size"]) == (CONFIG.vision_config.vt_hidden_size,) * 2
+    assert all(written[alias] == written[key] for key, alias in VISION_ALIASES.items())
+    assert load_config(folder / "config.json") == CONFIG
+
+
+def test_families_that_disagree_are_an_error(folder):
+    path = folder / "config.json"
+    raw = json.loads(path.read_text())
+    raw["vision_config"]["num_hidden_layers"] = 27
+    path.write_text(json.dumps(raw))
+    with pytest.raises(MoonflowError, match="vision_config.num_hidden_layers is 27, but vision_config.vt_num_hidden"):
+        load_config(path)
 
 
 @pytest.fixture
@@ -211,10 +215,9 @@ def native(folder: Path) -> torch.nn.Module:
     """Our checkpoint in transformers' native class; its loader renames the tensors itself."""
     transformers = pytest.importorskip("transformers", minversion="5.23")
     raw = json.loads((folder / "config.json").read_text())
-    vision = {NATIVE_VISION_KEYS.get(key, key): value for key, value in raw["vision_config"].items()}
     config = transformers.Kimi_K25Config(
         text_config=raw["text_config"],
-        vision_config=vision,
+        vision_config=raw["vision_config"],
         projection_hidden_size=raw["vision_config"]["mm_hidden_size"],
         projection_layer_norm_eps=raw["vision_config"]["projector_ln_eps"],
         image_token_id=raw["media_placeholder_token_id"],
