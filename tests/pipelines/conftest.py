@@ -28,7 +28,10 @@ def start(run_dir: Path, *arguments: str) -> subprocess.Popen[str]:
 def complete(run_dir: Path, *arguments: str) -> str:
     """Run to the end; returns what was printed."""
     process = start(run_dir, *arguments)
-    out, err = process.communicate(timeout=540)
+    try:
+        out, err = process.communicate(timeout=540)
+    finally:
+        process.kill()  # what it started notices and ends as well
     log = run_dir / "logs" / "pipeline.log"
     assert process.returncode == 0, f"{err}\n{out}\n{log.read_text()[-5000:] if log.exists() else ''}"
     return out
