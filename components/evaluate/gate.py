@@ -63,9 +63,15 @@ class Check:
 
     def as_evidence(self) -> dict[str, Any]:
         """The check in JSON's terms."""
-        figures = {"observed": self.observed, "interval": list(self.interval), "bound": self.bound}
-        rounded = {name: _rounded(value) for name, value in figures.items()}
-        return {"rule": self.rule, "subject": self.subject, **rounded, "passed": self.passed, "reason": self.text}
+        return {
+            "rule": self.rule,
+            "subject": self.subject,
+            "observed": round(self.observed, 6),
+            "interval": [round(end, 6) for end in self.interval],
+            "bound": self.bound,
+            "passed": self.passed,
+            "reason": self.text,
+        }
 
 
 @dataclass(frozen=True)
@@ -169,7 +175,3 @@ def _stderr(row: Row) -> float:
     n = row["n"] + 4
     share = (row["value"] * row["n"] + 2) / n
     return math.sqrt(share * (1 - share) / n)
-
-
-def _rounded(value: float | list[float]) -> float | list[float]:
-    return [round(each, 6) for each in value] if isinstance(value, list) else round(value, 6)

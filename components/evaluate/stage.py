@@ -86,6 +86,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         "rules": record["rules"],
         "champion": record["champion"],
         "well_formed": share[0],
+        "markdown": as_table(record),  # what the Kubeflow UI shows
         "chance": chance,
         "swarm": _swarm_figures(results, suites),
     }

@@ -21,7 +21,10 @@ def mlflow_link(mlflow_run_id: str, environment: Mapping[str, str] = os.environ)
 
 
 def step_card(manifest: Manifest, *, kept: bool) -> str:
-    """The card of a step; ``kept``: an earlier attempt or run had already written the manifest."""
+    """The card of a step; ``kept``: an earlier attempt or run had already written the manifest.
+
+    ``extra["markdown"]`` of the manifest, if there is one, is the step's own part below.
+    """
     extra = manifest.extra
     rows = {
         "MLflow run": _run(manifest.mlflow_run_id),
@@ -34,7 +37,8 @@ def step_card(manifest: Manifest, *, kept: bool) -> str:
         "finished": f"{manifest.created_at}{', before this task: kept' if kept else ''}",
         "warnings": "<br>".join(map(str, extra.get("warnings", ()))),
     }
-    return _card(f"{manifest.step} of run {manifest.run_id}", rows)
+    card = _card(f"{manifest.step} of run {manifest.run_id}", rows)
+    return f"{card}\n{extra['markdown']}" if "markdown" in extra else card
 
 
 def run_card(run_id: str, mlflow_run_id: str, report: str, error: str) -> str:

@@ -26,11 +26,9 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def client(empty: Path, tmp_path: Path):
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{shutil.copy(empty, tmp_path)}")
-    yield mlflow.MlflowClient()
-    mlflow.set_tracking_uri(before)
+def client(empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mlflow.MlflowClient:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shutil.copy(empty, tmp_path)}")
+    return mlflow.MlflowClient()
 
 
 def made(letter: str, alias: str = "candidate") -> Version:

@@ -80,3 +80,9 @@ def test_mlflows_ui_has_the_route_that_the_links_take() -> None:
     """The address of a run without its experiment, which the installed MLflow's own pages declare."""
     scripts = Path(mlflow.__file__).parent / "server" / "js" / "build" / "static" / "js"
     assert any('"/runs/:runUuid"' in script.read_text() for script in scripts.glob("main.*.js"))
+
+
+def test_a_steps_own_markdown_stands_below_the_card() -> None:
+    decision = "**promote** s3://moonflow/run-7/parl/2\n"
+    shown = step_card(MANIFEST.model_copy(update={"extra": {"markdown": decision}}), kept=False)
+    assert shown.startswith("### parl of run run-7") and shown.endswith(f"|\n\n{decision}")
