@@ -60,6 +60,8 @@ def print_result(
         console.print(f"promoted   version {promoted['version']}, manifest sha256 {promoted['manifest_sha256'][:16]}")
         repository = environment.get("MOONFLOW_GITOPS_REPO", "")
         console.print(f"GitOps     commit {promoted['commit'][:12]} in {repository}", soft_wrap=True)
+        if request := extra.get("promote", {}).get("pull_request"):
+            console.print(f"review     {request}", highlight=False, soft_wrap=True)
     else:
         reasons = "; ".join(map(str, extra.get("evaluate", {}).get("reasons", []))) or "see the report"
         console.print(f"promoted   nothing: {reasons}")
@@ -68,10 +70,11 @@ def print_result(
         console.print(f"served     {question!r} about a picture -> {said!r} (right: {right!r})", soft_wrap=True)
     for warning in extra.get("warnings", []):
         console.print(f"warning    {warning}", style="yellow", highlight=False, soft_wrap=True)
-    after = "" if keep else f"  (stopped; up again with: {_again(run_dir)} --keep)"
-    console.print(f"MLflow     {mlflow_page(environment)}{after}", highlight=False, soft_wrap=True)
+    console.print(f"MLflow     {mlflow_page(environment)}", highlight=False, soft_wrap=True)
+    if not keep:
+        console.print(f"           stopped; up again with {_again(run_dir)} --keep", highlight=False, soft_wrap=True)
     console.print(f"report     {run_dir / 'report.html'}", highlight=False, soft_wrap=True)
-    memory = f"{peak_bytes / 2**30:.1f} GiB, all processes with the services together"
+    memory = f"{peak_bytes / 2**30:.1f} GiB (all processes, services included)"
     console.print(f"this call  {seconds:.1f} s, peak memory {memory}", highlight=False)
 
 
