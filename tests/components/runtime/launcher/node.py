@@ -23,6 +23,7 @@ class Node:
         self._settings = settings
         self._environment = environment
         self.process: subprocess.Popen[str] | None = None
+        self._stopped = False
         self.preempt_at = ""  # a line of the log at which the first pod is killed
 
     def run(self, job: Json, number: int = 0) -> int:
@@ -61,10 +62,17 @@ class Node:
     def train(self, job: Json) -> None:
         """What Trainer and JobSet do: pods until one succeeds (one restart after a preemption), then the condition."""
         code = self.run(job)
+        if self._stopped:
+            return
         if code == 128 + signal.SIGKILL and self._cluster.job(job["metadata"]["name"]) is not None:
             time.sleep(0.2)
             code = self.run(job, 1)
         self._cluster.condition(job["metadata"]["name"], "Failed" if code else "Complete", reason="JobSetFinished")
+
+    def stop(self) -> None:
+        """The node is gone; nothing is started again."""
+        self._stopped = True
+        self.kill()
 
     def kill(self) -> None:
         if self.process is not None and self.process.poll() is None:

@@ -44,7 +44,7 @@ def node(
     made = Node(fake, settings, {**counted, "MOONFLOW_RUN_DIR": str(tmp_path / "pod")})
     fake.on_create = lambda fake, job: made.train(job)
     yield made
-    made.kill()
+    made.stop()
 
 
 @pytest.fixture
