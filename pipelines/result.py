@@ -60,8 +60,6 @@ def print_result(
         console.print(f"promoted   version {promoted['version']}, manifest sha256 {promoted['manifest_sha256'][:16]}")
         repository = environment.get("MOONFLOW_GITOPS_REPO", "")
         console.print(f"GitOps     commit {promoted['commit'][:12]} in {repository}", soft_wrap=True)
-        if request := extra.get("promote", {}).get("pull_request"):
-            console.print(f"review     {request}", highlight=False, soft_wrap=True)
     else:
         reasons = "; ".join(map(str, extra.get("evaluate", {}).get("reasons", []))) or "see the report"
         console.print(f"promoted   nothing: {reasons}")
