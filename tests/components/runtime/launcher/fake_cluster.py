@@ -9,54 +9,20 @@ deletion, logs with times that are cut to whole seconds by sinceTime, chunked tr
 from __future__ import annotations
 
 import copy
-import json
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import yaml
 
+from tests.components.runtime.launcher.rest import NAMESPACE, Fault, Handler, Request, status_object
+
 Json = dict[str, Any]
-NAMESPACE = "moonflow"
-JOBS = f"/apis/trainer.kubeflow.org/v1alpha1/namespaces/{NAMESPACE}/trainjobs"
-PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
-
-
-@dataclass
-class Fault:
-    """What happens to the next ``times`` requests of a kind instead of, or during, their answer.
-
-    ``kind`` is ``create``, ``get``, ``delete``, ``list``, ``watch``, ``pods`` or ``log``. ``status`` answers with an
-    error; ``drop`` closes the connection before an answer, ``drop_after`` after so many lines of a stream, in the
-    middle of the next line; ``lost`` does what was asked and then closes without an answer.
-    """
-
-    kind: str
-    status: int = 0
-    retry_after: int | None = None
-    drop: bool = False
-    drop_after: int | None = None
-    lost: bool = False
-    times: int = 1
-
-
-@dataclass
-class Request:
-    kind: str
-    path: str
-    query: dict[str, str]
-    at: float = field(default_factory=time.monotonic)
-
-
-class Drop(Exception):
-    """Close this connection now."""
 
 
 class FakeCluster:
@@ -81,10 +47,10 @@ class FakeCluster:
         self._threads: list[threading.Thread] = []
         cluster = self
 
-        class Handler(_Handler):
+        class Served(Handler):
             fake = cluster
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Served)
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
@@ -217,12 +183,14 @@ class FakeCluster:
         name = body["metadata"]["name"]
         with self._changed:
             if name in self._jobs:
-                return 409, _status(409, "AlreadyExists", f'trainjobs.trainer.kubeflow.org "{name}" already exists')
+                return 409, status_object(
+                    409, "AlreadyExists", f'trainjobs.trainer.kubeflow.org "{name}" already exists'
+                )
             if self.validate is not None:
                 try:
                     self.validate(body)
                 except Exception as error:
-                    return 422, _status(422, "Invalid", str(error))
+                    return 422, status_object(422, "Invalid", str(error))
             job = copy.deepcopy(body)
             job["metadata"].update(uid=str(uuid.uuid4()), creationTimestamp=_now())
             stored = copy.deepcopy(self._store(job, "ADDED"))
@@ -236,7 +204,7 @@ class FakeCluster:
         with self._changed:
             job = self._jobs.get(name)
             if job is None:
-                return 404, _status(404, "NotFound", f'trainjobs.trainer.kubeflow.org "{name}" not found')
+                return 404, status_object(404, "NotFound", f'trainjobs.trainer.kubeflow.org "{name}" not found')
             job["metadata"]["deletionTimestamp"] = _now()
             self._store(job, "MODIFIED")
             self.deleted.append(name)
@@ -265,7 +233,7 @@ class FakeCluster:
     def get_pod(self, name: str) -> tuple[int, Json]:
         with self._changed:
             if name not in self._pods:
-                return 404, _status(404, "NotFound", f'pods "{name}" not found')
+                return 404, status_object(404, "NotFound", f'pods "{name}" not found')
             return 200, copy.deepcopy(self._pods[name])
 
     def watch(self, query: dict[str, str]) -> Iterator[Json]:
@@ -275,7 +243,10 @@ class FakeCluster:
         while (left := until - time.monotonic()) > 0:
             with self._changed:
                 if position < self._oldest:
-                    yield {"type": "ERROR", "object": _status(410, "Expired", f"too old resource version: {position}")}
+                    yield {
+                        "type": "ERROR",
+                        "object": status_object(410, "Expired", f"too old resource version: {position}"),
+                    }
                     return
                 news = [event for event in self._events if event[0] > position]
                 if not news:
@@ -332,108 +303,6 @@ class FakeCluster:
         return job
 
 
-class _Handler(BaseHTTPRequestHandler):
-    fake: FakeCluster
-    protocol_version = "HTTP/1.1"
-    server_version = "fake-apiserver"
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        parts = urlsplit(self.path)
-        query = {key: values[0] for key, values in parse_qs(parts.query).items()}
-        watching = query.get("watch", "").lower() in {"true", "1"}
-        tail = parts.path.rsplit("/", 1)[-1]
-        if parts.path == JOBS:
-            self._serve("watch" if watching else "list", parts.path, query)
-        elif parts.path.startswith(f"{JOBS}/"):
-            self._serve("get", parts.path, query, tail)
-        elif parts.path == PODS:
-            self._serve("pods", parts.path, query)
-        elif parts.path.startswith(f"{PODS}/") and tail == "log":
-            self._serve("log", parts.path, query, parts.path.split("/")[-2])
-        elif parts.path.startswith(f"{PODS}/"):
-            self._serve("pod", parts.path, query, tail)
-        else:
-            self._answer(404, _status(404, "NotFound", "the server could not find the requested resource"))
-
-    def do_POST(self) -> None:
-        self._serve("create", self.path, {})
-
-    def do_DELETE(self) -> None:
-        self._serve("delete", self.path, {}, urlsplit(self.path).path.rsplit("/", 1)[-1])
-
-    def _serve(self, kind: str, path: str, query: dict[str, str], name: str = "") -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if self.headers.get("authorization") != "Bearer secret":
-            return self._answer(401, _status(401, "Unauthorized", "Unauthorized"))
-        self.fake.requests.append(Request(kind, path, query))
-        fault = self.fake.take_fault(kind)
-        try:
-            if fault is not None and fault.drop:
-                raise Drop
-            if fault is not None and fault.status:
-                extra = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
-                return self._answer(fault.status, _status(fault.status, "Fault", "the fake was told to fail"), extra)
-            if kind in {"watch", "log"}:
-                return self._stream(kind, query, name, fault.drop_after if fault else None)
-            status, answer = self._plain(kind, query, name, body)
-            if fault is not None and fault.lost:
-                raise Drop
-            self._answer(status, answer)
-        except (Drop, BrokenPipeError, ConnectionResetError):
-            self.close_connection = True
-            self.connection.close()
-
-    def _plain(self, kind: str, query: dict[str, str], name: str, body: bytes) -> tuple[int, Json]:
-        if kind == "create":
-            return self.fake.create(json.loads(body))
-        if kind == "delete":
-            return self.fake.delete(name)
-        if kind == "list":
-            return 200, self.fake.list_jobs(query)
-        if kind == "pods":
-            return 200, self.fake.list_pods(query)
-        if kind == "pod":
-            return self.fake.get_pod(name)
-        job = self.fake.job(name)
-        return (200, job) if job else (404, _status(404, "NotFound", f'trainjobs "{name}" not found'))
-
-    def _stream(self, kind: str, query: dict[str, str], name: str, drop_after: int | None) -> None:
-        if kind == "log":
-            lines = self.fake.log_lines(name, query)
-            if lines is None:
-                return self._answer(404, _status(404, "NotFound", f'pods "{name}" not found'))
-        else:
-            lines = (json.dumps(event) for event in self.fake.watch(query))
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json" if kind == "watch" else "text/plain")
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-        for number, line in enumerate(lines):
-            data = f"{line}\n".encode()
-            if number == drop_after:
-                self._chunk(data[: len(data) // 2])
-                raise Drop
-            self._chunk(data)
-        self.wfile.write(b"0\r\n\r\n")
-
-    def _chunk(self, data: bytes) -> None:
-        self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
-        self.wfile.flush()
-
-    def _answer(self, status: int, answer: Json, extra: dict[str, str] | None = None) -> None:
-        data = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        for key, value in (extra or {}).items():
-            self.send_header(key, value)
-        self.end_headers()
-        self.wfile.write(data)
-
-
 def _selected(thing: Json, query: dict[str, str]) -> bool:
     wanted = query.get("fieldSelector", "").removeprefix("metadata.name=")
     if wanted and thing["metadata"]["name"] != wanted:
@@ -441,18 +310,6 @@ def _selected(thing: Json, query: dict[str, str]) -> bool:
     labels = thing["metadata"].get("labels", {})
     pairs = [pair.split("=", 1) for pair in query.get("labelSelector", "").split(",") if pair]
     return all(labels.get(key) == value for key, value in pairs)
-
-
-def _status(code: int, reason: str, message: str) -> Json:
-    return {
-        "kind": "Status",
-        "apiVersion": "v1",
-        "metadata": {},
-        "status": "Failure",
-        "message": message,
-        "reason": reason,
-        "code": code,
-    }
 
 
 def _now(fraction: bool = False) -> str:

@@ -16,7 +16,8 @@ from components.runtime.launcher.trainjob import run, sweep
 from components.runtime.launcher.work import Work
 from model.errors import MoonflowError
 from tests.components.runtime.launcher.crd import CRDS, validate_train_job
-from tests.components.runtime.launcher.fake_cluster import FakeCluster, Fault
+from tests.components.runtime.launcher.fake_cluster import FakeCluster
+from tests.components.runtime.launcher.rest import Fault
 
 NAME = job_name("run-1", "prepare_data")
 Script = Callable[[FakeCluster], None]
