@@ -14,16 +14,13 @@ from torch import Tensor, nn
 from model.attention import MultiheadLatentAttention
 from model.config import ModelConfig
 from model.decoder import CausalLM, packed_causal_mask
-from model.moe import Experts, Router
+from model.initial import initialise
+from model.moe import Router
 from model.precision import linear
-from model.vision import GridTHW, MoonViT3d, PatchMergerProjector, PositionGrid
+from model.vision import GridTHW, MoonViT3d, PatchMergerProjector
 
 if TYPE_CHECKING:
     from model.data.packing import Batch
-
-
-EMBEDDING_SCALE = 8.0  # initial embeddings, in units of initializer_range
-HEAD_SCALE = 0.2  # initial head, in units of the embeddings
 
 
 class KimiK25(nn.Module):
@@ -35,33 +32,7 @@ class KimiK25(nn.Module):
         self.vision_tower = MoonViT3d(config.vision_config)
         self.mm_projector = PatchMergerProjector(config.vision_config)
         self.language_model = CausalLM(config.text_config)
-        self._initialise(torch.Generator().manual_seed(seed))
-
-    @torch.no_grad()
-    def _initialise(self, generator: torch.Generator) -> None:
-        """Initial weights (ours; chosen so that copying from context emerges sooner in a tiny model).
-
-        Embeddings are wide and share a common direction: without biases, it is what a position-only attention pattern
-        can hold on to. The head starts as the embeddings' own directions (they are separate weights), so that a token
-        carried along by attention is already a vote for itself. Residual branches of the decoder start at zero.
-        """
-        std = self.config.text_config.initializer_range
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                module.weight.normal_(0.0, std, generator=generator)
-                if module.bias is not None:
-                    module.bias.zero_()
-                if name.startswith("language_model") and name.endswith(("o_proj", "down_proj")):
-                    module.weight.zero_()
-            elif isinstance(module, Router | PositionGrid):
-                module.weight.normal_(0.0, std, generator=generator)
-            elif isinstance(module, Experts):
-                module.gate_up_proj.normal_(0.0, std, generator=generator)
-                module.down_proj.zero_()
-        embeddings = self.language_model.model.embed_tokens.weight
-        embeddings.normal_(0.0, EMBEDDING_SCALE * std, generator=generator)
-        self.language_model.lm_head.weight.copy_(embeddings * HEAD_SCALE)
-        embeddings += torch.empty(embeddings.shape[1]).normal_(0.0, EMBEDDING_SCALE * std, generator=generator)
+        initialise(self, seed)
 
     def embed(self, input_ids: Tensor, pixel_values: Tensor | None, grid_thws: Sequence[GridTHW]) -> Tensor:
         """Token embeddings [..., D] with the media pads replaced, in reading order, by projected vision features.
