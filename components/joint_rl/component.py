@@ -19,6 +19,8 @@ def joint_rl(
     learning_rate: float,
     max_new_tokens: int,
     modalities: str,
+    ptx_weight: float,
+    ptx_rows: int,
     checkpoint_every: int,
     seed: int,
 ):

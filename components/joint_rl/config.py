@@ -14,5 +14,9 @@ class Config(StepConfig):
     learning_rate: float = Field(2e-4, gt=0, description="constant learning rate (source: ours)")
     max_new_tokens: int = Field(48, ge=1, description="tokens per completion (source: ours)")
     modalities: str = Field("text,image", description="of the tasks: text, image, video; by commas (source: ours)")
+    ptx_weight: float = Field(
+        0.5, ge=0, description="of the pre-training loss beside the policy's; 0 = none (source: K2; value ours)"
+    )
+    ptx_rows: int = Field(2, ge=1, description="full rows of pre-training data per gradient step (source: ours)")
     checkpoint_every: int = Field(10, ge=0, description="rounds between saved states; 0: only the end (source: ours)")
     seed: int = Field(4, ge=0, description="seed of prompts and sampling (source: ours)")

@@ -9,6 +9,7 @@ from model.data.folder import DataFolder
 from model.data.sample import Sample
 from model.rl.environment import Episode, run_episode
 from model.rl.prompts import PromptPool
+from model.rl.ptx import ptx
 from model.rl.toggle import Toggle
 from model.rl.tools.toolset import Toolset
 from model.rl.trainer import RLSettings, RLTrainer
@@ -43,7 +44,8 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         async def publish_weights() -> None:
             engine.set_model(model)
 
-        # 4. Train: outcome rewards, Toggle's length budgets in every other phase.
+        # 4. Train: outcome rewards, Toggle's length budgets in every other phase, and the pre-training loss, so that
+        # what text-only SFT wore down comes back and what no prompt asks for stays.
         settings = RLSettings(
             config.iterations, config.prompts_per_iteration, config.samples_per_prompt, config.learning_rate,
             seed=config.seed, checkpoint_every=config.checkpoint_every,
@@ -51,6 +53,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         RLTrainer(
             model, prompts, rollout, publish_weights, settings,
             pad_id=data.tokenizer.pad_id, tokenizer_folder=data.path, around=context, toggle=Toggle(),
+            ptx=ptx(data, weight=config.ptx_weight, rows=config.ptx_rows, tokens=context_tokens, seed=config.seed),
         ).train()  # fmt: skip
     assert context.checkpoints.newest is not None
     return context.checkpoints.newest

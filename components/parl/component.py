@@ -20,6 +20,8 @@ def parl(
     learning_rate: float,
     critical_steps: int,
     auxiliary: float,
+    ptx_weight: float,
+    ptx_rows: int,
     checkpoint_every: int,
     seed: int,
 ):

@@ -14,5 +14,9 @@ class Config(StepConfig):
     learning_rate: float = Field(2e-4, gt=0, description="constant learning rate (source: ours)")
     critical_steps: int = Field(5, ge=2, description="budget of an episode in critical steps (source: ours)")
     auxiliary: float = Field(0.3, ge=0, description="lambda1 = lambda2 of the first round (source: ours)")
+    ptx_weight: float = Field(
+        0.5, ge=0, description="of the pre-training loss beside the policy's; 0 = none (source: K2; value ours)"
+    )
+    ptx_rows: int = Field(2, ge=1, description="full rows of pre-training data per gradient step (source: ours)")
     checkpoint_every: int = Field(6, ge=0, description="rounds between saved states; 0: only the end (source: ours)")
     seed: int = Field(5, ge=0, description="seed of prompts and sampling (source: ours)")

@@ -9,6 +9,7 @@ from model.data.folder import DataFolder
 from model.data.sample import Sample
 from model.rl.environment import Episode
 from model.rl.prompts import PromptPool
+from model.rl.ptx import ptx
 from model.rl.tools.toolset import Toolset
 from model.rl.trainer import RLSettings, RLTrainer
 from model.rollout.embedded import EmbeddedEngine
@@ -54,6 +55,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         RLTrainer(
             model, prompts, rollout, publish_weights, settings,
             pad_id=data.tokenizer.pad_id, tokenizer_folder=data.path, around=context, reward=reward,
+            ptx=ptx(data, weight=config.ptx_weight, rows=config.ptx_rows, tokens=limits.max_tokens, seed=config.seed),
         ).train()  # fmt: skip
     assert context.checkpoints.newest is not None
     return context.checkpoints.newest

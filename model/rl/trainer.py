@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,12 +22,15 @@ from torch.nn import functional as F
 
 from model.data.packing import pack
 from model.data.sample import Sample
+from model.data.stream import StreamState
 from model.data.tokenize import TokenizedSample
 from model.multimodal import KimiK25
 from model.rl.environment import Episode, derive_seed
 from model.rl.objective import ObjectiveConfig, advantages, policy_loss, token_weights
+from model.rl.ptx import PTX
 from model.rl.toggle import Toggle
 from model.train.checkpoint import load_checkpoint, save_checkpoint
+from model.train.loop import batch_loss
 from model.train.optimizer import MuonClip, build_optimizer, qk_clip
 from model.train.protocol import Surroundings
 
@@ -97,6 +100,7 @@ class RLTrainer:
         rollout: samples episodes from the engine that serves this model.
         publish_weights: called after every change of the weights; the engine must sample from the new ones next.
         toggle: None trains without length budgets.
+        ptx: None trains on the episodes alone.
     """
 
     def __init__(
@@ -112,9 +116,11 @@ class RLTrainer:
         around: Surroundings,
         reward: Reward = outcome,
         toggle: Toggle | None = None,
+        ptx: PTX | None = None,
     ) -> None:
         self.model, self.prompts, self.rollout, self.publish_weights = model, prompts, rollout, publish_weights
-        self.settings, self.reward, self.toggle = settings, reward, toggle
+        self.settings, self.reward, self.toggle, self.ptx = settings, reward, toggle, ptx
+        self.pretraining = ptx.stream(None) if ptx is not None else None
         self.pad_id, self.tokenizer_folder, self.around = pad_id, tokenizer_folder, around
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not name.endswith("e_score_correction_bias"))
@@ -131,6 +137,8 @@ class RLTrainer:
             self.loop = LoopState(**state["loop"])
             if self.toggle is not None:
                 self.toggle.load(state["toggle"])
+            if self.ptx is not None:
+                self.pretraining = self.ptx.stream(StreamState(**state["data_position"]["pretraining"]))
         settings = self.settings
         await self.publish_weights()
         while self.loop.iteration < settings.iterations:
@@ -186,7 +194,7 @@ class RLTrainer:
         """The gradient steps of one iteration.
 
         Groups whose rewards are all equal have no advantage and are left out of the passes; the normalisation still
-        counts them.
+        counts them. With PTX there is a step even when no group is left.
         """
         weights = token_weights([[episode.policy_tokens for episode in group.episodes] for group in groups])
         rows = [
@@ -196,7 +204,7 @@ class RLTrainer:
             if any(group.advantages) and episode.policy_tokens
         ]
         figures = {"groups/with_signal": sum(any(group.advantages) for group in groups) / len(groups)}
-        if not rows:
+        if not rows and self.pretraining is None:
             return figures
         self.model.train()
         for update in range(self.settings.updates):
@@ -207,7 +215,12 @@ class RLTrainer:
                 totals["loss/policy"] += loss
                 totals["policy/masked_fraction"] += masked
                 gaps.append(gap_N)
-            if update == 0:  # before the first step the two policies should be one: what is left is the engine's error
+            if self.ptx is not None and self.pretraining is not None:
+                cross_entropy, parts = batch_loss(self.model, self.pretraining.next_batch())
+                (self.ptx.weight * cross_entropy).backward()  # type: ignore[no-untyped-call]
+                figures |= parts
+            # Before the first step the two policies should be one: what is left is the engine's error.
+            if update == 0 and gaps:
                 gap_N = torch.cat(gaps)
                 figures["rollout/mismatch_kl"] = -float(gap_N.mean())
                 figures["rollout/mismatch_max"] = float(gap_N.abs().max())
@@ -238,9 +251,15 @@ class RLTrainer:
             return
         index = -(-t // every) - 1 if every else 0
         folder = self.around.work / f"checkpoint-{index}"
-        state = {"loop": vars(self.loop), "data_position": {"prompts": t * self.settings.prompts_per_iteration}}
+        position: dict[str, Any] = {"prompts": t * self.settings.prompts_per_iteration}
+        if self.pretraining is not None:
+            position["pretraining"] = vars(self.pretraining.state())
+        state = {"loop": vars(self.loop), "data_position": position}
         save_checkpoint(
-            folder, self.model, self.tokenizer_folder, self.optimizer,
+            folder,
+            self.model,
+            self.tokenizer_folder,
+            self.optimizer,
             state | {"toggle": self.toggle.state() if self.toggle is not None else {}},
         )
         self.around.checkpoints.save(folder, index=index, tokens_seen=self.loop.tokens_seen, complete=last)
@@ -266,7 +285,8 @@ def _parts(rows: list[tuple[Episode, float, float]]) -> Iterator[list[tuple[Epis
             part, size = [], 0
         part.append(row)
         size += len(row[0].input_ids)
-    yield part
+    if part:
+        yield part
 
 
 def _figures(

@@ -13,6 +13,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from model.config import preset
+from model.data.folder import DataFolder
 from model.data.packing import pack
 from model.data.sample import Sample
 from model.data.tokenize import TokenizedSample, tokenize_prompt
@@ -20,6 +21,7 @@ from model.image import ImageConfig
 from model.multimodal import KimiK25
 from model.rl.environment import Episode, run_episode
 from model.rl.objective import ObjectiveConfig
+from model.rl.ptx import PTX, ptx
 from model.rl.toggle import Toggle
 from model.rl.tools.toolset import Toolset
 from model.rl.trainer import RLSettings, RLTrainer
@@ -54,7 +56,7 @@ def tokenizer_folder(tokenizer: Tokenizer, tmp_path: Path) -> Path:
 
 
 def trainer(tokenizer: Tokenizer, tokenizer_folder: Path, around: Around, settings: RLSettings, wanted: int = 0,
-            toggle: Toggle | None = None) -> RLTrainer:  # fmt: skip
+            toggle: Toggle | None = None, ptx: PTX | None = None) -> RLTrainer:  # fmt: skip
     """Rewards the share of sampled tokens below ``wanted``; 0 rewards every other length instead."""
     torch.manual_seed(0)
     model = KimiK25(preset("tiny"), seed=3)
@@ -74,7 +76,7 @@ def trainer(tokenizer: Tokenizer, tokenizer_folder: Path, around: Around, settin
 
     return RLTrainer(
         model, Tasks(), rollout, publish_weights, settings,
-        pad_id=tokenizer.pad_id, tokenizer_folder=tokenizer_folder, around=around, toggle=toggle,
+        pad_id=tokenizer.pad_id, tokenizer_folder=tokenizer_folder, around=around, toggle=toggle, ptx=ptx,
     )  # fmt: skip
 
 
@@ -98,11 +100,15 @@ def test_the_entropy_of_a_uniform_policy_is_that_of_its_vocabulary(tokenizer, to
     assert figures["policy/entropy"] == pytest.approx(np.log(1024), rel=1e-5)
 
 
-def test_a_run_that_died_ends_with_the_same_weights(tokenizer, tokenizer_folder, tmp_path) -> None:
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_a_run_that_died_ends_with_the_same_weights(
+    weight: float, data_folder, tokenizer, tokenizer_folder, tmp_path
+) -> None:
+    pretraining = ptx(DataFolder(data_folder), weight=weight, rows=1, tokens=256, seed=0)
     whole, first, second = Around(tmp_path / "a"), Around(tmp_path / "b"), Around(tmp_path / "b")
     for around in (whole, first):
         around.work.mkdir(parents=True)
-    straight = trainer(tokenizer, tokenizer_folder, whole, SETTINGS, toggle=Toggle())
+    straight = trainer(tokenizer, tokenizer_folder, whole, SETTINGS, toggle=Toggle(), ptx=pretraining)
     straight.train()
     assert whole.saved == [(0, False), (1, True)]
 
@@ -115,8 +121,8 @@ def test_a_run_that_died_ends_with_the_same_weights(tokenizer, tokenizer_folder,
 
     first.update = die  # type: ignore[method-assign]
     with pytest.raises(Died):
-        trainer(tokenizer, tokenizer_folder, first, SETTINGS, toggle=Toggle()).train()
-    resumed = trainer(tokenizer, tokenizer_folder, second, SETTINGS, toggle=Toggle())
+        trainer(tokenizer, tokenizer_folder, first, SETTINGS, toggle=Toggle(), ptx=pretraining).train()
+    resumed = trainer(tokenizer, tokenizer_folder, second, SETTINGS, toggle=Toggle(), ptx=pretraining)
     resumed.train()
     assert second.saved == [(1, True)] and second.reports == [(3, 4), (4, 4)]
     for name, value in straight.model.state_dict().items():
@@ -124,6 +130,7 @@ def test_a_run_that_died_ends_with_the_same_weights(tokenizer, tokenizer_folder,
     assert resumed.loop == straight.loop
     assert resumed.toggle is not None and straight.toggle is not None
     assert resumed.toggle.budgets == straight.toggle.budgets != {}
+    assert all(("loss/vision" in row) == (weight > 0) for row in whole.logged)
     timed = ("tokens/s", "seconds/rollout", "seconds/train")
     straight_log, resumed_log = (
         [{k: v for k, v in row.items() if k not in timed} for row in run] for run in (whole.logged[2:], second.logged)
@@ -166,3 +173,15 @@ def test_groups_without_signal_leave_the_weights_alone(tokenizer, tokenizer_fold
     before: dict[str, Any] = {name: value.clone() for name, value in rl.model.state_dict().items()}
     assert rl.learn(groups) == {"groups/with_signal": 0.0}
     assert all(torch.equal(value, rl.model.state_dict()[name]) for name, value in before.items())
+
+
+def test_the_pretraining_loss_alone_teaches_too(data_folder, tokenizer, tokenizer_folder, tmp_path) -> None:
+    """No group has a signal, so what falls here falls by PTX."""
+    around = Around(tmp_path)
+    around.work.mkdir()
+    settings = RLSettings(10, 1, 2, learning_rate=4e-3)
+    pretraining = ptx(DataFolder(data_folder), weight=1.0, rows=2, tokens=256, seed=0)
+    trainer(tokenizer, tokenizer_folder, around, settings, wanted=2000, ptx=pretraining).train()
+    assert all(row["groups/with_signal"] == 0.0 for row in around.logged)
+    losses = [row["loss/vision"] for row in around.logged]
+    assert np.mean(losses[-2:]) < 0.7 * losses[0]
