@@ -15,6 +15,7 @@ def vit_pretrain(
     preset: str,
     steps: int,
     projector_steps: int,
+    text_ratio: float,
     learning_rate: float,
     tokens_per_row: int,
     rows: int,

@@ -13,6 +13,9 @@ class Config(StepConfig):
     projector_steps: int = Field(
         15, ge=1, description="optimizer steps that train the projector only (source: K2.5 section 4, 'very short')"
     )
+    text_ratio: float = Field(
+        0.3, ge=0, lt=1, description="share of text tokens, for the decoder that captions (source: ours)"
+    )
     learning_rate: float = Field(6e-3, gt=0, description="peak learning rate (source: ours)")
     tokens_per_row: int = Field(256, ge=64, description="sequence length in tokens (source: K2.5 Table 3 has 4096)")
     rows: int = Field(4, ge=1, description="sequences per step (source: ours)")

@@ -1,7 +1,8 @@
 """ViT pre-training: the vision encoder learns to caption, by cross-entropy alone (source: K2.5 section 4, Table 3).
 
 The paper captions through Moonlight-16B, an existing language model. There is none at this size, so the decoder that
-later stages train serves as the captioner and learns along (ours). Then, very briefly, the projector alone.
+later stages train serves as the captioner and learns along, with a share of text so that it stays one (ours). Then, very
+briefly, the projector alone.
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ from components.runtime.step import StepContext
 from components.vit_pretrain.config import Config
 from model.config import preset
 from model.data.folder import DataFolder
-from model.data.mixtures import VISION
+from model.data.mixtures import TEXT, VISION, blend
 from model.errors import MoonflowError
 from model.multimodal import KimiK25
 from model.train.loop import Phase, train
 
 
 def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
-    # 1. Data: captions, OCR, grounding, counts, charts and video; no text of its own.
+    # 1. Data: captions, OCR, grounding, counts, charts and video; text for the captioner.
     data = DataFolder(context.fetch(inputs["data"]))
-    stream = data.mixture(VISION, tokens_per_row=config.tokens_per_row, rows=config.rows, seed=config.seed)
+    weights = blend((TEXT, config.text_ratio), (VISION, 1 - config.text_ratio))
+    stream = data.mixture(weights, tokens_per_row=config.tokens_per_row, rows=config.rows, seed=config.seed)
 
     # 2. Model: random weights in the preset's shape.
     shape = preset(config.preset)
