@@ -14,6 +14,7 @@ from model.chat import ToolCall
 from model.tokenizer import Tokenizer
 
 DONE = b"data: [DONE]\n\n"
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class Reply:
@@ -21,21 +22,20 @@ class Reply:
 
     def __init__(self, model: str) -> None:
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+        # A stream has an event for every token: what they share is written once.
+        self._chunk_head = _encode(self._head | {"object": "chat.completion.chunk"})[:-1]
 
     def whole(self, choices: list[dict[str, Any]], usage: dict[str, int]) -> bytes:
-        body = self._head | {"object": "chat.completion", "choices": choices, "usage": usage}
-        return json.dumps(body, ensure_ascii=False).encode()
+        return _encode(self._head | {"object": "chat.completion", "choices": choices, "usage": usage}).encode()
 
     def chunk(self, choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> bytes:
         """A server-sent event; ``usage`` on the last one only."""
-        body = self._head | {"object": "chat.completion.chunk", "choices": choices}
-        if usage is not None:
-            body["usage"] = usage
-        return event(body)
+        last = f', "usage": {_encode(usage)}' if usage is not None else ""
+        return f'data: {self._chunk_head}, "choices": {_encode(choices)}{last}}}\n\n'.encode()
 
 
 def event(body: dict[str, Any]) -> bytes:
-    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n".encode()
+    return f"data: {_encode(body)}\n\n".encode()
 
 
 def choice(index: int, deltas: Sequence[Delta], reason: str, logprobs: list[dict[str, Any]] | None) -> dict[str, Any]:

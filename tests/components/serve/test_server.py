@@ -17,6 +17,7 @@ import openai
 import pytest
 from PIL import Image
 
+from components.serve import chat
 from components.serve.chat import MAX_BODY_BYTES
 from components.serve.checkpoint import verify
 from components.serve.openai_api import ChatRequest, to_engine
@@ -57,8 +58,8 @@ def test_models(client: openai.OpenAI):
 def test_an_answer_is_the_engines_own(client: openai.OpenAI, checkpoint: Path):
     reply = client.chat.completions.create(model="moonflow", messages=ASK, temperature=0, max_tokens=12)
     tokenizer = tiny_tokenizer()
-    chat = ChatRequest(model="moonflow", messages=ASK, temperature=0, max_tokens=12)
-    (request,) = to_engine(chat, tokenizer, ImageConfig(), 256).requests
+    asked = ChatRequest(model="moonflow", messages=ASK, temperature=0, max_tokens=12)
+    (request,) = to_engine(asked, tokenizer, ImageConfig(), 256).requests
     assert request.input_ids == encode_chat(ASK, [], tokenizer, add_generation_prompt=True).ids
     completion = asyncio.run(EmbeddedEngine.load(checkpoint).generate([request]))[0]
     assert reply.usage.completion_tokens == len(completion.token_ids)
@@ -175,6 +176,12 @@ def test_a_body_that_is_too_large_is_refused(address: str, announced: bool):
     content = b" " * (MAX_BODY_BYTES + 1) if announced else in_pieces(MAX_BODY_BYTES)
     reply = httpx.post(f"{address}/v1/chat/completions", content=content)
     assert (reply.status_code, reply.json()["error"]["code"]) == (413, "request_too_large")
+
+
+def test_a_full_queue_is_told_so_that_clients_try_again(address: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(chat, "MAX_WAITING", 0)
+    reply = httpx.post(f"{address}/v1/chat/completions", json={"model": "moonflow", "messages": ASK})
+    assert (reply.status_code, reply.json()["error"]["code"], reply.headers["retry-after"]) == (503, "overloaded", "1")
 
 
 def test_another_model_is_not_found(client: openai.OpenAI):
