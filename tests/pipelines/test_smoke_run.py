@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import time
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -124,10 +125,20 @@ STOPPED = "moonflow: stopped; the same command goes on from here\n"
 SMALL = ("--set", "prepare_data.text_samples=200", "--set", "prepare_data.image_samples=100")
 
 
-def until_running(run_dir: Path, step: str) -> subprocess.Popen[str]:
+@pytest.fixture
+def started() -> Iterator[list[subprocess.Popen[str]]]:
+    """The runs of one test, none of which outlives it."""
+    runs: list[subprocess.Popen[str]] = []
+    yield runs
+    for process in runs:
+        process.kill()
+
+
+def until_running(run_dir: Path, step: str, started: list[subprocess.Popen[str]]) -> subprocess.Popen[str]:
     """A run that has got to ``step``."""
     (run_dir / "tasks" / f"{step}.json").unlink(missing_ok=True)  # a killed step of an earlier run still says so
     process = start(run_dir, *SMALL)
+    started.append(process)
     deadline = time.time() + 400
     while task_state(run_dir, step).state != "running":
         assert process.poll() is None, process.communicate()[1]
@@ -136,9 +147,11 @@ def until_running(run_dir: Path, step: str) -> subprocess.Popen[str]:
     return process
 
 
-def test_ctrl_c_and_terminate_end_everything_and_the_next_call_goes_on(tmp_path: Path) -> None:
+def test_ctrl_c_and_terminate_end_everything_and_the_next_call_goes_on(
+    tmp_path: Path, started: list[subprocess.Popen[str]]
+) -> None:
     run_dir = tmp_path / "run"
-    process = until_running(run_dir, "prepare_data")
+    process = until_running(run_dir, "prepare_data", started)
     for _ in range(2):  # an impatient user; a terminal sends it to the whole foreground group
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGINT)
@@ -147,16 +160,16 @@ def test_ctrl_c_and_terminate_end_everything_and_the_next_call_goes_on(tmp_path:
     assert (process.returncode, err) == (130, STOPPED)
     gone(run_dir)
 
-    process = until_running(run_dir, "vit_pretrain")
+    process = until_running(run_dir, "vit_pretrain", started)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (128 + signal.SIGTERM, STOPPED)
     gone(run_dir)
 
-    process = until_running(run_dir, "vit_pretrain")
+    process = until_running(run_dir, "vit_pretrain", started)
     assert task_state(run_dir, "prepare_data").state == "kept"
     os.kill(task_process(run_dir, "vit_pretrain"), signal.SIGKILL)  # as a node does that runs out of memory
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 2
     assert err == (
         "moonflow: vit_pretrain stopped without a message: it was killed or met a bug; see the end of "
@@ -167,9 +180,13 @@ def test_ctrl_c_and_terminate_end_everything_and_the_next_call_goes_on(tmp_path:
 
 def task_process(run_dir: Path, step: str) -> int:
     """The process in which kfp.local runs ``step``."""
-    lines = {process.pid: " ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])}
+    lines = {process.pid: process.info["cmdline"] or [""] for process in psutil.process_iter(["cmdline"])}
     wanted = ("kfp.dsl.executor_main", str(run_dir), step)
-    (found,) = (pid for pid, line in lines.items() if all(part in line for part in wanted))
+    (found,) = (
+        pid
+        for pid, line in lines.items()
+        if Path(line[0]).name.startswith("python") and all(part in " ".join(line) for part in wanted)
+    )
     return found
 
 
