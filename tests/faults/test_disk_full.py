@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from components.runtime import store as store_module
 from components.runtime.manifest import fetch
 from components.runtime.step import read_metrics, run_step
 from components.runtime.store import ObjectStore
 from model.errors import MoonflowError
+from pipelines.services import Services
 from tests.counted import Stage, counting
 
 pytestmark = pytest.mark.services
@@ -54,3 +57,26 @@ def test_a_full_disk_ends_the_step_with_one_line_and_the_next_run_goes_on(
     assert begun == [5, 6, 7, 8], "it went on from the checkpoint before"
     fetch(store, made.uri, tmp_path / "got")
     assert [row["step"] for row in read_metrics(tmp_path / "got")] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.slow
+def test_a_full_disk_of_the_store_is_told_and_what_was_written_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = tmp_path / "run" / "store"
+    disk.mkdir(parents=True)
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "moonflow", disk], capture_output=True)
+    if made.returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    monkeypatch.setattr(store_module, "_ATTEMPTS", 2)  # not half a minute of patience
+    try:
+        with Services.start(tmp_path / "run") as services:
+            store = ObjectStore.from_env(services.environment)
+            data = {f"full/{number}": os.urandom(4 << 20) for number in range(20)}
+            with pytest.raises(MoonflowError, match="could not serve .*its disk may be full; free some space"):
+                for key, content in data.items():
+                    store.put(key, content)
+            kept = store.list("full/")
+            assert len(kept) > 5 and all(store.get(key) == data[key] for key in kept)
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
