@@ -18,6 +18,7 @@ def joint_pretrain(
     learning_rate: float,
     tokens_per_row: int,
     rows: int,
+    products: str,
     checkpoint_every: int,
     seed: int,
 ):

@@ -15,5 +15,10 @@ class Config(StepConfig):
     learning_rate: float = Field(6e-3, gt=0, description="peak learning rate (source: ours)")
     tokens_per_row: int = Field(256, ge=64, description="sequence length in tokens (source: K2.5 Table 3 has 4096)")
     rows: int = Field(4, ge=1, description="sequences per step (source: ours)")
+    products: str = Field(
+        "bfloat16",
+        pattern="^(float32|bfloat16)$",
+        description="precision of matrix products; weights are float32 (ours)",
+    )
     checkpoint_every: int = Field(250, ge=0, description="steps between saved states (source: ours)")
     seed: int = Field(1, ge=0, description="seed of the data order (source: ours)")

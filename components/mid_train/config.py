@@ -20,6 +20,11 @@ class Config(StepConfig):
         description="sequence length in tokens after the extension (source: K2.5 Table 3 has 32768 to 262144)",
     )
     rows: int = Field(2, ge=1, description="sequences per step (source: ours)")
+    products: str = Field(
+        "bfloat16",
+        pattern="^(float32|bfloat16)$",
+        description="precision of matrix products; weights are float32 (ours)",
+    )
     checkpoint_every: int = Field(
         0, ge=0, description="steps between saved states; 0 saves at the end only (source: ours)"
     )

@@ -24,6 +24,8 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     model = load_parent(context.fetch(inputs["parent"]), data.tokenizer, yarn, config.tokens_per_row)
 
     # 3. Train.
-    phase = Phase(stream, config.steps, config.learning_rate, checkpoint_every=config.checkpoint_every)
+    phase = Phase(
+        stream, config.steps, config.learning_rate, checkpoint_every=config.checkpoint_every, products=config.products
+    )
     train(model, [phase], data.path, context)
     return context.checkpoints.newest

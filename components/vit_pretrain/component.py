@@ -19,6 +19,7 @@ def vit_pretrain(
     learning_rate: float,
     tokens_per_row: int,
     rows: int,
+    products: str,
     checkpoint_every: int,
     seed: int,
 ):

@@ -1,7 +1,7 @@
 """ViT pre-training: the vision encoder learns to caption, by cross-entropy alone (source: K2.5 section 4, Table 3).
 
 The paper captions through Moonlight-16B, an existing language model. There is none at this size, so the decoder that
-later stages train serves as the captioner and learns along, with a share of text so that it stays one (ours). Then, very
+later stages train serves as the captioner and learns along, on text too, so that it stays one (ours). Then, very
 briefly, the projector alone.
 """
 
@@ -34,9 +34,15 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     model = KimiK25(shape, seed=config.seed)
 
     # 3. Caption: everything learns. 4. Align: the projector only.
-    caption = Phase(stream, config.steps, config.learning_rate, checkpoint_every=config.checkpoint_every)
+    caption = Phase(
+        stream, config.steps, config.learning_rate, checkpoint_every=config.checkpoint_every, products=config.products
+    )
     align = Phase(
-        stream, config.projector_steps, config.learning_rate * caption.final_ratio, trainable=("mm_projector",)
+        stream,
+        config.projector_steps,
+        config.learning_rate * caption.final_ratio,
+        trainable=("mm_projector",),
+        products=config.products,
     )
     train(model, [caption, align], data.path, context)
     return context.checkpoints.newest

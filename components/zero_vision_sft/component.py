@@ -17,6 +17,7 @@ def zero_vision_sft(
     learning_rate: float,
     tokens_per_row: int,
     rows: int,
+    products: str,
     checkpoint_every: int,
     seed: int,
 ):

@@ -12,6 +12,11 @@ class Config(StepConfig):
     learning_rate: float = Field(1.5e-3, gt=0, description="peak learning rate (source: ours)")
     tokens_per_row: int = Field(512, ge=64, description="sequence length in tokens (source: ours)")
     rows: int = Field(2, ge=1, description="sequences per step (source: ours)")
+    products: str = Field(
+        "bfloat16",
+        pattern="^(float32|bfloat16)$",
+        description="precision of matrix products; weights are float32 (ours)",
+    )
     checkpoint_every: int = Field(
         0, ge=0, description="steps between saved states; 0 saves at the end only (source: ours)"
     )

@@ -41,7 +41,7 @@ class Phase:
         bias_update_rate: of the router's correction bias, per step (Megatron-Bridge: 1e-3).
         weight_decay: of matrices (K2: 0.1).
         checkpoint_every: steps between saved states; 0 saves only at the end.
-        products: precision of the matrix products (``model.precision``); None computes in that of the weights.
+        products: precision of the matrix products, "float32" or "bfloat16" (``model.precision``).
     """
 
     stream: Callable[[StreamState | None], MixtureStream]
@@ -53,7 +53,7 @@ class Phase:
     bias_update_rate: float = 1e-3
     weight_decay: float = 0.1
     checkpoint_every: int = 0
-    products: torch.dtype | None = None
+    products: str = "float32"
 
     def rate(self, step: int) -> float:
         """Learning rate of ``step`` (0-based)."""
@@ -143,7 +143,7 @@ def train(model: KimiK25, phases: Sequence[Phase], tokenizer_folder: Path, aroun
 def optimizer_step(model: KimiK25, batch: Batch, optimizer: MuonClip, phase: Phase, step: int) -> dict[str, float]:
     """One step on one batch: loss, gradient, MuonClip, router bias; returns its figures."""
     optimizer.set_learning_rate(phase.rate(step))
-    with products_in(phase.products):
+    with products_in(torch.bfloat16 if phase.products == "bfloat16" else None):
         loss, figures = batch_loss(model, batch)
     loss.backward()
     gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
