@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 PROFILE ?= tiny
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help run test lint audit bench clean
+.PHONY: help run test test-long lint audit bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
@@ -11,7 +11,10 @@ run: .venv/.ready ## train, evaluate, promote and serve the tiny model on this m
 	$(BIN)/moonflow run --profile $(PROFILE)
 
 test: .venv/.ready ## unit tests per room and one end-to-end run
-	$(BIN)/pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadfile
+
+test-long: .venv/.ready ## what takes minutes more: the images' installs, a minute of load on the server
+	$(BIN)/pytest -q -m long
 
 lint: .venv/.ready ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/mypy

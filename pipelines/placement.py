@@ -26,6 +26,8 @@ SETTINGS = (
 """Environment variables that the ConfigMap ``moonflow`` gives to every task."""
 WAITING_POD = Placement.model_validate({"cpu": "1", "memory": "2Gi"})
 """The pod that waits for a TrainJob."""
+QUEUED_SECONDS = 30 * 24 * 3600
+"""How long a TrainJob may wait in its queue: its own deadline counts only while it runs, the waiting pod's all the time."""
 
 
 def place(task: dsl.PipelineTask, step: str, placement: Placement, image: str, retries: int) -> dsl.PipelineTask:
@@ -36,7 +38,7 @@ def place(task: dsl.PipelineTask, step: str, placement: Placement, image: str, r
     # KFP's cache knows nothing of the object store: a hit could name a deleted prefix. Steps find their own finished
     # work by its manifest, so a task that runs again costs a second.
     task.set_caching_options(enable_caching=False)
-    seconds = int(placement.deadline_hours * 3600)
+    seconds = int(placement.deadline_hours * 3600) + (QUEUED_SECONDS if placement.launcher == "trainjob" else 0)
     kubernetes.set_timeout(task, seconds)
     # Without backoff_max_duration KFP stops retrying an hour after the first attempt began. Argo reads it as the end of
     # all attempts together, so it makes the deadline, which alone would start anew with each attempt, the task's.

@@ -103,8 +103,13 @@ async def converse(
             reason = "context"
             break
         request = Request(
-            ids[:], prompt.pixel_values, prompt.grid_thws, room, temperature,
-            stop_token_ids=(tokenizer.im_end_id,), seed=derive_seed(seed, turns),
+            ids[:],
+            prompt.pixel_values,
+            prompt.grid_thws,
+            room,
+            temperature,
+            stop_token_ids=(tokenizer.im_end_id,),
+            seed=derive_seed(seed, turns),
         )
         completion = (await engine.generate([request]))[0]
         turns += 1
@@ -140,7 +145,15 @@ async def converse(
     end = max((position + 1 for position, sampled_here in enumerate(mask) if sampled_here), default=len(ids))
     ids, mask, logprobs = ids[:end], mask[:end], logprobs[:end]  # an observation nobody reads teaches nothing
     return Episode(
-        ids, mask, logprobs, prompt.pixel_values, prompt.grid_thws, 0.0, response, turns, reason,
+        ids,
+        mask,
+        logprobs,
+        prompt.pixel_values,
+        prompt.grid_thws,
+        0.0,
+        response,
+        turns,
+        reason,
         metrics={"tool_calls": float(calls)},
     )
 
@@ -185,9 +198,15 @@ async def run_episode(
     prompt = tokenize_prompt(sample, tokenizer, image_config)
     async with toolset.episode(sample) as tools:
         episode = await converse(
-            engine, tokenizer, prompt, lambda turn: answer_calls(tools, turn),
-            max_turns=max_turns, max_new_tokens=max_new_tokens, max_tokens=max_tokens,
-            temperature=temperature, seed=seed,
+            engine,
+            tokenizer,
+            prompt,
+            lambda turn: answer_calls(tools, turn),
+            max_turns=max_turns,
+            max_new_tokens=max_new_tokens,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
         )
     return scored(episode, sample)
 

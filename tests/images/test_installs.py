@@ -14,7 +14,7 @@ import pytest
 
 from tests.images.dockerfile import ROOT, instructions, pip_installs, pip_words
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 # Nothing of the environment that runs the tests may help; pip's own configuration may.
 CLEAN = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))} | {"DS_BUILD_OPS": "0"}
 

@@ -18,7 +18,7 @@ from model.data.sample import Sample, Split
 
 COMPARISON_SHARE = 0.1  # ours
 # Of the questions for a value, those that ask for a number: digits are what a tiny model learns to copy first (ours).
-NUMBER_SHARE = 0.7
+NUMBER_SHARE = 0.3
 FIELDS = {
     "capital": "capital", "continent": "continent", "currency": "currency", "population": "population",
     "code": "code", "country": "country", "symbol": "symbol", "number": "number", "period": "period",

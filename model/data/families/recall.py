@@ -20,7 +20,7 @@ from model.data.sample import Sample, Split
 
 BUCKETS = 16
 CHARACTERS_PER_DOCUMENT = 200
-NUMBERS_SHARE = 0.7  # of documents (ours)
+NUMBERS_SHARE = 0.4  # of documents (ours)
 LETTERS = np.array(list(string.ascii_letters))
 CHARACTERS = np.array(list(string.ascii_letters + string.digits + "-_.:/#+*=()[]<>"))
 DIGITS = np.array(list(string.digits))

@@ -19,9 +19,12 @@ from model.data.sample import Sample, Split
 SWARM_SHARE = 0.5  # of wide searches answered by a swarm in training data (ours)
 MAX_ITEMS = 5  # keeps a trajectory under about 450 tokens (ours)
 WIDE_TOOLS = ["search", "create_subagent", "assign_task"]
-# Entities go by their official number (atomic, ISO 3166) and are asked for numbers: digits are what a tiny model learns
-# to copy first. One a line: the digits then have the tokens they have in a query and in an answer.
-ATTRIBUTES: dict[Kind, tuple[str, ...]] = {"country": ("phone", "area"), "element": ("period", "group", "mass", "year")}
+ATTRIBUTES: dict[Kind, tuple[str, ...]] = {
+    "country": ("capital", "continent", "currency", "phone", "area"),
+    "city": ("country", "continent"),
+    "element": ("symbol", "number", "period", "group", "year"),
+}
+# One item a line: a name then has the tokens that it has in a query and in an answer, and not those after a space.
 QUESTIONS = (
     "Find the {attribute} of each:\n{items}",
     "What is the {attribute} of each?\n{items}",
@@ -34,11 +37,6 @@ SUBAGENT_PROMPTS = ("Search and answer.", "Search, then answer briefly.", "Answe
 def created(name: str) -> str:
     """What ``create_subagent`` returns."""
     return f"{name} created"
-
-
-def number(entity: Entity) -> str:
-    """What a wide search calls an entity, e.g. "47" for silver or "604" for Peru."""
-    return str(int(entity.attributes["number"]))
 
 
 def _call(tool: str, /, **arguments: str) -> dict[str, Any]:
@@ -54,16 +52,12 @@ def _calls(*calls: dict[str, Any]) -> dict[str, Any]:
 
 
 def _records(chosen: list[Entity]) -> dict[str, str]:
-    return {f"{number(entity)} {key}": value for entity in chosen for key, value in entity.attributes.items()}
+    return {f"{entity.name} {key}": value for entity in chosen for key, value in entity.attributes.items()}
 
 
 @cache
 def _pool(kind: Kind, attribute: str, split: Split) -> list[Entity]:
-    return [
-        entity
-        for entity in entities(kind, split)
-        if attribute in entity.attributes and "number" in entity.attributes
-    ]
+    return [entity for entity in entities(kind, split) if attribute in entity.attributes]
 
 
 def _pick(rng: np.random.Generator, split: Split, at_most: int) -> tuple[list[Entity], str]:
@@ -95,7 +89,7 @@ def _swarm(rng: np.random.Generator, queries: list[str], values: list[str]) -> l
 
 def wide_search(rng: np.random.Generator, split: Split, index: int) -> Sample:
     chosen, attribute = _pick(rng, split, MAX_ITEMS)
-    names = [number(entity) for entity in chosen]
+    names = [entity.name for entity in chosen]
     values = [entity.attributes[attribute] for entity in chosen]
     queries = [f"{name} {attribute}" for name in names]
     question = QUESTIONS[int(rng.integers(len(QUESTIONS)))].format(attribute=attribute, items="\n".join(names))
@@ -115,7 +109,7 @@ def wide_search(rng: np.random.Generator, split: Split, index: int) -> Sample:
 
 def sub_search(rng: np.random.Generator, split: Split, index: int) -> Sample:
     (entity,), attribute = _pick(rng, split, 1)
-    query, value = f"{number(entity)} {attribute}", entity.attributes[attribute]
+    query, value = f"{entity.name} {attribute}", entity.attributes[attribute]
     return Sample(
         key=f"sub_search-{index:08d}", family="sub_search", ability="agentic", modality="text", source=entity.source,
         messages=[
@@ -129,7 +123,7 @@ def sub_search(rng: np.random.Generator, split: Split, index: int) -> Sample:
 
 
 def wide_sources(split: Split) -> list[str]:
-    """Entities with a number and an attribute to search for."""
+    """Entities with an attribute to search for."""
     pools = [_pool(kind, attribute, split) for kind, attributes in ATTRIBUTES.items() for attribute in attributes]
     return list(dict.fromkeys(entity.source for pool in pools for entity in pool))
 

@@ -78,7 +78,7 @@ async def streamed(http: httpx.AsyncClient, content: dict) -> str:
     return said if done else f"cut off after {said!r}"
 
 
-@pytest.mark.parametrize("seconds", [2, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [2, pytest.param(60, marks=pytest.mark.long)])
 def test_sixty_four_clients_lose_nothing(address: str, checkpoint: Path, seconds: float):
     expected = expected_answers(checkpoint, 96)
     start = time.monotonic()
