@@ -8,9 +8,9 @@ from components.runtime.config import StepConfig
 
 
 class Config(StepConfig):
-    steps: int = Field(1300, ge=1, description="optimizer steps (source: ours)")
+    steps: int = Field(1700, ge=1, description="optimizer steps (source: ours)")
     vision_ratio: float = Field(
-        0.25, ge=0, le=1, description="share of vision tokens, constant (source: K2.5 Table 1; early fusion has 0.1)"
+        0.35, ge=0, le=1, description="share of vision tokens, constant (source: K2.5 Table 1; early fusion has 0.1)"
     )
     learning_rate: float = Field(6e-3, gt=0, description="peak learning rate (source: ours)")
     tokens_per_row: int = Field(256, ge=64, description="sequence length in tokens (source: K2.5 Table 3 has 4096)")

@@ -9,12 +9,12 @@ from components.runtime.config import StepConfig
 
 class Config(StepConfig):
     preset: str = Field("tiny", description="model shape, one of model/presets (source: ours; k25 is K2 Table 2)")
-    steps: int = Field(290, ge=1, description="optimizer steps that train ViT, projector and captioner (source: ours)")
+    steps: int = Field(400, ge=1, description="optimizer steps that train ViT, projector and captioner (source: ours)")
     projector_steps: int = Field(
         15, ge=1, description="optimizer steps that train the projector only (source: K2.5 section 4, 'very short')"
     )
     text_ratio: float = Field(
-        0.3, ge=0, lt=1, description="share of text tokens, for the decoder that captions (source: ours)"
+        0.65, ge=0, lt=1, description="share of text tokens, for the decoder that captions (source: ours)"
     )
     learning_rate: float = Field(6e-3, gt=0, description="peak learning rate (source: ours)")
     tokens_per_row: int = Field(256, ge=64, description="sequence length in tokens (source: K2.5 Table 3 has 4096)")

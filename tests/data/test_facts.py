@@ -25,7 +25,7 @@ def test_the_answer_stands_in_the_context() -> None:
             continue  # a comparison, checked below
         (name,) = named
         assert sample.answer in context[name].values()
-        field = next(key for key, value in context[name].items() if key in question)
+        field = max((key for key in context[name] if key in question), key=len)  # "phone code" holds "code"
         assert context[name][field] == sample.answer
 
 

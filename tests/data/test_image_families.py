@@ -127,7 +127,7 @@ def test_count_equals_the_number_of_blobs() -> None:
     for count in range(1, 7):
         for _ in range(10):
             ids = digits.pick(rng, "train", count)
-            canvas, boxes = digits.scatter(rng, ids)
+            canvas, boxes = digits.scatter(rng, "eval", ids)
             # A digit's strokes may be apart, two digits never share a blob: blobs joined by box give the count.
             labels, blobs = ndimage.label(canvas >= digits.INK, np.ones((3, 3)))
             owner = [{int(i) for i in np.unique(labels[y0:y1, x0:x1]) if i} for x0, y0, x1, y1 in boxes]
@@ -147,7 +147,7 @@ def test_box_is_tight_around_the_ink() -> None:
     rng = np.random.default_rng(2)
     for _ in range(30):
         ids = digits.pick(rng, "eval", 3)
-        canvas, boxes = digits.scatter(rng, ids, 22, 30)
+        canvas, boxes = digits.scatter(rng, "eval", ids, 22, 30)
         ink = canvas >= digits.INK
         rest = ink.copy()
         for x0, y0, x1, y1 in boxes:

@@ -34,9 +34,11 @@ def test_results_are_the_records_and_the_answer_is_the_results(split: str) -> No
             if query:
                 assert search(sample.environment["records"], query) == content
                 values.append(content)
-        assert values == list(sample.answer.values()) and 2 <= len(values) <= MAX_ITEMS
-        items = sample.messages[0]["content"].split("\n")[1:]
-        assert items == list(sample.answer)
+        assert values == [f"{name}:{value}" for name, value in sample.answer.items()] and 2 <= len(values) <= MAX_ITEMS
+        assert sample.messages[-1]["content"] == "\n".join(values)
+        items = [line.split(":", 1) for line in sample.messages[0]["content"].split("\n")[1:]]
+        assert [number for number, _ in items] == [str(n + 1) for n in range(len(values))]
+        assert [query.rsplit(" ", 1)[0] for _, query in items] == list(sample.answer)
 
 
 def test_serial_searches_one_by_one_and_swarm_in_one_parallel_turn() -> None:
@@ -66,7 +68,7 @@ def test_the_question_does_not_tell_the_mode() -> None:
         declared.setdefault(sample.environment["mode"], set()).add(tuple(sample.tools))
     everything = ("search", "create_subagent", "assign_task")
     assert declared == {"swarm": {everything}, "serial": {everything, ("search",)}}
-    assert heads["serial"] == heads["swarm"] and len(heads["swarm"]) > len(QUESTIONS)
+    assert heads["serial"] == heads["swarm"] and len(heads["swarm"]) == len(QUESTIONS)
 
 
 def test_a_sub_search_is_one_part_of_a_wide_search() -> None:

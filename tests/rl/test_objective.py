@@ -39,8 +39,14 @@ def flat(nested: list) -> torch.Tensor:
 def test_loss_and_gradient_agree_with_loops() -> None:
     logprobs, old, rewards = example()
     lengths = [[len(sample) for sample in row] for row in logprobs]
-    per_sample = list(zip([a for r in rewards for a in advantages(r)], [w for r in token_weights(lengths) for w in r],
-                          [n for r in lengths for n in r], strict=True))
+    per_sample = list(
+        zip(
+            [a for r in rewards for a in advantages(r)],
+            [w for r in token_weights(lengths) for w in r],
+            [n for r in lengths for n in r],
+            strict=True,
+        )
+    )
     advantages_N = torch.tensor([a for a, _, n in per_sample for _ in range(n)], dtype=torch.float64)
     weights_N = torch.tensor([w for _, w, n in per_sample for _ in range(n)], dtype=torch.float64)
     logprobs_N = flat(logprobs).requires_grad_()

@@ -39,8 +39,16 @@ def play(tokenizer: Any, toolset: Toolset, scripted: Any) -> Callable[..., Episo
         engine = scripted(lambda request: left.pop(0))
         return asyncio.run(
             run_swarm_episode(
-                engine, sub or scripted(lambda request: [7]), tokenizer, SAMPLE, ImageConfig(), toolset,
-                limits=SwarmLimits(critical_steps=budget, sub_agent_steps=4), temperature=1.0, seed=1, swarm=swarm,
+                engine,
+                sub or scripted(lambda request: [7]),
+                tokenizer,
+                SAMPLE,
+                ImageConfig(),
+                toolset,
+                limits=SwarmLimits(critical_steps=budget, sub_agent_steps=4),
+                temperature=1.0,
+                seed=1,
+                swarm=swarm,
             )  # fmt: skip
         )
 

@@ -14,7 +14,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from model.data.families.digits import add_noise, digit_sources, label, paste, pick, render, source_of
+from model.data.families.digits import add_noise, digit_sources, label, paste, pick, source_of, write
 from model.data.families.visual import Drawn, package_folder, visual_family
 from model.data.sample import Split
 from model.image import encode_mp4
@@ -36,7 +36,7 @@ def _draw_digits(rng: np.random.Generator, split: Split) -> Drawn:
     travel, room = speed * (FRAMES - 1), SIZE - size
     along = int(rng.integers(room - travel + 1))  # where the path starts, counted from the edge it leaves
     across = int(rng.integers(room + 1))
-    ink = render(digit_id, size, rng.uniform(0.8, 1.0))
+    ink = write(rng, split, digit_id, size, rng.uniform(0.8, 1.0))
     frames = np.zeros((FRAMES, SIZE, SIZE), np.uint8)
     for step, canvas in enumerate(frames):
         forward = along + speed * step

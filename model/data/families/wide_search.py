@@ -1,4 +1,4 @@
-"""``wide_search``: one attribute of several real entities; ``sub_search``: the part of it one sub-agent does.
+"""``wide_search``: an attribute of several real entities; ``sub_search``: the part of it one sub-agent does.
 
 A wide search is answered either by searching itself, one call after the other, or by a swarm: one sub-agent is created
 and all items are assigned to it in one parallel turn. The question is the same in both and never asks to parallelise.
@@ -24,12 +24,8 @@ ATTRIBUTES: dict[Kind, tuple[str, ...]] = {
     "city": ("country", "continent"),
     "element": ("symbol", "number", "period", "group", "year"),
 }
-# One item a line: a name then has the tokens that it has in a query and in an answer, and not those after a space.
-QUESTIONS = (
-    "Find the {attribute} of each:\n{items}",
-    "What is the {attribute} of each?\n{items}",
-    "List each {attribute}:\n{items}",
-)
+# Numbered lines, without spaces before a name: it then has the tokens that it has in a query and in an answer.
+QUESTIONS = ("Find each:\n{items}", "Look these up:\n{items}", "What is each?\n{items}")
 SUBAGENT_NAMES = ("finder", "seeker", "scout", "helper", "reader")
 SUBAGENT_PROMPTS = ("Search and answer.", "Search, then answer briefly.", "Answer by one search.")
 
@@ -52,7 +48,12 @@ def _calls(*calls: dict[str, Any]) -> dict[str, Any]:
 
 
 def _records(chosen: list[Entity]) -> dict[str, str]:
-    return {f"{entity.name} {key}": value for entity in chosen for key, value in entity.attributes.items()}
+    """What a search finds: ``peru capital`` leads to ``Peru:Lima``."""
+    return {
+        f"{entity.name} {key}".lower(): f"{entity.name}:{value}"
+        for entity in chosen
+        for key, value in entity.attributes.items()
+    }
 
 
 @cache
@@ -69,56 +70,55 @@ def _pick(rng: np.random.Generator, split: Split, at_most: int) -> tuple[list[En
     return draw(rng, _pool(kind, attribute, split), wanted), attribute
 
 
-def _serial(queries: list[str], values: list[str]) -> list[dict[str, Any]]:
+def _serial(queries: list[str], found: list[str]) -> list[dict[str, Any]]:
     turns: list[dict[str, Any]] = []
-    for number, (query, value) in enumerate(zip(queries, values, strict=True)):
-        turns += [_calls(_call("search", query=query)), _result("search", number, value)]
+    for number, (query, line) in enumerate(zip(queries, found, strict=True)):
+        turns += [_calls(_call("search", query=query)), _result("search", number, line)]
     return turns
 
 
-def _swarm(rng: np.random.Generator, queries: list[str], values: list[str]) -> list[dict[str, Any]]:
+def _swarm(rng: np.random.Generator, queries: list[str], found: list[str]) -> list[dict[str, Any]]:
     name = SUBAGENT_NAMES[int(rng.integers(len(SUBAGENT_NAMES)))]
     prompt = SUBAGENT_PROMPTS[int(rng.integers(len(SUBAGENT_PROMPTS)))]
     return [
         _calls(_call("create_subagent", name=name, system_prompt=prompt)),
         _result("create_subagent", 0, created(name)),
         _calls(*(_call("assign_task", agent=name, prompt=query) for query in queries)),
-        *(_result("assign_task", number, value) for number, value in enumerate(values, start=1)),
+        *(_result("assign_task", number, line) for number, line in enumerate(found, start=1)),
     ]
 
 
 def wide_search(rng: np.random.Generator, split: Split, index: int) -> Sample:
     chosen, attribute = _pick(rng, split, MAX_ITEMS)
-    names = [entity.name for entity in chosen]
-    values = [entity.attributes[attribute] for entity in chosen]
-    queries = [f"{name} {attribute}" for name in names]
-    question = QUESTIONS[int(rng.integers(len(QUESTIONS)))].format(attribute=attribute, items="\n".join(names))
+    queries = [f"{entity.name} {attribute}" for entity in chosen]
+    answer = {entity.name: entity.attributes[attribute] for entity in chosen}
+    found = [f"{name}:{value}" for name, value in answer.items()]
+    items = "\n".join(f"{number}:{query}" for number, query in enumerate(queries, start=1))
+    question = QUESTIONS[int(rng.integers(len(QUESTIONS)))].format(items=items)
     mode = "swarm" if rng.random() < SWARM_SHARE else "serial"
-    turns = _swarm(rng, queries, values) if mode == "swarm" else _serial(queries, values)
+    turns = _swarm(rng, queries, found) if mode == "swarm" else _serial(queries, found)
     # Half of the serial answers had nothing but the search tool: the single agent that a swarm is compared with.
     tools = ["search"] if mode == "serial" and split == "train" and rng.random() < 0.5 else WIDE_TOOLS
-    lines = "\n".join(f"{name}:{value}" for name, value in zip(names, values, strict=True))
     return Sample(
         key=f"wide_search-{index:08d}", family="wide_search", ability="agentic", modality="text",
         source=chosen[0].source,
-        messages=[{"role": "user", "content": question}, *turns, {"role": "assistant", "content": lines}],
-        tools=tools, answer=dict(zip(names, values, strict=True)), reward="table_f1",
-        environment={"records": _records(chosen), "mode": mode},
+        messages=[{"role": "user", "content": question}, *turns, {"role": "assistant", "content": "\n".join(found)}],
+        tools=tools, answer=answer, reward="table_f1", environment={"records": _records(chosen), "mode": mode},
     )  # fmt: skip
 
 
 def sub_search(rng: np.random.Generator, split: Split, index: int) -> Sample:
     (entity,), attribute = _pick(rng, split, 1)
-    query, value = f"{entity.name} {attribute}", entity.attributes[attribute]
+    query, found = f"{entity.name} {attribute}", f"{entity.name}:{entity.attributes[attribute]}"
     return Sample(
         key=f"sub_search-{index:08d}", family="sub_search", ability="agentic", modality="text", source=entity.source,
         messages=[
             {"role": "system", "content": SUBAGENT_PROMPTS[int(rng.integers(len(SUBAGENT_PROMPTS)))]},
             {"role": "user", "content": query},
-            *_serial([query], [value]),
-            {"role": "assistant", "content": value},
+            *_serial([query], [found]),
+            {"role": "assistant", "content": found},
         ],
-        tools=["search"], answer=value, reward="exact", environment={"records": _records([entity])},
+        tools=["search"], answer=found, reward="exact", environment={"records": _records([entity])},
     )  # fmt: skip
 
 

@@ -64,7 +64,10 @@ def test_killed_step_goes_on_and_keeps_its_history(
 
 
 def test_a_step_with_a_damaged_checkpoint_goes_on_from_the_one_before_and_says_so(
-    step_environment: str, store: ObjectStore, define: Callable[[Stage], None], tmp_path: Path,
+    step_environment: str,
+    store: ObjectStore,
+    define: Callable[[Stage], None],
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     define(counting(dies_at=5))
@@ -150,7 +153,10 @@ def test_bad_input_is_one_line(
 
 
 def test_mlflow_away_costs_no_training_and_is_made_good(
-    step_environment: str, services: Services, define: Callable[[Stage], None], monkeypatch: pytest.MonkeyPatch,
+    step_environment: str,
+    services: Services,
+    define: Callable[[Stage], None],
+    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
