@@ -8,11 +8,11 @@ from components.runtime.config import StepConfig
 
 
 class Config(StepConfig):
-    steps: int = Field(300, ge=1, description="optimizer steps (source: ours)")
+    steps: int = Field(260, ge=1, description="optimizer steps (source: ours)")
     context_factor: float = Field(
         2.0, gt=1, description="YaRN factor: how much longer rows get (source: K2.5 has 64, from 4096 to 262144)"
     )
-    vision_ratio: float = Field(0.3, ge=0, le=1, description="share of vision tokens (source: ours)")
+    vision_ratio: float = Field(0.4, ge=0, le=1, description="share of vision tokens (source: ours)")
     learning_rate: float = Field(4e-3, gt=0, description="peak learning rate (source: ours)")
     tokens_per_row: int = Field(
         512,

@@ -6,7 +6,7 @@ Mixture = dict[str, float]
 
 VISION: Mixture = {
     "digit_string": 7,
-    "digit_count": 5,
+    "digit_count": 6,
     "grounding": 1,
     "ocr_line": 0.4,
     "photo": 0.5,
