@@ -59,21 +59,25 @@ def show(place: Where) -> None:
 def roll_back(place: Where, *, dry_run: bool) -> None:
     """Take the promotion in force back by ``git revert`` and move the alias to what Git says then.
 
-    A rollback that was cut short between the two is finished first, and nothing more. Where a forge is configured the
-    revert is a pull request; the same command, after its merge, moves the alias.
+    One call after another goes one promotion back, not one each: where Git is rolled back already, what is missing of
+    it is finished and nothing more. Where a forge is configured the revert is a pull request; the same command, after
+    its merge, moves the alias.
 
     Raises:
         MoonflowError: nothing is promoted, or Git, the forge or MLflow is away.
     """
     entries = gitops.history(place.repository, place.environment)
     with _registry(place):
-        if entries and entries[0].reverts and (behind := _behind(place, entries[0])):
-            if dry_run:
-                print(f"would finish the rollback {entries[0].commit[:12]}: move {place.alias} to {behind}")
+        target = gitops.newest_promotion(entries)
+        if rollback := gitops.rollback_in_force(entries):
+            if not (behind := _behind(place, rollback)):
+                print(_already(place, rollback, target))
+            elif dry_run:
+                print(f"would finish the rollback {rollback.commit[:12]}: move {place.alias} to {behind}")
             else:
-                print(f"finished the rollback {entries[0].commit[:12]}: {_follow(place, entries[0].reverts)}")
+                print(f"finished the rollback {rollback.commit[:12]}: {_follow(place, rollback.reverts)}")
             return
-        if (target := gitops.newest_promotion(entries)) is None:
+        if target is None:
             raise MoonflowError(f"{place.environment} has no promotion to roll back in {place.repository}")
         if dry_run:
             print(f"would revert {target.commit[:12]} ({target.subject}) and move {place.alias} to what Git says then")
@@ -88,6 +92,17 @@ def roll_back(place: Where, *, dry_run: bool) -> None:
             return
         print(f"reverted {target.commit[:12]} ({target.subject}) by {proposal.commit[:12]}")
         print(_follow(place, target.commit))
+
+
+def _already(place: Where, rollback: Entry, target: Entry | None) -> str:
+    """Why there is nothing to do, and how to go further back."""
+    told = f"{place.environment} is already rolled back by {rollback.commit[:12]}, "
+    if target is None:
+        return f"{told}to nothing"
+    return (
+        f"{told}to {target.commit[:12]} ({target.subject}); to go further back, git revert {target.commit[:12]} in "
+        f"{place.repository} and run this again"
+    )
 
 
 def _behind(place: Where, rollback: Entry) -> str:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from components.promote.git import BRANCH, TOKEN
+from components.promote.git import BRANCH, TOKEN, is_remote
 from model.errors import MoonflowError
 
 FORGE = "MOONFLOW_FORGE"
@@ -35,7 +35,7 @@ class Forge:
     """The pull requests of one repository."""
 
     def __init__(self, kind: Kind, repository: str) -> None:
-        """``repository`` is its Git address: ``https://HOST/OWNER/NAME.git`` or ``git@HOST:OWNER/NAME.git``.
+        """``repository`` is its Git address: ``https://HOST/OWNER/NAME.git``.
 
         MoonflowError when it is another kind of address, or when there is no token.
         """
@@ -54,7 +54,7 @@ class Forge:
     def from_env(cls, repository: str) -> Forge | None:
         """The forge that MOONFLOW_FORGE names; None if it is not set, or if the repository is a folder."""
         kind = os.environ.get(FORGE, "")
-        if not kind or not ("://" in repository or "@" in repository):
+        if not kind or not is_remote(repository):
             return None
         if kind not in get_args(Kind):
             raise MoonflowError(f"{FORGE} is {kind!r}: write {' or '.join(get_args(Kind))}, or leave it out")
@@ -121,15 +121,14 @@ class Forge:
 
 def _parts(repository: str) -> tuple[str, str, str]:
     """(the forge's root, owner, name) of a repository's Git address."""
-    address = repository if "://" in repository else "ssh://" + repository.replace(":", "/", 1)
-    parts = urlsplit(address)
+    parts = urlsplit(repository)
     *prefix, owner, name = ["", "", *parts.path.removesuffix(".git").strip("/").split("/")]
-    if not (parts.hostname and owner and name):
-        raise MoonflowError(f"MOONFLOW_GITOPS_REPO is {repository}: a forge's repository is https://HOST/OWNER/NAME")
-    # An SSH address tells the host only; its user and port are not those of the API.
-    web = parts.scheme in ("http", "https")
-    root = f"{parts.scheme}://{parts.netloc}" if web else f"https://{parts.hostname}"
-    return "/".join([root, *filter(None, prefix)]), owner, name
+    if not (parts.scheme in ("http", "https") and parts.hostname and owner and name):
+        raise MoonflowError(
+            f"MOONFLOW_GITOPS_REPO is {repository}: a forge's repository is https://HOST/OWNER/NAME, with the token in "
+            f"{TOKEN}"
+        )
+    return "/".join([f"{parts.scheme}://{parts.netloc}", *filter(None, prefix)]), owner, name
 
 
 def _pull_request(entry: Mapping[str, Any]) -> PullRequest:

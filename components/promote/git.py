@@ -36,14 +36,25 @@ def git(folder: Path, *arguments: str, url: str = "", check: bool = True) -> sub
     )
     done.stderr = _without_token(done.stderr)
     if check and done.returncode:
-        raise MoonflowError(f"git {arguments[0]} failed: {one_line(done.stderr)}; check MOONFLOW_GITOPS_REPO")
+        hint = "; check MOONFLOW_GITOPS_REPO" if url else ""
+        raise MoonflowError(f"git {arguments[0]} failed: {one_line(done.stderr)}{hint}")
     return done
+
+
+def is_remote(url: str) -> bool:
+    """Whether a repository's address is a URL or an SSH address rather than a path, as Git tells them apart."""
+    return "://" in url or ":" in url.split("/", 1)[0]
 
 
 @contextmanager
 def clone(url: str) -> Iterator[Path]:
     """A clone in a temporary folder while the body runs; MoonflowError when the repository cannot be read."""
-    if "@" in urlsplit(url).netloc and urlsplit(url).scheme.startswith("http"):
+    if is_remote(url) and urlsplit(url).scheme not in ("http", "https", "file"):
+        raise MoonflowError(
+            f"MOONFLOW_GITOPS_REPO is {url}: the images have no SSH client; write https://HOST/OWNER/NAME and give the "
+            f"token in {TOKEN}"
+        )
+    if "@" in urlsplit(url).netloc:
         raise MoonflowError(f"MOONFLOW_GITOPS_REPO holds credentials: leave them out and give the token in {TOKEN}")
     with tempfile.TemporaryDirectory(prefix="moonflow-gitops-") as folder:
         path = Path(folder) / "clone"
@@ -59,7 +70,7 @@ def clone(url: str) -> Iterator[Path]:
 def create_if_missing(url: str) -> None:
     """Begin a bare repository at a local path that is not there yet."""
     path = Path(url)
-    if "://" in url or "@" in url or path.exists():
+    if is_remote(url) or path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:

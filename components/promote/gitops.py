@@ -22,6 +22,7 @@ from components.promote.git import (
     create_if_missing,
     git,
     has_commits,
+    is_remote,
     last_commit,
     one_line,
     resolve,
@@ -68,9 +69,10 @@ def promote(
 ) -> Proposal:
     """Commit a checkpoint to the environment's overlay and push it.
 
-    A repository that does not exist yet (a local path) or is empty is begun with our manifests. The same promotion
-    again yields the same commit, also when another one or a rollback followed it: a retry never promotes twice.
-    Someone else's push in between is fetched and built upon.
+    A local path that does not exist yet or is empty is begun with our manifests. A remote repository is not: what a
+    cluster follows holds its own addresses and sizes, which ours would undo. The same promotion again yields the same
+    commit, also when another one or a rollback followed it: a retry never promotes twice. Someone else's push in
+    between is fetched and built upon.
 
     Args:
         repository: path or URL of the bare repository.
@@ -80,7 +82,7 @@ def promote(
         review: push to the branch ``promote/<environment>/<short digest>``, for a pull request.
 
     Raises:
-        MoonflowError: Git fails, or there is no such overlay.
+        MoonflowError: Git fails, there is no such overlay, or a remote repository is empty.
     """
     create_if_missing(repository)
     trailer = f"{TRAILER}: {promotion_id}"
@@ -88,10 +90,13 @@ def promote(
 
     def attempt(folder: Path) -> Proposal | None:
         if not has_commits(folder):
+            if is_remote(repository):
+                raise MoonflowError(
+                    f"the GitOps repository {repository} has no branch {BRANCH}: push your edited manifests/ there "
+                    "first (manifests/README.md, Install)"
+                )
             shutil.copytree(MANIFESTS, folder, dirs_exist_ok=True)
             commit_all(folder, "Begin with moonflow's serving manifests\n")
-            if review and not _push(folder, repository, f"HEAD:{_ref(BRANCH)}"):
-                return None
         if made := _search(folder, trailer):
             return Proposal(made)
         path = overlay.path_of(folder, environment)
@@ -150,6 +155,21 @@ def newest_promotion(entries: list[Entry]) -> Entry | None:
             reverted.add(entry.reverts)
         elif entry.promotion:
             return entry
+    return None
+
+
+def rollback_in_force(entries: list[Entry]) -> Entry | None:
+    """The newest rollback, if neither a promotion nor its own revert followed it; other changes do not count."""
+    promotions = {entry.commit for entry in entries if entry.promotion}
+    reverted: set[str] = set()
+    for entry in entries:
+        if entry.commit in reverted:
+            continue
+        if entry.reverts in promotions:
+            return entry
+        if entry.promotion:
+            return None
+        reverted.add(entry.reverts)
     return None
 
 

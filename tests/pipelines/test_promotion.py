@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from components.promote import champion, gitops, registry
+from components.promote.git import clone, git, resolve
 from components.promote.overlay import Change
 from model.errors import MoonflowError
 from pipelines.profile import load_profile
@@ -40,7 +41,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Where:
     return where(None, str(tmp_path / "gitops.git"), "local", "")
 
 
-def test_back_and_back_again_until_nothing_is_left(place: Where, capsys: pytest.CaptureFixture[str]) -> None:
+def test_once_back_and_no_further_unasked(place: Where, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = promote_two(place.repository)
     roll_back(place, dry_run=True)
     assert f"would revert {second[:12]} (Promote 2)" in capsys.readouterr().out
@@ -53,11 +54,70 @@ def test_back_and_back_again_until_nothing_is_left(place: Where, capsys: pytest.
     shown = capsys.readouterr().out.splitlines()
     assert f"* {first[:12]} Promote 1" in shown  # the star marks what is in force
     assert shown[2].endswith('Revert "Promote 2"') and f"  {second[:12]} Promote 2" in shown
+    for dry_run in (True, False):
+        roll_back(place, dry_run=dry_run)
+        said = capsys.readouterr().out
+        assert f"local is already rolled back by {head(place)[:12]}, to {first[:12]} (Promote 1)" in said
+        assert champion_now() == "1" and gitops.read_promoted(place.repository, "local").commit != second
+    # Further back by hand, as the last line said; the alias follows.
+    assert f"git revert {first[:12]}" in said
+    by_hand(place, "revert", "--no-edit", first)
     roll_back(place, dry_run=False)
-    assert "local serves nothing now; the alias champion is removed" in capsys.readouterr().out
+    assert "finished the rollback" in capsys.readouterr().out
     assert champion_now() == ""
-    with pytest.raises(MoonflowError, match="local has no promotion to roll back"):
+    roll_back(place, dry_run=False)
+    assert "to nothing" in capsys.readouterr().out
+
+
+def by_hand(place: Where, *arguments: str) -> None:
+    """What somebody pushes who works with Git alone."""
+    with clone(place.repository) as folder:
+        git(folder, *arguments)
+        git(folder, "push", "--quiet", "origin", "HEAD:main")
+
+
+def head(place: Where) -> str:
+    with clone(place.repository) as folder:
+        return resolve(folder, "HEAD")
+
+
+def test_a_promotion_that_never_answered_is_taken_back_alone(
+    place: Where, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    promote_two(place.repository)
+    registry.point("moonflow", "champion", "1")  # its serve check failed: the alias never moved
+    roll_back(place, dry_run=False)
+    overlay = "overlays/local/kustomization.yaml"
+    with clone(place.repository) as folder:  # somebody tunes the overlay meanwhile
+        (folder / overlay).write_text((folder / overlay).read_text() + "# larger\n")
+        git(folder, "commit", "--quiet", "--all", "--message", "Tune")
+        git(folder, "push", "--quiet", "origin", "HEAD:main")
+    for _ in range(2):
+        capsys.readouterr()
         roll_back(place, dry_run=False)
+        assert "already rolled back" in capsys.readouterr().out
+    assert gitops.read_promoted(place.repository, "local").manifest_sha256 == DIGESTS[0] and champion_now() == "1"
+    # What was taken back is promoted anew, and that can be rolled back.
+    gitops.promote(place.repository, "local", Change("s3://b/b", DIGESTS[1]), "Promote 2 again", "local/other/b")
+    champion.follow(place.repository, "local", "moonflow", "champion")
+    roll_back(place, dry_run=False)
+    assert champion_now() == "1"
+
+
+def test_a_rollback_that_was_itself_reverted_is_none(place: Where, capsys: pytest.CaptureFixture[str]) -> None:
+    promote_two(place.repository)
+    roll_back(place, dry_run=False)
+    by_hand(place, "revert", "--no-edit", head(place))
+    assert gitops.read_promoted(place.repository, "local").manifest_sha256 == DIGESTS[1]
+    champion.follow(place.repository, "local", "moonflow", "champion")
+    roll_back(place, dry_run=False)
+    assert gitops.read_promoted(place.repository, "local").manifest_sha256 == DIGESTS[0] and champion_now() == "1"
+
+
+def test_without_a_promotion_there_is_nothing_to_roll_back(place: Where) -> None:
+    promote_two(place.repository)
+    with pytest.raises(MoonflowError, match="dev has no promotion to roll back"):
+        roll_back(where(None, place.repository, "dev", ""), dry_run=False)
 
 
 def test_a_rollback_that_died_after_the_push_is_finished_and_goes_no_further(

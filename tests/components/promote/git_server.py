@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from components.promote.gitops import MANIFESTS
 
 TOKEN = "token-that-nobody-may-see"
 REPOSITORY = "/platform/gitops.git"
@@ -40,6 +44,15 @@ class Host:
             ["git", *arguments], cwd=self.bare, check=True, capture_output=True, text=True
         ).stdout.strip()
 
+    def begin(self) -> None:
+        """Push manifests/, as whoever installs a cluster does."""
+        with tempfile.TemporaryDirectory() as folder:
+            clone = shutil.copytree(MANIFESTS, Path(folder) / "clone")
+            identity = ["-c", "user.name=platform", "-c", "user.email=platform@localhost"]
+            for arguments in (["init", "--quiet"], ["add", "--all"], [*identity, "commit", "--quiet", "-m", "Install"],
+                              ["push", "--quiet", str(self.bare), "HEAD:refs/heads/main"]):  # fmt: skip
+                subprocess.run(["git", *arguments], cwd=clone, check=True)
+
     def merge(self, number: int, squash: bool = False) -> None:
         """Merge a pull request as a forge does: by a merge commit, or as one new commit with its title and body."""
         pull = self.pulls[number - 1]
@@ -55,12 +68,14 @@ class Host:
 
 
 @contextmanager
-def git_host(root: Path, kind: str = "gitea") -> Iterator[Host]:
-    """A host with one empty bare repository; reading and writing it takes the token."""
+def git_host(root: Path, kind: str = "gitea", *, begun: bool = True) -> Iterator[Host]:
+    """A host with one bare repository, empty unless ``begun``; reading and writing it takes the token."""
     host = Host(root, kind)
     host.bare.mkdir(parents=True)
     host.git("init", "--quiet", "--bare")
     host.git("config", "http.receivepack", "true")
+    if begun:
+        host.begin()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"host": host}))
     host.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)

@@ -167,10 +167,8 @@ def test_a_wrong_token_and_a_wrong_forge_are_told(host: Host, monkeypatch: pytes
 
 @pytest.mark.parametrize(("kind", "address", "pulls"), [
     ("github", "https://github.com/o/n.git", "https://api.github.com/repos/o/n/pulls"),
-    ("github", "git@github.com:o/n.git", "https://api.github.com/repos/o/n/pulls"),
     ("github", "https://git.example.org/o/n", "https://git.example.org/api/v3/repos/o/n/pulls"),
     ("gitea", "https://example.org:3000/code/o/n.git", "https://example.org:3000/code/api/v1/repos/o/n/pulls"),
-    ("gitea", "ssh://git@example.org:2222/o/n.git", "https://example.org/api/v1/repos/o/n/pulls"),
     ("gitea", "http://gitea.forge:3000/o/n.git", "http://gitea.forge:3000/api/v1/repos/o/n/pulls"),
 ])  # fmt: skip
 def test_the_api_follows_from_the_repository(kind: Any, address: str, pulls: str, monkeypatch: pytest.MonkeyPatch):
@@ -182,5 +180,6 @@ def test_an_address_without_owner_is_refused_and_a_folder_has_no_forge(monkeypat
     monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
     monkeypatch.setenv(FORGE, "gitea")
     assert Forge.from_env("/srv/gitops.git") is None
-    with pytest.raises(MoonflowError, match="a forge's repository is https://HOST/OWNER/NAME"):
-        Forge.from_env("https://example.org/gitops.git")
+    for address in ("https://example.org/gitops.git", "git@example.org:o/n.git", "ssh://git@example.org/o/n.git"):
+        with pytest.raises(MoonflowError, match=r"is https://HOST/OWNER/NAME, with the token in MOONFLOW_GIT_TOKEN"):
+            Forge.from_env(address)

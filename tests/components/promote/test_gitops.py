@@ -14,6 +14,7 @@ import pytest
 
 from components.promote import gitops
 from components.promote.git import TOKEN as TOKEN_VARIABLE
+from components.promote.git import git as run_git
 from components.promote.gitops import MANIFESTS, Proposal, read_promoted
 from components.promote.overlay import Change
 from model.errors import MoonflowError
@@ -30,13 +31,11 @@ def commits(repository: Path) -> list[str]:
     return git(repository, "log", "--format=%H", "main").split()
 
 
-def promote(
-    repository: Path | str, digest: str = DIGEST, environment: str = "local", run: str = "tiny", review: bool = False
-) -> Proposal:
+def promote(repository: Path | str, digest: str = DIGEST, environment: str = "local", run: str = "tiny") -> Proposal:
     change = Change(f"{URI}-{digest[:4]}", digest, kfp_run_id="kfp-1", mlflow_run_id="mlflow-1")
     message = f"Promote {run}\n\ndigit_string 0.95\n"
     name = f"{environment}/{run}/{digest}"
-    return gitops.promote(str(repository), environment, change, message, name, review=review)
+    return gitops.promote(str(repository), environment, change, message, name)
 
 
 @pytest.fixture
@@ -68,6 +67,36 @@ def test_first_promotion_begins_the_repository_and_changes_four_lines(repository
         f"Promotion-Id: local/tiny/{DIGEST}",
     ):
         assert line in shown
+
+
+def test_a_remote_repository_is_never_begun_with_our_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with git_host(tmp_path / "host", begun=False) as host:
+        with pytest.raises(MoonflowError, match=r"has no branch main: push your edited manifests/ there first"):
+            promote(host.url + REPOSITORY)
+        assert host.git("for-each-ref") == ""
+        host.begin()
+        begun = host.git("rev-parse", "main")
+        made = promote(host.url + REPOSITORY)
+        assert host.git("rev-parse", f"{made.commit}^") == begun
+        assert host.git("diff", "--name-only", begun, "main") == "overlays/local/kustomization.yaml"
+
+
+@pytest.mark.parametrize("address", ["git@127.0.0.1:o/n.git", "ssh://git@127.0.0.1/o/n.git", "127.0.0.1:o/n.git"])
+def test_an_ssh_address_is_refused_before_git_looks_for_ssh(address: str, tmp_path: Path):
+    with pytest.raises(MoonflowError, match=r"no SSH client; write https://HOST/OWNER/NAME .*MOONFLOW_GIT_TOKEN"):
+        promote(address)
+    assert promote(tmp_path / "me@home" / "gitops.git").commit  # a path, whatever is in it
+
+
+def test_only_what_talks_to_the_remote_blames_its_address(tmp_path: Path):
+    git(tmp_path, "init", "--quiet", ".")
+    with pytest.raises(MoonflowError, match="git cherry-pick failed") as caught:
+        run_git(tmp_path, "cherry-pick", "absent")
+    assert "MOONFLOW_GITOPS_REPO" not in str(caught.value)
+    with pytest.raises(MoonflowError, match="git clone failed: .*; check MOONFLOW_GITOPS_REPO"):
+        read_promoted(str(tmp_path / "absent.git"), "local")
 
 
 def test_a_serving_image_is_pinned_by_digest(repository: Path):
