@@ -11,10 +11,12 @@ checkpoint)
     exec venv/bin/python -m components.serve.checkpoint "$@"
     ;;
 serve)
+    # Every answer then says in metadata.weight_version which manifest its weights are of; the serve check reads it.
+    digest="$(sha256sum /checkpoint/manifest.json)"
     # What the checkpoint's format asks for, in one place for every shape; how many GPUs and nodes is the caller's.
     # trust-remote-code: the processor code travels in the checkpoint, whose signature was checked.
     exec sglang serve --model-path=/checkpoint --served-model-name=moonflow --trust-remote-code \
-        --tool-call-parser=kimi_k2 --reasoning-parser=kimi_k2 --enable-metrics "$@"
+        --tool-call-parser=kimi_k2 --reasoning-parser=kimi_k2 --enable-metrics --weight-version="${digest%% *}" "$@"
     ;;
 *)
     echo "serve-entry: give checkpoint or serve, not '$what'" >&2

@@ -94,8 +94,9 @@ def _served(serve: Mapping[str, Any]) -> str:
         if right
         else f'<span class="no">expected {escape(str(serve.get("expected")))}</span>'
     )
+    asked = "Asked over HTTP, " + ("at the synced endpoint" if serve.get("endpoint_checked") else "in the serve task")
     return (
-        f'<div class="card served">{shown}<dl><dt>Asked over HTTP</dt><dd>{escape(str(serve.get("question", "")))}</dd>'
+        f'<div class="card served">{shown}<dl><dt>{asked}</dt><dd>{escape(str(serve.get("question", "")))}</dd>'
         f"<dt>Served model</dt><dd>{escape(str(serve['answer']))} &nbsp;{mark}</dd></dl></div>"
     )
 

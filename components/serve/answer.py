@@ -40,7 +40,7 @@ class Answer:
         self._chat = chat
         self._asked = asked
         self._tokenizer = loaded.tokenizer
-        self._reply = replies.Reply(chat.model)
+        self._reply = replies.Reply(chat.model, loaded.manifest_sha256)
         self._generations = loaded.engine.begin(asked.requests)
         self._used = [0] * len(self._generations)
         self._stopped = [False] * len(self._generations)  # by a stop text

@@ -21,6 +21,10 @@ from components.runtime.manifest import MANIFEST, Manifest
 from components.runtime.store import ObjectStore, disk_errors
 from model.errors import MoonflowError
 
+NONE = "none"
+"""What an overlay holds before its first promotion; as in components/promote/overlay.py, whose imports the serving
+image lacks."""
+
 
 def bring(store: ObjectStore, uri: str, sha256: str, folder: Path, public_key: Path | None = None) -> Manifest:
     """Fetch a checkpoint for serving and leave its manifest beside it.
@@ -85,6 +89,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--to", required=True, type=Path, help="folder to write to")
     parser.add_argument("--public-key", type=Path, help="PEM file of the key that must have signed it")
     given = parser.parse_args(arguments)
+    if given.uri == NONE:
+        sys.exit(
+            "checkpoint: nothing is promoted to this environment yet; the first promotion's sync replaces this pod"
+        )
     try:
         bring(ObjectStore.from_env(), given.uri, given.sha256, given.to, given.public_key)
     except MoonflowError as error:

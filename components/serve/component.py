@@ -17,11 +17,16 @@ def serve(
     model_name: str,
     family: str,
     max_tokens: int,
+    endpoint: str,
     start_timeout: float,
     merge_timeout: float,
     alias: str,
 ):
-    """Serve what Git says is promoted, ask it one question about a picture, and move the alias champion to it."""
+    """Ask what Git says is promoted one question about a picture, and move the alias champion to it.
+
+    Waits for the merge of the promotion's pull request, and for the endpoint's sync if one is named; the task holds its
+    resources meanwhile.
+    """
     from components.runtime.entry import enter
 
     enter("serve", locals(), inputs={"data": data, "promotion": promotion}, output=served, metrics=metrics, card=card)

@@ -18,15 +18,20 @@ _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class Reply:
-    """One answer's identity, from which its objects are made."""
+    """One answer's identity, from which its objects are made.
 
-    def __init__(self, model: str) -> None:
+    A whole answer says which weights it is from, ``metadata.weight_version`` as SGLang calls it; a stream does not.
+    """
+
+    def __init__(self, model: str, weight_version: str) -> None:
+        self._metadata = {"weight_version": weight_version}
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
         # A stream has an event for every token: what they share is written once.
         self._chunk_head = _encode(self._head | {"object": "chat.completion.chunk"})[:-1]
 
     def whole(self, choices: list[dict[str, Any]], usage: dict[str, int]) -> bytes:
-        return _encode(self._head | {"object": "chat.completion", "choices": choices, "usage": usage}).encode()
+        body = {"object": "chat.completion", "choices": choices, "usage": usage, "metadata": self._metadata}
+        return _encode(self._head | body).encode()
 
     def chunk(self, choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> bytes:
         """A server-sent event; ``usage`` on the last one only."""

@@ -1,6 +1,9 @@
-"""The serve check: what Git says is promoted is fetched, verified, served, and asked a question over real HTTP.
+"""The serve check: what Git says is promoted is asked a question over real HTTP.
 
-Whoever is promoted with a pull request waits here for its merge. What has answered becomes the champion.
+Where the configuration names the environment's endpoint, that one is asked, once it answers from the promoted weights;
+its own init container has fetched and verified them. Else the checkpoint is fetched, verified and served in this
+process, which says nothing of a synced endpoint. Whoever is promoted with a pull request waits here for its merge. What
+has answered becomes the champion.
 """
 
 from __future__ import annotations
@@ -11,10 +14,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
-import openai
 import uvicorn
 
 from components.promote import signing
@@ -25,6 +28,7 @@ from components.runtime.manifest import Manifest
 from components.runtime.step import StepContext
 from components.serve.checkpoint import bring
 from components.serve.config import Config
+from components.serve.endpoint import ask, await_answer
 from components.serve.merge import promoted_as
 from components.serve.server import create_app
 from model.data.folder import DataFolder
@@ -33,40 +37,44 @@ from model.errors import MoonflowError
 
 
 def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
-    # 1. What was committed, not what is in memory; its signature too, where a key is given to verify it.
+    # 1. What was committed, not what is in memory.
     repository = repository_from_env()
+    public_key = signing.given_key(signing.PUBLIC_KEY)
+    if public_key is None and not config.endpoint:
+        raise MoonflowError(
+            "no public key to verify the promoted checkpoint with: create the ConfigMap moonflow-signing-public, key "
+            "public.pem, in the namespace of the pipeline's runs (manifests/README.md, Secrets), or give the key's "
+            f"path in {signing.PUBLIC_KEY}"
+        )
     record = manifests.read(context.store, inputs["promotion"]).extra
     promoted = promoted_as(repository, config.environment, record, config.merge_timeout, context.progress)
-    checkpoint = context.work / "checkpoint"
-    public_key = signing.given_key(signing.PUBLIC_KEY)
-    bring(context.store, promoted.uri, promoted.manifest_sha256, checkpoint, public_key)
 
     # 2. A question about a picture that no stage has seen.
     data = DataFolder(context.fetch(inputs["data"]))
     sample = next(data.samples(config.family, "eval"))
     question, image = as_question(sample)
 
-    # 3. Over HTTP, with the client that users have.
-    with serving(checkpoint, config.model_name, config.start_timeout) as address:
-        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", timeout=60, max_retries=0)
-        if [model.id for model in client.models.list()] != [config.model_name]:
-            raise MoonflowError(f"{address}/v1/models does not list {config.model_name}")
-        content = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": question}]
-        reply = client.chat.completions.create(
-            model=config.model_name, messages=[{"role": "user", "content": content}], temperature=0.0,  # type: ignore
-            max_tokens=config.max_tokens,
-        )  # fmt: skip
+    # 3. Over HTTP, with the client that users have; bytes and signature first, where no endpoint has checked them.
+    put = partial(ask, model_name=config.model_name, question=question, image=image, max_tokens=config.max_tokens)
+    if config.endpoint:
+        answer = await_answer(put, config.endpoint, promoted.manifest_sha256, config.start_timeout, context.progress)
+    else:
+        checkpoint = context.work / "checkpoint"
+        bring(context.store, promoted.uri, promoted.manifest_sha256, checkpoint, public_key)
+        with serving(checkpoint, config.model_name, config.start_timeout) as address:
+            answer = put(address)
 
     # 4. It answered: the registry's alias follows.
     version = Version(record["model_name"], record["version"], {})
     crown(repository, config.environment, config.alias, version, promoted.commit)
     extra = {
         "question": question,
-        "answer": reply.choices[0].message.content or "",
+        "answer": answer.text,
         "expected": str(sample.answer),
         "image": image,
-        "endpoint_checked": True,
-        "signature_checked": public_key is not None,
+        "endpoint": config.endpoint,
+        "endpoint_checked": config.endpoint != "",  # else it answered in this process only
+        "signature_checked": config.endpoint == "",  # else by the endpoint's init container, not here
         "commit": promoted.commit,
         "manifest_sha256": promoted.manifest_sha256,
     }

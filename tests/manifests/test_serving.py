@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -113,21 +115,27 @@ def test_the_quota_holds_what_the_autoscaler_may_ask_for(environment: str, surge
 
 
 def run_entry(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The entry with a `sglang` that prints its arguments instead of serving."""
-    stand_in = folder / "sglang"
-    stand_in.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    stand_in.chmod(0o755)
+    """The entry with a `sglang` that prints its arguments instead of serving, and with `folder` as its /checkpoint."""
+    summed = f'#!/bin/sh\ncd {folder} && exec {shutil.which("sha256sum")} "${{1#/checkpoint/}}"\n'
+    for name, text in (("sglang", '#!/bin/sh\nprintf "%s\\n" "$@"\n'), ("sha256sum", summed)):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
     path = f"{folder}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run([ENTRY, *arguments], capture_output=True, text=True, env={"PATH": path})
 
 
 def test_the_entry_gives_sglang_what_the_checkpoint_asks_for(tmp_path: Path) -> None:
+    manifest = b'{"kind": "checkpoint"}'
+    (tmp_path / "manifest.json").write_bytes(manifest)
     printed = run_entry(tmp_path, "serve", "--tp-size=8", "--host=0.0.0.0").stdout.splitlines()
     assert printed[0] == "serve"
     assert set(printed[1:]) == {
         "--model-path=/checkpoint", "--served-model-name=moonflow", "--trust-remote-code", "--enable-metrics",
         "--tool-call-parser=kimi_k2", "--reasoning-parser=kimi_k2", "--tp-size=8", "--host=0.0.0.0",
+        f"--weight-version={hashlib.sha256(manifest).hexdigest()}",
     }  # fmt: skip
+    (tmp_path / "manifest.json").unlink()
+    assert run_entry(tmp_path, "serve").returncode != 0, "weights of no known manifest are not served"
     unknown = run_entry(tmp_path, "train")
     assert unknown.returncode == 2 and "checkpoint or serve" in unknown.stderr
     assert run_entry(tmp_path).returncode == 2

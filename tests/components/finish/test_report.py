@@ -73,11 +73,16 @@ def test_a_whole_page_is_self_contained_and_well_formed():
     page = Page(render(SUMMARY, EVENTS, EXTRA))
     assert page.addresses == ["data:image/png;base64,AAAA"]
     text = " ".join(page.texts)
-    for expected in ("tiny-1", "promoted", "8 min 51 s", "0123456789", "Which digits?", "right", "0.90",
-                     "2.00×", "joint: loss", "PARL: parallelism", "7,100 tok/s", "2.13.0",
+    for expected in ("tiny-1", "promoted", "in the serve task", "8 min 51 s", "0123456789", "Which digits?",
+                     "right", "0.90", "2.00×", "joint: loss", "PARL: parallelism", "7,100 tok/s", "2.13.0",
                      "digit_string 0.95 >= 0.9"):  # fmt: skip
         assert expected in text, expected
     assert "http" not in text
+
+
+def test_an_answer_of_the_synced_endpoint_is_told_as_such():
+    page = Page(render(SUMMARY, EVENTS, EXTRA | {"serve": EXTRA["serve"] | {"endpoint_checked": True}}))
+    assert "Asked over HTTP, at the synced endpoint" in page.texts
 
 
 def test_a_cell_that_fell_is_marked_and_others_are_not():

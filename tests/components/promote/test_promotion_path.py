@@ -17,8 +17,9 @@ from components.runtime import manifest as manifests
 from components.runtime.manifest import Manifest
 from components.runtime.step import run_step
 from components.runtime.store import ObjectStore
-from components.serve import checkpoint
+from components.serve import checkpoint, endpoint
 from components.serve.checkpoint import bring
+from components.serve.stage import serving
 from components.steps import TRAINING_STEPS
 from model.errors import MoonflowError
 from pipelines.promotion import roll_back, show, where
@@ -97,7 +98,7 @@ def test_from_checkpoints_to_an_answer_over_http(inputs: dict[str, str], step_en
     assert champion is None  # nothing has answered yet
 
     served = run_step("serve", {}, {"data": inputs["data"], "promotion": promotion.uri})
-    assert served.extra["endpoint_checked"] is True and served.extra["signature_checked"] is True
+    assert served.extra["endpoint_checked"] is False and served.extra["signature_checked"] is True
     assert served.extra["manifest_sha256"] == exported.sha256
     assert served.extra["question"] and served.extra["image"].startswith("data:image/png;base64,")
     champion = registry.aliased(config["model_name"], "champion")
@@ -169,6 +170,9 @@ def test_two_promotions_by_pull_request_and_a_rollback(
     roll_back(place, dry_run=False)
     assert "serves version 1" in capsys.readouterr().out
     assert champion() == "1"
+    roll_back(place, dry_run=False)
+    assert "dev is already rolled back by" in capsys.readouterr().out
+    assert champion() == "1" and host.opened == 3
     show(place)
     shown = capsys.readouterr().out
     assert f"* {first.extra['commit'][:12]}" in shown and first.extra["uri"] in shown
@@ -180,18 +184,63 @@ def test_two_promotions_by_pull_request_and_a_rollback(
     assert champion() == "1" and host.opened == 3
 
 
+def allowed(checkpoint: str, tmp_path: Path, run_id: str) -> Manifest:
+    """What an evaluation publishes that lets a checkpoint through."""
+    store = ObjectStore.from_env()
+    (tmp_path / "evals").mkdir()
+    (tmp_path / "evals" / "evals.json").write_text("{}")
+    return manifests.publish(
+        store, f"{run_id}/evaluate/0", tmp_path / "evals", run_id=run_id, step="evaluate", index=0, kind="evals",
+        parents=(manifests.read(store, checkpoint).sha256,), extra={"decision": "promote"},
+    )  # fmt: skip
+
+
+def test_champion_is_what_the_synced_endpoint_answers_from(
+    inputs: dict[str, str], step_environment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(endpoint, "POLL_S", 0.05)
+    evals = allowed(inputs["parl"], tmp_path, step_environment)
+    model = f"moonflow-{step_environment}"
+    promotion = run_step("promote", {"model_name": model}, {"checkpoint": inputs["parl"], "evals": evals.uri})
+    store = ObjectStore.from_env()
+
+    def at(folder: Path, timeout: float) -> Manifest:
+        with serving(folder, "moonflow", 60) as address:
+            config = {"endpoint": address, "start_timeout": timeout}
+            return run_step("serve", config, {"data": inputs["data"], "promotion": promotion.uri})
+
+    before = manifests.read(store, inputs["joint_rl"])
+    bring(store, before.uri, before.sha256, tmp_path / "before")
+    with pytest.raises(MoonflowError, match=f"it answers from weights {before.sha256[:12]}.*synced with Git"):
+        at(tmp_path / "before", 0.2)
+    assert registry.aliased(model, "champion") is None
+    bring(store, promotion.extra["uri"], promotion.extra["manifest_sha256"], tmp_path / "after")
+    served = at(tmp_path / "after", 60.0)
+    assert served.extra["endpoint_checked"] is True and served.extra["signature_checked"] is False
+    assert served.extra["endpoint"].startswith("http://127.0.0.1:")
+    champion = registry.aliased(model, "champion")
+    assert champion is not None and champion.number == promotion.extra["version"]
+
+
+def test_nothing_is_served_unverified(
+    inputs: dict[str, str], step_environment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    evals = allowed(inputs["parl"], tmp_path, step_environment)
+    model = f"moonflow-{step_environment}"
+    promotion = run_step("promote", {"model_name": model}, {"checkpoint": inputs["parl"], "evals": evals.uri})
+    monkeypatch.delenv(signing.PUBLIC_KEY)
+    with pytest.raises(MoonflowError, match="no public key .*create the ConfigMap moonflow-signing-public") as caught:
+        run_step("serve", {}, {"data": inputs["data"], "promotion": promotion.uri})
+    assert signing.PUBLIC_KEY in str(caught.value) and "\n" not in str(caught.value)
+    assert registry.aliased(model, "champion") is None
+
+
 def test_a_promotion_that_died_at_any_point_ends_as_one(
     inputs: dict[str, str], step_environment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     from components.promote import stage
 
-    store, measured = ObjectStore.from_env(), manifests.read(ObjectStore.from_env(), inputs["parl"])
-    (tmp_path / "evals").mkdir()
-    (tmp_path / "evals" / "evals.json").write_text("{}")
-    evals = manifests.publish(
-        store, f"{step_environment}/evaluate/0", tmp_path / "evals", run_id=step_environment, step="evaluate", index=0,
-        kind="evals", parents=(measured.sha256,), extra={"decision": "promote"},
-    )  # fmt: skip
+    evals = allowed(inputs["parl"], tmp_path, step_environment)
     model = f"moonflow-{step_environment}"
 
     def attempt() -> Manifest:
