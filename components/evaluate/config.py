@@ -19,7 +19,7 @@ class Config(StepConfig):
     )
     max_batch: int = Field(128, ge=1, description="completions generated at once (source: ours)")
     floors: str = Field(
-        "digit_string=0.8, digit_count=0.7, array_tool=0.7",
+        "digit_string=0.8, digit_count=0.6, array_tool=0.7",
         description="scores the final model must reach: suite=value or ability/modality=value, ... (source: ours)",
     )
     champion: str = Field(
