@@ -82,6 +82,10 @@ def compile_(
     from pipelines.profile import load_profile
 
     resolved = load_profile(profile, set_ or ())
+    try:
+        resolved.require_parallel()
+    except MoonflowError as error:  # a statement of where steps belong can be written; it cannot be run
+        print(f"moonflow: warning: not to be run as it is: {error}", file=sys.stderr)
     kind = "Pipeline and PipelineVersion objects" if kubernetes else "IR YAML"
     if dry_run:
         print(f"would write {kind} of profile {resolved.run.name} to {output}")

@@ -8,26 +8,15 @@ from __future__ import annotations
 
 from kfp import dsl, kubernetes
 
+from components.runtime.launcher import body
 from components.runtime.launcher.placement import Placement
 
-POOL_LABEL = "moonflow.dev/pool"
-QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
-SETTINGS = (
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_REGION",
-    "MOONFLOW_STORE",
-    "MOONFLOW_GITOPS_REPO",
-    "MOONFLOW_FORGE",
-    "MLFLOW_TRACKING_URI",
-    "MLFLOW_PUBLIC_URI",
-    "MLFLOW_EXPERIMENT_NAME",
-)
+SETTINGS = (*body.SETTINGS, "MOONFLOW_GITOPS_REPO", "MOONFLOW_FORGE", "MLFLOW_PUBLIC_URI")
 """Environment variables that the ConfigMap ``moonflow`` gives to every task."""
 WAITING_POD = Placement.model_validate({"cpu": "1", "memory": "2Gi"})
 """The pod that waits for a TrainJob."""
 QUEUED_SECONDS = 30 * 24 * 3600
-"""How long a TrainJob may wait in its queue: its own deadline counts only while it runs, the waiting pod's all the time."""
+"""How long a TrainJob may wait in its queue: its own deadline counts while it runs, the waiting pod's all the time."""
 
 
 def place(task: dsl.PipelineTask, step: str, placement: Placement, image: str, retries: int) -> dsl.PipelineTask:
@@ -62,8 +51,8 @@ def _pod(task: dsl.PipelineTask, placement: Placement, image: str) -> None:
     if placement.accelerators:
         task.set_accelerator_type(placement.accelerator).set_accelerator_limit(placement.accelerators)
     if placement.pool:
-        kubernetes.add_node_selector(task, POOL_LABEL, placement.pool)
-        kubernetes.add_toleration(task, key=POOL_LABEL, operator="Equal", value=placement.pool, effect="NoSchedule")
+        kubernetes.add_node_selector(task, body.POOL, placement.pool)
+        kubernetes.add_toleration(task, key=body.POOL, operator="Equal", value=placement.pool, effect="NoSchedule")
     if placement.shared_memory:
         kubernetes.empty_dir_mount(
             task,
@@ -75,9 +64,9 @@ def _pod(task: dsl.PipelineTask, placement: Placement, image: str) -> None:
     # Kueue holds a pod that carries its label until there is room. Such waiting counts for the retries, not for the
     # pod's own timeout.
     if placement.queue:
-        kubernetes.add_pod_label(task, QUEUE_LABEL, placement.queue)
+        kubernetes.add_pod_label(task, body.QUEUE, placement.queue)
         if placement.priority:
-            kubernetes.add_pod_label(task, PRIORITY_LABEL, placement.priority)
+            kubernetes.add_pod_label(task, body.PRIORITY, placement.priority)
 
 
 def _environment(task: dsl.PipelineTask) -> None:
@@ -86,14 +75,14 @@ def _environment(task: dsl.PipelineTask) -> None:
         kubernetes.use_field_path_as_env(task, name, "metadata.labels['pipeline/runid']")
     kubernetes.use_secret_as_env(
         task,
-        secret_name="moonflow-store",
-        secret_key_to_env={key: key for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")},
+        secret_name=body.STORE_SECRET,
+        secret_key_to_env={key: key for key in body.SECRETS},
         optional=True,  # a pod identity may stand in for keys
     )
     # Optional key by key: plain S3 needs no endpoint, and Kubeflow's MLflow plugin injects its own address. A step that
     # misses a value says which one.
     kubernetes.use_config_map_as_env(
-        task, config_map_name="moonflow", config_map_key_to_env={key: key for key in SETTINGS}, optional=True
+        task, config_map_name=body.CONFIG_MAP, config_map_key_to_env={key: key for key in SETTINGS}, optional=True
     )
 
 

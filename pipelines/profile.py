@@ -19,6 +19,7 @@ from pydantic import Field
 from components.runtime.config import StepConfig
 from components.runtime.image import PIPELINE
 from components.runtime.launcher.placement import Placement
+from components.runtime.launcher.work import require_parallel
 from components.steps import STEPS, config_class
 from model.errors import MoonflowError
 
@@ -44,6 +45,10 @@ class Profile:
     run: RunSettings
     tasks: dict[str, Placement]
     steps: dict[str, StepConfig]
+
+    def require_parallel(self) -> None:
+        """MoonflowError naming the steps whose ranks their launcher would refuse, hours into the run."""
+        require_parallel({step: placement.ranks for step, placement in self.tasks.items()})
 
     def as_toml(self) -> str:
         """The profile with every value said, as a file that loads to the same profile."""
@@ -101,13 +106,7 @@ def _resolve(tables: dict[str, Any], source: str) -> Profile:
 
 
 def _placement(values: dict[str, Any], step: str, where: str) -> Placement:
-    """The values as a Placement whose keys fit together: what nobody would heed is refused, not ignored."""
     placement = Placement.parse(values, where)
-    if placement.launcher != "trainjob" and (placement.nodes > 1 or placement.rdma):
-        key = "nodes" if placement.nodes > 1 else "rdma"
-        raise MoonflowError(f'{where}: {key} = {getattr(placement, key)} needs launcher = "trainjob"')
-    if placement.launcher == "in-process" and placement.processes > 1:
-        raise MoonflowError(f'{where}: processes = {placement.processes} needs launcher = "ranks" or "trainjob"')
     if placement.launcher != "in-process" and step == "finish":
         raise MoonflowError(
             f'{where}: launcher = "{placement.launcher}": finish runs in its own pod; leave launcher out'

@@ -46,6 +46,7 @@ def run_locally(profile: Profile, run_dir: Path, *, keep: bool, console: Console
             f"profile {profile.run.name} wants TrainJobs ({', '.join(remote)}), which cannot reach this machine: "
             "use moonflow submit, or another profile"
         )
+    profile.require_parallel()
     run_dir = run_dir.resolve()
     started = time.time()
     try:

@@ -49,7 +49,8 @@ class Submission:
     ) -> Submission:
         """Part ``overrides`` into what is compiled and what is the run's own.
 
-        Raises MoonflowError for a wrong key or value, and for options that contradict each other.
+        Raises MoonflowError for a wrong key or value, for options that contradict each other, and for a profile that
+        its tasks would refuse.
         """
         wanted = load_profile(profile, overrides)
         base = load_profile(profile, [each for each in overrides if each.lstrip().startswith(("run.", "task."))])
@@ -65,6 +66,7 @@ class Submission:
         return made
 
     def _check(self) -> None:
+        self.profile.require_parallel()
         version_name(self.profile, self.version)
         if self.cron and not (self.cron.startswith("@") or len(self.cron.split()) == 6):
             raise MoonflowError(

@@ -34,6 +34,8 @@ class StepConfig(BaseModel):
             return cls(**values)
         except ValidationError as error:
             first = error.errors()[0]
+            if not first["loc"]:  # a rule about several parameters, which says itself what it is about
+                raise MoonflowError(f"{where}: {first['ctx']['error']}") from None
             name = ".".join(str(part) for part in first["loc"])
             raise MoonflowError(f"{where}: parameter {name!r}: {first['msg']} (got {first.get('input')!r})") from None
 

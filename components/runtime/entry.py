@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from components.runtime.manifest import Manifest
 
-MANIFEST = "/manifest.json"
+MANIFEST_URI = "manifest_uri"
+"""The key of an output's metadata that names its manifest's prefix in the object store."""
 
 
 def enter(
@@ -32,7 +33,7 @@ def enter(
     metrics: dsl.Metrics,
     card: dsl.Markdown,
 ) -> Manifest:
-    """Run ``step`` and describe its manifest on ``output``.
+    """Run ``step``, write its manifest's bytes to ``output`` and name the manifest's prefix in its metadata.
 
     ``arguments`` are the component's (its ``locals()``): those named like fields of the step's Config become the
     config, ``run_id`` names the run. In the UI, numbers in the manifest's ``extra`` are shown as ``metrics``, and
@@ -43,12 +44,14 @@ def enter(
         from components.runtime.card import mlflow_link, step_card
         from components.runtime.launcher.launch import launch, placement_from_environment
 
-        given = {name: _prefix(artifact) for name, artifact in inputs.items()}
+        given = {name: _prefix(name, artifact) for name, artifact in inputs.items()}
         manifest = launch(step, config, given, placement_from_environment())
         state["kept"] = datetime.fromisoformat(manifest.created_at).timestamp() < int(state["started"])
-        # The manifest itself, not its prefix: on a cluster KFP copies what a uri names into every task that reads it.
-        output.uri = manifest.uri.rstrip("/") + MANIFEST
+        # The output keeps the uri that KFP gave it: KFP copies that file out of this task and into those that read it,
+        # with its own keys, and fails a task whose output lies outside of the run's root.
+        _write(output, manifest.canonical())
         output.metadata.update(
+            {MANIFEST_URI: manifest.uri.rstrip("/")},
             step=step,
             run_id=manifest.run_id,
             manifest_sha256=manifest.sha256,
@@ -59,7 +62,7 @@ def enter(
         for name, value in manifest.extra.items():
             if isinstance(value, int | float):
                 metrics.log_metric(name, float(value))
-        _show(card, step_card(manifest, kept=state["kept"]))
+        _write(card, step_card(manifest, kept=state["kept"]).encode())
     return manifest
 
 
@@ -81,8 +84,8 @@ def close(arguments: Mapping[str, Any], *, error: str, report: dsl.HTML, card: d
         store, run_id = ObjectStore.from_env(), os.environ["MOONFLOW_RUN_ID"]
         files = stage.run(config, store, run_id, run_dir, error)
         parent = finish_pipeline(run_id, "FAILED" if error else "FINISHED", {})
-        _show(report, files["report.html"])
-        _show(card, run_card(run_id, parent, store.uri(f"{run_id}/finish/report.html"), error))
+        _write(report, files["report.html"].encode())
+        _write(card, run_card(run_id, parent, store.uri(f"{run_id}/finish/report.html"), error).encode())
         state["kept"] = False
 
 
@@ -142,15 +145,21 @@ def _first_error(run_dir: Path) -> str:
     return ""
 
 
-def _show(artifact: dsl.Artifact, text: str) -> None:
-    """Write what the UI renders of ``artifact``."""
+def _write(artifact: dsl.Artifact, data: bytes) -> None:
+    """Write the file that KFP keeps as ``artifact`` and its UI shows."""
     from components.runtime.store import disk_errors
 
     path = Path(artifact.path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_bytes(data)
 
 
-def _prefix(artifact: dsl.Artifact) -> str:
-    return artifact.uri.removesuffix(MANIFEST)
+def _prefix(name: str, artifact: dsl.Artifact) -> str:
+    prefix = artifact.metadata.get(MANIFEST_URI, "")
+    if not prefix:
+        raise MoonflowError(
+            f"input {name} has no {MANIFEST_URI} in its metadata: its task ran another version of moonflow; start a "
+            "new run, with this one's id as p00_run_id to keep what is finished"
+        )
+    return str(prefix)

@@ -3,7 +3,7 @@
 ``run_step`` works the same in ``kfp.local``, in a cluster's pod and in a test: what differs comes from the
 environment (``AWS_ENDPOINT_URL_S3``, ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_REGION``,
 ``MOONFLOW_STORE``, ``MOONFLOW_RUN_ID``, ``MOONFLOW_RUN_DIR``, ``MLFLOW_TRACKING_URI``, ``MLFLOW_EXPERIMENT_NAME``,
-``MLFLOW_RUN_ID``).
+``MLFLOW_RUN_ID``, ``MOONFLOW_MLFLOW_WAIT_S``).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from components.runtime.config import StepConfig
 from components.runtime.manifest import Kind, Manifest
 from components.runtime.progress import StepProgress
 from components.runtime.store import ObjectStore, disk_errors
-from components.runtime.tracking import StepMetrics, Tracker
+from components.runtime.tracking import StepMetrics, Tracker, pod_wait_s
 from model.errors import MoonflowError
 
 METRICS = "metrics.jsonl"  # the step's metric history, a file of every manifest it publishes
@@ -291,7 +291,14 @@ def _run_dir(run_id: str) -> Path:
 def _tracker(run_dir: Path, run_id: str, step: str) -> Tracker | None:
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         return None
-    return Tracker(run_dir / "work" / "tracking" / run_id, run_id, step, adopt=os.environ.get("MLFLOW_RUN_ID", ""))
+    return Tracker(
+        run_dir / "work" / "tracking" / run_id,
+        run_id,
+        step,
+        adopt=os.environ.get("MLFLOW_RUN_ID", ""),
+        # Without a run folder the spool lies in the pod's own /tmp.
+        wait_s=None if os.environ.get("MOONFLOW_RUN_DIR") else pod_wait_s(),
+    )
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:

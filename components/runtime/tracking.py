@@ -2,7 +2,9 @@
 
 Every record is first appended to a spool file in the run folder; a thread sends what is new in batches. If MLflow is
 away the spool grows and nothing else happens; what a step could not send before it ended is sent by the next step
-of the same run on the same machine. The history for the report (``metrics.jsonl``) does not pass through MLflow.
+of the same run on the same machine. In a cluster the spool ends with its pod, so the step waits at its end for an
+absent MLflow, MOONFLOW_MLFLOW_WAIT_S seconds (300). The history for the report (``metrics.jsonl``, a file of the step's
+manifest) does not pass through MLflow.
 """
 
 from __future__ import annotations
@@ -18,14 +20,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from model.errors import MoonflowError
+
 RUN_TAG = "moonflow.run_id"
 STEP_TAG = "moonflow.step"
 PIPELINE = "pipeline"  # the value of STEP_TAG on a pipeline's parent run
+WAIT = "MOONFLOW_MLFLOW_WAIT_S"
 
 _BATCH = 1000  # MLflow's limit of metrics in one request
 _SEND_EVERY_S = 1.0
 _RETRY_S = 5.0
 _FLUSH_S = 10.0
+_POD_WAIT_S = 300.0
 
 
 class StepMetrics:
@@ -51,8 +57,13 @@ class StepMetrics:
 class Tracker:
     """The MLflow run of one step: nested under the pipeline's run, adopted again by retries, never in the way."""
 
-    def __init__(self, folder: Path, run_id: str, step: str, *, adopt: str = "") -> None:
-        """``folder`` holds the run's spool files; ``adopt`` is the MLflow run that KFP made for this task, if any."""
+    def __init__(self, folder: Path, run_id: str, step: str, *, adopt: str = "", wait_s: float | None = None) -> None:
+        """``folder`` holds the run's spool files; ``adopt`` is the MLflow run that KFP made for this task, if any.
+
+        ``wait_s``: seconds that ``close`` waits for an absent MLflow, because nobody finds ``folder`` afterwards; None:
+        a later step sends what it holds.
+        """
+        self._wait_s = wait_s
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / f"{step}.jsonl"
@@ -90,17 +101,24 @@ class Tracker:
         self._append({"kind": "tags", "values": dict(values)})
 
     def close(self, status: str) -> None:
-        """Mark the run FINISHED, FAILED or KILLED and wait up to ten seconds for what is unsent; the rest stays."""
+        """Mark the run FINISHED, FAILED or KILLED and wait up to ten seconds for what is unsent, then ``wait_s`` more
+        unless it was KILLED; the rest stays."""
         self._append({"kind": "end", "status": status, "time": time.time()})
         self._closing.set()
         if self._thread.ident is not None:
             self._thread.join(_FLUSH_S)
+            if self._thread.is_alive() and self._wait_s and status != "KILLED":
+                print(f"waiting up to {self._wait_s:g} s for MLflow ({WAIT})", file=sys.stderr, flush=True)
+                self._thread.join(self._wait_s)
             self._abandoned.set()
         with self._guard:
             if self._spool.done():
                 self._spool.remove()
             elif self._thread.ident is not None:
-                print(f"MLflow did not take everything: the next step sends what {self._path} keeps", file=sys.stderr)
+                rest = f"the next step sends what {self._path} keeps"
+                if self._wait_s is not None:
+                    rest = "metrics.jsonl in the step's manifest holds the whole history"
+                print(f"MLflow did not take everything: {rest}", file=sys.stderr)
             self._stream.close()
 
     def _append(self, record: dict[str, Any]) -> None:
@@ -134,7 +152,7 @@ class Tracker:
                     print(f"MLflow is away, metrics are kept in {self._path} ({_first_line(error)})", file=sys.stderr)
                 if not closing:
                     self._closing.wait(_RETRY_S)
-                elif failures > 1 or self._abandoned.wait(1.0):  # the last attempt at the end
+                elif (failures > 1 and not self._wait_s) or self._abandoned.wait(1.0):  # the last attempt at the end
                     return
 
     def _send_leftovers(self, client: Any) -> None:
@@ -221,6 +239,18 @@ class _Spool:
         self._offset = end
         with suppress(OSError):
             self._sent.write_text(str(end))
+
+
+def pod_wait_s() -> float:
+    """Seconds for which a step whose files end with its pod waits for an absent MLflow: MOONFLOW_MLFLOW_WAIT_S, or 300.
+
+    Raises MoonflowError for what is no number of seconds.
+    """
+    text = os.environ.get(WAIT) or str(_POD_WAIT_S)
+    with suppress(ValueError):
+        if 0 <= (seconds := float(text)) < threading.TIMEOUT_MAX:
+            return seconds
+    raise MoonflowError(f"{WAIT} is {text!r}: give the seconds to wait for MLflow at a step's end, or leave it out")
 
 
 def finish_pipeline(run_id: str, status: str, tags: Mapping[str, str]) -> str:

@@ -25,7 +25,7 @@ def main() -> None:
         step = os.environ.get(STEP, "")
         if not step:
             raise MoonflowError(f"{STEP} is not set: the worker is started by components.runtime.launcher, not by hand")
-        require_parallel(step, int(os.environ.get("WORLD_SIZE", "1")))
+        require_parallel({step: int(os.environ.get("WORLD_SIZE", "1"))})
         config, inputs = _table(CONFIG), _table(INPUTS)
         from components.runtime.step import run_step
 

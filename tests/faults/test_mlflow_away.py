@@ -4,6 +4,8 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -12,7 +14,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from components.runtime.step import run_step
+from components.runtime.manifest import fetch
+from components.runtime.step import METRICS, read_metrics, run_step
+from components.runtime.store import ObjectStore
+from model.errors import MoonflowError
 from tests.counted import Stage, counting
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
@@ -68,6 +73,22 @@ def server(tmp_path: Path) -> Iterator[Server]:
     made.stop()
 
 
+def history(client: MlflowClient) -> list[tuple[int, float]]:
+    """(count, value) of what MLflow has of the step ``counted``."""
+    (experiment,) = client.search_experiments(filter_string="name = 'moonflow'")
+    runs = client.search_runs([experiment.experiment_id], "tags.`moonflow.step` = 'counted'")
+    points = client.get_metric_history(runs[0].info.run_id, "loss/text") if runs else []
+    return sorted((point.step, point.value) for point in points)
+
+
+def until_three_arrived(client: MlflowClient) -> None:
+    """The outage hits a run that has begun to send."""
+    deadline = time.monotonic() + 60
+    while not history(client) or len(history(client)) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
 def test_metrics_of_an_outage_arrive_later_and_training_goes_on(
     step_environment: str,
     server: Server,
@@ -78,18 +99,9 @@ def test_metrics_of_an_outage_arrive_later_and_training_goes_on(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
     client = MlflowClient(server.address)
 
-    def history() -> list[tuple[int, float]]:
-        (experiment,) = client.search_experiments(filter_string="name = 'moonflow'")
-        runs = client.search_runs([experiment.experiment_id], "tags.`moonflow.step` = 'counted'")
-        points = client.get_metric_history(runs[0].info.run_id, "loss/text") if runs else []
-        return sorted((point.step, point.value) for point in points)
-
     def outage(done: int) -> None:
         if done == 3:
-            deadline = time.monotonic() + 60
-            while not history() or len(history()) < 3:  # the outage hits a run that has begun to send
-                assert time.monotonic() < deadline
-                time.sleep(0.2)
+            until_three_arrived(client)
             server.stop()
         if done == 9:
             server.start()
@@ -98,5 +110,68 @@ def test_metrics_of_an_outage_arrive_later_and_training_goes_on(
     made = run_step("counted", {"steps": 10})
     assert made.complete and made.mlflow_run_id
     assert "MLflow is away, metrics are kept in" in capsys.readouterr().err
-    assert history() == [(step, 1 / step) for step in range(1, 11)], "each arrived once"
+    assert history(client) == [(step, 1 / step) for step in range(1, 11)], "each arrived once"
     assert client.get_run(made.mlflow_run_id).info.status == "FINISHED"
+
+
+@pytest.fixture
+def pod(step_environment: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """As in a cluster: no run folder, so that all local files end with the process; returns the run id."""
+    monkeypatch.delenv("MOONFLOW_RUN_DIR")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return step_environment
+
+
+def test_a_pod_waits_for_mlflow_because_its_spool_ends_with_it(
+    pod: str,
+    server: Server,
+    define: Callable[[Stage], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
+    client = MlflowClient(server.address)
+    back = threading.Timer(15.0, server.start)  # the step's last checkpoint and a local run's ten seconds take less
+
+    def outage(done: int) -> None:
+        if done == 3:
+            until_three_arrived(client)
+            server.stop()
+        if done == 10:
+            back.start()
+
+    define(counting(meanwhile=outage))
+    made = run_step("counted", {"steps": 10})
+    back.join()
+    assert "waiting up to 300 s for MLflow (MOONFLOW_MLFLOW_WAIT_S)" in capsys.readouterr().err
+    assert history(client) == [(step, 1 / step) for step in range(1, 11)], "each arrived once"
+    assert client.get_run(made.mlflow_run_id).info.status == "FINISHED"
+
+
+def test_a_pod_gives_up_and_says_where_the_history_is(
+    pod: str,
+    define: Callable[[Stage], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    store: ObjectStore,
+    tmp_path: Path,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{probe.getsockname()[1]}")
+    monkeypatch.setenv("MOONFLOW_MLFLOW_WAIT_S", "2")
+    define(counting())
+    made = run_step("counted", {"steps": 4})
+    told = capsys.readouterr().err
+    assert "waiting up to 2 s" in told and "metrics.jsonl in the step's manifest holds the whole history" in told
+    fetch(store, made.uri, tmp_path / "got", [METRICS])
+    assert [row["step"] for row in read_metrics(tmp_path / "got")] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("wait", ["soon", "-1", "nan", "inf"])
+def test_a_wait_that_is_no_number_of_seconds_is_refused(
+    pod: str, define: Callable[[Stage], None], monkeypatch: pytest.MonkeyPatch, wait: str
+) -> None:
+    monkeypatch.setenv("MOONFLOW_MLFLOW_WAIT_S", wait)
+    define(counting())
+    with pytest.raises(MoonflowError, match=f"MOONFLOW_MLFLOW_WAIT_S is '{wait}': give the seconds"):
+        run_step("counted", {})

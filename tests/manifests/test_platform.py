@@ -21,8 +21,8 @@ from tests.manifests.policy import pod_templates
 PLATFORMS = [f"{environment}/platform" for environment in ENVIRONMENTS]
 
 
-# S3 proper has no endpoint of its own, and without a forge promotions go to the main branch.
-OPTIONAL = {"AWS_ENDPOINT_URL_S3", "MOONFLOW_FORGE"}
+# S3 proper has no endpoint of its own, without a forge promotions go to the main branch, and a wait has a default.
+OPTIONAL = {"AWS_ENDPOINT_URL_S3", "MOONFLOW_FORGE", "MOONFLOW_MLFLOW_WAIT_S"}
 
 
 @pytest.mark.parametrize("overlay", PLATFORMS)

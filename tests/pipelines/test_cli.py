@@ -57,6 +57,23 @@ def test_compile_dry_run_writes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+RANKS = ("--set", "task.parl.launcher=ranks", "--set", "task.parl.processes=2")
+
+
+def test_ranks_that_no_step_can_have_are_told_before_hours_of_work(tmp_path: Path) -> None:
+    """A run would get to the step only after all those before it; a file may say what cannot be run yet."""
+    refused = "parl cannot run as 2 ranks: "
+    result = moonflow("run", *RANKS, cwd=tmp_path)
+    assert result.returncode == 2 and result.stderr.startswith(f"moonflow: {refused}")
+    assert list(tmp_path.iterdir()) == []
+
+    result = moonflow("compile", "--dry-run", *RANKS, cwd=tmp_path)
+    assert result.returncode == 0 and "would write" in result.stdout
+    assert len(result.stderr.splitlines()) == 1
+    assert "warning" in result.stderr and refused in result.stderr and "[task.parl]" in result.stderr
+    assert moonflow("compile", "--dry-run", cwd=tmp_path).stderr == ""
+
+
 def test_a_run_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file, not a folder")
     result = moonflow("run", "--run-dir", "taken", cwd=tmp_path)

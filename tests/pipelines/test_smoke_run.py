@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -78,6 +79,19 @@ def test_every_step_shows_a_card_that_leads_to_its_own_mlflow_run(smoke_run: tup
         card = sorted((run_dir / "kfp").glob(f"*/{step.replace('_', '-')}/card"))[-1]
         link = re.search(r"\]\(http://127\.0\.0\.1:\d+/#/runs/([0-9a-f]+)\)", card.read_text())
         assert link and steps[link[1]] == (step if step != "finish" else "pipeline")
+
+
+def test_no_task_changes_where_kubeflow_keeps_its_outputs(smoke_run: tuple[Path, str]) -> None:
+    """A cluster's launcher fails a task whose output lies outside of the run's root."""
+    run_dir, _ = smoke_run
+    for step in STEPS:
+        described = sorted((run_dir / "kfp").glob(f"*/{step.replace('_', '-')}/executor_output.json"))[-1]
+        for name, held in json.loads(described.read_text())["artifacts"].items():
+            for artifact in held["artifacts"]:
+                assert artifact["uri"] == str(described.parent / name), f"{step}.{name}"
+                if digest := artifact["metadata"].get("manifest_sha256"):
+                    assert hashlib.sha256(Path(artifact["uri"]).read_bytes()).hexdigest() == digest
+                    assert artifact["metadata"]["manifest_uri"].startswith(f"s3://moonflow/runs/smoke/{step}/")
 
 
 def test_nothing_is_left_running(smoke_run: tuple[Path, str]) -> None:

@@ -324,6 +324,7 @@ def test_a_version_that_argo_cd_synced_is_the_one_submit_finds(kfp: FakeKFP, sub
         (("--upload-only", "--recurring", "@daily"), "--recurring"),
         (("--set", "mid_train.step=7"), "did you mean 'steps'"),
         (("--ca-cert", "nowhere.pem"), "--ca-cert nowhere.pem"),
+        (("--set", "task.parl.launcher=ranks", "--set", "task.parl.processes=2"), "parl cannot run as 2 ranks"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_asked(

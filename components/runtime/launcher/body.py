@@ -11,17 +11,27 @@ import os
 import re
 from typing import Any
 
+from components.runtime import tracking
 from components.runtime.launcher.placement import Placement
 from components.runtime.launcher.work import WORKER, Work, torchrun
 from model.errors import MoonflowError
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 NODE = "node"  # the runtime's replicated job and its container
-POOL = "moonflow.dev/pool"
+POOL = "moonflow.dev/pool"  # label and taint of a node pool
+QUEUE, PRIORITY = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
 WORK = "moonflow.dev/work-sha256"
 RUN = "moonflow.dev/run"
 CONFIG_MAP, STORE_SECRET, SERVICE_ACCOUNT = "moonflow", "moonflow-store", "moonflow-train"
-SETTINGS = ("AWS_ENDPOINT_URL_S3", "AWS_REGION", "MOONFLOW_STORE", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME")
+SETTINGS = (
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_REGION",
+    "MOONFLOW_STORE",
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_EXPERIMENT_NAME",
+    tracking.WAIT,
+)
+"""Environment variables that the ConfigMap ``moonflow`` gives to every task and every job."""
 SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 # Set by Kubeflow's MLflow plugin in the step's own pod: the training must report to the same run.
 _PASSED_ON = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID")
@@ -54,9 +64,9 @@ def train_job(
         raise MoonflowError(f"[task.{work.step}] priority is Kueue's and means nothing without queue: set queue too")
     labels = {"app.kubernetes.io/part-of": "moonflow", RUN: run_label(work.run_id), "moonflow.dev/step": work.step}
     if placement.queue:
-        labels["kueue.x-k8s.io/queue-name"] = placement.queue
+        labels[QUEUE] = placement.queue
     if placement.priority:
-        labels["kueue.x-k8s.io/priority-class"] = placement.priority
+        labels[PRIORITY] = placement.priority
     metadata: dict[str, Any] = {
         "name": job_name(work.run_id, work.step),
         "namespace": namespace,

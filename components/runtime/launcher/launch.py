@@ -26,14 +26,8 @@ def launch(step: str, config: Mapping[str, Any], inputs: Mapping[str, str], plac
         MoonflowError: what ``run_step`` raises; a placement that the step cannot have; the reason why ranks or a
             TrainJob failed, in one line.
     """
-    in_process = placement.launcher == "in-process"
-    if (in_process and placement.processes > 1) or (placement.launcher != "trainjob" and placement.nodes > 1):
-        raise MoonflowError(
-            f"[task.{step}] launcher {placement.launcher!r} runs {'one process' if in_process else 'on one node'}: set "
-            f'launcher = "trainjob" for nodes = {placement.nodes}, processes = {placement.processes}'
-        )
-    require_parallel(step, placement.nodes * placement.processes)
-    if in_process:
+    require_parallel({step: placement.ranks})
+    if placement.launcher == "in-process":
         return run_step(step, config, inputs)
     if (earlier := finished(step, config, inputs)) is not None:
         return earlier

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from components.runtime.config import StepConfig
 
@@ -15,7 +15,10 @@ NAME = r"^([a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?)?$"  # of an object, usable as a 
 
 
 class Placement(StepConfig):
-    """A local run heeds ``launcher`` and ``processes`` only; quantities are Kubernetes'."""
+    """A local run heeds ``launcher`` and ``processes`` only; quantities are Kubernetes'.
+
+    What its launcher would not heed is refused, not ignored.
+    """
 
     launcher: Literal["in-process", "ranks", "trainjob"] = Field(
         "in-process",
@@ -46,3 +49,17 @@ class Placement(StepConfig):
         24.0, gt=0, description="hours from the first attempt after which the task is stopped and not retried"
     )
     image: str = Field("", description="container image of this task; empty = the run's")
+
+    @property
+    def ranks(self) -> int:
+        """Processes over all pods."""
+        return self.nodes * self.processes
+
+    @model_validator(mode="after")
+    def _heeded(self) -> Self:
+        if self.launcher != "trainjob" and (self.nodes > 1 or self.rdma):
+            key = "nodes" if self.nodes > 1 else "rdma"
+            raise ValueError(f'{key} = {getattr(self, key)} needs launcher = "trainjob"')
+        if self.launcher == "in-process" and self.processes > 1:
+            raise ValueError(f'processes = {self.processes} needs launcher = "ranks" or "trainjob"')
+        return self

@@ -59,10 +59,12 @@ def torchrun(*arguments: str) -> list[str]:
     return ["python", "-m", "torch.distributed.run", *arguments, "-m", WORKER]
 
 
-def require_parallel(step: str, ranks: int) -> None:
-    """MoonflowError if ``step`` is to run as several ranks and cannot."""
-    if ranks > 1 and step not in PARALLEL_STEPS:
+def require_parallel(ranks: Mapping[str, int]) -> None:
+    """MoonflowError naming the steps that are to run as several ranks (step -> ranks) and cannot."""
+    refused = {step: number for step, number in ranks.items() if number > 1 and step not in PARALLEL_STEPS}
+    if refused:
+        asked = ", ".join(f"{step} cannot run as {number} ranks" for step, number in refused.items())
         raise MoonflowError(
-            f"{step} cannot run as {ranks} ranks: its stage trains in one process and each rank would repeat the same "
-            f"work; set nodes = 1 and processes = 1 in [task.{step}]"
+            f"{asked}: a stage works in one process and each rank would repeat the same work; set nodes = 1 and "
+            f"processes = 1 in {', '.join(f'[task.{step}]' for step in refused)}"
         )

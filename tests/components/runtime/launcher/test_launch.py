@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -177,10 +178,15 @@ def test_no_step_trains_twice_under_the_name_of_parallelism(values: dict[str, ob
         launch("joint_pretrain", {}, {}, Placement.parse(values, "test"))
 
 
-@pytest.mark.parametrize("values", [{"processes": 2}, {"nodes": 2}, {"launcher": "ranks", "nodes": 2}])
-def test_a_launcher_that_cannot_hold_the_ranks_says_so(values: dict[str, object]) -> None:
-    with pytest.raises(MoonflowError, match='set launcher = "trainjob"'):
-        launch("joint_pretrain", {}, {}, Placement.parse(values, "test"))
+@pytest.mark.parametrize("values", [{"processes": 2}, {"nodes": 2}, {"launcher": "ranks", "nodes": 2}, {"rdma": 1}])
+def test_a_launcher_that_cannot_hold_the_ranks_says_so(
+    values: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(MoonflowError, match=r'^here: (processes|nodes|rdma) = \d needs launcher = .*"trainjob"$'):
+        Placement.parse(values, "here")
+    monkeypatch.setenv("MOONFLOW_PLACEMENT", json.dumps(values))
+    with pytest.raises(MoonflowError, match="^MOONFLOW_PLACEMENT: .* needs launcher = "):
+        placement_from_environment()
 
 
 def test_the_placement_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
