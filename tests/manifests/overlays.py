@@ -15,6 +15,8 @@ MANIFESTS = ROOT / "manifests"
 KUBECTL = Path(sys.executable).with_name("kubectl")
 ENVIRONMENTS = ("local", "dev", "prod")
 OVERLAYS = (*ENVIRONMENTS, *(f"{environment}/platform" for environment in ENVIRONMENTS))
+ARGO_CD = tuple(f"{environment}/argocd" for environment in ENVIRONMENTS)
+"""What an administrator applies by hand, and Argo CD does not sync."""
 Json = dict[str, Any]
 
 

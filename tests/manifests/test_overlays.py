@@ -10,7 +10,18 @@ import kubernetes_validate
 import pytest
 
 from tests.manifests import schemas
-from tests.manifests.overlays import ENVIRONMENTS, KUBECTL, MANIFESTS, OVERLAYS, Json, build, label, named, objects
+from tests.manifests.overlays import (
+    ARGO_CD,
+    ENVIRONMENTS,
+    KUBECTL,
+    MANIFESTS,
+    OVERLAYS,
+    Json,
+    build,
+    label,
+    named,
+    objects,
+)
 from tests.manifests.policy import containers, pod_templates
 
 # The Prometheus operator's definitions are not among those that we have.
@@ -35,7 +46,7 @@ def test_core_objects_validate(overlay: str) -> None:
 
 
 @pytest.mark.skipif(not schemas.FOLDER.is_dir(), reason=f"no CustomResourceDefinitions at {schemas.FOLDER}")
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", (*OVERLAYS, *ARGO_CD))
 def test_custom_objects_validate(overlay: str) -> None:
     for object_ in objects(overlay):
         if not is_core(object_) and (object_["apiVersion"], object_["kind"]) not in UNCHECKED:
@@ -58,10 +69,10 @@ def test_validation_finds_what_is_wrong() -> None:
 def test_no_object_is_given_twice_and_none_is_outside_our_namespaces(overlay: str) -> None:
     identities = [(o["apiVersion"], label(o)) for o in objects(overlay)]
     assert len(set(identities)) == len(identities)
-    ours = {"moonflow", "argocd"} if overlay.endswith("platform") else {f"moonflow-{overlay}"}
+    ours = {"moonflow"} if overlay.endswith("platform") else {f"moonflow-{overlay}"}
     assert {o["metadata"]["namespace"] for o in objects(overlay) if "namespace" in o["metadata"]} == ours
     made = {o["metadata"]["name"] for o in objects(overlay) if o["kind"] == "Namespace"}
-    assert made == ours - {"argocd"}
+    assert made == ours
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

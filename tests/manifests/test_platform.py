@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from decimal import Decimal
+from fnmatch import fnmatch
 from pathlib import Path
 
 import mlflow.cli
@@ -15,7 +16,7 @@ from kubernetes.utils.quantity import parse_quantity
 from components.runtime.launcher import body
 from pipelines.placement import SETTINGS
 from pipelines.profile import load_profile
-from tests.manifests.overlays import ENVIRONMENTS, named, objects
+from tests.manifests.overlays import ENVIRONMENTS, label, named, objects
 from tests.manifests.policy import pod_templates
 
 PLATFORMS = [f"{environment}/platform" for environment in ENVIRONMENTS]
@@ -55,11 +56,12 @@ def test_the_launchers_account_may_do_what_it_does_and_no_more() -> None:
     rules = named("dev/platform", "Role")["rules"]
     allowed = {(group, resource, verb) for r in rules for group in r["apiGroups"] for resource in r["resources"]
                for verb in r["verbs"]}  # fmt: skip
-    jobs = {(body.GROUP, body.PLURAL, verb) for verb in ("create", "delete", "get", "list", "watch")}
+    jobs = {(body.GROUP, body.PLURAL, verb) for verb in ("create", "delete", "get", "list", "patch", "watch")}
     assert jobs <= allowed
     assert {verb for group, _, verb in allowed if group == body.GROUP} == {verb for _, _, verb in jobs}
     assert {("", "pods", "list"), ("", "pods", "get"), ("", "pods/log", "get"), ("", "events", "list")} <= allowed
-    assert {resource for group, resource, verb in allowed if verb in ("update", "patch")} == {"workflowtaskresults"}
+    changed = {resource for group, resource, verb in allowed if verb in ("update", "patch")}
+    assert changed == {"workflowtaskresults", body.PLURAL}
     account = named("dev/platform", "RoleBinding")["subjects"]
     assert account == [{"kind": "ServiceAccount", "name": "moonflow-step", "namespace": "moonflow"}]
     assert not named("dev/platform", "ServiceAccount", "moonflow-train")["automountServiceAccountToken"]
@@ -106,17 +108,36 @@ def test_the_queue_and_the_quota_have_room_for_every_step(profile: str, overlay:
 def test_argo_cd_follows_the_repository_that_promotion_commits_to(overlay: str) -> None:
     environment = overlay.split("/")[0]
     repository = named(overlay, "ConfigMap", "moonflow")["data"]["MOONFLOW_GITOPS_REPO"]
-    project = named(overlay, "AppProject")["spec"]
+    by_hand = f"{environment}/argocd"
+    project = named(by_hand, "AppProject")["spec"]
     assert project["sourceRepos"] == [repository]
     assert {"group": "", "kind": "Secret"} in project["namespaceResourceBlacklist"]
     paths = {"moonflow-platform": (overlay, "moonflow"), "moonflow-endpoint": (environment, f"moonflow-{environment}")}
     for name, (path, namespace) in paths.items():
-        spec = named(overlay, "Application", name)["spec"]
+        spec = named(by_hand, "Application", name)["spec"]
         assert (spec["source"]["repoURL"], spec["source"]["path"]) == (repository, f"overlays/{path}")
         assert (spec["source"]["targetRevision"], spec["destination"]["namespace"]) == ("main", namespace)
     cluster_kinds = {(o["apiVersion"].rpartition("/")[0], o["kind"]) for o in objects(overlay)
                      if "namespace" not in o["metadata"]}  # fmt: skip
     assert cluster_kinds == {(k["group"], k["kind"]) for k in project["clusterResourceWhitelist"]}
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_a_push_to_the_repository_cannot_widen_what_a_push_may_do(environment: str) -> None:
+    """Argo CD must not sync the project that limits it, nor be allowed to."""
+    project = named(f"{environment}/argocd", "AppProject")["spec"]
+    synced = [o for overlay in (environment, f"{environment}/platform") for o in objects(overlay)]
+    assert not [label(o) for o in synced if o["kind"] in ("AppProject", "Application", "ApplicationSet")]
+    for o in synced:
+        if "namespace" in o["metadata"]:
+            namespace = o["metadata"]["namespace"]
+            assert any(fnmatch(namespace, d["namespace"]) for d in project["destinations"]), label(o)
+    assert not any(fnmatch("argocd", d["namespace"]) for d in project["destinations"])
+    for kind in ("AppProject", "Application", "ApplicationSet"):
+        refused = project["namespaceResourceBlacklist"]
+        assert any(row["group"] == "argoproj.io" and fnmatch(kind, row["kind"]) for row in refused), kind
+    followed = {o["spec"]["source"]["path"] for o in objects(f"{environment}/argocd") if o["kind"] == "Application"}
+    assert followed == {f"overlays/{environment}", f"overlays/{environment}/platform"}
 
 
 def test_addresses_in_the_settings_are_services_of_the_cluster() -> None:
