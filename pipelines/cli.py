@@ -68,7 +68,7 @@ def compile_(
     kubernetes: Annotated[
         bool, typer.Option("--kubernetes", help="Write Pipeline and PipelineVersion objects instead of IR YAML.")
     ] = False,
-    namespace: Annotated[str, typer.Option(help="Namespace of the Kubernetes objects.")] = "kubeflow",
+    namespace: Annotated[str, typer.Option(help="Namespace of the Kubernetes objects.")] = "moonflow",
     version: Annotated[
         str | None, typer.Option(help="The PipelineVersion's name; immutable. Default: moonflow's version.")
     ] = None,
@@ -109,7 +109,7 @@ def submit(
     token: Annotated[
         str, typer.Option(envvar="KF_PIPELINES_TOKEN", help="Bearer token. In a pod: the projected token, if any.")
     ] = "",
-    namespace: Annotated[str, typer.Option("--namespace", "-n", help="Yours, if the server serves many users.")] = "",
+    namespace: Annotated[str, typer.Option("--namespace", "-n", help="Where manifests/ are installed: moonflow.")] = "",
     experiment: Annotated[str, typer.Option(help="Experiment of the run; made if it is not there.")] = "moonflow",
     version: Annotated[
         str | None, typer.Option(help="The pipeline version's name; immutable. Default: moonflow's version.")

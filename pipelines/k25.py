@@ -72,7 +72,7 @@ def k25(profile: Profile) -> BaseComponent:
             if "preset" in type(profile.steps[step]).model_fields:
                 arguments["preset"] = given["p00_preset"]
             made = component(run_id=given["p00_run_id"], **arguments, **artifacts)
-            return place(made, step, profile.tasks[step], profile.run.image, profile.run.retries)
+            return place(made, step, profile.placement(step), profile.run.image, profile.run.retries)
 
         with dsl.ExitHandler(task(finish), name="recipe"):
             data = task(prepare_data).outputs["data"]

@@ -22,7 +22,7 @@ QUEUED_SECONDS = 30 * 24 * 3600
 def place(task: dsl.PipelineTask, step: str, placement: Placement, image: str, retries: int) -> dsl.PipelineTask:
     """Say everything Kubernetes must know of a step's task. kfp.local heeds only the retries and plain variables.
 
-    ``image`` is the run's; a placement without one gets it. ``retries`` are further attempts of a failed pod.
+    ``image`` is that of a pod that waits for a TrainJob. ``retries`` are further attempts of a failed pod.
     """
     # KFP's cache knows nothing of the object store: a hit could name a deleted prefix. Steps find their own finished
     # work by its manifest, so a task that runs again costs a second.
@@ -33,12 +33,11 @@ def place(task: dsl.PipelineTask, step: str, placement: Placement, image: str, r
     # all attempts together, so it makes the deadline, which alone would start anew with each attempt, the task's.
     task.set_retry(retries, backoff_duration="60s", backoff_factor=2.0, backoff_max_duration=f"{seconds}s")
     if placement.launcher != "in-process":
-        asked = placement.model_copy(update={"image": placement.image or image})
-        task.set_env_variable("MOONFLOW_PLACEMENT", asked.model_dump_json())
+        task.set_env_variable("MOONFLOW_PLACEMENT", placement.model_dump_json())
     if placement.launcher == "trainjob":
         _pod(task, WAITING_POD, image)
     else:
-        _pod(task, placement, placement.image or image)
+        _pod(task, placement, placement.image)
     _environment(task)
     _keys(task, step)
     return task
@@ -70,15 +69,12 @@ def _pod(task: dsl.PipelineTask, placement: Placement, image: str) -> None:
 
 
 def _environment(task: dsl.PipelineTask) -> None:
-    # The run's own id, unless p00_run_id names an earlier run to continue; promotions record Kubeflow's as well.
+    # The run's own id, unless p00_run_id names an earlier run to continue; promotions and TrainJobs are
+    # marked with Kubeflow's as well.
     for name in ("MOONFLOW_RUN_ID", "KFP_RUN_ID"):
         kubernetes.use_field_path_as_env(task, name, "metadata.labels['pipeline/runid']")
-    kubernetes.use_secret_as_env(
-        task,
-        secret_name=body.STORE_SECRET,
-        secret_key_to_env={key: key for key in body.SECRETS},
-        optional=True,  # a pod identity may stand in for keys
-    )
+    for secret, keys in body.SECRETS.items():
+        kubernetes.use_secret_as_env(task, secret, {key: key for key in keys}, optional=True)
     # Optional key by key: plain S3 needs no endpoint, and Kubeflow's MLflow plugin injects its own address. A step that
     # misses a value says which one.
     kubernetes.use_config_map_as_env(

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import Field
 
 from components.runtime.config import StepConfig
-from components.runtime.image import PIPELINE
+from components.runtime.image import PIPELINE, TRAIN
 from components.runtime.launcher.placement import Placement
 from components.runtime.launcher.work import require_parallel
 from components.steps import STEPS, config_class
@@ -31,7 +31,12 @@ class RunSettings(StepConfig):
 
     name: str = Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", description="names the pipeline and a local run")
     preset: str = Field(description="the model's shape: a file in model/presets")
-    image: str = Field(PIPELINE, min_length=1, description="container image of every task; ignored in a local run")
+    image: str = Field(PIPELINE, min_length=1, description="container image of the tasks; ignored in a local run")
+    train_image: str = Field(
+        TRAIN,
+        min_length=1,
+        description="container image of the tasks that ask for accelerators; ignored in a local run",
+    )
     retries: int = Field(
         0, ge=0, description="further attempts of a failed task; a local run waits 60 s and more for each"
     )
@@ -45,6 +50,12 @@ class Profile:
     run: RunSettings
     tasks: dict[str, Placement]
     steps: dict[str, StepConfig]
+
+    def placement(self, step: str) -> Placement:
+        """Where ``step`` runs, with an image: its own, or the run's for what it asks for."""
+        asked = self.tasks[step]
+        shared = self.run.train_image if asked.accelerators else self.run.image
+        return asked.model_copy(update={"image": asked.image or shared})
 
     def require_parallel(self) -> None:
         """MoonflowError naming the steps whose ranks their launcher would refuse, hours into the run."""

@@ -113,9 +113,16 @@ def submit(submission: Submission, server: Server) -> None:
 def _check_namespace(submission: Submission, server: Server) -> None:
     many = server.multi_user()
     if many and not submission.namespace:
-        raise MoonflowError(f"{server.host} serves many users: name your Kubernetes namespace with --namespace")
+        raise MoonflowError(
+            f"{server.host} serves many users: name the namespace of your profile that manifests/ are installed in, "
+            "--namespace moonflow unless your overlay says otherwise"
+        )
     if submission.namespace and not many:
-        raise MoonflowError(f"{server.host} serves one user and knows no namespaces: leave --namespace out")
+        raise MoonflowError(
+            f"{server.host} serves one user, whose runs all land in its own namespace, and manifests/ install no "
+            "accounts, settings and queues there: use a server for many users, or install them there and leave "
+            "--namespace out"
+        )
 
 
 def _version(submission: Submission, server: Server) -> tuple[Any, bool]:

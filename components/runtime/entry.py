@@ -76,7 +76,7 @@ def close(arguments: Mapping[str, Any], *, error: str, report: dsl.HTML, card: d
         from components.runtime.tracking import finish_pipeline
 
         if os.environ.get("KUBERNETES_SERVICE_HOST"):
-            _sweep(os.environ["MOONFLOW_RUN_ID"])
+            _sweep()
         config = Config.parse({name: arguments[name] for name in Config.model_fields}, "step finish")
         folder = os.environ.get("MOONFLOW_RUN_DIR")
         run_dir = Path(folder) if folder else None
@@ -114,12 +114,12 @@ def task(step: str, run_id: str) -> Iterator[dict[str, Any]]:
         _write_state(step, state)
 
 
-def _sweep(run_id: str) -> None:
+def _sweep() -> None:
     """End what a cancelled step could not end itself; a cluster without TrainJobs must not fail the report."""
     from components.runtime.launcher.trainjob import sweep
 
     try:
-        sweep(run_id)
+        sweep()
     except MoonflowError as error:
         print(f"finish: no TrainJobs looked for: {error}", flush=True)
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 
 def moonflow(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -55,6 +56,12 @@ def test_compile_dry_run_writes_nothing(tmp_path: Path) -> None:
     result = moonflow("compile", "--dry-run", cwd=tmp_path)
     assert result.returncode == 0 and "would write" in result.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_kubernetes_objects_go_where_the_manifests_are_installed(tmp_path: Path) -> None:
+    assert moonflow("compile", "--kubernetes", cwd=tmp_path).returncode == 0
+    made = list(yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text()))
+    assert {each["metadata"]["namespace"] for each in made} == {"moonflow"}
 
 
 RANKS = ("--set", "task.parl.launcher=ranks", "--set", "task.parl.processes=2")

@@ -81,7 +81,7 @@ def test_the_tasks_own_pod_gets_what_the_profile_says(shipped: tuple[Profile, Sp
         waits = asked.launcher == "trainjob"
         pod = WAITING_POD if waits else asked
         container, settings = container_of(spec, step), platform[f"exec-{step.replace('_', '-')}"]
-        assert container["image"] == (profile.run.image if waits else asked.image or profile.run.image)
+        assert container["image"] == (profile.run.image if waits else profile.placement(step).image)
         resources = container["resources"]
         assert resources["resourceMemoryRequest"] == resources["resourceMemoryLimit"] == pod.memory
         assert resources["resourceCpuRequest"] == pod.cpu
@@ -120,8 +120,7 @@ def test_the_placement_travels_to_the_launcher(shipped: tuple[Profile, Spec, Spe
             assert "MOONFLOW_PLACEMENT" not in environment
         else:
             told = Placement.model_validate_json(environment["MOONFLOW_PLACEMENT"])
-            assert told == asked.model_copy(update={"image": asked.image or profile.run.image})
-            assert told.image
+            assert told == profile.placement(step) and told.image
 
 
 def test_settings_and_keys_reach_every_task_by_reference(shipped: tuple[Profile, Spec, Spec]) -> None:
@@ -130,6 +129,10 @@ def test_settings_and_keys_reach_every_task_by_reference(shipped: tuple[Profile,
         settings = platform[f"exec-{step.replace('_', '-')}"]
         (store,) = (s for s in settings["secretAsEnv"] if s["secretName"] == "moonflow-store")
         assert {p["envVar"] for p in store["keyToEnv"]} == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+        (mlflow,) = (s for s in settings["secretAsEnv"] if s["secretName"] == "moonflow-mlflow")
+        assert {(p["secretKey"], p["envVar"]) for p in mlflow["keyToEnv"]} == {
+            (f"MLFLOW_TRACKING_{key}",) * 2 for key in ("USERNAME", "PASSWORD", "TOKEN")
+        }
         (values,) = settings["configMapAsEnv"]
         assert values["configMapName"] == "moonflow" and values["optional"]
         assert {p["envVar"] for p in values["keyToEnv"]} == set(SETTINGS)
@@ -153,6 +156,7 @@ def test_each_key_reaches_only_the_steps_that_need_it(shipped: tuple[Profile, Sp
             seen.setdefault(volume["configMapName"], set()).add(step)
     assert seen == {
         "moonflow-store": set(STEPS),
+        "moonflow-mlflow": set(STEPS),
         "moonflow-git": {"promote", "serve"},
         "moonflow-signing": {"promote"},
         "moonflow-signing-public": {"serve"},
@@ -161,9 +165,7 @@ def test_each_key_reaches_only_the_steps_that_need_it(shipped: tuple[Profile, Sp
 
 def test_no_image_is_latest_or_without_a_tag(shipped: tuple[Profile, Spec, Spec]) -> None:
     profile, spec, _ = shipped
-    images = {container_of(spec, step)["image"] for step in STEPS} | {
-        p.image for p in profile.tasks.values() if p.image
-    }
+    images = {container_of(spec, step)["image"] for step in STEPS} | {profile.placement(step).image for step in STEPS}
     for image in images:
         name, _, tag = image.rpartition(":")
         assert name and tag and tag != "latest", image
@@ -175,11 +177,12 @@ def test_profiles_for_a_cluster_use_its_pools_and_queues(name: str) -> None:
     for step in ("vit_pretrain", "joint_pretrain", "mid_train", "zero_vision_sft"):
         placement = tasks[step]
         assert (placement.launcher, placement.pool, placement.queue) == ("trainjob", "gpu-train", "train")
-        assert placement.priority == "moonflow-train" and placement.image.startswith("moonflow-train:")
+        assert placement.priority == "moonflow-train"
         assert placement.accelerators and placement.shared_memory
     for step in ("joint_rl", "parl", "evaluate", "serve"):
         placement = tasks[step]
-        assert (placement.launcher, placement.pool, placement.queue) == ("in-process", "gpu-rollout", "rollout")
+        launcher = "in-process" if step == "serve" else "trainjob"
+        assert (placement.launcher, placement.pool, placement.queue) == (launcher, "gpu-rollout", "rollout")
         assert placement.priority == "moonflow-rollout" and placement.accelerators
     for step in ("prepare_data", "promote", "finish"):
         assert (tasks[step].pool, tasks[step].accelerators, tasks[step].queue) == ("cpu", 0, "")
@@ -209,6 +212,21 @@ def test_the_released_shape_trains_on_several_nodes_over_rdma() -> None:
     for step in ("vit_pretrain", "joint_pretrain", "mid_train", "zero_vision_sft"):
         assert tasks[step].nodes > 1 and tasks[step].rdma == 8 and tasks[step].processes == 8
         assert tasks[step].runtime == "moonflow-deepspeed"
+
+
+@pytest.mark.parametrize("name", ["small", "k25"])
+def test_two_names_give_every_task_an_image_of_ones_own_registry(name: str, tmp_path: Path) -> None:
+    mine = ["run.image=example.org/pipeline:1", "run.train_image=example.org/train@sha256:" + "a" * 64]
+    profile = load_profile(name, mine)
+    spec, _ = compiled(profile, tmp_path)
+    for step, asked in profile.tasks.items():
+        pod, environment = container_of(spec, step)["image"], environment_of(spec, step)
+        wanted = mine[1 if asked.accelerators else 0].partition("=")[2]
+        if asked.launcher == "trainjob":
+            assert pod == "example.org/pipeline:1"
+            assert Placement.model_validate_json(environment["MOONFLOW_PLACEMENT"]).image == wanted
+        else:
+            assert pod == wanted
 
 
 def test_a_step_without_an_image_of_its_own_is_launched_with_the_runs(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from components.runtime.image import PIPELINE
+from components.runtime.image import PIPELINE, TRAIN
 from components.steps import STEPS
 from model.errors import MoonflowError
 from pipelines.profile import PROFILES, load_profile
@@ -35,7 +35,18 @@ def test_task_table_is_shared_and_overridden_by_step() -> None:
 
 
 def test_the_default_image_is_the_components_own() -> None:
-    assert load_profile("tiny").run.image == PIPELINE
+    profile = load_profile("tiny", ["task.parl.accelerators=1"])
+    assert profile.placement("evaluate").image == profile.run.image == PIPELINE
+    assert profile.placement("parl").image == TRAIN
+    own = load_profile("tiny", ["task.parl.accelerators=1", "task.parl.image=example.org/parl:1"])
+    assert own.placement("parl").image == "example.org/parl:1"
+
+
+@pytest.mark.parametrize(("name", "environment"), [("tiny", "local"), ("small", "dev"), ("k25", "prod")])
+def test_a_profile_promotes_to_the_overlay_of_its_size(name: str, environment: str) -> None:
+    steps = load_profile(name).steps
+    for step in ("promote", "serve"):
+        assert steps[step].model_dump()["environment"] == environment
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ def test_a_paused_schedule_is_set_again(kfp: FakeKFP, submit: Submit) -> None:
 
 def test_a_server_for_many_users_wants_a_namespace(kfp: FakeKFP, submit: Submit) -> None:
     kfp.multi_user = True
-    assert "--namespace" in bad(submit())
+    assert "--namespace moonflow" in bad(submit())
     good(submit("--namespace", "team-a"))
     for held in (kfp.pipelines, kfp.experiments):
         assert [each["namespace"] for each in held.values()] == ["team-a"]
@@ -197,7 +197,8 @@ def test_a_server_for_many_users_wants_a_namespace(kfp: FakeKFP, submit: Submit)
 
 
 def test_a_server_for_one_user_wants_none(submit: Submit) -> None:
-    assert "leave --namespace out" in bad(submit("--namespace", "team-a"))
+    refused = bad(submit("--namespace", "moonflow"))
+    assert "its own namespace" in refused and "many users" in refused and "leave --namespace out" in refused
 
 
 def test_tokens_come_by_flag_variable_and_file(

@@ -21,8 +21,8 @@ NODE = "node"  # the runtime's replicated job and its container
 POOL = "moonflow.dev/pool"  # label and taint of a node pool
 QUEUE, PRIORITY = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
 WORK = "moonflow.dev/work-sha256"
-RUN = "moonflow.dev/run"
-CONFIG_MAP, STORE_SECRET, SERVICE_ACCOUNT = "moonflow", "moonflow-store", "moonflow-train"
+RUN = "moonflow.dev/kfp-run"  # the pipeline run that waits for the job: not always the one whose work it does
+CONFIG_MAP, SERVICE_ACCOUNT = "moonflow", "moonflow-train"
 SETTINGS = (
     "AWS_ENDPOINT_URL_S3",
     "AWS_REGION",
@@ -32,7 +32,12 @@ SETTINGS = (
     tracking.WAIT,
 )
 """Environment variables that the ConfigMap ``moonflow`` gives to every task and every job."""
-SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+SECRETS: dict[str, tuple[str, ...]] = {
+    "moonflow-store": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+    "moonflow-mlflow": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
+}
+"""What every task and every job is given of which Secret, where it is there: a pod identity may stand in for the keys
+of the store, and an MLflow within the cluster may ask for none."""
 # Set by Kubeflow's MLflow plugin in the step's own pod: the training must report to the same run.
 _PASSED_ON = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID")
 # A name is also the stem of its pods' names and host names: 23 characters are left for `-node-0-<index>-<5 random>`.
@@ -46,9 +51,14 @@ def job_name(run_id: str, step: str) -> str:
     return f"{readable}-{digest}"
 
 
-def run_label(run_id: str) -> str:
-    """The value of the label that all jobs of a run carry: a run id itself may be no valid label."""
-    return hashlib.sha256(run_id.encode()).hexdigest()[:16]
+def run_label() -> dict[str, str]:
+    """The label by which a pipeline run finds the jobs that it waits for; empty outside of Kubeflow.
+
+    KFP_RUN_ID is itself a label's value, of the step's pod. MOONFLOW_RUN_ID would not do: a run that continues an
+    earlier one has that one's, while the earlier one may still be ending.
+    """
+    run = os.environ.get("KFP_RUN_ID", "")
+    return {RUN: run} if run else {}
 
 
 def train_job(
@@ -62,7 +72,7 @@ def train_job(
         raise MoonflowError(f"[task.{work.step}] image is empty: a TrainJob needs the training image's name")
     if placement.priority and not placement.queue:
         raise MoonflowError(f"[task.{work.step}] priority is Kueue's and means nothing without queue: set queue too")
-    labels = {"app.kubernetes.io/part-of": "moonflow", RUN: run_label(work.run_id), "moonflow.dev/step": work.step}
+    labels = {"app.kubernetes.io/part-of": "moonflow", "moonflow.dev/step": work.step, **run_label()}
     if placement.queue:
         labels[QUEUE] = placement.queue
     if placement.priority:
@@ -103,7 +113,9 @@ def _command(placement: Placement) -> list[str]:
 def _environment(work: Work) -> list[dict[str, Any]]:
     plain = work.environment | {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)}
     rows: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in plain.items()]
-    for names, kind, source in ((SETTINGS, "configMapKeyRef", CONFIG_MAP), (SECRETS, "secretKeyRef", STORE_SECRET)):
+    sources: list[tuple[tuple[str, ...], str, str]] = [(SETTINGS, "configMapKeyRef", CONFIG_MAP)]
+    sources += [(names, "secretKeyRef", secret) for secret, names in SECRETS.items()]
+    for names, kind, source in sources:
         # Optional key by key: plain S3 needs no endpoint and a pod identity no keys. A step says which one it misses.
         rows += [
             {"name": name, "valueFrom": {kind: {"name": source, "key": name, "optional": True}}}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -126,6 +126,23 @@ class Cluster:
             ),
             {404},
             within,
+        )
+
+    def adopt(self, name: str, labels: Mapping[str, str], owners: Sequence[Json]) -> None:
+        """Set labels of a TrainJob, and its owners if any are given; no error if there is no such job."""
+        metadata: Json = {"labels": dict(labels), **({"ownerReferences": list(owners)} if owners else {})}
+        self._ask(
+            "patch TrainJobs",
+            lambda: self._custom.patch_namespaced_custom_object(
+                GROUP,
+                VERSION,
+                self.namespace,
+                PLURAL,
+                name,
+                {"metadata": metadata},  # a merge: other labels stay, the list of owners is replaced
+                _request_timeout=(_CONNECT_S, _READ_S),
+            ),
+            {404},
         )
 
     def labelled(self, selector: str) -> list[Json]:

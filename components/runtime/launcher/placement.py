@@ -48,7 +48,10 @@ class Placement(StepConfig):
     deadline_hours: float = Field(
         24.0, gt=0, description="hours from the first attempt after which the task is stopped and not retried"
     )
-    image: str = Field("", description="container image of this task; empty = the run's")
+    image: str = Field(
+        "",
+        description="container image of this task; empty = run.image, or run.train_image if it asks for accelerators",
+    )
 
     @property
     def ranks(self) -> int:

@@ -1,8 +1,9 @@
 """A step as a TrainJob: created or found again, waited for, its log and its trouble told, cancelled with its step.
 
 **One job for one step of one run.** Its name follows from both, so an attempt that starts after its predecessor's pod
-died finds the job and attaches to it. A job with the same name for other parameters is an error. A job that has failed
-is deleted and created anew by the next attempt, and the training goes on from its newest manifest.
+died finds the job and attaches to it. A pipeline run that continues an earlier one does the same, and the job becomes
+its own by label and owner. A job with the same name for other parameters is an error. A job that has failed is deleted
+and created anew by the next attempt, and the training goes on from its newest manifest.
 
 **Who ends the job.** The step's pod gets SIGTERM both when a user terminates the run and when the pod is evicted (node
 drain, preemption). Only the first means the job. They are told apart by the pod's condition ``DisruptionTarget``, which
@@ -21,7 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 from components.runtime.launcher import reasons
-from components.runtime.launcher.body import NODE, RUN, WORK, job_name, run_label, train_job
+from components.runtime.launcher.body import NODE, WORK, job_name, run_label, train_job
 from components.runtime.launcher.cluster import Cluster, Patience
 from components.runtime.launcher.logs import PodLog
 from components.runtime.launcher.placement import Placement
@@ -57,10 +58,12 @@ def run(work: Work, placement: Placement, done: Callable[[], bool], cluster: Clu
         )
 
 
-def sweep(run_id: str, cluster: Cluster | None = None) -> None:
-    """Delete the unfinished jobs of a run that is over: none of its steps is left to wait for them."""
+def sweep(cluster: Cluster | None = None) -> None:
+    """Delete the unfinished jobs of this pipeline run, which is over: none of its steps is left to wait for them."""
+    if not (label := run_label()):
+        return
     cluster = cluster or Cluster.connect(Patience(outage=60.0))  # the run's report waits for this
-    for job in cluster.labelled(f"{RUN}={run_label(run_id)}"):
+    for job in cluster.labelled(",".join(f"{key}={value}" for key, value in label.items())):
         if not condition(job, "Complete") and not condition(job, "Failed"):
             print(f"TrainJob {name(job)} outlived its run: deleted", flush=True)
             cluster.delete(name(job))
@@ -69,7 +72,8 @@ def sweep(run_id: str, cluster: Cluster | None = None) -> None:
 def _attach(cluster: Cluster, work: Work, placement: Placement, done: Callable[[], bool]) -> Json:
     """The job of ``work``: the one that is there, or a new one."""
     where = _where(cluster, work)
-    body = train_job(work, placement, cluster.namespace, _owners(cluster))
+    owners = _owners(cluster)
+    body = train_job(work, placement, cluster.namespace, owners)
     while True:
         if (made := cluster.create(body)) is not None:
             print(f"{where} created", flush=True)
@@ -87,6 +91,9 @@ def _attach(cluster: Cluster, work: Work, placement: Placement, done: Callable[[
             failed = condition(found, "Failed")
             if not failed and not (condition(found, "Complete") and not done()):
                 print(f"{where} is there already: attached", flush=True)
+                if not run_label().items() <= found["metadata"].get("labels", {}).items():
+                    # Another pipeline run's: neither its end nor its deletion may take the job from us.
+                    cluster.adopt(name(found), run_label(), owners)
                 if _differs(found["spec"], body["spec"]):
                     print(f"{where} runs with the placement of its first attempt", flush=True)
                 return found

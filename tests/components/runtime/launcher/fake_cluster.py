@@ -214,6 +214,15 @@ class FakeCluster:
             self.remove_job(name)
         return 200, {"kind": "Status", "apiVersion": "v1", "status": "Success"}
 
+    def patch(self, name: str, change: Json) -> tuple[int, Json]:
+        """A merge patch (RFC 7386) without deletions."""
+        with self._changed:
+            job = self._jobs.get(name)
+            if job is None:
+                return 404, status_object(404, "NotFound", f'trainjobs.trainer.kubeflow.org "{name}" not found')
+            _merge(job, change)
+            return 200, copy.deepcopy(self._store(job, "MODIFIED"))
+
     def list_jobs(self, query: dict[str, str]) -> Json:
         with self._changed:
             items = [copy.deepcopy(job) for job in self._jobs.values() if _selected(job, query)]
@@ -301,6 +310,14 @@ class FakeCluster:
         self._events.append((self._version, kind, copy.deepcopy(job)))
         self._changed.notify_all()
         return job
+
+
+def _merge(target: Json, change: Json) -> None:
+    for key, value in change.items():
+        if isinstance(value, dict) and isinstance(target.get(key), dict):
+            _merge(target[key], value)
+        else:
+            target[key] = value
 
 
 def _selected(thing: Json, query: dict[str, str]) -> bool:

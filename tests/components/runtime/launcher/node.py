@@ -85,7 +85,7 @@ class Node:
                 values[row["name"]] = row["value"]
                 continue
             source = row["valueFrom"].get("configMapKeyRef") or row["valueFrom"]["secretKeyRef"]
-            assert source["optional"] and source["name"] in {"moonflow", "moonflow-store"}
+            assert source["optional"] and source["name"] in {"moonflow", "moonflow-store", "moonflow-mlflow"}
             if source["key"] in self._settings:
                 values[row["name"]] = self._settings[source["key"]]
         return values

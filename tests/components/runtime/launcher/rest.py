@@ -22,9 +22,9 @@ PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 class Fault:
     """What happens to the next ``times`` requests of a kind instead of, or during, their answer.
 
-    ``kind`` is ``create``, ``get``, ``delete``, ``list``, ``watch``, ``pods`` or ``log``. ``status`` answers with an
-    error; ``drop`` closes the connection before an answer, ``drop_after`` after so many lines of a stream, in the
-    middle of the next line; ``lost`` does what was asked and then closes without an answer.
+    ``kind`` is ``create``, ``get``, ``patch``, ``delete``, ``list``, ``watch``, ``pods`` or ``log``. ``status`` answers
+    with an error; ``drop`` closes the connection before an answer, ``drop_after`` after so many lines of a stream, in
+    the middle of the next line; ``lost`` does what was asked and then closes without an answer.
     """
 
     kind: str
@@ -77,6 +77,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._serve("create", self.path, {})
 
+    def do_PATCH(self) -> None:
+        self._serve("patch", self.path, {}, urlsplit(self.path).path.rsplit("/", 1)[-1])
+
     def do_DELETE(self) -> None:
         self._serve("delete", self.path, {}, urlsplit(self.path).path.rsplit("/", 1)[-1])
 
@@ -109,6 +112,11 @@ class Handler(BaseHTTPRequestHandler):
             return self.fake.create(json.loads(body))
         if kind == "delete":
             return self.fake.delete(name)
+        if kind == "patch":
+            # Custom resources have no strategic merge; ours is a plain one.
+            if self.headers.get("Content-Type") != "application/merge-patch+json":
+                return 415, status_object(415, "UnsupportedMediaType", "the body is in an unknown format")
+            return self.fake.patch(name, json.loads(body))
         if kind == "list":
             return 200, self.fake.list_jobs(query)
         if kind == "pods":

@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.prepare_data.config import Config
-from components.runtime.launcher.body import job_name, run_label, train_job
+from components.runtime.launcher.body import RUN, job_name, train_job
 from components.runtime.launcher.placement import Placement
 from components.runtime.launcher.work import Work
 from components.steps import STEPS
 from model.errors import MoonflowError
+from pipelines.profile import load_profile
 from tests.components.runtime.launcher.crd import validate_train_job
 
 LARGE = {
@@ -79,12 +80,44 @@ def test_one_rank_runs_without_torchrun() -> None:
 def test_secrets_are_references_and_settings_come_from_the_config_map(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
     monkeypatch.setenv("MLFLOW_RUN_ID", "abc")
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "hunter3")
     body = made(SMALL)
-    assert "hunter2" not in str(body)
+    assert "hunter2" not in str(body) and "hunter3" not in str(body)
     env = {row["name"]: row for row in body["spec"]["trainer"]["env"]}
     assert env["AWS_SECRET_ACCESS_KEY"]["valueFrom"]["secretKeyRef"]["name"] == "moonflow-store"
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"):
+        assert env[name]["valueFrom"]["secretKeyRef"] == {"name": "moonflow-mlflow", "key": name, "optional": True}
     assert env["MOONFLOW_STORE"]["valueFrom"]["configMapKeyRef"]["name"] == "moonflow"
     assert env["MLFLOW_RUN_ID"]["value"] == "abc" and env["MOONFLOW_STEP"]["value"] == "parl"
+
+
+def test_a_job_carries_the_pipeline_run_that_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KFP_RUN_ID", raising=False)
+    assert RUN not in made(SMALL)["metadata"]["labels"]
+    monkeypatch.setenv("KFP_RUN_ID", "8e4a5a51-0a2c-4f0c-9f0e-0d4f2e9c1b77")
+    body = made(SMALL)
+    assert body["metadata"]["labels"][RUN] == "8e4a5a51-0a2c-4f0c-9f0e-0d4f2e9c1b77"
+    validate_train_job(body)
+
+
+@pytest.mark.parametrize("profile", ["small", "k25"])
+@pytest.mark.parametrize("step", ["joint_rl", "parl", "evaluate"])
+def test_what_runs_model_written_programs_is_a_job_without_a_token(profile: str, step: str) -> None:
+    resolved = load_profile(profile)
+    placement = resolved.placement(step)
+    assert placement.launcher == "trainjob" and placement.nodes * placement.processes == 1
+    body = train_job(Work("r", step, resolved.steps[step], {}), placement, "moonflow")
+    validate_train_job(body)
+    labels, trainer = body["metadata"]["labels"], body["spec"]["trainer"]
+    assert labels["kueue.x-k8s.io/queue-name"] == "rollout"
+    assert labels["kueue.x-k8s.io/priority-class"] == "moonflow-rollout"
+    assert body["spec"]["runtimeRef"]["name"] == "moonflow-torchrun"
+    assert trainer["command"] == ["python", "-m", "components.runtime.worker"]
+    assert trainer["image"] == resolved.run.train_image
+    (job,) = body["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    pod = job["template"]["spec"]["template"]["spec"]
+    assert pod["serviceAccountName"] == "moonflow-train", "the account that has no token and no role"
+    assert pod["nodeSelector"] == {"moonflow.dev/pool": "gpu-rollout"}
 
 
 def test_a_placement_that_means_nothing_is_refused() -> None:
@@ -97,7 +130,7 @@ def test_a_placement_that_means_nothing_is_refused() -> None:
 @given(st.text(min_size=1, max_size=200), st.sampled_from(STEPS))
 def test_any_run_id_gives_a_valid_name(run_id: str, step: str) -> None:
     body = made(SMALL, run_id=run_id, step=step)
-    assert body["metadata"]["name"] == job_name(run_id, step) and len(run_label(run_id)) == 16
+    assert body["metadata"]["name"] == job_name(run_id, step)
     validate_train_job(body)
 
 

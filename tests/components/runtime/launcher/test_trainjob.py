@@ -9,15 +9,17 @@ from collections.abc import Callable
 import pytest
 
 from components.prepare_data.config import Config
-from components.runtime.launcher.body import WORK, job_name, train_job
+from components.runtime import entry
+from components.runtime.launcher.body import RUN, WORK, job_name, train_job
 from components.runtime.launcher.cluster import Cluster
 from components.runtime.launcher.placement import Placement
 from components.runtime.launcher.trainjob import run, sweep
 from components.runtime.launcher.work import Work
 from model.errors import MoonflowError
-from tests.components.runtime.launcher.crd import CRDS, validate_train_job
+from tests.components.runtime.launcher.crd import validate_train_job
 from tests.components.runtime.launcher.fake_cluster import FakeCluster
 from tests.components.runtime.launcher.rest import Fault
+from tests.manifests import schemas
 
 NAME = job_name("run-1", "prepare_data")
 Script = Callable[[FakeCluster], None]
@@ -28,7 +30,7 @@ def launched(fake: FakeCluster, cluster: Cluster, work: Work, placement: Placeme
     """Run the work while the cluster follows a script; the step's manifest exists unless ``left`` says otherwise."""
 
     def launch(script: Script | None = None, *, left: bool = True) -> None:
-        if CRDS.is_dir():
+        if schemas.FOLDER.is_dir():
             fake.validate = validate_train_job
         if script is not None:
             fake.on_create = lambda fake, job: script(fake)
@@ -55,8 +57,10 @@ def fails(fake: FakeCluster, code: int = 1, reason: str = "Error", *lines: str) 
     fake.condition(NAME, "Failed", reason="JobSetFailed", message="jobset failed")
 
 
-def stored(fake: FakeCluster, work: Work, placement: Placement, sha256: str = "") -> None:
-    body = train_job(work, placement, "moonflow")
+def stored(
+    fake: FakeCluster, work: Work, placement: Placement, sha256: str = "", owners: list[dict[str, str]] | None = None
+) -> None:
+    body = train_job(work, placement, "moonflow", owners)
     body["metadata"]["uid"] = "old"
     body["metadata"]["annotations"][WORK] = sha256 or work.sha256
     fake.put_job(body)
@@ -375,15 +379,39 @@ def test_the_job_is_owned_by_the_owner_of_the_steps_pod(
     assert fake.job(NAME)["metadata"]["ownerReferences"] == [workflow]  # type: ignore[index]
 
 
-def test_sweep_ends_what_outlived_its_run(
-    fake: FakeCluster, cluster: Cluster, work: Work, placement: Placement
+def test_sweep_ends_what_outlived_its_run_and_nothing_of_the_run_that_continues_it(
+    fake: FakeCluster, cluster: Cluster, work: Work, placement: Placement, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("KFP_RUN_ID", "first")
     stored(fake, work, placement)
     stored(fake, Work(work.run_id, "promote", work.config, {}), placement)
-    stored(fake, Work("other-run", work.step, work.config, {}), placement)
     fake.condition(job_name(work.run_id, "promote"), "Complete")
-    sweep(work.run_id, cluster)
+    monkeypatch.setenv("KFP_RUN_ID", "second")
+    stored(fake, Work(work.run_id, "parl", work.config, {}), placement)  # --run-id: the same work's run
+    stored(fake, Work("other-run", work.step, work.config, {}), placement)
+    monkeypatch.setenv("KFP_RUN_ID", "first")
+    monkeypatch.setenv("MOONFLOW_RUN_ID", work.run_id)
+    entry._sweep()
     assert fake.deleted == [NAME]
+    monkeypatch.delenv("KFP_RUN_ID")
+    sweep(cluster)
+    assert fake.deleted == [NAME], "outside of Kubeflow there is no run to sweep for"
+
+
+def test_a_job_that_another_run_goes_on_with_is_that_runs(
+    fake: FakeCluster, launched: Callable[..., None], work: Work, placement: Placement, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workflow = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow"}
+    monkeypatch.setenv("KFP_RUN_ID", "first")
+    stored(fake, work, placement, owners=[{**workflow, "name": "run-1", "uid": "1"}])
+    fake.own_pod("step-pod", metadata={"ownerReferences": [{**workflow, "name": "run-2", "uid": "2"}]})
+    monkeypatch.setenv("KFP_POD_NAME", "step-pod")
+    monkeypatch.setenv("KFP_RUN_ID", "second")
+    threading.Thread(target=completes, args=(fake,), daemon=True).start()
+    launched()
+    metadata = fake.job(NAME)["metadata"]  # type: ignore[index]
+    assert metadata["labels"][RUN] == "second" and metadata["labels"]["moonflow.dev/step"] == work.step
+    assert [owner["name"] for owner in metadata["ownerReferences"]] == ["run-2"]
 
 
 def test_no_cluster_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
