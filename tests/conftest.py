@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +15,10 @@ import pytest
 from components.runtime.store import ObjectStore
 from pipelines.services import Services
 from tests.counted import Stage, modules
+
+# A suite that a shell started in its background ignores Ctrl-C and hands that on to what it starts; some tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
