@@ -12,7 +12,7 @@ class Config(StepConfig):
         64, ge=2, description="held-out tasks per suite for the untrained and the final model (source: ours)"
     )
     samples_intermediate: int = Field(
-        20, ge=2, description="held-out tasks per suite for the checkpoints between (source: ours)"
+        16, ge=2, description="held-out tasks per suite for the checkpoints between (source: ours)"
     )
     temperature: float = Field(
         0.0, ge=0, description="sampling temperature; 0 is greedy (source: ours; K2.5 evaluates at 1.0)"

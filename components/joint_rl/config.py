@@ -8,7 +8,7 @@ from components.runtime.config import StepConfig
 
 
 class Config(StepConfig):
-    iterations: int = Field(26, ge=1, description="rounds of rollout and training (source: ours)")
+    iterations: int = Field(20, ge=1, description="rounds of rollout and training (source: ours)")
     prompts_per_iteration: int = Field(16, ge=1, description="prompts per round (source: ours)")
     samples_per_prompt: int = Field(8, ge=2, description="K, episodes per prompt (source: ours)")
     learning_rate: float = Field(2e-4, gt=0, description="constant learning rate (source: ours)")

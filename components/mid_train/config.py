@@ -8,7 +8,7 @@ from components.runtime.config import StepConfig
 
 
 class Config(StepConfig):
-    steps: int = Field(260, ge=1, description="optimizer steps (source: ours)")
+    steps: int = Field(220, ge=1, description="optimizer steps (source: ours)")
     context_factor: float = Field(
         2.0, gt=1, description="YaRN factor: how much longer rows get (source: K2.5 has 64, from 4096 to 262144)"
     )

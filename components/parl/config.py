@@ -8,7 +8,7 @@ from components.runtime.config import StepConfig
 
 
 class Config(StepConfig):
-    iterations: int = Field(8, ge=1, description="rounds of rollout and training (source: ours)")
+    iterations: int = Field(6, ge=1, description="rounds of rollout and training (source: ours)")
     prompts_per_iteration: int = Field(5, ge=1, description="prompts per round (source: ours)")
     samples_per_prompt: int = Field(6, ge=2, description="K, episodes per prompt (source: ours)")
     learning_rate: float = Field(2e-4, gt=0, description="constant learning rate (source: ours)")
@@ -18,5 +18,5 @@ class Config(StepConfig):
         0.5, ge=0, description="of the pre-training loss beside the policy's; 0 = none (source: K2; value ours)"
     )
     ptx_rows: int = Field(2, ge=1, description="full rows of pre-training data per gradient step (source: ours)")
-    checkpoint_every: int = Field(6, ge=0, description="rounds between saved states; 0: only the end (source: ours)")
+    checkpoint_every: int = Field(3, ge=0, description="rounds between saved states; 0: only the end (source: ours)")
     seed: int = Field(5, ge=0, description="seed of prompts and sampling (source: ours)")

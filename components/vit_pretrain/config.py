@@ -9,7 +9,7 @@ from components.runtime.config import StepConfig
 
 class Config(StepConfig):
     preset: str = Field("tiny", description="model shape, one of model/presets (source: ours; k25 is K2 Table 2)")
-    steps: int = Field(360, ge=1, description="optimizer steps that train ViT, projector and captioner (source: ours)")
+    steps: int = Field(340, ge=1, description="optimizer steps that train ViT, projector and captioner (source: ours)")
     projector_steps: int = Field(
         15, ge=1, description="optimizer steps that train the projector only (source: K2.5 section 4, 'very short')"
     )
