@@ -89,8 +89,8 @@ def _run(profile: Profile, run_dir: Path, *, keep: bool, console: Console, start
             "MOONFLOW_STARTED": str(started),
             "TMPDIR": str(run_dir / "tmp"),  # kfp leaves a folder behind for every task
             "PYTHONUNBUFFERED": "1",
-            # At this size a second thread waits more than it works, and any other work beside it makes steps several times
-            # slower (measured on 2 cores).
+            # At this size a second thread waits more than it works, and other work beside it makes steps several
+            # times slower (measured on 2 cores).
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         }
         with (run_dir / "logs" / "pipeline.log").open("ab") as log:
