@@ -285,9 +285,11 @@ def _experiment(client: Any) -> str:
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
+    from mlflow.exceptions import MlflowException
+
     try:
         return str(client.create_experiment(name))
-    except Exception:
+    except MlflowException:
         found = client.get_experiment_by_name(name)  # another step created it in between
         if found is None:
             raise

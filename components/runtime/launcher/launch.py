@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from typing import Any
-
-from pydantic import ValidationError
 
 from components.runtime.launcher.placement import Placement
 from components.runtime.launcher.work import Work, require_parallel
@@ -52,10 +51,7 @@ def placement_from_environment() -> Placement:
     if not text:
         return Placement.parse({}, PLACEMENT)
     try:
-        return Placement.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "JSON"
-        raise MoonflowError(
-            f"{PLACEMENT}: {field}: {first['msg']}: compile the pipeline again with this version"
-        ) from None
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise MoonflowError(f"{PLACEMENT} is not JSON ({error}): compile the pipeline again") from None
+    return Placement.parse(values, PLACEMENT)

@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 
 from components.runtime.config import StepConfig
 
-LAUNCHERS = ("in-process", "ranks", "trainjob")
 CPU = r"^\d+(\.\d+)?m?$"
 MEMORY = r"^\d+(\.\d+)?([EPTGMK]i?)?$"  # the suffixes that KFP takes too
 NAME = r"^([a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?)?$"  # of an object, usable as a label's value

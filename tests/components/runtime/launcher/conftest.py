@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,8 +10,12 @@ import components
 from components.prepare_data.config import Config
 from components.runtime.launcher.cluster import Cluster, Patience
 from components.runtime.launcher.placement import Placement
+from components.runtime.launcher.trainjob import run
 from components.runtime.launcher.work import Work
+from tests.components.runtime.launcher.crd import validate_train_job
 from tests.components.runtime.launcher.fake_cluster import FakeCluster
+from tests.components.runtime.launcher.script import Script
+from tests.manifests import schemas
 
 QUICK = Patience(watch=1.0, backoff=0.02, backoff_max=0.1, outage=1.5, unstartable=0.3, gone=5.0, stop=2.0)
 
@@ -85,3 +89,17 @@ def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     monkeypatch.setattr(components, "__path__", [*components.__path__, str(folder)])
     root = Path(components.__file__).parents[1]
     return {"PYTHONPATH": f"{folder}:{root}"}
+
+
+@pytest.fixture
+def launched(fake: FakeCluster, cluster: Cluster, work: Work, placement: Placement) -> Callable[..., None]:
+    """Run the work while the cluster follows a script; the step's manifest exists unless ``left`` says otherwise."""
+
+    def launch(script: Script | None = None, *, left: bool = True) -> None:
+        if schemas.FOLDER.is_dir():
+            fake.validate = validate_train_job
+        if script is not None:
+            fake.on_create = lambda fake, job: script(fake)
+        run(work, placement, lambda: left, cluster)
+
+    return launch

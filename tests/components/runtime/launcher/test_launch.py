@@ -195,5 +195,5 @@ def test_the_placement_is_read_from_the_environment(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("MOONFLOW_PLACEMENT", TRAINJOB.model_dump_json())
     assert placement_from_environment() == TRAINJOB
     monkeypatch.setenv("MOONFLOW_PLACEMENT", '{"launcher": "slurm"}')
-    with pytest.raises(MoonflowError, match="MOONFLOW_PLACEMENT: launcher: .*compile the pipeline again"):
+    with pytest.raises(MoonflowError, match="MOONFLOW_PLACEMENT: parameter 'launcher': .*slurm"):
         placement_from_environment()
