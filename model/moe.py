@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from model.config import TextConfig
 from model.precision import GRANULE, gated_ffn, product_dtype, swiglu, swiglu_backward
+from model.quantization import in_use
 
 
 class SwiGLU(nn.Module):
@@ -165,7 +166,8 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))
 
     def forward(self, x_ND: Tensor, weights_NK: Tensor, chosen_NK: Tensor) -> Tensor:
-        return GroupedExperts.apply(x_ND, weights_NK, chosen_NK, self.gate_up_proj, self.down_proj, product_dtype())
+        gate_up_EGD, down_EDF = in_use(self.gate_up_proj), in_use(self.down_proj)
+        return GroupedExperts.apply(x_ND, weights_NK, chosen_NK, gate_up_EGD, down_EDF, product_dtype())
 
 
 class MixtureOfExperts(nn.Module):

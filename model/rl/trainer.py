@@ -25,6 +25,7 @@ from model.data.sample import Sample
 from model.data.stream import StreamState
 from model.data.tokenize import TokenizedSample
 from model.multimodal import KimiK25
+from model.quantization import experts_in
 from model.rl.environment import Episode, derive_seed
 from model.rl.objective import ObjectiveConfig, advantages, policy_loss, token_weights
 from model.rl.ptx import PTX
@@ -48,6 +49,8 @@ class RLSettings:
         updates: gradient steps on each round's episodes; after the first, they are off-policy.
         seed: of everything sampled.
         checkpoint_every: iterations between saved states; 0 saves only at the end.
+        expert_precision: "int4" trains the routed experts for an INT4 export; episodes must then come from
+            ``model.quantization.as_served``, or the policy that is trained is not the one that acted.
     """
 
     iterations: int
@@ -57,6 +60,7 @@ class RLSettings:
     updates: int = 1
     seed: int = 0
     checkpoint_every: int = 0
+    expert_precision: str = "full"
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
 
@@ -216,7 +220,8 @@ class RLTrainer:
                 totals["policy/masked_fraction"] += masked
                 gaps.append(gap_N)
             if self.ptx is not None and self.pretraining is not None:
-                cross_entropy, parts = batch_loss(self.model, self.pretraining.next_batch())
+                with experts_in(self.settings.expert_precision):
+                    cross_entropy, parts = batch_loss(self.model, self.pretraining.next_batch())
                 (self.ptx.weight * cross_entropy).backward()  # type: ignore[no-untyped-call]
                 figures |= parts
             # Before the first step the two policies should be one: what is left is the engine's error.
@@ -239,7 +244,9 @@ class RLTrainer:
         old_N[order_N] = torch.tensor([value for episode, _, _ in rows for value in episode.policy_logprobs])
         advantages_N = torch.tensor([advantage for _, advantage, _ in rows])[batch.sample_N]
         weights_N = torch.tensor([weight for _, _, weight in rows])[batch.sample_N]
-        logprobs_N = -F.cross_entropy(self.model(batch).float(), batch.targets_N, reduction="none")
+        with experts_in(self.settings.expert_precision):
+            logits_NV = self.model(batch).float()
+        logprobs_N = -F.cross_entropy(logits_NV, batch.targets_N, reduction="none")
         objective = policy_loss(logprobs_N, old_N, advantages_N, weights_N, self.settings.objective)
         objective.loss.backward()  # type: ignore[no-untyped-call]
         return float(objective.loss.detach()), objective.masked_fraction, (logprobs_N - old_N).detach()

@@ -22,6 +22,7 @@ from model.data.stream import MixtureStream, StreamState
 from model.hf import load_weights
 from model.multimodal import KimiK25
 from model.precision import products_in
+from model.quantization import experts_in
 from model.train.checkpoint import load_checkpoint, read_state, save_checkpoint
 from model.train.optimizer import MuonClip, build_optimizer, qk_clip
 from model.train.protocol import Surroundings
@@ -42,6 +43,7 @@ class Phase:
         weight_decay: of matrices (K2: 0.1).
         checkpoint_every: steps between saved states; 0 saves only at the end.
         products: precision of the matrix products, "float32" or "bfloat16" (``model.precision``).
+        expert_precision: "int4" trains the routed experts for an INT4 export (``model.quantization``), "full" does not.
     """
 
     stream: Callable[[StreamState | None], MixtureStream]
@@ -54,6 +56,7 @@ class Phase:
     weight_decay: float = 0.1
     checkpoint_every: int = 0
     products: str = "float32"
+    expert_precision: str = "full"
 
     def rate(self, step: int) -> float:
         """Learning rate of ``step`` (0-based)."""
@@ -143,7 +146,8 @@ def train(model: KimiK25, phases: Sequence[Phase], tokenizer_folder: Path, aroun
 def optimizer_step(model: KimiK25, batch: Batch, optimizer: MuonClip, phase: Phase, step: int) -> dict[str, float]:
     """One step on one batch: loss, gradient, MuonClip, router bias; returns its figures."""
     optimizer.set_learning_rate(phase.rate(step))
-    with products_in(torch.bfloat16 if phase.products == "bfloat16" else None):
+    products = torch.bfloat16 if phase.products == "bfloat16" else None
+    with products_in(products), experts_in(phase.expert_precision):
         loss, figures = batch_loss(model, batch)
     loss.backward()
     gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])

@@ -19,6 +19,7 @@ from model.data.sample import Sample
 from model.data.tokenize import TokenizedSample, tokenize_prompt
 from model.image import ImageConfig
 from model.multimodal import KimiK25
+from model.quantization import as_served
 from model.rl.environment import Episode, run_episode
 from model.rl.objective import ObjectiveConfig
 from model.rl.ptx import PTX, ptx
@@ -56,8 +57,11 @@ def tokenizer_folder(tokenizer: Tokenizer, tmp_path: Path) -> Path:
 
 
 def trainer(tokenizer: Tokenizer, tokenizer_folder: Path, around: Around, settings: RLSettings, wanted: int = 0,
-            toggle: Toggle | None = None, ptx: PTX | None = None) -> RLTrainer:  # fmt: skip
-    """Rewards the share of sampled tokens below ``wanted``; 0 rewards every other length instead."""
+            toggle: Toggle | None = None, ptx: PTX | None = None, acts: str = "full") -> RLTrainer:  # fmt: skip
+    """Rewards the share of sampled tokens below ``wanted``; 0 rewards every other length instead.
+
+    ``acts``: the precision of the engine's experts.
+    """
     torch.manual_seed(0)
     model = KimiK25(preset("tiny"), seed=3)
     engine = EmbeddedEngine(model)
@@ -72,7 +76,7 @@ def trainer(tokenizer: Tokenizer, tokenizer_folder: Path, around: Around, settin
         return replace(episode, reward=share, correct=share > 0.5)
 
     async def publish_weights() -> None:
-        engine.set_model(model)
+        engine.set_model(as_served(model, acts))
 
     return RLTrainer(
         model, Tasks(), rollout, publish_weights, settings,
@@ -90,6 +94,23 @@ def test_the_trainer_recomputes_the_engines_own_log_probs(tokenizer, tokenizer_f
     assert learned["rollout/mismatch_max"] < 1e-4
     assert abs(learned["rollout/mismatch_kl"]) < 1e-5
     assert learned["policy/masked_fraction"] == 0.0
+
+
+@pytest.mark.parametrize("acts", ["int4", "full"])
+def test_with_int4_experts_the_policy_that_is_trained_is_the_one_that_acts(
+    tokenizer, tokenizer_folder, tmp_path, acts: str
+) -> None:
+    """Episodes from the rounded weights have the trainer's log-probs; those from the float weights would not."""
+    rl = trainer(tokenizer, tokenizer_folder, Around(tmp_path), replace(SETTINGS, expert_precision="int4"), acts=acts)
+    with torch.no_grad():
+        for name, parameter in rl.model.named_parameters():
+            if ".mlp.experts." in name:  # they begin at zero
+                parameter.normal_(0.0, 0.2, generator=torch.Generator().manual_seed(1))
+    asyncio.run(rl.publish_weights())
+    for _ in range(2):  # the second time with the weights that the first has changed
+        groups, _ = asyncio.run(rl.collect())
+        assert (rl.learn(groups)["rollout/mismatch_max"] < 1e-4) == (acts == "int4")
+        asyncio.run(rl.publish_weights())
 
 
 def test_the_entropy_of_a_uniform_policy_is_that_of_its_vocabulary(tokenizer, tokenizer_folder, tmp_path) -> None:
