@@ -21,6 +21,7 @@ def evaluate(
     samples: int,
     samples_intermediate: int,
     temperature: float,
+    expert_precision: str,
     max_batch: int,
     floors: str,
     champion: str,

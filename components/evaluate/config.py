@@ -17,6 +17,12 @@ class Config(StepConfig):
     temperature: float = Field(
         0.0, ge=0, description="sampling temperature; 0 is greedy (source: ours; K2.5 evaluates at 1.0)"
     )
+    expert_precision: str = Field(
+        "full",
+        pattern="^(full|int4)$",
+        description="routed experts of the trained checkpoints: as they are (full) or as an INT4 export has them "
+        "(int4); promote exports only what was measured (source: ours)",
+    )
     max_batch: int = Field(128, ge=1, description="completions generated at once (source: ours)")
     floors: str = Field(
         "digit_string=0.8, digit_count=0.6, array_tool=0.7",

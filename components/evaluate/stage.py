@@ -27,6 +27,7 @@ from model.evals.scorer import Evaluation, Score, chance_level
 from model.evals.tasks import Suite, available, held_out
 from model.hf import load_model
 from model.multimodal import KimiK25
+from model.quantization import as_served
 from model.rl.tools.toolset import Toolset
 from model.rollout.embedded import EmbeddedEngine
 
@@ -44,11 +45,16 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     tasks = {suite.name: held_out(data, suite, config.samples) for suite in suites}
     chance = {name: chance_level(samples) for name, samples in tasks.items()}
 
-    # 2. The checkpoints in the order of the recipe. Those that a killed attempt finished are not evaluated again.
+    # 2. The checkpoints in the order of the recipe, as they would be served. Those that a killed attempt finished are
+    # not evaluated again.
     trained = [step for step in TRAINING_STEPS if step in inputs]
     steps = [UNTRAINED, *trained]
     results = _finished(context.checkpoints.latest())
-    frozen = load_model(context.fetch(inputs[SUB_AGENTS if SUB_AGENTS in inputs else trained[-1]]))
+
+    def served(step: str) -> KimiK25:
+        return as_served(load_model(context.fetch(inputs[step])), config.expert_precision)
+
+    frozen = served(SUB_AGENTS if SUB_AGENTS in inputs else trained[-1])
     with Toolset() as toolset:
         evaluation = Evaluation(data.tokenizer, data.image_config, toolset, config.temperature, config.seed)
         for done, step in enumerate(steps):
@@ -57,7 +63,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
             count = config.samples if step in (UNTRAINED, trained[-1]) else config.samples_intermediate
             chosen = {suite.name: tasks[suite.name][: suite.tasks(count)] for suite in suites}
             model = _untrained(context.fetch(inputs[trained[0]]), config.seed) if step == UNTRAINED else None
-            model = model or load_model(context.fetch(inputs[step]))
+            model = model or served(step)
             results[step] = asyncio.run(_scores(evaluation, model, frozen, chosen, suites, config.max_batch))
             context.metrics.log(_metrics(results[step], suites, tasks), step=done)
             context.progress.update(done + 1, len(steps))
@@ -83,6 +89,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         "decision": verdict.decision,
         "reasons": verdict.reasons,
         "candidate": trained[-1],
+        "expert_precision": config.expert_precision,
         "rules": record["rules"],
         "champion": record["champion"],
         "well_formed": share[0],

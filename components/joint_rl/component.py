@@ -21,6 +21,7 @@ def joint_rl(
     modalities: str,
     ptx_weight: float,
     ptx_rows: int,
+    expert_precision: str,
     checkpoint_every: int,
     seed: int,
 ):

@@ -18,5 +18,11 @@ class Config(StepConfig):
         0.5, ge=0, description="of the pre-training loss beside the policy's; 0 = none (source: K2; value ours)"
     )
     ptx_rows: int = Field(2, ge=1, description="full rows of pre-training data per gradient step (source: ours)")
+    expert_precision: str = Field(
+        "full",
+        pattern="^(full|int4)$",
+        description="routed experts in rollouts and training: as they are (full) or rounded as an INT4 export rounds "
+        "them (int4) (source: K2-Thinking's post-training; default ours)",
+    )
     checkpoint_every: int = Field(10, ge=0, description="rounds between saved states; 0: only the end (source: ours)")
     seed: int = Field(4, ge=0, description="seed of prompts and sampling (source: ours)")

@@ -7,6 +7,7 @@ from components.runtime.manifest import Manifest
 from components.runtime.step import StepContext
 from model.data.folder import DataFolder
 from model.data.sample import Sample
+from model.quantization import as_served
 from model.rl.environment import Episode, run_episode
 from model.rl.prompts import PromptPool
 from model.rl.ptx import ptx
@@ -26,10 +27,12 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     modalities = config.modalities.split(",")
     prompts = PromptPool(data.path, data.index, modalities=modalities, seed=config.seed, without=SWARM_TASKS)
 
-    # 2. Policy. The engine samples from the very weights that are trained: nothing is copied.
+    # 2. Policy. The engine samples from the very weights that are trained: nothing is copied. Of INT4 experts it has
+    # the rounded values, which the trainer's forward uses and an export will hold, anew after each step.
     model = load_parent(context.fetch(inputs["parent"]), data.tokenizer)
     context_tokens = model.config.text_config.max_position_embeddings
-    engine = EmbeddedEngine(model, max_batch=config.prompts_per_iteration * config.samples_per_prompt)
+    policy = as_served(model, config.expert_precision)
+    engine = EmbeddedEngine(policy, max_batch=config.prompts_per_iteration * config.samples_per_prompt)
 
     # 3. Environment: tools, episodes, verifiers.
     with Toolset() as toolset:
@@ -42,13 +45,13 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
             )  # fmt: skip
 
         async def publish_weights() -> None:
-            engine.set_model(model)
+            engine.set_model(as_served(model, config.expert_precision))
 
         # 4. Train: outcome rewards, Toggle's length budgets in every other phase, and the pre-training loss, so that
         # what text-only SFT wore down comes back and what no prompt asks for stays.
         settings = RLSettings(
             config.iterations, config.prompts_per_iteration, config.samples_per_prompt, config.learning_rate,
-            seed=config.seed, checkpoint_every=config.checkpoint_every,
+            seed=config.seed, checkpoint_every=config.checkpoint_every, expert_precision=config.expert_precision,
         )  # fmt: skip
         RLTrainer(
             model, prompts, rollout, publish_weights, settings,

@@ -22,6 +22,7 @@ def parl(
     auxiliary: float,
     ptx_weight: float,
     ptx_rows: int,
+    expert_precision: str,
     checkpoint_every: int,
     seed: int,
 ):

@@ -7,6 +7,7 @@ from components.runtime.manifest import Manifest
 from components.runtime.step import StepContext
 from model.data.folder import DataFolder
 from model.data.sample import Sample
+from model.quantization import as_served
 from model.rl.environment import Episode
 from model.rl.prompts import PromptPool
 from model.rl.ptx import ptx
@@ -26,12 +27,12 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     data = DataFolder(context.fetch(inputs["data"]))
     prompts = PromptPool(data.path, data.index, families=TASKS, modalities=["text"], seed=config.seed)
 
-    # 2. The orchestrator is trained; its sub-agents are a fixed earlier checkpoint.
+    # 2. The orchestrator is trained; its sub-agents are a fixed earlier checkpoint. Both act as they would be served.
     model = load_parent(context.fetch(inputs["policy"]), data.tokenizer)
     episodes = config.prompts_per_iteration * config.samples_per_prompt
-    engine = EmbeddedEngine(model, max_batch=episodes)
+    engine = EmbeddedEngine(as_served(model, config.expert_precision), max_batch=episodes)
     sub_agents = load_parent(context.fetch(inputs["sub_agents"]), data.tokenizer).requires_grad_(False).eval()
-    sub_engine = EmbeddedEngine(sub_agents, max_batch=2 * episodes)
+    sub_engine = EmbeddedEngine(as_served(sub_agents, config.expert_precision), max_batch=2 * episodes)
     limits = SwarmLimits(config.critical_steps, max_tokens=model.config.text_config.max_position_embeddings)
 
     # 3. Environment: a closed world to search, sub-agents whose answers are observations.
@@ -44,13 +45,13 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
             )  # fmt: skip
 
         async def publish_weights() -> None:
-            engine.set_model(model)
+            engine.set_model(as_served(model, config.expert_precision))
 
         # 4. Train: the auxiliary rewards are gone before the end, so the last rounds see the outcome alone.
         reward = SwarmReward(config.auxiliary, config.auxiliary, anneal_iterations=int(ANNEALED * config.iterations))
         settings = RLSettings(
             config.iterations, config.prompts_per_iteration, config.samples_per_prompt, config.learning_rate,
-            seed=config.seed, checkpoint_every=config.checkpoint_every,
+            seed=config.seed, checkpoint_every=config.checkpoint_every, expert_precision=config.expert_precision,
         )  # fmt: skip
         RLTrainer(
             model, prompts, rollout, publish_weights, settings,

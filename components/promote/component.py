@@ -15,6 +15,7 @@ def promote(
     card: dsl.Output[dsl.Markdown],
     environment: str,
     model_name: str,
+    expert_precision: str,
     image_digest: str,
 ):
     """Export and sign the checkpoint, register it as candidate, and commit its digest to the GitOps repository."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from components.promote import signing
@@ -11,6 +12,7 @@ from components.runtime.manifest import Manifest
 from components.runtime.step import METRICS
 from components.runtime.store import ObjectStore
 from model.errors import MoonflowError
+from model.hf import quantise_checkpoint
 from model.tokenizer import Tokenizer
 from model.train.checkpoint import OPTIMIZER, STATE
 
@@ -18,23 +20,27 @@ TRAINING_ONLY = (OPTIMIZER, STATE, METRICS)
 NEEDED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
-def export(store: ObjectStore, checkpoint: Manifest, work: Path, key: Path) -> Manifest:
+def export(store: ObjectStore, checkpoint: Manifest, work: Path, key: Path, expert_precision: str = "full") -> Manifest:
     """Publish the servable part of a checkpoint with its signature, as ``<run>/export/<checkpoint's digest>``.
 
-    The same checkpoint has one export: a second call, also one at the same time, returns the first one's manifest.
+    The same checkpoint has one export of each precision (INT4's has ``-int4`` behind the digest): a second call, also
+    one at the same time, returns the first one's manifest.
 
     Args:
         work: an empty folder for the files; as large as the weights.
         key: the private key, a PEM file.
+        expert_precision: the routed experts as they are ("full") or INT4 ("int4").
 
     Raises:
         MoonflowError: the checkpoint lacks a file, the key cannot be used, or an earlier export is another key's.
     """
-    prefix = f"{checkpoint.run_id}/export/{checkpoint.sha256}"
+    prefix = f"{checkpoint.run_id}/export/{checkpoint.sha256}{'-int4' if expert_precision == 'int4' else ''}"
     folder = work / checkpoint.run_id  # the signature names the folder as the model
     earlier = manifests.find(store, prefix)
     if earlier is None:
         _collect(store, checkpoint, folder)
+        if expert_precision == "int4":
+            quantise_checkpoint(folder)
         _sign(store, f"{prefix}/{SIGNATURE}", folder, key)
     else:
         manifests.fetch(store, earlier.uri, folder)
@@ -53,7 +59,7 @@ def export(store: ObjectStore, checkpoint: Manifest, work: Path, key: Path) -> M
         step=checkpoint.step,
         index=checkpoint.index,
         kind="checkpoint",
-        model=checkpoint.model,
+        model=json.loads((folder / "config.json").read_text()),
         tokens_seen=checkpoint.tokens_seen,
         parents=(checkpoint.sha256,),
         tokenizer_sha256=checkpoint.tokenizer_sha256,

@@ -36,6 +36,11 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         raise MoonflowError(f"the evaluation {evals.uri} does not allow a promotion: {reasons}")
     if checkpoint.sha256 not in evals.parents:
         raise MoonflowError(f"the evaluation {evals.uri} did not measure {checkpoint.uri}; evaluate that checkpoint")
+    if (measured := evals.extra.get("expert_precision", "full")) != config.expert_precision:
+        raise MoonflowError(
+            f"the evaluation {evals.uri} measured {measured} experts, but promote.expert_precision is "
+            f"{config.expert_precision}: give evaluate.expert_precision the same value"
+        )
     repository = repository_from_env()
     forge = Forge.from_env(repository)
     if (key := signing.given_key(signing.KEY)) is None:
@@ -44,7 +49,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         )
 
     # 2. Export and sign: the files that serve, without what only training needs.
-    exported = export(context.store, checkpoint, context.work / "export", key)
+    exported = export(context.store, checkpoint, context.work / "export", key, config.expert_precision)
 
     # 3. Register, where people look.
     promotion_id = f"{config.environment}/{context.run_id}/{exported.sha256}"

@@ -18,6 +18,7 @@ def zero_vision_sft(
     tokens_per_row: int,
     rows: int,
     products: str,
+    expert_precision: str,
     checkpoint_every: int,
     seed: int,
 ):

@@ -17,6 +17,12 @@ class Config(StepConfig):
         pattern="^(float32|bfloat16)$",
         description="precision of matrix products; weights are float32 (ours)",
     )
+    expert_precision: str = Field(
+        "full",
+        pattern="^(full|int4)$",
+        description="routed experts in the forward: as they are (full) or rounded as an INT4 export rounds them (int4) "
+        "(source: K2-Thinking's post-training; default ours)",
+    )
     checkpoint_every: int = Field(
         0, ge=0, description="steps between saved states; 0 saves at the end only (source: ours)"
     )

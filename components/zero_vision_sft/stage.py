@@ -25,7 +25,8 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
 
     # 3. Train.
     phase = Phase(
-        stream, config.steps, config.learning_rate, checkpoint_every=config.checkpoint_every, products=config.products
-    )
+        stream, config.steps, config.learning_rate, checkpoint_every=config.checkpoint_every,
+        products=config.products, expert_precision=config.expert_precision,
+    )  # fmt: skip
     train(model, [phase], data.path, context)
     return context.checkpoints.newest

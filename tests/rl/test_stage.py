@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from components.joint_rl import stage
 from components.joint_rl.config import Config
 from model.hf import load_model
@@ -13,13 +15,18 @@ CONFIG = Config(
 )  # fmt: skip
 
 
-def test_joint_rl_covers_abilities_and_modalities_and_ends_complete(data_folder, checkpoint, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["full", "int4"])
+def test_joint_rl_covers_abilities_and_modalities_and_ends_complete(
+    data_folder, checkpoint, tmp_path: Path, precision: str
+) -> None:
     around = Around(tmp_path)
     around.work.mkdir()
-    output = stage.run(CONFIG, {"data": str(data_folder), "parent": str(checkpoint)}, around)
+    config = CONFIG.model_copy(update={"expert_precision": precision})
+    output = stage.run(config, {"data": str(data_folder), "parent": str(checkpoint)}, around)
     assert around.saved == [(0, False), (1, True)] and output == tmp_path / "saved-1"
     assert (output / "training_state.json").is_file() and load_model(output) is not None
     seen = {key for row in around.logged for key in row}
     assert {f"reward/{name}" for name in ("mean", "knowledge", "coding", "agentic", "text", "image")} <= seen
     assert [row["toggle/budget_phase"] for row in around.logged] == [1.0, 1.0]
     assert around.logged[-1]["tokens/seen"] > 0
+    assert all(row.get("rollout/mismatch_max", 0.0) < 1e-3 for row in around.logged)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+import torch
 
 from components.promote import gitops, registry, signing
 from components.promote.export import export
@@ -22,6 +23,8 @@ from components.serve.checkpoint import bring
 from components.serve.stage import serving
 from components.steps import TRAINING_STEPS
 from model.errors import MoonflowError
+from model.hf import load_model
+from model.quantization import as_served
 from pipelines.promotion import roll_back, show, where
 from tests.components.promote.git_server import REPOSITORY, TOKEN, Host, git_host
 from tests.tiny_folders import write_checkpoint, write_data_folder
@@ -184,14 +187,14 @@ def test_two_promotions_by_pull_request_and_a_rollback(
     assert champion() == "1" and host.opened == 3
 
 
-def allowed(checkpoint: str, tmp_path: Path, run_id: str) -> Manifest:
+def allowed(checkpoint: str, tmp_path: Path, run_id: str, **extra: str) -> Manifest:
     """What an evaluation publishes that lets a checkpoint through."""
     store = ObjectStore.from_env()
     (tmp_path / "evals").mkdir()
     (tmp_path / "evals" / "evals.json").write_text("{}")
     return manifests.publish(
         store, f"{run_id}/evaluate/0", tmp_path / "evals", run_id=run_id, step="evaluate", index=0, kind="evals",
-        parents=(manifests.read(store, checkpoint).sha256,), extra={"decision": "promote"},
+        parents=(manifests.read(store, checkpoint).sha256,), extra={"decision": "promote", **extra},
     )  # fmt: skip
 
 
@@ -220,6 +223,28 @@ def test_champion_is_what_the_synced_endpoint_answers_from(
     assert served.extra["endpoint"].startswith("http://127.0.0.1:")
     champion = registry.aliased(model, "champion")
     assert champion is not None and champion.number == promotion.extra["version"]
+
+
+def test_int4_experts_are_exported_where_int4_was_measured(
+    inputs: dict[str, str], step_environment: str, tmp_path: Path
+):
+    measured = evaluated({name: inputs[name] for name in ("data", "parl")}, expert_precision="int4")
+    assert measured.extra["expert_precision"] == "int4"
+    evals = allowed(inputs["parl"], tmp_path, f"{step_environment}-allowed", expert_precision="int4")
+    given = {"checkpoint": inputs["parl"], "evals": evals.uri}
+    with pytest.raises(MoonflowError, match="measured int4 experts, but promote.expert_precision is full"):
+        run_step("promote", {"model_name": "m"}, given)
+    config = {"model_name": f"moonflow-{step_environment}", "expert_precision": "int4"}
+    promotion = run_step("promote", config, given)
+    store = ObjectStore.from_env()
+    exported = manifests.read(store, promotion.extra["uri"])
+    assert exported.uri.endswith("-int4") and "quantization_config" in exported.model
+    bring(store, exported.uri, exported.sha256, tmp_path / "served", signing.given_key(signing.PUBLIC_KEY))
+    served, trained = load_model(tmp_path / "served"), load_model(tmp_path / "parl")
+    expected = as_served(trained, "int4").state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in served.state_dict().items())
+    answered = run_step("serve", {}, {"data": inputs["data"], "promotion": promotion.uri})
+    assert answered.extra["manifest_sha256"] == exported.sha256
 
 
 def test_nothing_is_served_unverified(
