@@ -1,4 +1,8 @@
-"""The model's shape, in the keys of the released config.json (source: the released config)."""
+"""The model's shape, in the keys of the released config.json (source: the released config).
+
+Other programs write the same network under other keys: transformers has its own names, engines leave hints. They are
+read where they say the same, and refused where they ask for something that this network does not do.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,47 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from model.errors import MoonflowError
 
 PRESETS = Path(__file__).parent / "presets"
+
+# Which classes of ``model/remote/processing_kimi_k25.py``, shipped with every checkpoint, prepare its inputs.
+AUTO_MAP = {
+    "AutoProcessor": "processing_kimi_k25.KimiK25Processor",
+    "AutoImageProcessor": "processing_kimi_k25.KimiK25VisionProcessor",
+}
+
+# Keys that transformers writes into any config.json, or that only steer how a program runs the same network.
+# fmt: off
+_UNREAD = frozenset((
+    "_attn_implementation", "_attn_implementation_internal", "_commit_hash", "_name_or_path", "add_cross_attention",
+    "auto_map", "bad_words_ids", "begin_suppress_tokens", "chunk_size_feed_forward", "cross_attention_hidden_size",
+    "decoder_start_token_id", "diversity_penalty", "do_sample", "early_stopping", "encoder_no_repeat_ngram_size",
+    "ep_size", "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id", "forced_eos_token_id",
+    "id2label", "is_decoder", "is_encoder_decoder", "label2id", "length_penalty", "max_length", "min_length",
+    "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences", "output_attentions",
+    "output_hidden_states", "output_router_logits", "output_scores", "prefix", "pretraining_tp", "problem_type",
+    "pruned_heads",
+    "remove_invalid_values", "repetition_penalty", "return_dict", "return_dict_in_generate", "sep_token_id",
+    "suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss", "tie_encoder_decoder",
+    "tokenizer_class", "top_k", "top_p", "torchscript", "transformers_version", "typical_p", "unk_token_id",
+    "use_bfloat16", "video_token_id", "vision_end_token_id", "vision_start_token_id",
+))
+# fmt: on
+
+
+def _read(given: dict[str, Any], where: str, aliases: dict[str, str], fixed: dict[str, Any]) -> dict[str, Any]:
+    """``given`` without what is not read: nulls, ``_UNREAD``, ``aliases`` (our key -> theirs) and ``fixed`` keys.
+
+    Raises:
+        ValueError: two names of one value disagree, or a fixed key has another value than the network's.
+    """
+    kept = {key: value for key, value in given.items() if value is not None and key not in _UNREAD}
+    for key, alias in aliases.items():
+        theirs = kept.pop(alias, None)
+        if theirs is not None and kept.setdefault(key, theirs) != theirs:
+            raise ValueError(f"{where}.{alias} is {theirs}, but {where}.{key} is {kept[key]}")
+    for key, value in fixed.items():
+        if kept.pop(key, value) != value:
+            raise ValueError(f"{where}.{key} is {given[key]}, but this network has only {value}")
+    return kept
 
 
 class RopeScaling(BaseModel):
@@ -27,6 +72,12 @@ class RopeScaling(BaseModel):
     mscale: float = 1.0
     mscale_all_dim: float = 1.0
 
+    @model_validator(mode="after")
+    def _consistent(self) -> RopeScaling:
+        if self.mscale != self.mscale_all_dim:
+            raise ValueError("rope_scaling: mscale must equal mscale_all_dim, or the rotation itself would be scaled")
+        return self
+
 
 class TextConfig(BaseModel):
     """DeepSeek-V3 keys of ``text_config``."""
@@ -34,7 +85,7 @@ class TextConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     architectures: list[str] = ["DeepseekV3ForCausalLM"]
-    model_type: str = "deepseek_v3"
+    model_type: Literal["deepseek_v3", "kimi_k2"] = "deepseek_v3"
     vocab_size: int
     hidden_size: int
     intermediate_size: int = Field(description="FFN width of the dense layers")
@@ -47,11 +98,11 @@ class TextConfig(BaseModel):
     n_routed_experts: int
     n_shared_experts: int = 1
     num_experts_per_tok: int
-    n_group: int = 1
-    topk_group: int = 1
+    n_group: Literal[1] = 1
+    topk_group: Literal[1] = 1
     topk_method: Literal["noaux_tc"] = "noaux_tc"
     scoring_func: Literal["sigmoid"] = "sigmoid"
-    norm_topk_prob: bool = True
+    norm_topk_prob: Literal[True] = True
     routed_scaling_factor: float = 2.827
     aux_loss_alpha: float = 1e-3
     seq_aux: bool = True
@@ -61,19 +112,42 @@ class TextConfig(BaseModel):
     qk_rope_head_dim: int
     v_head_dim: int
     hidden_act: Literal["silu"] = "silu"
-    attention_bias: bool = False
+    attention_bias: Literal[False] = False
     attention_dropout: float = 0.0
     rms_norm_eps: float = 1e-5
     rope_theta: float = 50000.0
     rope_scaling: RopeScaling | None = None
     max_position_embeddings: int
     initializer_range: float = 0.02
-    tie_word_embeddings: bool = False
-    num_nextn_predict_layers: int = 0
+    tie_word_embeddings: Literal[False] = False
+    num_nextn_predict_layers: Literal[0] = 0
     use_cache: bool = True
     bos_token_id: int
     eos_token_id: int
     pad_token_id: int
+
+    @model_validator(mode="before")
+    @classmethod
+    def _other_keys(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        fixed: dict[str, Any] = {"rope_interleave": True}
+        if isinstance(nope := given.get("qk_nope_head_dim"), int) and isinstance(
+            rope := given.get("qk_rope_head_dim"), int
+        ):
+            fixed |= {"head_dim": rope, "qk_head_dim": nope + rope}
+        kept = _read(given, "text_config", {}, fixed)
+        # The whole model has one dtype. transformers says 1 of the other by default, of models without such layers; the
+        # weights of one would be refused.
+        for key in ("dtype", "torch_dtype", "num_nextn_predict_layers"):
+            kept.pop(key, None)
+        return _one_rope(kept)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TextConfig:
+        if self.num_key_value_heads != self.num_attention_heads:
+            raise ValueError("text_config.num_key_value_heads must equal num_attention_heads: MLA has no groups")
+        return self
 
     @property
     def qk_head_dim(self) -> int:
@@ -88,6 +162,36 @@ class TextConfig(BaseModel):
         return scale
 
 
+def _one_rope(given: dict[str, Any]) -> dict[str, Any]:
+    """``rope_theta`` and ``rope_scaling`` alone, from these or from transformers' ``rope_parameters``, which says both.
+
+    Raises:
+        ValueError: they disagree, or the rotation is neither plain nor YaRN.
+    """
+    said: list[tuple[str, dict[str, Any]]] = []
+    for key in ("rope_scaling", "rope_parameters"):
+        raw = given.pop(key, None)
+        if isinstance(raw, dict):
+            rope = {name: value for name, value in raw.items() if value is not None}
+            kind = rope.pop("rope_type", rope.pop("type", "default"))
+            rope.pop("type", None)
+            if "rope_theta" in rope and given.setdefault("rope_theta", rope["rope_theta"]) != rope["rope_theta"]:
+                raise ValueError(
+                    f"text_config.{key}.rope_theta is {rope['rope_theta']}, but rope_theta is {given['rope_theta']}"
+                )
+            rope.pop("rope_theta", None)
+            if kind not in ("default", "yarn"):
+                raise ValueError(f"text_config.{key} is of type {kind!r}; this network has plain rotation and yarn")
+            said.append((key, {"type": "yarn", **rope} if kind == "yarn" else {}))
+        elif raw is not None:
+            given["rope_scaling"] = raw  # a RopeScaling already
+    if len(said) == 2 and said[0][1] != said[1][1]:
+        raise ValueError(f"text_config.rope_scaling is {said[0][1]}, but rope_parameters is {said[1][1]}")
+    if said and said[0][1]:
+        given["rope_scaling"] = said[0][1]
+    return given
+
+
 # Key of the released vision_config -> the key under which serving engines' and transformers' config classes look for
 # the same value, and silently take their own default if it is missing. A saved config.json has both.
 VISION_ALIASES = {
@@ -99,6 +203,7 @@ VISION_ALIASES = {
     "init_pos_emb_width": "pos_emb_width",
     "init_pos_emb_time": "pos_emb_time",
 }
+_VISION_FIXED = {"hidden_act": "gelu_pytorch_tanh", "rope_parameters": {"rope_theta": 10000.0, "rope_type": "axial"}}
 
 
 class VisionConfig(BaseModel):
@@ -127,13 +232,12 @@ class VisionConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_aliases(cls, given: Any) -> Any:
+    def _other_keys(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        for key, alias in VISION_ALIASES.items():
-            if alias in given and given.get(key, given[alias]) != given[alias]:
-                raise ValueError(f"vision_config.{alias} is {given[alias]}, but vision_config.{key} is {given[key]}")
-        return {key: value for key, value in given.items() if key not in VISION_ALIASES.values()}
+        kept = _read(given, "vision_config", VISION_ALIASES, _VISION_FIXED)
+        kept.pop("dtype", None), kept.pop("torch_dtype", None)
+        return kept
 
     @model_validator(mode="after")
     def _consistent(self) -> VisionConfig:
@@ -146,13 +250,53 @@ class VisionConfig(BaseModel):
         return self
 
 
+class QuantizedWeights(BaseModel):
+    """How a group's weights are stored: the only way that ``model.quantization`` reads and writes."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    num_bits: Literal[4] = 4
+    type: Literal["int"] = "int"
+    symmetric: Literal[True] = True
+    strategy: Literal["group"] = "group"
+    group_size: Literal[32] = Field(default=32, description="neighbouring inputs that share a scale")
+
+
+class QuantizationGroup(BaseModel):
+    """Which modules are quantised; weights only."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    targets: list[str] = ["Linear"]
+    weights: QuantizedWeights = QuantizedWeights()
+    input_activations: None = None
+    output_activations: None = None
+
+
+class QuantizationConfig(BaseModel):
+    """``quantization_config`` of the released config: INT4 routed experts, everything else as it is."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    quant_method: Literal["compressed-tensors"] = "compressed-tensors"
+    format: Literal["pack-quantized"] = "pack-quantized"
+    config_groups: dict[str, QuantizationGroup] = {"group_0": QuantizationGroup()}
+    ignore: list[str] = [
+        "lm_head",
+        "re:.*self_attn.*",
+        "re:.*shared_experts.*",
+        r"re:.*mlp\.(gate|up|gate_up|down)_proj.*",
+    ]
+    quantization_status: Literal["compressed"] = "compressed"
+
+
 class ModelConfig(BaseModel):
     """The whole config.json."""
 
     model_config = ConfigDict(extra="forbid")
 
     architectures: list[str] = ["KimiK25ForConditionalGeneration"]
-    model_type: str = "kimi_k25"
+    model_type: Literal["kimi_k25"] = "kimi_k25"
     text_config: TextConfig
     vision_config: VisionConfig
     bos_token_id: int
@@ -162,8 +306,38 @@ class ModelConfig(BaseModel):
     media_placeholder_token_id: int
     use_unified_vision_chunk: bool = True
     video_placeholder: str = "<|kimi_k25_video_placeholder|>"
-    tie_word_embeddings: bool = False
+    tie_word_embeddings: Literal[False] = False
     dtype: Literal["float32", "bfloat16"] = "float32"
+    quantization_config: QuantizationConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _other_keys(cls, given: Any) -> Any:
+        """Fills in what transformers' own config leaves out: it keeps some values elsewhere, or under other names."""
+        if not isinstance(given, dict) or not all(
+            isinstance(given.get(part), dict) for part in ("text_config", "vision_config")
+        ):
+            return given
+        aliases = {"media_placeholder_token_id": "image_token_id", "dtype": "torch_dtype"}
+        kept = _read(given, "config", aliases, {})
+        if kept.get("architectures") == ["Kimi_K25ForConditionalGeneration"]:  # transformers' spelling
+            del kept["architectures"]
+        text, vision = dict(kept["text_config"]), dict(kept["vision_config"])
+        inner = text.pop("quantization_config", None)  # the released file's place; config classes lift it to the top
+        if inner is not None and kept.setdefault("quantization_config", inner) != inner:
+            raise ValueError("quantization_config and text_config.quantization_config differ")
+        for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            if key in text:
+                kept.setdefault(key, text[key])
+        width = kept.pop("projection_hidden_size", vision.get("vt_hidden_size", vision.get("hidden_size")))
+        for key, value in (
+            ("mm_hidden_size", width),
+            ("projector_ln_eps", kept.pop("projection_layer_norm_eps", None)),
+            ("text_hidden_size", text.get("hidden_size")),
+        ):
+            if value is not None and vision.get(key) is None:
+                vision[key] = value
+        return kept | {"text_config": text, "vision_config": vision}
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
@@ -172,10 +346,23 @@ class ModelConfig(BaseModel):
         return self
 
     def save(self, path: Path) -> None:
-        """Write config.json, the vision tower's sizes under both families of keys."""
+        """Write config.json, with the names that transformers and the engines built on it look for beside the released
+        ones. There a video's pads have an id of their own, by default the first past the vocabulary."""
         raw = self.model_dump(exclude_none=True)
-        vision = raw["vision_config"]
+        vision, pad = raw["vision_config"], self.media_placeholder_token_id
         vision |= {alias: vision[key] for key, alias in VISION_ALIASES.items()}
+        if "quantization_config" in raw:
+            raw["text_config"]["quantization_config"] = raw["quantization_config"]
+        raw |= {
+            "auto_map": AUTO_MAP,
+            "torch_dtype": self.dtype,
+            "image_token_id": pad,
+            "video_token_id": self.text_config.vocab_size,
+            "vision_start_token_id": pad - 3,  # <|media_begin|>
+            "vision_end_token_id": pad - 1,  # <|media_end|>
+            "projection_hidden_size": self.vision_config.mm_hidden_size,
+            "projection_layer_norm_eps": self.vision_config.projector_ln_eps,
+        }
         path.write_text(json.dumps(raw, indent=2) + "\n")
 
 

@@ -1,12 +1,16 @@
-"""Between our modules and the released checkpoint: config.json + safetensors under the released names
-(source: the released checkpoint).
+"""Between our modules and the released checkpoint, as stock engines and transformers read it (source: the released
+checkpoint).
 
+A checkpoint folder holds config.json, generation_config.json, the weights as safetensors under the released names,
+tokenizer.json with tokenizer_config.json, preprocessor_config.json with the code that it names, and the chat template.
 The only difference of names is the routed experts, which we hold stacked: gate_up [E, 2F, D] and down [E, D, F].
 """
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from pathlib import Path
 
 import torch
@@ -14,12 +18,29 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.config import load_config
+from model.config import AUTO_MAP, ModelConfig, QuantizationConfig, load_config
 from model.errors import MoonflowError
+from model.image import ImageConfig
 from model.multimodal import KimiK25
+from model.quantization import packed_experts, unpacked_experts
+from model.tokenizer import Tokenizer
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+CONFIG, GENERATION, PROCESSOR = "config.json", "generation_config.json", "preprocessor_config.json"
+REMOTE = Path(__file__).parent / "remote"
+REMOTE_FILES = ("processing_kimi_k25.py", "chat_template.jinja")
+FILES = (CONFIG, GENERATION, PROCESSOR, *REMOTE_FILES, "tokenizer.json", "tokenizer_config.json")
+"""What a folder that can be served holds beside its weights."""
+
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight$")
+_CORRECTION_BIAS = "e_score_correction_bias"  # float32 always: its steps are smaller than bfloat16 can tell
+# What ``save_pretrained`` of transformers 5 writes -> the released name.
+_TRANSFORMERS_NAMES = (
+    (re.compile(r"^language_model\.model\.blocks\."), "language_model.model.layers."),
+    (re.compile(r"^model\.mm_projector\."), "mm_projector."),
+    (re.compile(r"^vision_tower\.encoder\.patch_embed\."), "vision_tower.patch_embed."),
+)
 
 
 def released_tensors(model: KimiK25) -> dict[str, Tensor]:
@@ -58,41 +79,171 @@ def stacked_tensors(released: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def save_model(model: KimiK25, folder: Path) -> None:
-    """Write config.json and model.safetensors."""
+def save_model(
+    model: KimiK25,
+    folder: Path,
+    expert_precision: str = "full",
+    dtype: torch.dtype = torch.float32,
+    image_config: ImageConfig | None = None,
+) -> None:
+    """Write everything but the tokenizer's files.
+
+    Args:
+        expert_precision: the routed experts as they are ("full") or as INT4 (``model.quantization``).
+        dtype: of the stored weights: float32, or bfloat16 as the released checkpoint has it.
+        image_config: how the model's images are prepared; the released values if not given.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    model.config.save(folder / "config.json")
-    save_file(released_tensors(model), folder / WEIGHTS, metadata={"format": "pt"})
+    tensors, quantization = released_tensors(model), None
+    if expert_precision == "int4":  # from the weights as they are: rounded to bfloat16 first, they give other levels
+        tensors, quantization = packed_experts(tensors), QuantizationConfig()
+    tensors = {
+        name: value.to(dtype) if value.is_floating_point() and not name.endswith(_CORRECTION_BIAS) else value
+        for name, value in tensors.items()
+    }
+    config = model.config.model_copy(update={"quantization_config": quantization, "dtype": DTYPES[dtype]})
+    config.save(folder / CONFIG)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    _save_generation(config, folder)
+    _save_processing(image_config or ImageConfig(), folder)
+
+
+def export(
+    model: KimiK25,
+    tokenizer: Tokenizer,
+    folder: Path,
+    expert_precision: str = "full",
+    dtype: torch.dtype = torch.float32,
+    image_config: ImageConfig | None = None,
+) -> None:
+    """Write a folder that transformers, vLLM and SGLang load as it is; arguments as of ``save_model``.
+
+    Raises:
+        MoonflowError: the model has not the tokenizer's vocabulary.
+    """
+    config = model.config
+    ids = (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.media_pad_id)
+    asked = (
+        config.text_config.vocab_size,
+        config.bos_token_id,
+        config.eos_token_id,
+        config.pad_token_id,
+        config.media_placeholder_token_id,
+    )
+    if ids != asked:
+        raise MoonflowError(
+            f"the tokenizer's vocabulary and [BOS], [EOS], [PAD], <|media_pad|> are {ids}, but the model has {asked}; "
+            "export it with the tokenizer that it was trained with"
+        )
+    save_model(model, folder, expert_precision, dtype, image_config)
+    tokenizer.save(folder)
+
+
+def _save_generation(config: ModelConfig, folder: Path) -> None:
+    stop = [config.eos_token_id, config.bos_token_id + 2]  # [EOS] and <|im_end|>
+    raw = {"bos_token_id": config.bos_token_id, "eos_token_id": stop, "pad_token_id": config.pad_token_id}
+    (folder / GENERATION).write_text(json.dumps(raw, indent=2) + "\n")
+
+
+def _save_processing(image_config: ImageConfig, folder: Path) -> None:
+    raw = {
+        "auto_map": AUTO_MAP,
+        "image_processor_type": "KimiK25VisionProcessor",
+        "processor_class": "KimiK25Processor",
+        "media_proc_cfg": image_config.model_dump(mode="json"),
+    }
+    (folder / PROCESSOR).write_text(json.dumps(raw, indent=2) + "\n")
+    for name in REMOTE_FILES:
+        shutil.copyfile(REMOTE / name, folder / name)
+
+
+def load_image_config(folder: Path) -> ImageConfig:
+    """How a checkpoint's images are prepared; MoonflowError when its preprocessor_config.json is missing or wrong."""
+    path = folder / PROCESSOR
+    try:
+        return ImageConfig.model_validate(json.loads(path.read_text())["media_proc_cfg"])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise MoonflowError(f"{path} gives no usable media_proc_cfg ({error}); export the checkpoint again") from error
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint under their released names, from one file or, by its index, from shards.
+
+    Raises:
+        MoonflowError: naming the missing or damaged file, or a tensor that is not where the index says.
+    """
+    index, tensors = folder / INDEX, {}
+    if (folder / WEIGHTS).is_file() or not index.is_file():
+        tensors = _read_file(folder / WEIGHTS)
+    else:
+        try:
+            place = dict(json.loads(index.read_text())["weight_map"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise MoonflowError(f"{index} is damaged ({error}); fetch the checkpoint again") from error
+        for shard in sorted(set(place.values())):
+            if Path(shard).name != shard:
+                raise MoonflowError(f"{index} names {shard!r}, which is not a file of its folder")
+            tensors |= _read_file(folder / shard)
+        for name in sorted(place.keys() - tensors.keys()):
+            raise MoonflowError(f"{folder / place[name]}: tensor {name} is missing; fetch the checkpoint again")
+    for pattern, released in _TRANSFORMERS_NAMES:
+        tensors = {pattern.sub(released, name): value for name, value in tensors.items()}
+    return unpacked_experts(tensors, str(folder))
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise MoonflowError(f"no weights at {path}; the folder is not a checkpoint, or its download was cut short")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise MoonflowError(f"{path} is damaged ({error}); fetch the checkpoint again") from error
 
 
 def load_weights(model: KimiK25, folder: Path) -> None:
-    """Fill ``model`` from a checkpoint folder.
+    """Fill ``model`` from a checkpoint folder, in the dtype that the model has.
 
     Raises:
         MoonflowError: naming the file and the first missing, unknown or misshapen tensor.
     """
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise MoonflowError(f"no weights at {path}; the folder is not a checkpoint, or its download was cut short")
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise MoonflowError(f"{path} is damaged ({error}); fetch the checkpoint again") from error
-    own = released_tensors(model)
+    tensors, own = read_tensors(folder), released_tensors(model)
+    where = folder / (WEIGHTS if (folder / WEIGHTS).is_file() else INDEX)
     for name in sorted(own.keys() ^ tensors.keys()):
         raise MoonflowError(
-            f"{path}: tensor {name} is {'missing' if name in own else 'unknown'}; config.json and weights disagree"
+            f"{where}: tensor {name} is {'missing' if name in own else 'unknown'}; config.json and weights disagree"
         )
     for name, value in tensors.items():
         if value.shape != own[name].shape:
             raise MoonflowError(
-                f"{path}: tensor {name} is {list(value.shape)}, config.json asks for {list(own[name].shape)}"
+                f"{where}: tensor {name} is {list(value.shape)}, config.json asks for {list(own[name].shape)}"
             )
     model.load_state_dict(stacked_tensors(tensors))
 
 
+def quantise_checkpoint(folder: Path) -> None:
+    """Make a checkpoint folder an INT4 one in place; memory for one of its files is enough.
+
+    Raises:
+        MoonflowError: naming a missing or damaged file, or a tensor that INT4 does not take.
+    """
+    config = load_config(folder / CONFIG)
+    place: dict[str, str] = {}
+    for path in sorted(folder.glob("model*.safetensors")):
+        tensors = packed_experts(_read_file(path))
+        place |= dict.fromkeys(tensors, path.name)
+        written = path.with_suffix(".int4")
+        save_file(tensors, written, metadata={"format": "pt"})
+        written.replace(path)
+    if (folder / INDEX).is_file():
+        size = sum(path.stat().st_size for path in folder.glob("model*.safetensors"))
+        (folder / INDEX).write_text(
+            json.dumps({"metadata": {"total_size": size}, "weight_map": place}, indent=2) + "\n"
+        )
+    config.model_copy(update={"quantization_config": QuantizationConfig()}).save(folder / CONFIG)
+
+
 def load_model(folder: Path) -> KimiK25:
-    """Build the model that a checkpoint folder describes, with its weights, in evaluation mode."""
-    model = KimiK25(load_config(folder / "config.json"))
+    """Build the model that a checkpoint folder describes, with its weights in float32, in evaluation mode."""
+    model = KimiK25(load_config(folder / CONFIG))
     load_weights(model, folder)
     return model.eval()

@@ -32,7 +32,7 @@ class ImageConfig(BaseModel):
     in_patch_limit: int = Field(default=16384, description="patches of one image; a larger one is shrunk")
     patch_limit_on_one_side: int = Field(default=512, description="patches on the longer side")
     in_patch_limit_each_frame: int = Field(default=4096, description="patches of one video frame")
-    in_patch_limit_video: int | None = Field(default=None, description="patches of a whole video; null: no limit")
+    in_patch_limit_video: int | None = Field(default=None, gt=0, description="patches of one chunk; null: no limit")
     sample_fps: float = Field(default=2.0, description="frames a second taken from a video")
     max_num_frames_each_video: int | None = Field(default=None, description="frames taken from a video; null: no limit")
     temporal_merge_kernel_size: int = Field(default=4, description="frames pooled into one chunk")
@@ -146,18 +146,22 @@ def encode_video(video: bytes | NDArray[np.uint8], config: ImageConfig) -> tuple
     frames = decode_video(video, config)[0] if isinstance(video, bytes) else video
     if frames.ndim != 4 or not len(frames):
         raise MoonflowError(f"video array is {list(frames.shape)}: give uint8 [frames, height, width, 3]")
-    limit = config.in_patch_limit_each_frame
-    if config.in_patch_limit_video is not None:
-        limit = min(limit, max(1, round(config.in_patch_limit_video / len(frames))))
-    pixels_NHWC = np.stack([_padded(_open(frame), limit, config) for frame in frames])
-    height, width = (length // config.patch_size for length in pixels_NHWC.shape[1:3])
-    step = config.temporal_merge_kernel_size
-    grids = [(min(step, len(frames) - start), height, width) for start in range(0, len(frames), step)]
-    return _patches(pixels_NHWC, config), grids
+    step, values, grids = config.temporal_merge_kernel_size, [], []
+    for start in range(0, len(frames), step):
+        chunk = frames[start : start + step]
+        limit = config.in_patch_limit_each_frame
+        if config.in_patch_limit_video is not None:
+            limit = min(limit, round(config.in_patch_limit_video / len(chunk)))
+        pixels_NHWC = np.stack([_padded(_open(frame), limit, config) for frame in chunk])
+        height, width = (length // config.patch_size for length in pixels_NHWC.shape[1:3])
+        values.append(_patches(pixels_NHWC, config))
+        grids.append((len(chunk), height, width))
+    return np.concatenate(values), grids
 
 
 def chunk_timestamps(seconds: list[float], config: ImageConfig) -> list[str]:
-    """Where each chunk of a video starts, as the prompt writes it.
+    """Where each chunk of a video starts, as the prompt writes it: milliseconds are cut off, not rounded (source:
+    released processor).
 
     Args:
         seconds: the frames' times from `decode_video`.
@@ -166,8 +170,11 @@ def chunk_timestamps(seconds: list[float], config: ImageConfig) -> list[str]:
     Returns:
         One ``HH:MM:SS.mmm`` per chunk.
     """
-    milliseconds = [round(time * 1000) for time in seconds[:: config.temporal_merge_kernel_size]]
-    return [f"{ms // 3600000:02d}:{ms // 60000 % 60:02d}:{ms // 1000 % 60:02d}.{ms % 1000:03d}" for ms in milliseconds]
+    stamps = []
+    for time in seconds[:: config.temporal_merge_kernel_size]:
+        whole, milliseconds = int(time), int(time % 1 * 1000)
+        stamps.append(f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}.{milliseconds:03d}")
+    return stamps
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:

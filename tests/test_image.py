@@ -120,10 +120,11 @@ def test_video_frames_are_chunked_by_four() -> None:
         np.testing.assert_array_equal(values[8 * i : 8 * i + 8], encode_image(frame, CONFIG)[0])
 
 
-def test_video_limits_per_frame_and_in_all() -> None:
+def test_video_limits_per_frame_and_per_chunk() -> None:
     frames = noise(8, 112, 112, 3)
     assert encode_video(frames, ImageConfig(in_patch_limit_each_frame=16))[1] == [(4, 4, 4)] * 2
-    assert encode_video(frames, ImageConfig(in_patch_limit_video=8 * 4))[1] == [(4, 2, 2)] * 2
+    assert encode_video(frames, ImageConfig(in_patch_limit_video=4 * 4))[1] == [(4, 2, 2)] * 2
+    assert encode_video(frames[:6], ImageConfig(in_patch_limit_video=4 * 4))[1] == [(4, 2, 2), (2, 4, 4)]
 
 
 def test_mp4_round_trip_keeps_every_frame_and_its_order() -> None:
@@ -135,6 +136,7 @@ def test_mp4_round_trip_keeps_every_frame_and_its_order() -> None:
     assert np.abs(decoded.astype(int) - frames).max() <= 8  # lossy
     assert chunk_timestamps(seconds, CONFIG) == ["00:00:00.000", "00:00:02.000"]
     assert chunk_timestamps([3725.5], CONFIG) == ["01:02:05.500"]
+    assert chunk_timestamps([2.3], CONFIG) == ["00:00:02.299"]  # cut off in binary, as released
 
 
 def test_fast_video_is_sampled_at_two_frames_a_second() -> None:

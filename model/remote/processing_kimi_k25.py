@@ -1,0 +1,202 @@
+"""Text, images and videos -> model inputs, for programs that load this checkpoint without moonflow.
+
+transformers, vLLM and SGLang copy this file out of a checkpoint folder and run it alone (``trust_remote_code``), so it
+imports nothing of ours. It computes what ``model/image.py`` computes; moonflow's tests hold the two together.
+
+Media are dictionaries, as engines pass them: {"type": "image", "image": I}, {"type": "video_chunk", "video_chunk": [I]}
+with at most four frames, or {"type": "video", "video": MP4 bytes}. An image I is a PIL image, encoded bytes, or uint8
+[H, W, 3].
+"""
+
+import io
+import math
+import re
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BatchFeature, ProcessorMixin
+from transformers.image_processing_utils import BaseImageProcessor
+
+PAD = "<|media_pad|>"
+VIDEO = "<|kimi_k25_video_placeholder|>"
+
+
+def to_image(image):
+    image = getattr(image, "media", image)  # vLLM keeps the encoded bytes beside a decoded image
+    if isinstance(image, bytes):
+        image = Image.open(io.BytesIO(image))
+    elif isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    elif not isinstance(image, Image.Image):
+        raise ValueError(f"an image is a PIL image, bytes or a uint8 array, not {type(image).__name__}")
+    return image.convert("RGB")
+
+
+def timestamp(seconds):
+    """HH:MM:SS.mmm; milliseconds are cut off, not rounded, as in the released processor."""
+    whole = int(seconds)
+    return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}.{int(seconds % 1 * 1000):03d}"
+
+
+class KimiK25VisionProcessor(BaseImageProcessor):
+    """Images and video chunks -> patches [P, 3, patch, patch] and one grid (t, h, w) a medium."""
+
+    model_input_names = ["pixel_values", "grid_thws"]
+
+    def __init__(self, media_proc_cfg, **kwargs):
+        super().__init__(**kwargs)
+        self.media_proc_cfg = dict(media_proc_cfg)
+        self.num_frames_per_chunk = media_proc_cfg["temporal_merge_kernel_size"]
+
+    @staticmethod
+    def _frames(media):
+        kind = media.get("type")
+        if kind == "image":
+            return [to_image(media["image"])]
+        if kind == "video_chunk":
+            return [to_image(frame) for frame in media["video_chunk"]]
+        raise ValueError(f"a medium is an image or a video_chunk, not {kind!r}")
+
+    def _sizes(self, media, frames):
+        """(width, height) to shrink to, and after padding to whole merged patches."""
+        config = self.media_proc_cfg
+        limit = config["in_patch_limit"]
+        if media["type"] == "video_chunk":
+            limit = config["in_patch_limit_each_frame"]
+            if config["in_patch_limit_video"] is not None:
+                limit = min(limit, round(config["in_patch_limit_video"] / len(frames)))
+        width, height = frames[0].size
+        patch, side = config["patch_size"], config["patch_limit_on_one_side"] * config["patch_size"]
+        area = math.sqrt(limit / (max(1, width // patch) * max(1, height // patch)))
+        scale = min(1.0, area, side / width, side / height)
+        size = tuple(min(side, max(1, int(length * scale))) for length in (width, height))
+        whole = patch * config["merge_kernel_size"]
+        return size, tuple(-(-length // whole) * whole for length in size)
+
+    def media_tokens_calculator(self, media):
+        """Decoder tokens of a medium."""
+        padded = self._sizes(media, self._frames(media))[1]
+        whole = self.media_proc_cfg["patch_size"] * self.media_proc_cfg["merge_kernel_size"]
+        return (padded[0] // whole) * (padded[1] // whole)
+
+    def preprocess(self, medias, return_tensors=None, do_rescale=True, do_normalize=True, **kwargs):
+        """``pixel_values`` float32 [P, 3, patch, patch] and ``grid_thws`` int64 [number of media, 3]."""
+        config, p = self.media_proc_cfg, self.media_proc_cfg["patch_size"]
+        mean, std = (np.array(config[key], np.float32) for key in ("image_mean", "image_std"))
+        patches, grids = [], []
+        for media in medias if isinstance(medias, (list, tuple)) else [medias]:
+            frames = self._frames(media)
+            size, padded = self._sizes(media, frames)
+            pixels = np.zeros((len(frames), padded[1], padded[0], 3), np.float32)
+            for number, frame in enumerate(frames):
+                shrunk = frame if frame.size == size else frame.resize(size, Image.Resampling.BICUBIC)
+                pixels[number, : size[1], : size[0]] = np.asarray(shrunk)
+            if do_rescale:
+                pixels /= np.float32(255)
+            if do_normalize:
+                pixels = (pixels - mean) / std
+            t, h, w = len(frames), padded[1] // p, padded[0] // p
+            cut = pixels.reshape(t, h, p, w, p, 3).transpose(0, 1, 3, 5, 2, 4).reshape(-1, 3, p, p)
+            patches.append(torch.from_numpy(np.ascontiguousarray(cut)))
+            grids.append((t, h, w))
+        data = {"pixel_values": torch.cat(patches), "grid_thws": torch.tensor(grids)} if grids else {}
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    @staticmethod
+    def make_chunk_prompt(timestamp_text):
+        return f"{timestamp_text}<|media_begin|>video<|media_content|>{PAD}<|media_end|>"
+
+    def split_video_chunks(self, video):
+        """MP4 bytes -> chunks, each with the ``prompt`` that stands for it in the text. Needs PyAV (package av)."""
+        import av
+
+        config = self.media_proc_cfg
+        with av.open(io.BytesIO(video), "r") as container:
+            stream = container.streams.video[0]
+            fps = float(stream.average_rate or config["sample_fps"])
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+        taken = max(1, round(len(frames) * min(config["sample_fps"], fps) / fps))
+        if config["max_num_frames_each_video"] is not None:
+            taken = min(taken, config["max_num_frames_each_video"])
+        chosen = np.linspace(0, len(frames) - 1, taken).round().astype(int).tolist()
+        starts = range(0, len(chosen), self.num_frames_per_chunk)
+        return [
+            {
+                "type": "video_chunk",
+                "video_chunk": [to_image(frames[i]) for i in chosen[start : start + self.num_frames_per_chunk]],
+                "prompt": self.make_chunk_prompt(timestamp(chosen[start] / fps)),
+            }
+            for start in starts
+        ]
+
+
+class KimiK25Processor(ProcessorMixin):
+    """Tokens and pixels of a rendered conversation."""
+
+    attributes = ["image_processor", "tokenizer"]
+    image_processor_class = "AutoImageProcessor"
+    tokenizer_class = "AutoTokenizer"
+
+    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        self.media_processor = image_processor  # the released name, which SGLang uses
+        self.video_placeholder = VIDEO
+        self.image_token = PAD
+        self.image_token_id = tokenizer.convert_tokens_to_ids(PAD)
+
+    def __call__(self, text=None, medias=None, images=None, return_tensors="pt", **kwargs):
+        """``input_ids``, ``attention_mask``, ``pixel_values`` and ``grid_thws``.
+
+        Args:
+            text: a rendered conversation, or a list of them: one pad a medium, which becomes as many as the medium has
+                tokens (a text whose pads are expanded already stays as it is), and one placeholder a video.
+            medias: the media of all texts, in reading order.
+            images: instead of ``medias``, images alone; they may be nested, a list a text.
+        """
+        texts = [text] if isinstance(text, str) else list(text or [])
+        if medias is None:
+            flat = [one for each in images or () for one in (each if isinstance(each, (list, tuple)) else [each])]
+            medias = [{"type": "image", "image": image} for image in flat]
+        texts, medias = self._with_chunks(texts, list(medias))
+        data = self.image_processor.preprocess(medias) if medias else {}
+        if texts:
+            texts = self._expanded(texts, [self.image_processor.media_tokens_calculator(media) for media in medias])
+            padded = {
+                "padding": len(texts) > 1,
+                **{k: v for k, v in kwargs.items() if k in ("padding", "padding_side")},
+            }
+            data = {**self.tokenizer(texts, add_special_tokens=False, **padded), **data}
+        return BatchFeature(dict(data), tensor_type=return_tensors)
+
+    def _with_chunks(self, texts, medias):
+        """Videos as their chunks, in the texts and among the media."""
+        if not any(media["type"] == "video" for media in medias):
+            return texts, medias
+        waiting = iter(medias)
+        chunked: list = []
+        written = []
+        for text in texts:
+            parts = re.split(f"({re.escape(PAD)}|{re.escape(VIDEO)})", text)
+            for place, part in enumerate(parts):
+                if part not in (PAD, VIDEO):
+                    continue
+                media = next(waiting, None)
+                if media is None or (part == VIDEO) != (media["type"] == "video"):
+                    raise ValueError("the pads and video placeholders of the text are not its media, in their order")
+                chunks = self.image_processor.split_video_chunks(media["video"]) if part == VIDEO else [media]
+                if part == VIDEO:
+                    parts[place] = "".join(chunk["prompt"] for chunk in chunks)
+                chunked += chunks
+            written.append("".join(parts))
+        return written, chunked
+
+    @staticmethod
+    def _expanded(texts, counts):
+        pads = sum(text.count(PAD) for text in texts)
+        if pads == sum(counts):
+            return texts
+        if pads != len(counts):
+            raise ValueError(f"the text has {pads} {PAD} for {len(counts)} media")
+        waiting = iter(counts)
+        return [re.sub(re.escape(PAD), lambda _: PAD * next(waiting), text) for text in texts]
