@@ -219,6 +219,35 @@ def serve(
 
 
 @app.command()
+def plan(
+    preset: Annotated[str, typer.Option(help="The model's shape: tiny, small or k25.")] = "k25",
+    gpus: Annotated[int, typer.Option("--gpus", "-g", help="GPUs of one training step.")] = 1,
+    gpu_memory: Annotated[float, typer.Option(help="Memory of one GPU, GiB.")] = 80.0,
+    sequence: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 4096,
+    batch: Annotated[int, typer.Option(help="Sequences that a data-parallel rank computes in a step.")] = 1,
+    vision_share: Annotated[float, typer.Option(help="Share of the tokens that images take.")] = 0.1,
+    image_patches: Annotated[int, typer.Option(help="Patches of an image; 448 x 448 pixels have 1024.")] = 1024,
+    zero: Annotated[int, typer.Option(help="Only this ZeRO stage, 1 to 3. Default: all.")] = 0,
+    expert_parallel: Annotated[int, typer.Option(help="Only this many ranks to share the experts. Default: all.")] = 0,
+    sequence_parallel: Annotated[int, typer.Option(help="Only this many ranks to share a sequence. Default: all.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Work out what a shape costs to train: parameters, FLOPs, memory and traffic, and which layouts fit.
+
+    Each figure comes with its formula and where that is from.
+    """
+    from model.plan.layout import Wanted, Work
+    from pipelines.plan import Plan
+
+    work = Work(sequence, batch, vision_share, image_patches)
+    planned = Plan.of(preset, gpus, work, gpu_memory, Wanted(zero, expert_parallel, sequence_parallel))
+    if as_json:
+        print(planned.as_json())
+    else:
+        planned.show(Console())
+
+
+@app.command()
 def doctor(
     run_dir: Annotated[Path, typer.Option("--run-dir", "-d", help="Where runs will be written.")] = Path("runs"),
 ) -> None:
