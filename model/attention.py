@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import RopeScaling, TextConfig
-from model.packed_attention import PackedAttention
+from model.documents import Documents
+from model.packed_attention import CHUNK, LONGEST, PackedAttention
 from model.precision import RMSNorm, linear
 
 
@@ -105,17 +106,17 @@ class MultiheadLatentAttention(nn.Module):
         c_BTC, rope_BTR = self._project_latents(x_BTD)
         return c_BTC, rotate(rope_BTR.unsqueeze(2), cos_BTR, sin_BTR).squeeze(2)
 
-    def forward(self, x_BTD: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, mask_B1TT: Tensor) -> Tensor:
-        """``mask_B1TT``: bool (may look), or a ``score_bias`` [B, H, T, T] to attend by plain products."""
+    def forward(self, x_BTD: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, looks: Documents | Tensor) -> Tensor:
+        """``looks``: the rows' documents, or their ``score_bias`` [B, H, T, T] to attend by plain products."""
         config, heads = self.config, self.config.num_attention_heads
-        if mask_B1TT.is_floating_point():
+        if isinstance(looks, Tensor):
             c_BTC, rope_BTR = self._project_latents(x_BTD)
             out_BTx, largest_h = PackedAttention.apply(
                 self._project_queries(x_BTD),
                 linear(c_BTC, self.kv_b_proj),
                 rope_BTR,
                 torch.complex(cos_BTR, sin_BTR),
-                mask_B1TT,
+                looks,
                 (heads, config.qk_nope_head_dim, config.v_head_dim),
                 config.softmax_scale,
             )
@@ -128,22 +129,46 @@ class MultiheadLatentAttention(nn.Module):
         k_nope_BTHN, v_BTHV = kv.split((config.qk_nope_head_dim, config.v_head_dim), dim=-1)
         k_BTHK = torch.cat((k_nope_BTHN, k_rope_BTR.unsqueeze(2).expand(-1, -1, heads, -1)), dim=-1)
         if self.training:
-            self.max_logit_h = self._max_logit(q_BTHK.detach(), k_BTHK.detach(), mask_B1TT)
+            self.max_logit_h = self._max_logit(q_BTHK.detach(), k_BTHK.detach(), looks)
         q, k, v = q_BTHK.transpose(1, 2), k_BTHK.transpose(1, 2), v_BTHV.transpose(1, 2)
         # Fused CPU and GPU kernels want one head size for q, k and v: zero columns of v change nothing.
         pad = config.qk_head_dim - config.v_head_dim
         v = F.pad(v, (0, pad)) if pad > 0 else v
-        out_BHTV = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B1TT, scale=config.softmax_scale)
+        out_BHTV = _attend(q, k, v, looks, config.softmax_scale)
         return linear(out_BHTV[..., : config.v_head_dim].transpose(1, 2).flatten(2), self.o_proj)
 
     @torch.no_grad()
-    def _max_logit(self, q_BTHK: Tensor, k_BTHK: Tensor, mask_B1TT: Tensor) -> Tensor:
+    def _max_logit(self, q_BTHK: Tensor, k_BTHK: Tensor, documents: Documents) -> Tensor:
         scale = self.config.softmax_scale
         bound_h = q_BTHK.norm(dim=-1).amax((0, 1)) * k_BTHK.norm(dim=-1).amax((0, 1)) * scale
         if bound_h.max() <= self.clip_threshold:
             return bound_h
         exact_h = bound_h.clone()
         for head in (bound_h > self.clip_threshold).nonzero().flatten().tolist():
-            logits_BTT = q_BTHK[:, :, head] @ k_BTHK[:, :, head].transpose(1, 2)
-            exact_h[head] = logits_BTT.masked_fill(~mask_B1TT[:, 0], -torch.inf).max() * scale
+            q_BTK, k_BTK = q_BTHK[:, :, head], k_BTHK[:, :, head]
+            exact_h[head] = max(_largest(q_BTK[row, a:b], k_BTK[row, a:b]) for row, a, b in documents.segments) * scale
         return exact_h
+
+
+def _attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTV: Tensor, documents: Documents, scale: float) -> Tensor:
+    """Fused attention [B, H, T, V]; memory grows with T, but for the mask of several documents in a short row."""
+    if documents.whole_rows:
+        return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTV, is_causal=True, scale=scale)
+    if documents.tokens <= LONGEST:
+        return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTV, attn_mask=documents.mask_B1TT, scale=scale)
+    out_BHTV = torch.empty_like(v_BHTV)
+    for row, start, end in documents.segments:
+        part = [x[row : row + 1, :, start:end] for x in (q_BHTK, k_BHTK, v_BHTV)]
+        out_BHTV[row : row + 1, :, start:end] = F.scaled_dot_product_attention(*part, is_causal=True, scale=scale)
+    return out_BHTV
+
+
+def _largest(q_TK: Tensor, k_TK: Tensor) -> float:
+    """The largest causal product of one document, some hundred queries at a time."""
+    largest = -math.inf
+    for start in range(0, len(q_TK), CHUNK):
+        end = min(start + CHUNK, len(q_TK))
+        scores = q_TK[start:end] @ k_TK[:end].T
+        seen = torch.ones_like(scores, dtype=torch.bool).tril(start)
+        largest = max(largest, float(scores.masked_fill(~seen, -torch.inf).max()))
+    return largest

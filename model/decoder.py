@@ -5,13 +5,13 @@ Shapes: B rows, T tokens in a row, D hidden, R = rope dims / 2.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from model.attention import MultiheadLatentAttention, Rotary
 from model.config import TextConfig
+from model.documents import Documents
 from model.moe import MixtureOfExperts, SwiGLU
-from model.packed_attention import LONGEST, score_bias
+from model.packed_attention import LONGEST
 from model.precision import RMSNorm, product_dtype
 
 
@@ -26,8 +26,8 @@ class DecoderLayer(nn.Module):
         dense = index < config.first_k_dense_replace or index % config.moe_layer_freq != 0
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size) if dense else MixtureOfExperts(config)
 
-    def forward(self, x_BTD: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, mask_B1TT: Tensor) -> Tensor:
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), cos_BTR, sin_BTR, mask_B1TT).to(x_BTD.dtype)
+    def forward(self, x_BTD: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, looks: Documents | Tensor) -> Tensor:
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), cos_BTR, sin_BTR, looks).to(x_BTD.dtype)
         return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD)).to(x_BTD.dtype)
 
 
@@ -42,13 +42,13 @@ class Decoder(nn.Module):
         self.rotary = Rotary(config)
         self.heads = config.num_attention_heads
 
-    def forward(self, x_BTD: Tensor, position_ids_BT: Tensor, mask_B1TT: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, position_ids_BT: Tensor, documents: Documents) -> Tensor:
         cos_BTR, sin_BTR = self.rotary(position_ids_BT)
         dtype = product_dtype()
-        if dtype is not None and mask_B1TT.shape[-1] <= LONGEST:
-            mask_B1TT = score_bias(mask_B1TT, self.heads, dtype)
+        plain = dtype is not None and documents.tokens <= LONGEST
+        looks = documents.score_bias(self.heads, dtype) if plain else documents
         for layer in self.layers:
-            x_BTD = layer(x_BTD, cos_BTR, sin_BTR, mask_B1TT)
+            x_BTD = layer(x_BTD, cos_BTR, sin_BTR, looks)
         return self.norm(x_BTD)
 
 
@@ -59,11 +59,3 @@ class CausalLM(nn.Module):
         super().__init__()
         self.model = Decoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-
-
-def packed_causal_mask(document_ids_BT: Tensor) -> Tensor:
-    """Bool [B, 1, T, T]: a token sees itself and the earlier tokens of its own document only."""
-    same_BTT = document_ids_BT.unsqueeze(2) == document_ids_BT.unsqueeze(1)
-    tokens = document_ids_BT.shape[1]
-    causal_TT = torch.ones(tokens, tokens, dtype=torch.bool, device=document_ids_BT.device).tril()
-    return (same_BTT & causal_TT).unsqueeze(1)

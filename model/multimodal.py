@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from model.attention import MultiheadLatentAttention
 from model.config import ModelConfig
-from model.decoder import CausalLM, packed_causal_mask
+from model.decoder import CausalLM
+from model.documents import Documents
 from model.initial import initialise
 from model.moe import Router
 from model.precision import linear
+from model.target_logprobs import target_logprobs
 from model.vision import GridTHW, MoonViT3d, PatchMergerProjector
 
 if TYPE_CHECKING:
@@ -52,12 +54,18 @@ class KimiK25(nn.Module):
     def hidden_states(self, batch: Batch) -> Tensor:
         """Final hidden states [B, T, D] of a packed batch."""
         x_BTD = self.embed(batch.input_ids_BT, batch.pixel_values, batch.grid_thws)
-        return self.language_model.model(x_BTD, batch.position_ids_BT, packed_causal_mask(batch.document_ids_BT))
+        return self.language_model.model(x_BTD, batch.position_ids_BT, Documents.of(batch.document_ids_BT))
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits [N, V] of the positions that have a target, in row-major order: those of ``batch.targets_N``."""
         hidden_BTD = self.hidden_states(batch)
         return linear(hidden_BTD.flatten(0, 1).index_select(0, batch.target_positions_N), self.language_model.lm_head)
+
+    def logprobs(self, batch: Batch) -> Tensor:
+        """log p(target) [N] in nats of ``batch.targets_N``; the logits are never in memory as a whole."""
+        hidden_LD = self.hidden_states(batch).flatten(0, 1)
+        hidden_ND = hidden_LD.index_select(0, batch.target_positions_N)
+        return target_logprobs(hidden_ND, self.language_model.lm_head, batch.targets_N)
 
     def attentions(self) -> Iterator[MultiheadLatentAttention]:
         for module in self.modules():

@@ -19,12 +19,6 @@ CHUNK = 128
 LONGEST = 1024  # tokens of a row; scores of longer rows take more memory than a fused kernel needs time (ours)
 
 
-def score_bias(mask_B1TT: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
-    """What is added to the scores, [B, H, T, T]: 0 where the mask allows, else minus infinity."""
-    bias_B1TT = torch.zeros(mask_B1TT.shape, dtype=dtype, device=mask_B1TT.device).masked_fill_(~mask_B1TT, -torch.inf)
-    return bias_B1TT.expand(-1, heads, -1, -1).contiguous()
-
-
 def _turn(x: Tensor, turn: Tensor) -> Tensor:
     """Interleaved pairs of x [..., R] times unit complex numbers [..., R/2], in the precision of the latter."""
     pairs = torch.view_as_complex(x.to(turn.dtype.to_real()).unflatten(-1, (-1, 2)).contiguous())
@@ -35,7 +29,7 @@ class PackedAttention(torch.autograd.Function):
     """Heads' outputs [B, T, H * V] and each head's largest score [H] of projections, in the projections' dtype.
 
     Inputs: queries [B, T, H * K], keys and values [B, T, H * (N + V)], the rope key [B, T, R] (neither rotated), the
-    rotation [B, T, R/2] as unit complex numbers, ``score_bias``, (H, N, V) and the softmax scale.
+    rotation [B, T, R/2] as unit complex numbers, ``Documents.score_bias``, (H, N, V) and the softmax scale.
     """
 
     @staticmethod

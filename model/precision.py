@@ -40,7 +40,7 @@ def product_dtype() -> torch.dtype | None:
     return _products
 
 
-def _whole_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
+def whole_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     """x as [N, D] in ``dtype``, with zero rows up to a multiple of ``GRANULE``."""
     x_ND = x.to(dtype).flatten(0, -2)
     missing = -len(x_ND) % GRANULE
@@ -50,7 +50,7 @@ def _whole_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_FD: Tensor, bias_F: Tensor | None, dtype: torch.dtype) -> Tensor:
-        x_ND, cast_FD = _whole_rows(x, dtype), weight_FD.to(dtype)
+        x_ND, cast_FD = whole_rows(x, dtype), weight_FD.to(dtype)
         ctx.save_for_backward(x_ND, cast_FD)
         ctx.dtypes, ctx.shape, ctx.biased = (x.dtype, weight_FD.dtype), x.shape, bias_F is not None
         y_NF = x_ND @ cast_FD.T if bias_F is None else torch.addmm(bias_F.to(dtype), x_ND, cast_FD.T)
@@ -60,7 +60,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x_ND, weight_FD = ctx.saved_tensors
         of_x, of_weight = ctx.dtypes
-        grad_NF = _whole_rows(grads[0], x_ND.dtype)
+        grad_NF = whole_rows(grads[0], x_ND.dtype)
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = (grad_NF @ weight_FD)[: ctx.shape[:-1].numel()].view(ctx.shape).to(of_x)

@@ -8,7 +8,7 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Atten
 
 from model.attention import MultiheadLatentAttention, Rotary, rope_frequencies_r, rotate
 from model.config import RopeScaling, TextConfig, preset
-from model.decoder import packed_causal_mask
+from model.documents import Documents
 from tests.peers import peer_config, randomise, same_latent_eps
 
 TINY = preset("tiny").text_config
@@ -46,14 +46,14 @@ def test_equals_the_attention_of_transformers(scaling):
     causal = torch.full((9, 9), -torch.inf).triu(1).expand(2, 1, 9, 9)
     with torch.no_grad():
         expected, _ = theirs(x, DeepseekV3RotaryEmbedding(peer_config(config))(x, positions), causal)
-        got = ours(x, *Rotary(config)(positions), packed_causal_mask(torch.zeros(2, 9, dtype=torch.long)))
+        got = ours(x, *Rotary(config)(positions), Documents.of(torch.zeros(2, 9, dtype=torch.long)))
     assert got.std() > 0.01
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_yarn_changes_both_the_angles_and_the_softmax_scale():
     x, positions = hidden(1, 6), torch.arange(6).unsqueeze(0)
-    mask = packed_causal_mask(torch.zeros(1, 6, dtype=torch.long))
+    mask = Documents.of(torch.zeros(1, 6, dtype=torch.long))
     plain, extended = make(TINY), make(with_yarn(TINY, YARN))
     cos, sin = Rotary(TINY)(positions)
     assert extended.config.softmax_scale == pytest.approx(TINY.softmax_scale * (0.1 * math.log(4) + 1) ** 2)
@@ -89,20 +89,20 @@ def test_packed_documents_do_not_see_each_other():
     attention, x = make(TINY), hidden(1, 12)
     ids, positions = documents(5, 4, 3)
     with torch.no_grad():
-        packed = attention(x, *Rotary(TINY)(positions), packed_causal_mask(ids))
+        packed = attention(x, *Rotary(TINY)(positions), Documents.of(ids))
         for part in (slice(0, 5), slice(5, 9), slice(9, 12)):
             alone = torch.zeros(1, part.stop - part.start, dtype=torch.long)
             rotation = Rotary(TINY)(torch.arange(alone.shape[1]).unsqueeze(0))
-            expected = attention(x[:, part], *rotation, packed_causal_mask(alone))
+            expected = attention(x[:, part], *rotation, Documents.of(alone))
             torch.testing.assert_close(packed[:, part], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_packed_mask_by_hand():
-    mask = packed_causal_mask(torch.tensor([[0, 0, 1, -1, -1]]))[0, 0].int().tolist()
+    mask = Documents.of(torch.tensor([[0, 0, 1, -1, -1]])).mask_B1TT[0, 0].int().tolist()
     assert mask == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1]]
 
 
-def largest_logits(attention: MultiheadLatentAttention, x: torch.Tensor, rotation, mask: torch.Tensor) -> list[float]:
+def largest_logits(attention: MultiheadLatentAttention, x: torch.Tensor, rotation, documents: Documents) -> list[float]:
     """By one dot product for each head and each pair that the mask allows."""
     config = attention.config
     q = attention.queries(x, *rotation)
@@ -115,7 +115,7 @@ def largest_logits(attention: MultiheadLatentAttention, x: torch.Tensor, rotatio
             for b in range(len(x))
             for i in range(x.shape[1])
             for j in range(x.shape[1])
-            if mask[b, 0, i, j]
+            if documents.mask_B1TT[b, 0, i, j]
         ]
         largest.append(max(logits))
     return largest
@@ -124,7 +124,7 @@ def largest_logits(attention: MultiheadLatentAttention, x: torch.Tensor, rotatio
 @torch.no_grad()
 def test_max_logits_are_an_upper_bound_while_small_and_exact_where_it_passes_the_threshold():
     ids, positions = documents(4, 3)
-    rotation, mask, x = Rotary(TINY)(positions), packed_causal_mask(ids), hidden(1, 7)
+    rotation, mask, x = Rotary(TINY)(positions), Documents.of(ids), hidden(1, 7)
     attention = make(TINY, std=0.08).train()
     attention(x, *rotation, mask)
     exact = largest_logits(attention, x, rotation, mask)
@@ -141,5 +141,5 @@ def test_max_logits_are_an_upper_bound_while_small_and_exact_where_it_passes_the
 
 def test_max_logits_are_not_kept_in_evaluation():
     attention = make(TINY)
-    attention(hidden(1, 3), *Rotary(TINY)(torch.arange(3).unsqueeze(0)), packed_causal_mask(torch.zeros(1, 3)))
+    attention(hidden(1, 3), *Rotary(TINY)(torch.arange(3).unsqueeze(0)), Documents.of(torch.zeros(1, 3)))
     assert attention.max_logit_h is None

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from model.config import RopeScaling, preset
-from model.decoder import packed_causal_mask
+from model.documents import Documents
 from model.hf import released_tensors
 from model.multimodal import KimiK25
 from tests.peers import peer_language_model, randomise
@@ -26,7 +26,7 @@ def logits(
 ) -> torch.Tensor:
     decoder = model.language_model
     x_BTD = decoder.model.embed_tokens(input_ids_BT)
-    return decoder.lm_head(decoder.model(x_BTD, positions_BT, packed_causal_mask(documents_BT)))
+    return decoder.lm_head(decoder.model(x_BTD, positions_BT, Documents.of(documents_BT)))
 
 
 @pytest.mark.parametrize("scaling", [None, YARN], ids=["plain", "yarn"])

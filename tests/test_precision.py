@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from model.attention import MultiheadLatentAttention, Rotary
 from model.config import RopeScaling, preset
 from model.data.packing import Batch
-from model.decoder import packed_causal_mask
+from model.documents import Documents
 from model.moe import GroupedExperts
 from model.multimodal import KimiK25
-from model.packed_attention import PackedAttention, score_bias
+from model.packed_attention import PackedAttention
 from model.precision import RMSNorm, gated_ffn, linear, products_in
 from tests.peers import randomise
 
@@ -84,12 +84,12 @@ def plain_attention(q_BTx, kv_BTx, rope_BTR, turn_BTr, mask_B1TT, sizes, scale):
 
 def test_packed_attention_and_its_gradients_equal_the_definition():
     documents, positions = packed_rows()
-    sizes, mask = (3, 4, 6), packed_causal_mask(documents)
+    sizes, mask = (3, 4, 6), Documents.of(documents)
     q, kv, rope = (draw(2, 160, n, seed=n).requires_grad_() for n in (3 * 8, 3 * 10, 4))
     angles = positions.unsqueeze(-1) * torch.tensor([1.0, 0.1], dtype=torch.float64)
     turn = torch.complex(angles.cos(), angles.sin())
-    got, largest = PackedAttention.apply(q, kv, rope, turn, score_bias(mask, 3, torch.float64), sizes, 0.5)
-    expected, wanted = plain_attention(q, kv, rope, turn, mask, sizes, 0.5)
+    got, largest = PackedAttention.apply(q, kv, rope, turn, mask.score_bias(3, torch.float64), sizes, 0.5)
+    expected, wanted = plain_attention(q, kv, rope, turn, mask.mask_B1TT, sizes, 0.5)
     torch.testing.assert_close(largest, wanted.detach().float())
     same_gradients(got, expected, [q, kv, rope])
 
@@ -100,11 +100,11 @@ def test_attention_by_products_is_the_attention_by_the_fused_kernel(scaling):
     attention = MultiheadLatentAttention(config).train()
     randomise(attention, seed=1, std=0.1)
     documents, positions = packed_rows()
-    x, mask = draw(2, 160, config.hidden_size, dtype=torch.float32), packed_causal_mask(documents)
+    x, mask = draw(2, 160, config.hidden_size, dtype=torch.float32), Documents.of(documents)
     with torch.no_grad():
         expected = attention(x, *Rotary(config)(positions), mask)
         bound_h = attention.max_logit_h
-        got = attention(x, *Rotary(config)(positions), score_bias(mask, config.num_attention_heads, torch.float32))
+        got = attention(x, *Rotary(config)(positions), mask.score_bias(config.num_attention_heads, torch.float32))
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
     assert (attention.max_logit_h < bound_h).all()
 

@@ -18,7 +18,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from model.data.packing import pack
 from model.data.sample import Sample
@@ -245,8 +244,7 @@ class RLTrainer:
         advantages_N = torch.tensor([advantage for _, advantage, _ in rows])[batch.sample_N]
         weights_N = torch.tensor([weight for _, _, weight in rows])[batch.sample_N]
         with experts_in(self.settings.expert_precision):
-            logits_NV = self.model(batch).float()
-        logprobs_N = -F.cross_entropy(logits_NV, batch.targets_N, reduction="none")
+            logprobs_N = self.model.logprobs(batch).float()
         objective = policy_loss(logprobs_N, old_N, advantages_N, weights_N, self.settings.objective)
         objective.loss.backward()  # type: ignore[no-untyped-call]
         return float(objective.loss.detach()), objective.masked_fraction, (logprobs_N - old_N).detach()

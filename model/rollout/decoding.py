@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from model.attention import MultiheadLatentAttention
 from model.decoder import Decoder, DecoderLayer
+from model.documents import Documents
 from model.moe import Experts, MixtureOfExperts
 from model.multimodal import KimiK25
 
@@ -73,13 +74,13 @@ def prefill(model: KimiK25, x_BTD: Tensor, lengths: Sequence[int]) -> tuple[Tens
     decoder = model.language_model.model
     rows, tokens = x_BTD.shape[:2]
     positions_BT = torch.arange(tokens, device=x_BTD.device).expand(rows, -1)
-    mask_11TT = torch.ones(tokens, tokens, dtype=torch.bool, device=x_BTD.device).tril()[None, None]
+    documents = Documents(rows, tokens, x_BTD.device)
     cos_BTR, sin_BTR = decoder.rotary(positions_BT)
     latents = []
     for layer in _layers(decoder):
         normed_BTD = layer.input_layernorm(x_BTD)
         latents.append(torch.cat(layer.self_attn.latents(normed_BTD, cos_BTR, sin_BTR), dim=-1))
-        x_BTD = x_BTD + layer.self_attn(normed_BTD, cos_BTR, sin_BTR, mask_11TT.expand(rows, -1, -1, -1))
+        x_BTD = x_BTD + layer.self_attn(normed_BTD, cos_BTR, sin_BTR, documents)
         x_BTD = x_BTD + _feed_forward(layer.mlp, layer.post_attention_layernorm(x_BTD))
     last = torch.tensor(lengths, device=x_BTD.device) - 1
     hidden_BD = decoder.norm(x_BTD[torch.arange(rows, device=x_BTD.device), last])

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from model.data.packing import Batch
 from model.data.stream import MixtureStream, StreamState
@@ -85,7 +84,7 @@ class LoopState:
 
 def batch_loss(model: KimiK25, batch: Batch) -> tuple[Tensor, dict[str, float]]:
     """Mean cross-entropy over the targets plus the balance loss; and its parts by modality, in nats per token."""
-    losses_N = F.cross_entropy(model(batch).float(), batch.targets_N, reduction="none")
+    losses_N = -model.logprobs(batch).float()
     loss = losses_N.mean() + model.auxiliary_loss()
     figures: dict[str, float] = {}
     for name, chosen_N in (("loss/vision", batch.vision_N), ("loss/text", ~batch.vision_N)):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from model.config import preset
-from model.decoder import packed_causal_mask
+from model.documents import Documents
 from model.errors import MoonflowError
 from model.hf import save_model
 from model.multimodal import KimiK25
@@ -51,7 +51,7 @@ def full_logits(model: KimiK25, request: Request, completion: list[int]) -> torc
     ids = torch.tensor([request.input_ids + completion])
     x = model.embed(ids, request.pixel_values, request.grid_thws)
     positions = torch.arange(ids.shape[1])[None]
-    hidden = model.language_model.model(x, positions, packed_causal_mask(torch.zeros_like(ids)))
+    hidden = model.language_model.model(x, positions, Documents.of(torch.zeros_like(ids)))
     return model.language_model.lm_head(hidden[0, len(request.input_ids) - 1 : -1])
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from model.attention import MultiheadLatentAttention, Rotary
 from model.config import preset
-from model.decoder import packed_causal_mask
+from model.documents import Documents
 from model.multimodal import KimiK25
 from model.train.optimizer import MuonClip, build_optimizer, is_muon, orthogonalise, qk_clip
 from tests.peers import randomise
@@ -196,7 +196,7 @@ class Forward:
         randomise(self.attention, seed=1)
         self.x = draw(2, 8, TINY.hidden_size)
         self.rotation = Rotary(TINY)(torch.arange(8).repeat(2, 1))
-        self.mask = packed_causal_mask(torch.zeros(2, 8, dtype=torch.long))
+        self.mask = Documents.of(torch.zeros(2, 8, dtype=torch.long))
 
     @torch.no_grad()
     def run(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -213,7 +213,7 @@ class Forward:
 
     def largest(self) -> list[float]:
         nope, rope = self.run()
-        return (nope + rope).masked_fill(~self.mask, -torch.inf).amax((0, 2, 3)).tolist()
+        return (nope + rope).masked_fill(~self.mask.mask_B1TT, -torch.inf).amax((0, 2, 3)).tolist()
 
 
 def test_clip_brings_both_parts_of_the_logits_down_and_leaves_other_heads_alone():

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from model import target_logprobs as module
+from model.precision import products_in
+from model.target_logprobs import target_logprobs
+
+
+def drawn(rows: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, nn.Linear, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(rows)
+    head = nn.Linear(12, 50, bias=False, dtype=dtype)
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(50, 12, generator=generator, dtype=dtype))
+    hidden = torch.randn(rows, 12, generator=generator, dtype=dtype).mul_(3).requires_grad_()
+    targets = torch.randint(0, 50, (rows,), generator=generator)
+    return hidden, head, targets, torch.randn(rows, generator=generator, dtype=dtype)
+
+
+@pytest.mark.parametrize("rows", [1, 10, 11, 37])
+def test_values_and_gradients_are_those_of_a_log_softmax(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", 10 * 50)  # ten rows at a time
+    hidden, head, targets, cotangent = drawn(rows)
+    expected = head(hidden).log_softmax(-1)[torch.arange(rows), targets]
+    wanted = torch.autograd.grad(expected, [hidden, head.weight], cotangent)
+    got = target_logprobs(hidden, head, targets)
+    torch.testing.assert_close(got, expected, atol=1e-12, rtol=1e-12)
+    for ours, theirs in zip(torch.autograd.grad(got, [hidden, head.weight], cotangent), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
+
+
+def test_large_logits_do_not_overflow() -> None:
+    hidden, head, targets, _ = drawn(5, torch.float32)
+    got = target_logprobs(hidden * 1e4, head, targets)
+    assert got.isfinite().all() and torch.equal(got, target_logprobs(hidden * 1e4, head, targets))
+
+
+def test_narrow_products_stay_near_and_keep_the_gradients_types() -> None:
+    hidden, head, targets, cotangent = drawn(70, torch.float32)
+    expected = torch.autograd.grad(target_logprobs(hidden, head, targets), [hidden, head.weight], cotangent)
+    with products_in(torch.bfloat16):
+        got = target_logprobs(hidden, head, targets)
+    gradients = torch.autograd.grad(got, [hidden, head.weight], cotangent)
+    assert got.dtype == torch.float32 and all(gradient.dtype == torch.float32 for gradient in gradients)
+    for ours, theirs in zip(gradients, expected, strict=True):
+        assert (ours - theirs).norm() < 0.02 * theirs.norm()
