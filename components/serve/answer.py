@@ -11,7 +11,7 @@ from typing import Any
 from starlette.types import Send
 
 from components.serve import replies
-from components.serve.engine_thread import EngineThread, Generation, Token
+from components.serve.engine_process import EngineProcess, Generation, Token
 from components.serve.errors import ApiError
 from components.serve.openai_api import Asked, ChatRequest
 from components.serve.turn_reader import Delta, TurnReader
@@ -26,7 +26,7 @@ EVENTS = b"text/event-stream; charset=utf-8"
 class Loaded:
     """A verified checkpoint, ready to answer; ``context`` in tokens."""
 
-    engine: EngineThread
+    engine: EngineProcess
     tokenizer: Tokenizer
     image_config: ImageConfig
     context: int
@@ -125,7 +125,7 @@ class Answer:
         yield [], list(reader.finish())
 
     async def _reason(self, index: int, calls: int) -> str:
-        ended_by = "stop" if self._stopped[index] else (await self._generations[index].wait()).finish_reason
+        ended_by = "stop" if self._stopped[index] else await self._generations[index].wait()
         return replies.finish_reason(ended_by, calls)
 
     def _entries(self, tokens: list[Token]) -> list[dict[str, Any]] | None:

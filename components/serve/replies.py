@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from components.serve.engine_thread import Token
+from components.serve.engine_process import Token
 from components.serve.turn_reader import Delta
 from model.chat import ToolCall
 from model.tokenizer import Tokenizer

@@ -23,13 +23,12 @@ from starlette.routing import Route
 from components.serve.answer import Loaded
 from components.serve.chat import ChatCompletions
 from components.serve.checkpoint import verify
-from components.serve.engine_thread import EngineThread
+from components.serve.engine_process import EngineProcess
 from components.serve.errors import ApiError
 from components.serve.metrics import Metrics
 from model.config import load_config
 from model.errors import MoonflowError
 from model.image import ImageConfig
-from model.rollout.embedded import EmbeddedEngine
 from model.tokenizer import Tokenizer
 
 DRAIN_SECONDS = 30  # what a Deployment's grace period must exceed
@@ -43,22 +42,28 @@ class Server:
         self._checkpoint = checkpoint
         self._model_name = model_name
         self._loaded: Loaded | None = None
-        self._failure = ""
+        self._load_failure = ""
         self.metrics = Metrics()
 
     @asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
         loading = asyncio.create_task(self._load())
         yield
-        await loading
+        loading.cancel()
+        await asyncio.wait([loading])
         if self._loaded is not None:
-            self._loaded.engine.close()
+            await self._loaded.engine.close()
 
     def ready(self) -> Loaded:
-        """Raises ApiError while nothing is loaded."""
-        if self._loaded is None:
+        """Raises ApiError while nothing is loaded, and when the engine has died."""
+        if self._loaded is None or self._failure:
             raise ApiError(503, self._failure or "the model is still loading", None, "model_not_ready")
         return self._loaded
+
+    @property
+    def _failure(self) -> str:
+        """Why nothing can be answered until the server is started again; "" while that may still come."""
+        return self._loaded.engine.failure if self._loaded is not None else self._load_failure
 
     async def health(self, _: Request) -> Response:
         if self._failure:
@@ -89,20 +94,19 @@ class Server:
         try:
             digest = await asyncio.to_thread(verify, self._checkpoint)
             context = load_config(self._checkpoint / "config.json").text_config.max_position_embeddings
-            embedded = await asyncio.to_thread(EmbeddedEngine.load, self._checkpoint)
             tokenizer = await asyncio.to_thread(Tokenizer.load, self._checkpoint)
+            engine = await EngineProcess.start(self._checkpoint, self.metrics.generated)
         except Exception as error:  # whatever it is, /health must tell it
-            self._failure = str(error) or type(error).__name__
-            logger.error("loading %s failed: %s", self._checkpoint, self._failure)
+            self._load_failure = str(error) or type(error).__name__
+            logger.error("loading %s failed: %s", self._checkpoint, self._load_failure)
             return
-        engine = EngineThread(embedded, self.metrics.generated)
         self.metrics.watch(lambda: engine.waiting, lambda: engine.running)
         self._loaded = Loaded(engine, tokenizer, ImageConfig(), context, digest)
 
 
 def create_app(checkpoint: Path, model_name: str = "moonflow") -> Starlette:
     """The application. It answers /health with 503 until the checkpoint is verified and loaded, and with 500 if it
-    cannot be."""
+    cannot be or the engine has died."""
     server = Server(checkpoint, model_name)
     chat = ChatCompletions(model_name, server.ready, server.metrics)
     return Starlette(

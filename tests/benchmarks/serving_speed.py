@@ -1,13 +1,14 @@
 """Tokens per second over HTTP, next to the bare embedded engine on the same requests at the same concurrency.
 
-    python tests/benchmarks/serving_speed.py [--clients 64] [--each 3] [--new 64] [--repeats 3] [--json]
+    python tests/benchmarks/serving_speed.py [--clients 64] [--each 3] [--new 64] [--repeats 5] [--json]
 
 A checkpoint with the tiny preset's shape and random weights is served by ``python -m components.serve.server`` in a
 process of its own; this one is the client, with one kept connection per client and next to no work of its own, since it
-shares the machine. The bare engine then answers the same token ids here, to as many asyncio callers. Both take turns;
-the median of the repeats counts, and the tokens must be the same. Whole answers and streams are timed. On one core the
-client's time counts against the server. The cpu_ ratios compare what the generating processes worked, the one measure
-that other work on the machine does not disturb. Expect about two minutes on one quiet CPU core.
+shares the machine. The bare engine answers the same token ids here, to as many asyncio callers, and the tokens must be
+the same. Whole answers and streams are timed, each next to the bare engine right before and right after it, since a
+machine's speed drifts by more than what is measured; the median of the repeats counts, the ranges tell how sure it is.
+cpu_s tells what each process worked: with two cores the engine has one to itself, the server's HTTP side and the client
+share the other. Expect about two minutes on two quiet CPU cores.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ def body(seed: int, new: int, stream: bool) -> bytes:
 
 
 @contextmanager
-def server(checkpoint: Path) -> Iterator[tuple[int, psutil.Process]]:
-    """The port and the process of a ready server."""
+def server(checkpoint: Path) -> Iterator[tuple[int, list[psutil.Process]]]:
+    """The port and the processes of a ready server: HTTP, then the engine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -72,7 +73,8 @@ def server(checkpoint: Path) -> Iterator[tuple[int, psutil.Process]]:
                 break
             except (urllib.error.URLError, ConnectionError):
                 time.sleep(0.1)
-        yield port, psutil.Process(process.pid)
+        http = psutil.Process(process.pid)
+        yield port, [http, *http.children()]
     finally:
         process.terminate()
         process.wait(60)
@@ -120,15 +122,19 @@ async def bare(engine: EmbeddedEngine, shares: list[list[Request]]) -> int:
     return sum(await asyncio.gather(*(caller(share) for share in shares)))
 
 
-def timed(run: Callable[[], Awaitable[int]], worker: psutil.Process) -> tuple[float, float, int]:
-    """Seconds, CPU seconds of the process that generates, and tokens."""
+def timed(run: Callable[[], Awaitable[int]], workers: list[psutil.Process]) -> tuple[float, list[float], int]:
+    """Seconds, CPU seconds of each process, and tokens."""
 
     async def whole() -> int:
         return await run()
 
-    before, start = sum(worker.cpu_times()[:2]), time.perf_counter()
+    def worked() -> list[float]:
+        return [sum(worker.cpu_times()[:2]) for worker in workers]
+
+    before, start = worked(), time.perf_counter()
     tokens = asyncio.run(whole())
-    return time.perf_counter() - start, sum(worker.cpu_times()[:2]) - before, tokens
+    elapsed = time.perf_counter() - start
+    return elapsed, [now - then for now, then in zip(worked(), before, strict=True)], tokens
 
 
 def main() -> None:
@@ -136,12 +142,13 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=64, help="requests at once")
     parser.add_argument("--each", type=int, default=3, help="requests of each client, one after the other")
     parser.add_argument("--new", type=int, default=64, help="most tokens of an answer; the least is half of it")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print nothing but the JSON object")
     options = parser.parse_args()
     torch.set_num_threads(1)
     seconds: dict[str, list[float]] = {"bare": [], "served": [], "streamed": []}
-    cpu_seconds: dict[str, list[float]] = {"bare": [], "served": [], "streamed": []}
+    ratios: dict[str, list[float]] = {"served": [], "streamed": []}
+    cpu_seconds: dict[str, list[list[float]]] = {"bare": [], "served": [], "streamed": []}
     counts: set[int] = set()
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = write_checkpoint(Path(folder) / "checkpoint")
@@ -155,24 +162,39 @@ def main() -> None:
         whole, streams = bodies(False), bodies(True)
         requests = [[to_engine(parse(content), tokenizer, ImageConfig(), context).requests[0] for content in share]
                     for share in whole]  # fmt: skip
-        with server(checkpoint) as (port, process):
+        with server(checkpoint) as (port, processes):
             runs = {
                 "bare": lambda: bare(engine, requests),
                 "served": lambda: over_http(port, whole, False),
                 "streamed": lambda: over_http(port, streams, True),
             }
-            for repeat in range(options.repeats + 1):
-                for name, run in runs.items():
-                    elapsed, worked, tokens = timed(run, psutil.Process() if name == "bare" else process)
-                    counts.add(tokens)
-                    if repeat:  # the first round allocates
-                        seconds[name].append(elapsed)
-                        cpu_seconds[name].append(worked)
+            here = psutil.Process()
+
+            def measure(name: str) -> float:
+                elapsed, worked, tokens = timed(runs[name], [here] if name == "bare" else [*processes, here])
+                counts.add(tokens)
+                seconds[name].append(elapsed)
+                cpu_seconds[name].append(worked)
+                return elapsed
+
+            for name in runs:  # allocates
+                measure(name)
+                seconds[name].clear()
+                cpu_seconds[name].clear()
+            before = measure("bare")
+            for _ in range(options.repeats):
+                for name, found in ratios.items():
+                    elapsed, after = measure(name), measure("bare")
+                    found.append((before + after) / 2 / elapsed)
+                    before = after
     if len(counts) != 1:
         raise SystemExit(f"the ways generated different numbers of tokens, {counts}: the measurement is void")
     tokens = counts.pop()
     median = {name: statistics.median(values) for name, values in seconds.items()}
-    worked_for = {name: statistics.median(values) for name, values in cpu_seconds.items()}
+    worked_for = {
+        name: [round(statistics.median(process), 2) for process in zip(*values, strict=True)]
+        for name, values in cpu_seconds.items()
+    }
     result = {
         "benchmark": "serving_speed",
         "clients": options.clients,
@@ -182,10 +204,15 @@ def main() -> None:
         "engine_tokens_per_s": round(tokens / median["bare"], 1),
         "served_tokens_per_s": round(tokens / median["served"], 1),
         "streamed_tokens_per_s": round(tokens / median["streamed"], 1),
-        "served_over_engine": round(median["bare"] / median["served"], 3),
-        "streamed_over_engine": round(median["bare"] / median["streamed"], 3),
-        "cpu_served_over_engine": round(worked_for["bare"] / worked_for["served"], 3),
-        "cpu_streamed_over_engine": round(worked_for["bare"] / worked_for["streamed"], 3),
+        "served_over_engine": round(statistics.median(ratios["served"]), 3),
+        "served_range": [round(min(ratios["served"]), 3), round(max(ratios["served"]), 3)],
+        "streamed_over_engine": round(statistics.median(ratios["streamed"]), 3),
+        "streamed_range": [round(min(ratios["streamed"]), 3), round(max(ratios["streamed"]), 3)],
+        "cpu_s": {
+            "bare": worked_for["bare"][0],
+            "served": dict(zip(("http", "engine", "client"), worked_for["served"], strict=True)),
+            "streamed": dict(zip(("http", "engine", "client"), worked_for["streamed"], strict=True)),
+        },
     }
     if not options.json:
         print(f"embedded engine   {result['engine_tokens_per_s']:>9,} tokens/s   {options.clients} callers")

@@ -8,55 +8,68 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from components.serve.stage import serving
-from model.rollout import embedded
 
 ASK: dict[str, Any] = {"model": "moonflow", "messages": [{"role": "user", "content": "Which?"}], "temperature": 1.0}
 
 
-def test_a_decode_step_does_not_hold_up_the_event_loop(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
-    decode, stepping = embedded.decode, threading.Event()
+def engine_of(server: int, checkpoint: Path) -> psutil.Process:
+    """The process of a server's engine; where one process has several servers of a checkpoint, the last one's."""
+    wanted = {"components.serve.engine_worker", str(checkpoint)}
+    return [child for child in psutil.Process(server).children() if wanted <= set(child.cmdline())][-1]
 
-    def slow(*arguments):
-        stepping.set()
-        time.sleep(4.0)
-        return decode(*arguments)
 
-    monkeypatch.setattr(embedded, "decode", slow)
-    with serving(checkpoint, "moonflow", 60) as address:
-        asking = threading.Thread(
-            target=lambda: httpx.post(f"{address}/v1/chat/completions", json=ASK | {"max_tokens": 2}, timeout=60)
-        )
-        asking.start()
-        assert stepping.wait(30)
-        start = time.monotonic()
+def test_a_busy_engine_does_not_hold_up_the_event_loop(address: str, checkpoint: Path):
+    engine = engine_of(os.getpid(), checkpoint)
+    engine.suspend()  # as in a decode step that takes very long
+    try:
+        asked = ask_in_background(address, ASK | {"max_tokens": 2})
         assert httpx.get(f"{address}/health").status_code == 200
-        assert "moonflow_batch_rows 1.0" in httpx.get(f"{address}/metrics").text
-        assert time.monotonic() - start < 3.0
-        asking.join()
+        assert not asked.done()
+    finally:
+        engine.resume()
+    assert asked.result(60).status_code == 200
+
+
+def ask_in_background(address: str, body: dict[str, Any]) -> Future[httpx.Response]:
+    """Returns once the request waits for the engine."""
+    threads = ThreadPoolExecutor(1)
+    asked = threads.submit(httpx.post, f"{address}/v1/chat/completions", json=body, timeout=60)
+    threads.shutdown(wait=False)
+    deadline = time.monotonic() + 30
+    while "moonflow_queue_length 1.0" not in httpx.get(f"{address}/metrics").text:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return asked
 
 
 def test_an_engine_failure_is_every_callers_500_and_the_next_is_answered(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    decode, broken = embedded.decode, True
-
-    def breaks(*arguments):
-        if broken:
-            raise RuntimeError("out of memory")
-        return decode(*arguments)
-
-    monkeypatch.setattr(embedded, "decode", breaks)
+    broken = tmp_path / "broken"
+    broken.touch()
+    (tmp_path / "sitecustomize.py").write_text(  # run in the engine's process as it starts
+        "import os\n"
+        "from model.rollout import embedded\n"
+        "decode = embedded.decode\n"
+        "def breaks(*arguments):\n"
+        f"    if os.path.exists({str(broken)!r}):\n"
+        "        raise RuntimeError('out of memory')\n"
+        "    return decode(*arguments)\n"
+        "embedded.decode = breaks\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with serving(checkpoint, "moonflow", 60) as address:
         url = f"{address}/v1/chat/completions"
         failed = httpx.post(url, json=ASK | {"max_tokens": 3})
@@ -64,8 +77,25 @@ def test_an_engine_failure_is_every_callers_500_and_the_next_is_answered(
         # The first token of a stream comes from the prefill, so the failure ends a stream that has begun.
         events = httpx.post(url, json=ASK | {"max_tokens": 3, "stream": True}).text.strip().split("\n\n")
         assert json.loads(events[-1].removeprefix("data: "))["error"]["type"] == "server_error"
-        broken = False
+        broken.unlink()
         assert httpx.post(url, json=ASK | {"max_tokens": 3}).status_code == 200
+
+
+def test_a_dead_engine_is_its_callers_500_and_the_servers_bad_health(checkpoint: Path):
+    body = ASK | {"max_tokens": 200}
+    with serving(checkpoint, "moonflow", 60) as address:
+        engine = engine_of(os.getpid(), checkpoint)
+        engine.suspend()
+        asked = ask_in_background(address, body)
+        engine.kill()
+        failed = asked.result(30)
+        assert (failed.status_code, failed.json()["error"]["type"]) == (500, "server_error")
+        health = httpx.get(f"{address}/health")
+        assert (health.status_code, health.json()["status"]) == (500, "failed")
+        assert "ended with status -9" in health.json()["error"]
+        late = httpx.post(f"{address}/v1/chat/completions", json=body)
+        assert (late.status_code, late.json()["error"]["code"]) == (503, "model_not_ready")
+        assert "moonflow_queue_length 0.0" in httpx.get(f"{address}/metrics").text
 
 
 @contextmanager
@@ -75,7 +105,7 @@ def process(checkpoint: Path) -> Iterator[tuple[subprocess.Popen, str]]:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "components.serve.server", "--checkpoint", str(checkpoint), "--port", str(port)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    server = subprocess.Popen(command, cwd=Path(__file__).parents[3], env=environment)
+    server = subprocess.Popen(command, cwd=Path(__file__).parents[3], env=environment, start_new_session=True)
     try:
         yield server, f"http://127.0.0.1:{port}"
     finally:
@@ -83,22 +113,30 @@ def process(checkpoint: Path) -> Iterator[tuple[subprocess.Popen, str]]:
         server.wait()
 
 
+def await_ready(server: subprocess.Popen, address: str) -> set[int]:
+    """What /health answered on the way."""
+    statuses = []
+    while not statuses or statuses[-1] != 200:
+        assert server.poll() is None
+        try:
+            statuses.append(httpx.get(f"{address}/health").status_code)
+        except httpx.TransportError:
+            time.sleep(0.05)
+    return set(statuses)
+
+
 def test_a_stopped_server_finishes_what_it_has_and_takes_no_more(checkpoint: Path):
     with process(checkpoint) as (server, address):
-        statuses = []
-        while not statuses or statuses[-1] != 200:
-            assert server.poll() is None
-            try:
-                statuses.append(httpx.get(f"{address}/health").status_code)
-            except httpx.TransportError:
-                time.sleep(0.05)
-        assert set(statuses) <= {503, 200}  # it listens before it is ready, and says so
+        assert await_ready(server, address) <= {503, 200}  # it listens before it is ready, and says so
+        engine = engine_of(server.pid, checkpoint)
         body = ASK | {"max_tokens": 120, "seed": 3, "stream": True}
         lines = []
         with httpx.stream("POST", f"{address}/v1/chat/completions", json=body, timeout=60) as stream:
             source = stream.iter_lines()
             lines.append(next(source))
-            server.send_signal(signal.SIGTERM)
+            for told in (signal.SIGINT, signal.SIGTERM):  # from a terminal, or who stops all processes of a container
+                engine.send_signal(told)
+            os.killpg(server.pid, signal.SIGTERM)
             deadline = time.monotonic() + 20
             refused = False
             while not refused and time.monotonic() < deadline:
@@ -113,3 +151,15 @@ def test_a_stopped_server_finishes_what_it_has_and_takes_no_more(checkpoint: Pat
         assert [line for line in lines if line][-1] == "data: [DONE]"
         server.wait(30)
         assert server.returncode in (0, -signal.SIGTERM)
+        assert not engine.is_running()
+
+
+def test_a_killed_server_leaves_no_engine(checkpoint: Path):
+    with process(checkpoint) as (server, address):
+        await_ready(server, address)
+        engine = engine_of(server.pid, checkpoint)
+        body = ASK | {"max_tokens": 200, "stream": True}
+        with httpx.stream("POST", f"{address}/v1/chat/completions", json=body, timeout=60) as stream:
+            next(stream.iter_lines())
+            server.kill()
+        engine.wait(10)  # raises psutil.TimeoutExpired
