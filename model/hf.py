@@ -242,8 +242,16 @@ def quantise_checkpoint(folder: Path) -> None:
     config.model_copy(update={"quantization_config": QuantizationConfig()}).save(folder / CONFIG)
 
 
-def load_model(folder: Path) -> KimiK25:
-    """Build the model that a checkpoint folder describes, with its weights in float32, in evaluation mode."""
+def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> KimiK25:
+    """Build the model that a checkpoint folder describes, with its weights, in evaluation mode.
+
+    Args:
+        dtype: of the weights in memory, whatever the files have; the routers' correction biases stay float32.
+    """
     model = KimiK25(load_config(folder / CONFIG))
+    if dtype != torch.float32:
+        for name, parameter in model.named_parameters():
+            if not name.endswith(_CORRECTION_BIAS):
+                parameter.data = parameter.data.to(dtype)
     load_weights(model, folder)
     return model.eval()

@@ -1,19 +1,35 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.config import VISION_ALIASES, load_config, preset
+from model.config import VISION_ALIASES, RopeScaling, load_config, parse_config, preset
 from model.data.packing import pack
 from model.data.tokenize import TokenizedSample
 from model.errors import MoonflowError
-from model.hf import WEIGHTS, load_model, released_tensors, save_model, stacked_tensors
+from model.hf import (
+    FILES,
+    INDEX,
+    WEIGHTS,
+    export,
+    load_image_config,
+    load_model,
+    released_tensors,
+    save_model,
+    stacked_tensors,
+)
+from model.image import ImageConfig
 from model.multimodal import KimiK25
-from tests.peers import randomise, same_latent_eps
+from model.tokenizer import Tokenizer
+from tests.corpus import corpus
+from tests.peers import randomise
+from tests.tiny_folders import tiny_tokenizer
 
 CONFIG = preset("tiny")
 
@@ -198,53 +214,168 @@ def test_the_vision_tower_has_its_sizes_under_both_families_of_keys(folder):
     written = json.loads((folder / "config.json").read_text())["vision_config"]
     assert (written["hidden_size"], written["vt_hidden_size"]) == (CONFIG.vision_config.vt_hidden_size,) * 2
     assert all(written[alias] == written[key] for key, alias in VISION_ALIASES.items())
+    assert set(VISION_ALIASES.values()) == {
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "pos_emb_height",
+        "pos_emb_width",
+        "pos_emb_time",
+    }
     assert load_config(folder / "config.json") == CONFIG
 
 
-def test_families_that_disagree_are_an_error(folder):
+def test_an_export_has_every_file_of_a_checkpoint(model, tmp_path):
+    export(model, tiny_tokenizer(), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {*FILES, WEIGHTS}
+    assert load_image_config(tmp_path) == ImageConfig()
+    custom = ImageConfig(in_patch_limit=64)
+    save_model(model, tmp_path, image_config=custom)
+    assert load_image_config(tmp_path) == custom
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    with pytest.raises(MoonflowError, match="preprocessor_config.json gives no usable media_proc_cfg"):
+        load_image_config(tmp_path)
+
+
+def test_a_model_is_exported_with_its_own_tokenizer_only(model, tmp_path):
+    with pytest.raises(MoonflowError, match="the model has"):
+        export(model, Tokenizer.train(corpus(), ranks=700), tmp_path)
+
+
+def test_bfloat16_checkpoints_are_read_into_float32_or_as_asked(model, tmp_path):
+    save_model(model, tmp_path / "half", dtype=torch.bfloat16)
+    stored = load_file(tmp_path / "half" / WEIGHTS)
+    kept = {name for name, tensor in stored.items() if tensor.dtype == torch.float32}
+    assert kept == {f"language_model.model.layers.{n}.mlp.gate.e_score_correction_bias" for n in (1, 2, 3)}
+    assert {tensor.dtype for name, tensor in stored.items() if name not in kept} == {torch.bfloat16}
+    loaded = load_model(tmp_path / "half")
+    assert loaded.config.dtype == "bfloat16"
+    for name, tensor in released_tensors(loaded).items():
+        assert tensor.dtype == torch.float32 and torch.equal(tensor, stored[name].float()), name
+    save_model(loaded, tmp_path / "again", dtype=torch.bfloat16)
+    assert (tmp_path / "again" / WEIGHTS).read_bytes() == (tmp_path / "half" / WEIGHTS).read_bytes()
+    save_model(loaded, tmp_path / "full")
+    assert load_config(tmp_path / "full" / "config.json").dtype == "float32"
+
+    half = load_model(tmp_path / "half", dtype=torch.bfloat16)
+    for name, tensor in released_tensors(half).items():
+        assert tensor.dtype == stored[name].dtype and torch.equal(tensor, stored[name]), name
+    words = TokenizedSample(torch.arange(20), torch.ones(20, dtype=torch.bool), None, [])
+    with torch.no_grad():
+        expected, got = (each(pack([words], CONFIG.pad_token_id)).float() for each in (loaded, half))
+    assert torch.nn.functional.cosine_similarity(expected, got).min() > 0.999
+
+
+def shard(folder: Path, count: int) -> dict[str, str]:
+    """Cut model.safetensors as released checkpoints are cut; returns tensor name -> file."""
+    tensors, place = load_file(folder / WEIGHTS), {}
+    for number in range(count):
+        part = {name: tensors[name] for name in sorted(tensors)[number::count]}
+        file = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+        save_file(part, folder / file)
+        place |= dict.fromkeys(part, file)
+    (folder / WEIGHTS).unlink()
+    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": 0}, "weight_map": place}))
+    return place
+
+
+def test_shards_are_read_by_their_index(model, folder):
+    place = shard(folder, 3)
+    loaded = load_model(folder).state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())
+
+    first = folder / place[PROJECTION]
+    tensors = load_file(first)
+    save_file({name: value for name, value in tensors.items() if name != PROJECTION}, first)
+    with pytest.raises(MoonflowError, match=f"{first.name}: tensor {PROJECTION} is missing"):
+        load_model(folder)
+    first.unlink()
+    with pytest.raises(MoonflowError, match=f"no weights at .*{first.name}"):
+        load_model(folder)
+    (folder / INDEX).write_text(json.dumps({"weight_map": {PROJECTION: "../elsewhere.safetensors"}}))
+    with pytest.raises(MoonflowError, match="not a file of its folder"):
+        load_model(folder)
+    (folder / INDEX).write_text("{")
+    with pytest.raises(MoonflowError, match=f"{INDEX} is damaged"):
+        load_model(folder)
+
+
+def released_config() -> dict[str, Any]:
+    """A config.json as the released one is written: raw keys, YARN, and what transformers 4 leaves in every file."""
+    generic = {"return_dict": True, "output_attentions": False, "max_length": 20, "top_k": 50, "id2label": {"0": "a"}}
+    generic |= {"_name_or_path": "", "bad_words_ids": None, "torchscript": False, "pruned_heads": {}, "num_beams": 1}
+    k25 = preset("k25")
+    text = k25.text_config.model_dump(exclude_none=True) | generic | {"model_type": "kimi_k2", "ep_size": 1}
+    text |= {"pretraining_tp": 1, "torch_dtype": "bfloat16", "num_nextn_predict_layers": 0}
+    text |= {"max_position_embeddings": 262144, "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekV3Config"}}
+    text["rope_scaling"] = {
+        "beta_fast": 32.0, "beta_slow": 1.0, "factor": 64.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+        "original_max_position_embeddings": 4096, "type": "yarn",
+    }  # fmt: skip
+    vision = k25.vision_config.model_dump() | {"_attn_implementation": "flash_attention_2"}
+    raw = k25.model_dump(exclude={"text_config", "vision_config", "dtype", "quantization_config"})
+    return raw | {"dtype": "bfloat16", "transformers_version": "4.56.2", "text_config": text, "vision_config": vision}
+
+
+def test_a_released_config_is_read():
+    config = parse_config(json.dumps(released_config()), "config.json")
+    assert config.text_config.rope_scaling == RopeScaling(factor=64.0, original_max_position_embeddings=4096)
+    assert config.text_config.softmax_scale == pytest.approx(192**-0.5 * (0.1 * math.log(64) + 1) ** 2)
+    plain = preset("k25")
+    same = {"rope_scaling": None, "max_position_embeddings": 4096, "model_type": "deepseek_v3"}
+    assert config.text_config.model_copy(update=same) == plain.text_config
+    assert config.vision_config == plain.vision_config and config.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "told"),
+    [
+        ("text_config", {"rope_interleave": False}, "rope_interleave is False, but this network has only True"),
+        ("text_config", {"head_dim": 32}, "head_dim is 32"),
+        ("text_config", {"n_group": 8}, "n_group"),
+        ("text_config", {"topk_method": "greedy"}, "topk_method"),
+        ("text_config", {"norm_topk_prob": False}, "norm_topk_prob"),
+        ("text_config", {"scoring_func": "softmax"}, "scoring_func"),
+        ("text_config", {"attention_bias": True}, "attention_bias"),
+        ("text_config", {"num_key_value_heads": 2}, "MLA has no groups"),
+        ("text_config", {"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, "of type 'llama3'"),
+        ("text_config", {"rope_parameters": {"rope_type": "default", "rope_theta": 5.0}}, "rope_theta is 5.0"),
+        (
+            "text_config",
+            {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "mscale": 0.7}},
+            "mscale must equal mscale_all_dim",
+        ),
+        (
+            "text_config",
+            {
+                "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+                "rope_parameters": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64},
+            },
+            "rope_scaling is .* but rope_parameters is",
+        ),
+        ("vision_config", {"hidden_act": "relu"}, "hidden_act is relu"),
+        ("vision_config", {"num_hidden_layers": 27}, "num_hidden_layers is 27, but vision_config.vt_num_hidden"),
+        ("vision_config", {"surprise": 1}, "surprise"),
+        ("", {"tie_word_embeddings": True}, "tie_word_embeddings"),
+        ("", {"image_token_id": 5}, "image_token_id is 5, but config.media_placeholder_token_id is 789"),
+        ("", {"model_type": "kimi_vl"}, "model_type"),
+    ],
+)
+def test_what_would_be_another_network_is_refused(folder, part, change, told):
     path = folder / "config.json"
     raw = json.loads(path.read_text())
-    raw["vision_config"]["num_hidden_layers"] = 27
+    (raw[part] if part else raw).update(change)
     path.write_text(json.dumps(raw))
-    with pytest.raises(MoonflowError, match="vision_config.num_hidden_layers is 27, but vision_config.vt_num_hidden"):
+    with pytest.raises(MoonflowError, match=told):
         load_config(path)
 
 
-@pytest.fixture
-def native(folder: Path) -> torch.nn.Module:
-    """Our checkpoint in transformers' native class; its loader renames the tensors itself."""
-    transformers = pytest.importorskip("transformers", minversion="5.23")
-    raw = json.loads((folder / "config.json").read_text())
-    config = transformers.Kimi_K25Config(
-        text_config=raw["text_config"],
-        vision_config=raw["vision_config"],
-        projection_hidden_size=raw["vision_config"]["mm_hidden_size"],
-        projection_layer_norm_eps=raw["vision_config"]["projector_ln_eps"],
-        image_token_id=raw["media_placeholder_token_id"],
-        tie_word_embeddings=False,
-        video_token_id=-1,
-    )
-    loaded, report = transformers.Kimi_K25ForConditionalGeneration.from_pretrained(
-        folder, config=config, output_loading_info=True, dtype=torch.float32
-    )
-    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
-    same_latent_eps(loaded, CONFIG.text_config)
-    return loaded.eval()
-
-
-@torch.no_grad()
-def test_transformers_reads_our_checkpoint_and_gives_the_same_logits(model, native):
-    generator = torch.Generator().manual_seed(0)
-    words = torch.randint(0, 768, (12,), generator=generator)
-    pad = torch.full((6,), CONFIG.media_placeholder_token_id)
-    grid, pixels = (1, 4, 6), torch.rand(24, 3, 14, 14, generator=generator)
-    loss = torch.ones(12, dtype=torch.bool)
-    for sample, media in (
-        (TokenizedSample(words, loss, None, []), {}),
-        (
-            TokenizedSample(torch.cat((words[:5], pad, words[5:])), torch.ones(18, dtype=torch.bool), pixels, [grid]),
-            {"pixel_values": pixels, "image_grid_thw": torch.tensor([grid])},
-        ),
-    ):
-        expected = native(input_ids=sample.input_ids.unsqueeze(0), **media).logits[0, :-1]
-        torch.testing.assert_close(model(pack([sample], CONFIG.pad_token_id)), expected, atol=5e-4, rtol=1e-3)
+def test_yarn_is_written_and_read(tmp_path):
+    scaling = RopeScaling(factor=4.0, original_max_position_embeddings=64)
+    text = CONFIG.text_config.model_copy(update={"rope_scaling": scaling})
+    config = CONFIG.model_copy(update={"text_config": text})
+    config.save(tmp_path / "config.json")
+    assert load_config(tmp_path / "config.json") == config
+    CONFIG.save(tmp_path / "config.json")
+    assert "rope_scaling" not in json.loads((tmp_path / "config.json").read_text())["text_config"]

@@ -12,12 +12,11 @@ from components.runtime.manifest import Manifest
 from components.runtime.step import METRICS
 from components.runtime.store import ObjectStore
 from model.errors import MoonflowError
-from model.hf import quantise_checkpoint
+from model.hf import FILES, quantise_checkpoint
 from model.tokenizer import Tokenizer
 from model.train.checkpoint import OPTIMIZER, STATE
 
 TRAINING_ONLY = (OPTIMIZER, STATE, METRICS)
-NEEDED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
 def export(store: ObjectStore, checkpoint: Manifest, work: Path, key: Path, expert_precision: str = "full") -> Manifest:
@@ -72,7 +71,7 @@ def export(store: ObjectStore, checkpoint: Manifest, work: Path, key: Path, expe
 
 def _collect(store: ObjectStore, checkpoint: Manifest, folder: Path) -> None:
     names = [file.name for file in checkpoint.files if file.name not in TRAINING_ONLY]
-    missing = [name for name in NEEDED if name not in names]
+    missing = [name for name in FILES if name not in names]
     if missing or not any(name.endswith(".safetensors") for name in names):
         raise MoonflowError(f"{checkpoint.uri} cannot be served: it lacks {', '.join(missing) or 'its weights'}")
     manifests.fetch(store, checkpoint.uri, folder, names)

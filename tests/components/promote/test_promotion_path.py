@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -324,7 +325,8 @@ def test_what_is_not_signed_as_asked_is_not_served(
     forged = manifests.publish(
         store, f"{step_environment}/forged/0", tmp_path / "forged", run_id="r", step="parl", index=0, kind="checkpoint"
     )
-    assert "Hash mismatch for 'config.json'" in brought(forged.uri, forged.sha256, public)
+    # Quotes come escaped or not, as the digests' bytes in the same message have it.
+    assert re.search(r"Hash mismatch for \\?'config\.json", brought(forged.uri, forged.sha256, public))
     # What a killed attempt left behind does not keep the next one from serving.
     folder = tmp_path / "restarted"
     folder.mkdir()
