@@ -63,4 +63,4 @@ class Decoder:
                 return
             content = bytes(self._pending[_LENGTH.size : end])
             del self._pending[:end]
-            yield pickle.loads(content)  # noqa: S301  from the other end, which is this program
+            yield pickle.loads(content)  # from the other end, which is this program
