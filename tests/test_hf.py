@@ -322,6 +322,7 @@ def test_a_released_config_is_read():
     config = parse_config(json.dumps(released_config()), "config.json")
     assert config.text_config.rope_scaling == RopeScaling(factor=64.0, original_max_position_embeddings=4096)
     assert config.text_config.softmax_scale == pytest.approx(192**-0.5 * (0.1 * math.log(64) + 1) ** 2)
+    assert config.text_config.softmax_scale * 192**0.5 == pytest.approx(1.416**2, rel=1e-3)
     plain = preset("k25")
     same = {"rope_scaling": None, "max_position_embeddings": 4096, "model_type": "deepseek_v3"}
     assert config.text_config.model_copy(update=same) == plain.text_config
@@ -357,6 +358,7 @@ def test_a_released_config_is_read():
         ("vision_config", {"hidden_act": "relu"}, "hidden_act is relu"),
         ("vision_config", {"num_hidden_layers": 27}, "num_hidden_layers is 27, but vision_config.vt_num_hidden"),
         ("vision_config", {"surprise": 1}, "surprise"),
+        ("vision_config", {"vt_num_attention_heads": 64, "num_attention_heads": 64}, "a multiple of 4"),
         ("", {"tie_word_embeddings": True}, "tie_word_embeddings"),
         ("", {"image_token_id": 5}, "image_token_id is 5, but config.media_placeholder_token_id is 789"),
         ("", {"model_type": "kimi_vl"}, "model_type"),

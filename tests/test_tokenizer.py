@@ -39,14 +39,28 @@ def test_special_slots_follow_the_ranks_as_released():
     assert tokenizer.vocab_size == 1024
     assert {tokenizer.token_id(name) - tokenizer.ranks for name in SPECIALS} == set(range(256))
     released = {
+        "[BOS]": 584,
         "[EOS]": 585,
         "<|im_end|>": 586,
+        "<|im_user|>": 587,
+        "<|im_assistant|>": 588,
         "<|im_system|>": 594,
         "<|tool_calls_section_begin|>": 595,
+        "<|tool_calls_section_end|>": 596,
+        "<|tool_call_begin|>": 597,
+        "<|tool_call_argument_begin|>": 598,
+        "<|tool_call_end|>": 599,
+        "<|im_middle|>": 601,
+        "<|media_begin|>": 602,
+        "<|media_content|>": 603,
+        "<|media_end|>": 604,
         "<|media_pad|>": 605,
+        "<think>": 606,
         "</think>": 607,
+        "[UNK]": 838,
         "[PAD]": 839,
     }
+    assert set(released) == set(NAMED_SLOTS.values())
     for name, offset in released.items():
         assert tokenizer.token_id(name) - tokenizer.ranks == offset + 163_000 - 163_584
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.im_end_id, tokenizer.media_pad_id, tokenizer.pad_id) == (

@@ -14,6 +14,7 @@ import ast
 import importlib.util
 import io
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import jinja2
@@ -24,12 +25,14 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from transformers.models.kimi_k25.processing_kimi_k25 import Kimi_K25Processor
+from transformers.video_utils import VideoMetadata
 
 from components.serve.tools import declare
 from model.chat import TOOLS, encode_chat
 from model.data.tokenize import expand_media
 from model.hf import load_image_config
-from model.image import ImageConfig, encode_image, encode_mp4, encode_png, encode_video, scaled_size
+from model.image import ImageConfig, decode_video, encode_image, encode_mp4, encode_png, encode_video, scaled_size
 from tests.tiny_folders import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -243,22 +246,56 @@ def test_pixels_can_be_left_for_the_engine_to_normalise(processor):
     np.testing.assert_array_equal(got["pixel_values"][0], image[:14, :14].transpose(2, 0, 1))
 
 
-def resize_rule_of_transformers():
-    """``navit_resize`` out of the file of its image processor, which cannot be imported without torchvision."""
+def of_transformers(name: str) -> Any:
+    """A function out of the file of its image processor, which cannot be imported without torchvision."""
     path = importlib.util.find_spec("transformers.models.kimi_k25").submodule_search_locations[0]
     with open(f"{path}/image_processing_kimi_k25.py") as file:
         tree = ast.parse(file.read())
-    found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "navit_resize"]
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == name]
     names: dict[str, Any] = {"math": math}
     exec(compile(ast.Module(found, []), path, "exec"), names)
-    return names["navit_resize"]
+    return names[name]
+
+
+def test_patches_are_those_of_transformers():
+    pixels = noise(56, 84, 3)
+    values = (torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0) / 255 - 0.5) / 0.5
+    patches, *grid = of_transformers("patchify")(None, values, 14)
+    ours, (_, *our_grid) = encode_image(pixels, ImageConfig())
+    assert our_grid == grid
+    torch.testing.assert_close(torch.from_numpy(ours), patches[0], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("frames", "fps"), [(6, 2), (41, 20), (75, 30), (9, 1)])
+def test_a_video_reads_as_transformers_writes_it(frames, fps):
+    """Timestamps and pads of its chunks, from transformers' ``Kimi_K25Processor`` (with one pad for all media)."""
+    video = encode_mp4(np.zeros((frames, 28, 84, 3), np.uint8), fps=fps)
+    config = ImageConfig()
+    _, seconds = decode_video(video, config)
+    turns = [{"role": "user", "content": [{"type": "video", "media": "v"}]}]
+    ours = expand_media(encode_chat(turns, [], TOKENIZER), {"v": video}, TOKENIZER, config)
+    metadata = VideoMetadata(total_num_frames=frames, fps=fps, frames_indices=[round(time * fps) for time in seconds])
+    stated = SimpleNamespace(
+        video_processor=SimpleNamespace(merge_size=2, temporal_patch_size=4), video_token="<|media_pad|>"
+    )
+    inputs = {
+        "num_chunks_per_video": [len(ours.grid_thws)],
+        "video_grid_thw": torch.tensor(ours.grid_thws),
+        "video_metadata": [metadata],
+    }
+    expected = Kimi_K25Processor.replace_video_token(stated, inputs, 0)
+    text = TOKENIZER.decode(ours.input_ids.tolist())
+    assert text == f"<|im_user|>user<|im_middle|>{expected}\n<|im_end|>"
+
+
+NAVIT_RESIZE = of_transformers("navit_resize")
 
 
 @given(st.integers(1, 9000), st.integers(1, 9000), st.sampled_from([16384, 4096, 64]), st.sampled_from([512, 16]))
 @settings(max_examples=150, deadline=None)
 def test_sizes_and_padding_are_those_of_transformers(width, height, limit, side):
     config = ImageConfig(patch_limit_on_one_side=side)
-    resized, padded = resize_rule_of_transformers()(height, width, 14, 2, limit, side)
+    resized, padded = NAVIT_RESIZE(height, width, 14, 2, limit, side)
     got = scaled_size(width, height, limit, config)
     assert got == resized[::-1]
     assert tuple(length + -length % 28 for length in got) == padded[::-1]

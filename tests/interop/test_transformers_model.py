@@ -24,7 +24,7 @@ from transformers import Kimi_K25Config, Kimi_K25ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
 
-from model.decoder import packed_causal_mask
+from model.documents import Documents
 from model.hf import export, load_model
 from model.multimodal import KimiK25
 from model.vision import GridTHW
@@ -67,7 +67,7 @@ def ours(model: KimiK25, ids_T: torch.Tensor, pixels: torch.Tensor | None, grids
     ]
     x_BTD = model.embed(ids_T.unsqueeze(0), pixels, grids)
     positions, documents = torch.arange(len(ids_T)).unsqueeze(0), torch.zeros(1, len(ids_T), dtype=torch.long)
-    hidden = model.language_model.model(x_BTD, positions, packed_causal_mask(documents))
+    hidden = model.language_model.model(x_BTD, positions, Documents.of(documents))
     for hook in hooks:
         hook.remove()
     return model.language_model.lm_head(hidden)[0], chosen
@@ -108,7 +108,7 @@ def assert_same(model: KimiK25, native: torch.nn.Module, names: list[str] | None
         (got, our_experts), (expected, their_experts) = ours(model, *inputs), theirs(native, *inputs)
         assert 0.3 < expected.std() < 3, name
         assert (got - expected).abs().max() <= TOLERANCE, name
-        assert len(our_experts) == len(their_experts) == 3
+        assert len(our_experts) == len(list(model.routers()))
         for layer, (mine, other) in enumerate(zip(our_experts, their_experts, strict=True)):
             assert torch.equal(mine, other), (name, layer)
 
@@ -125,14 +125,30 @@ def test_it_gives_the_logits_and_experts_of_our_export(model, folder):
     assert_same(model, from_pretrained(folder))
 
 
-@pytest.mark.parametrize(("eps", "scaling"), [(1e-6, YARN), (1e-5, None)], ids=["yarn", "eps 1e-5"])
-def test_also_with_yarn_and_with_the_released_eps(tmp_path, eps, scaling):
-    model = random_model(tiny(eps, scaling), seed=3)
+def test_yarn_and_every_size_another(tmp_path):
+    """A second shape, so that no value of config.json can come from a default: two dense layers, two shared experts."""
+    config = tiny(scaling=YARN)
+    text = {"first_k_dense_replace": 2, "n_shared_experts": 2, "num_experts_per_tok": 3, "routed_scaling_factor": 1.3}
+    vision = {"projector_ln_eps": 1e-3, "init_pos_emb_height": 8, "init_pos_emb_width": 8, "vt_num_attention_heads": 8}
+    model = random_model(
+        config.model_copy(
+            update={
+                "text_config": config.text_config.model_copy(update=text),
+                "vision_config": config.vision_config.model_copy(update=vision),
+            }
+        ),
+        seed=3,
+    )
+    export(model, tiny_tokenizer(), tmp_path)
+    assert_same(model, from_pretrained(tmp_path), ["text", "several images", "a video chunk"])
+
+
+def test_the_released_eps(tmp_path):
+    model = random_model(tiny(eps=1e-5), seed=3)
     export(model, tiny_tokenizer(), tmp_path)
     native = from_pretrained(tmp_path)
-    if eps != 1e-6:
-        same_latent_eps(native, model.config.text_config)
-    assert_same(model, native, ["text", "several images"])
+    same_latent_eps(native, model.config.text_config)
+    assert_same(model, native, ["text", "one image"])
 
 
 @torch.no_grad()
