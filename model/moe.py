@@ -82,7 +82,8 @@ class Router(nn.Module):
 
 
 class GroupedExperts(torch.autograd.Function):
-    """All routed experts at once: sort pairs by expert, one GEMM per expert and matrix, gathers instead of scatters.
+    """All routed experts at once: sort pairs by expert, one GEMM per expert and matrix, gathers instead of scatters;
+    a token's experts are gathered, weighted and summed in one pass over memory (``embedding_bag``).
 
     Written by hand because autograd's backward of the token gather is a scatter-add, the slowest part of a small MoE.
     """
@@ -118,34 +119,33 @@ class GroupedExperts(torch.autograd.Function):
         y_SD = torch.empty_like(x_SD)
         for start, end, expert in _groups(ends):
             torch.mm(x_SD[start:end], gate_up_EGD[expert].T, out=h_SG[start:end])
-        act_SF = swiglu(h_SG)
+        act_SF, silu_SF = swiglu(h_SG)
         for start, end, expert in _groups(ends):
             torch.mm(act_SF[start:end], down_EDF[expert].T, out=y_SD[start:end])
-        y_NKD = y_SD.index_select(0, place_S).unflatten(0, (-1, k))
-        out_ND = torch.bmm(weights_NK.unsqueeze(1), y_NKD).squeeze(1)
-        ctx.save_for_backward(x_SD, weight_S, token_S, place_S, h_SG, act_SF, y_SD, gate_up_EGD, down_EDF)
+        place_NK = place_S.view(-1, k)
+        out_ND = F.embedding_bag(place_NK, y_SD, mode="sum", per_sample_weights=weights_NK)
+        ctx.save_for_backward(x_SD, weight_S, token_S, place_NK, h_SG, silu_SF, act_SF, y_SD, gate_up_EGD, down_EDF)
         ctx.ends = ends
         return out_ND
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_ND,) = grads
-        x_SD, weight_S, token_S, place_S, h_SG, act_SF, y_SD, gate_up_EGD, down_EDF = ctx.saved_tensors
+        x_SD, weight_S, token_S, place_NK, h_SG, silu_SF, act_SF, y_SD, gate_up_EGD, down_EDF = ctx.saved_tensors
         of_x, of_weights, of_experts = ctx.dtypes
-        k = len(place_S) // len(grad_ND)
         grad_SD = grad_ND.index_select(0, token_S)
-        grad_weights_NK = (grad_SD * y_SD).sum(-1, dtype=of_weights).index_select(0, place_S).unflatten(0, (-1, k))
+        grad_weights_NK = (grad_SD * y_SD).sum(-1, dtype=of_weights)[place_NK]
         grad_SD.mul_(weight_S.unsqueeze(-1))
         grad_act_SF, grad_down_EDF = torch.empty_like(act_SF), torch.zeros_like(down_EDF)
         for start, end, expert in _groups(ctx.ends):
             torch.mm(grad_SD[start:end], down_EDF[expert], out=grad_act_SF[start:end])
             torch.mm(grad_SD[start:end].T, act_SF[start:end], out=grad_down_EDF[expert])
-        grad_h_SG = swiglu_backward(grad_act_SF, h_SG)
+        grad_h_SG = swiglu_backward(grad_act_SF, h_SG, silu_SF)
         grad_x_SD, grad_gate_up_EGD = torch.empty_like(x_SD), torch.zeros_like(gate_up_EGD)
         for start, end, expert in _groups(ctx.ends):
             torch.mm(grad_h_SG[start:end], gate_up_EGD[expert], out=grad_x_SD[start:end])
             torch.mm(grad_h_SG[start:end].T, x_SD[start:end], out=grad_gate_up_EGD[expert])
-        grad_x_ND = grad_x_SD.index_select(0, place_S).unflatten(0, (-1, k)).sum(1, dtype=of_x)
+        grad_x_ND = F.embedding_bag(place_NK, grad_x_SD, mode="sum").to(of_x)
         return grad_x_ND, grad_weights_NK, None, grad_gate_up_EGD.to(of_experts), grad_down_EDF.to(of_experts), None
 
 

@@ -117,17 +117,17 @@ class _SwiGLU(torch.autograd.Function):
         x_ND = x.to(dtype).flatten(0, -2)
         gate_up_GD, down = torch.cat((gate_FD, up_FD)).to(dtype), down_DF.to(dtype)
         h_NG = x_ND @ gate_up_GD.T
-        act_NF = swiglu(h_NG)
-        ctx.save_for_backward(x_ND, h_NG, act_NF, gate_up_GD, down)
+        act_NF, silu_NF = swiglu(h_NG)
+        ctx.save_for_backward(x_ND, h_NG, silu_NF, act_NF, gate_up_GD, down)
         ctx.dtypes, ctx.shape = (x.dtype, gate_FD.dtype), x.shape
         return (act_NF @ down.T).view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x_ND, h_NG, act_NF, gate_up_GD, down_DF = ctx.saved_tensors
+        x_ND, h_NG, silu_NF, act_NF, gate_up_GD, down_DF = ctx.saved_tensors
         of_x, of_weight = ctx.dtypes
         grad_ND = grads[0].flatten(0, -2)
-        grad_h_NG = swiglu_backward(grad_ND @ down_DF, h_NG)
+        grad_h_NG = swiglu_backward(grad_ND @ down_DF, h_NG, silu_NF)
         grad_down_DF = (grad_ND.T @ act_NF).to(of_weight)
         grad_gate_FD, grad_up_FD = (grad_h_NG.T @ x_ND).to(of_weight).chunk(2)
         grad_x = (grad_h_NG @ gate_up_GD).view(ctx.shape).to(of_x)
@@ -141,17 +141,18 @@ def gated_ffn(x: Tensor, gate: nn.Linear, up: nn.Linear, down: nn.Linear) -> Ten
     return _SwiGLU.apply(x, gate.weight, up.weight, down.weight, _products)
 
 
-def swiglu(h_NG: Tensor) -> Tensor:
-    """silu(first half) * second half."""
+def swiglu(h_NG: Tensor) -> tuple[Tensor, Tensor]:
+    """silu(first half) * second half, and silu(first half), which the backward wants too."""
     gate_NF, up_NF = h_NG.chunk(2, dim=-1)
-    return F.silu(gate_NF).mul_(up_NF)
+    silu_NF = F.silu(gate_NF)
+    return silu_NF * up_NF, silu_NF
 
 
-def swiglu_backward(grad_NF: Tensor, h_NG: Tensor) -> Tensor:
+def swiglu_backward(grad_NF: Tensor, h_NG: Tensor, silu_NF: Tensor) -> Tensor:
     """The gradient of ``h_NG``; ``grad_NF`` is overwritten."""
     gate_NF, up_NF = h_NG.chunk(2, dim=-1)
     grad_h_NG = torch.empty_like(h_NG)
     grad_gate_NF, grad_up_NF = grad_h_NG.chunk(2, dim=-1)
-    torch.mul(F.silu(gate_NF), grad_NF, out=grad_up_NF)
-    grad_gate_NF.copy_(torch.ops.aten.silu_backward(grad_NF.mul_(up_NF), gate_NF))
+    torch.mul(silu_NF, grad_NF, out=grad_up_NF)
+    torch.ops.aten.silu_backward(grad_NF.mul_(up_NF), gate_NF, grad_input=grad_gate_NF)
     return grad_h_NG

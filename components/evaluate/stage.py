@@ -13,6 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from components.evaluate.config import Config
 from components.evaluate.decision import DECISION, TABLE, as_record, as_table, find_champion, parse_champion
 from components.evaluate.gate import Rules, decide, parse_floors
@@ -105,7 +107,7 @@ async def _scores(
     evaluation: Evaluation, model: KimiK25, frozen: KimiK25, tasks: Mapping[str, Sequence[Sample]],
     suites: Sequence[Suite], max_batch: int,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
-    engine, sub_engine = EmbeddedEngine(model, max_batch), EmbeddedEngine(frozen, max_batch)
+    engine, sub_engine = (EmbeddedEngine(m, max_batch, prompt_products=torch.bfloat16) for m in (model, frozen))
     context = min(m.config.text_config.max_position_embeddings for m in (model, frozen))
     scores: dict[str, Score] = await evaluation.score(engine, sub_engine, tasks, suites, context)
     return {name: asdict(score) for name, score in scores.items()}

@@ -26,6 +26,8 @@ from model.decoder import Decoder, DecoderLayer
 from model.documents import Documents
 from model.moe import Experts, MixtureOfExperts
 from model.multimodal import KimiK25
+from model.packed_attention import LONGEST
+from model.precision import product_dtype, products_in
 
 MIN_ROWS = 4
 SPAN = 32
@@ -65,7 +67,8 @@ def prefill(model: KimiK25, x_BTD: Tensor, lengths: Sequence[int]) -> tuple[Tens
     """Read prompts, padded on the right to a common whole number of spans.
 
     Args:
-        x_BTD: embedded prompts; what stands after a prompt's end is not looked at by it.
+        x_BTD: embedded prompts; what stands after a prompt's end is not looked at by it. Inside ``products_in`` the
+            network is that of training, and a row is no longer computed alike whatever shares the batch.
         lengths: tokens of each prompt.
 
     Returns:
@@ -75,16 +78,21 @@ def prefill(model: KimiK25, x_BTD: Tensor, lengths: Sequence[int]) -> tuple[Tens
     rows, tokens = x_BTD.shape[:2]
     positions_BT = torch.arange(tokens, device=x_BTD.device).expand(rows, -1)
     documents = Documents(rows, tokens, x_BTD.device)
+    dtype = product_dtype()
+    plain = dtype is not None and tokens <= LONGEST
+    looks = documents.score_bias(decoder.heads, dtype) if plain else documents
+    feed_forward = _feed_forward if dtype is None else lambda mlp, x: mlp(x)
     cos_BTR, sin_BTR = decoder.rotary(positions_BT)
     latents = []
     for layer in _layers(decoder):
         normed_BTD = layer.input_layernorm(x_BTD)
         latents.append(torch.cat(layer.self_attn.latents(normed_BTD, cos_BTR, sin_BTR), dim=-1))
-        x_BTD = x_BTD + layer.self_attn(normed_BTD, cos_BTR, sin_BTR, documents)
-        x_BTD = x_BTD + _feed_forward(layer.mlp, layer.post_attention_layernorm(x_BTD))
+        x_BTD = x_BTD + layer.self_attn(normed_BTD, cos_BTR, sin_BTR, looks).to(x_BTD.dtype)
+        x_BTD = x_BTD + feed_forward(layer.mlp, layer.post_attention_layernorm(x_BTD)).to(x_BTD.dtype)
     last = torch.tensor(lengths, device=x_BTD.device) - 1
-    hidden_BD = decoder.norm(x_BTD[torch.arange(rows, device=x_BTD.device), last])
-    return torch.stack(latents), _logits(model, hidden_BD)
+    with products_in(None):
+        hidden_BD = decoder.norm(x_BTD[torch.arange(rows, device=x_BTD.device), last])
+        return torch.stack(latents), _logits(model, hidden_BD)
 
 
 def decode(model: KimiK25, cache: LatentCache, tokens: Sequence[int], lengths: Sequence[int]) -> Tensor:
@@ -157,7 +165,9 @@ def _routed(experts: Experts, x_ND: Tensor, weights_NK: Tensor, chosen_NK: Tenso
     k = chosen_NK.shape[1]
     order_S = chosen_NK.flatten().argsort(stable=True)
     counts = chosen_NK.flatten().bincount(minlength=len(experts.gate_up_proj)).tolist()
-    x_SD = F.pad(x_ND[order_S // k], (0, 0, 0, MIN_ROWS))
+    token_S = order_S.new_zeros(len(order_S) + MIN_ROWS)
+    torch.div(order_S, k, rounding_mode="floor", out=token_S[: len(order_S)])
+    x_SD = x_ND.index_select(0, token_S)
     y_SD = torch.empty_like(x_SD)
     start = 0
     for expert, count in enumerate(counts):
@@ -167,12 +177,14 @@ def _routed(experts: Experts, x_ND: Tensor, weights_NK: Tensor, chosen_NK: Tenso
             gate_SF, up_SF = torch.mm(x_SD[start:end], experts.gate_up_proj[expert].T).chunk(2, dim=-1)
             torch.mm(F.silu(gate_SF) * up_SF, experts.down_proj[expert].T, out=y_SD[start:end])
             start += count
-    out_SD = torch.empty_like(y_SD[: len(order_S)])
-    out_SD[order_S] = y_SD[: len(order_S)]
-    return (out_SD.unflatten(0, (-1, k)) * weights_NK.unsqueeze(-1)).sum(1)
+    place_NK = (
+        torch.empty_like(order_S).scatter_(0, order_S, torch.arange(len(order_S), device=order_S.device)).view(-1, k)
+    )
+    return F.embedding_bag(place_NK, y_SD, mode="sum", per_sample_weights=weights_NK.to(y_SD.dtype))
 
 
 def _logits(model: KimiK25, hidden_BD: Tensor) -> Tensor:
     rows = len(hidden_BD)
-    padded_BD = F.pad(hidden_BD, (0, 0, 0, max(0, MIN_ROWS - rows)))
-    return model.language_model.lm_head(padded_BD)[:rows].float()
+    if rows < MIN_ROWS:
+        hidden_BD = F.pad(hidden_BD, (0, 0, 0, MIN_ROWS - rows))
+    return model.language_model.lm_head(hidden_BD)[:rows].float()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -246,3 +247,11 @@ def test_impossible_requests_are_told_before_they_touch_the_batch(tiny_model, re
         return await running
 
     assert asyncio.run(scenario()) == run(EmbeddedEngine(tiny_model), [good])
+
+
+def test_prompts_read_with_narrow_products_give_nearly_the_same_log_probs(tiny_model):
+    requests = [replace(request, max_new_tokens=1, temperature=0.0) for request in mixed_requests()]
+    exact = run(EmbeddedEngine(tiny_model), requests)
+    narrow = run(EmbeddedEngine(tiny_model, prompt_products=torch.bfloat16), requests)
+    gaps = [abs(a.logprobs[0] - b.logprobs[0]) for a, b in zip(exact, narrow, strict=True)]
+    assert 0 < max(gaps) < 0.1

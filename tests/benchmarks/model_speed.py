@@ -1,0 +1,268 @@
+"""The model's speed next to transformers' ``DeepseekV3ForCausalLM``, and packed vision next to padded.
+
+    python tests/benchmarks/model_speed.py [--repeats 5] [--threads 2] [--json]
+
+Language model: the same weights and the same batches of 16 x 256 tokens, at the tiny preset's shape and at one four
+times as wide. Transformers trains with torch's fused AdamW and gets sdpa attention and the fastest of its expert
+implementations in float32 and bfloat16; ours trains with MuonClip and keeps float32 weights around bfloat16 products.
+The logits in float32 are compared before anything is timed. Decoding is greedy with a cache, 16 prompts that grow to
+512 tokens. Vision: images of very unequal sizes through the tower as they are, and padded to the largest. Sides take
+turns; medians count. Expect about five minutes on two quiet CPU cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from model.config import TextConfig, preset  # noqa: E402
+from model.data.packing import Batch  # noqa: E402
+from model.data.stream import MixtureStream, StreamState  # noqa: E402
+from model.hf import released_tensors  # noqa: E402
+from model.multimodal import KimiK25  # noqa: E402
+from model.precision import products_in  # noqa: E402
+from model.rollout.embedded import EmbeddedEngine  # noqa: E402
+from model.rollout.protocol import Request  # noqa: E402
+from model.train.loop import Phase, optimizer_step  # noqa: E402
+from model.train.optimizer import build_optimizer  # noqa: E402
+from model.vision import GridTHW  # noqa: E402
+from tests.peers import peer_language_model  # noqa: E402
+
+ROWS, TOKENS = 16, 256
+CONTEXT, NEW = 512, 64
+RATE = 1e-3
+PEER_EXPERTS = ("eager", "grouped_mm")
+DECODE_EXPERTS = (*PEER_EXPERTS, "batched_mm")  # copies an expert per token: out of memory on a training batch
+
+
+def widened(text: TextConfig, times: int) -> TextConfig:
+    """The same depth and head sizes, everything else ``times`` as wide."""
+    grown = ("hidden_size", "intermediate_size", "moe_intermediate_size", "num_attention_heads", "num_key_value_heads",
+             "q_lora_rank", "kv_lora_rank")  # fmt: skip
+    return text.model_copy(update={key: getattr(text, key) * times for key in grown})
+
+
+def language_model(times: int) -> KimiK25:
+    config = preset("tiny").model_copy(deep=True)
+    config.text_config = widened(config.text_config, times)
+    config.text_config.max_position_embeddings = CONTEXT
+    config.vision_config.text_hidden_size = config.text_config.hidden_size
+    return KimiK25(config, seed=0)
+
+
+def text_batch(seed: int) -> Batch:
+    """One document a row; every token but the first is a target."""
+    ids_BT = torch.randint(0, 768, (ROWS, TOKENS), generator=torch.Generator().manual_seed(seed))
+    where_N = torch.arange(ROWS * TOKENS).view(ROWS, TOKENS)[:, :-1].flatten()
+    positions_BT, documents_BT = torch.arange(TOKENS).repeat(ROWS, 1), torch.zeros_like(ids_BT)
+    vision_N = torch.zeros(len(where_N), dtype=torch.bool)
+    return Batch(ids_BT, positions_BT, documents_BT, where_N, ids_BT[:, 1:].flatten(), vision_N, where_N // TOKENS,
+                 None, [])  # fmt: skip
+
+
+def no_stream(_: StreamState | None) -> MixtureStream:
+    raise AssertionError("batches are given here")
+
+
+class Ours:
+    """Our model and the step of the training loop."""
+
+    def __init__(self, model: KimiK25) -> None:
+        self.model = model.train()
+        self.phase = Phase(no_stream, 10**9, RATE, warmup_steps=0, trainable=("language_model.",), products="bfloat16")
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(self.phase.learns(name))
+        self.optimizer = build_optimizer(model, RATE)
+
+    def step(self, batch: Batch) -> float:
+        return optimizer_step(self.model, batch, self.optimizer, self.phase, 0)["loss/total"]
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch) -> Tensor:
+        with products_in(torch.bfloat16):
+            return self.model(batch)
+
+
+class Theirs:
+    """Transformers' model with its own weights in ``dtype``."""
+
+    def __init__(self, text: TextConfig, tensors: dict[str, Tensor], dtype: torch.dtype, experts: str) -> None:
+        self.name = f"{str(dtype).removeprefix('torch.')}, {experts}"
+        self.model: nn.Module = peer_language_model(text, tensors, "sdpa").to(dtype).train()
+        self.model.set_experts_implementation(experts)  # type: ignore[operator]
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), RATE, fused=True)
+
+    def step(self, batch: Batch) -> float:
+        logits_NV = self.model(batch.input_ids_BT, use_cache=False).logits[:, :-1].flatten(0, 1)
+        loss = F.cross_entropy(logits_NV.float(), batch.targets_N)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(loss.detach())
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch) -> Tensor:
+        return self.model(batch.input_ids_BT, use_cache=False).logits[:, :-1].flatten(0, 1)
+
+
+def seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def fastest(sides: Sequence[Theirs], run: Callable[[Theirs], object]) -> Theirs:
+    for side in sides:
+        run(side)  # allocates, and compiles kernels
+    return min(sides, key=lambda side: min(seconds(lambda: run(side)), seconds(lambda: run(side))))
+
+
+def ratio(ours: Callable[[], object], theirs: Callable[[], object], repeats: int) -> tuple[float, float, float]:
+    """How many times as fast ours is, and the median seconds of both; the first turn is not counted."""
+    taken = [(seconds(ours), seconds(theirs)) for _ in range(repeats + 1)][1:]
+    own, peer = (statistics.median(column) for column in zip(*taken, strict=True))
+    return peer / own, own, peer
+
+
+def language(times: int, repeats: int) -> dict[str, object]:
+    """Training step and forward of the language model."""
+    model = language_model(times)
+    text, tensors = model.config.text_config, {name: value.clone() for name, value in released_tensors(model).items()}
+    peers = [Theirs(text, tensors, dtype, experts)
+             for dtype, experts in itertools.product((torch.float32, torch.bfloat16), PEER_EXPERTS)]  # fmt: skip
+    batches = itertools.cycle([text_batch(seed) for seed in range(4)])
+    first = next(batches)
+    with torch.no_grad():
+        difference = float((model(first) - peers[0].forward(first)).abs().max())
+    if difference > 1e-3:
+        raise SystemExit(f"the logits differ by {difference}: the measurement is void")
+    ours = Ours(model)
+    reader = fastest(peers, lambda side: side.forward(first))
+    forward = ratio(lambda: ours.forward(next(batches)), lambda: reader.forward(next(batches)), repeats)
+    trainer = fastest(peers, lambda side: side.step(first))
+    train = ratio(lambda: ours.step(next(batches)), lambda: trainer.step(next(batches)), repeats)
+    count = ROWS * TOKENS
+    return {
+        "train_ratio": train[0],
+        "train_tokens_per_s": count / train[1],
+        "peer_train_tokens_per_s": count / train[2],
+        "peer_train": trainer.name,
+        "forward_ratio": forward[0],
+        "forward_tokens_per_s": count / forward[1],
+        "peer_forward_tokens_per_s": count / forward[2],
+        "peer_forward": reader.name,
+        "logit_difference": difference,
+    }
+
+
+def decoding(repeats: int) -> dict[str, object]:
+    """Greedy generation up to a context of ``CONTEXT`` tokens."""
+    model = language_model(1).eval()
+    tensors = released_tensors(model)
+    ids_BT = torch.randint(0, 768, (ROWS, CONTEXT - NEW), generator=torch.Generator().manual_seed(0))
+    exact, engine = EmbeddedEngine(model, ROWS), EmbeddedEngine(model, ROWS, prompt_products=torch.bfloat16)
+    requests = [Request(ids, max_new_tokens=NEW, temperature=0.0) for ids in ids_BT.tolist()]
+    peers = [Theirs(model.config.text_config, tensors, dtype, experts)
+             for dtype, experts in itertools.product((torch.float32, torch.bfloat16), DECODE_EXPERTS)]  # fmt: skip
+
+    def ours(engine: EmbeddedEngine = engine) -> Tensor:
+        return torch.tensor([completion.token_ids for completion in asyncio.run(engine.generate(requests))])
+
+    @torch.inference_mode()
+    def theirs(side: Theirs) -> Tensor:
+        generated_BT = side.model.eval().generate(  # type: ignore[operator]
+            ids_BT, attention_mask=torch.ones_like(ids_BT), do_sample=False, min_new_tokens=NEW, max_new_tokens=NEW,
+            pad_token_id=model.config.pad_token_id,
+        )  # fmt: skip
+        return generated_BT[:, CONTEXT - NEW :]
+
+    same = float((ours(exact) == theirs(peers[0])).float().mean())
+    if same < 0.9:  # random weights know ties; a wrong cache would agree by chance alone
+        raise SystemExit(f"only {same:.0%} of the tokens agree: the measurement is void")
+    peer = fastest(peers, theirs)
+    faster, own, other = ratio(ours, lambda: theirs(peer), repeats)
+    count = ROWS * NEW
+    return {
+        "decode_ratio": faster,
+        "decode_tokens_per_s": count / own,
+        "peer_decode_tokens_per_s": count / other,
+        "peer_decode": peer.name,
+        "decode_same_tokens": same,
+    }
+
+
+def vision(repeats: int) -> dict[str, object]:
+    """Many small images and a few large ones, packed, and padded with blank patches to the largest."""
+    tower = KimiK25(preset("tiny"), seed=0).vision_tower.eval()
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.exp(0.9 * torch.randn(96, 2, generator=generator))
+    sides = (2 * spread.round().clamp(min=1, max=8).int()).tolist()
+    grids: list[GridTHW] = [(1, height, width) for height, width in sides]
+    height, width = (max(side[axis] for side in sides) for axis in range(2))
+    images = [torch.randn(h * w, 3, 14, 14, generator=generator) for _, h, w in grids]
+    packed = torch.cat(images)
+    padded_grids: list[GridTHW] = [(1, height, width)] * len(grids)
+    padded = torch.zeros(len(grids), height, width, 3, 14, 14)
+    for canvas, image, (_, h, w) in zip(padded, images, grids, strict=True):
+        canvas[:h, :w] = image.view(h, w, 3, 14, 14)
+    everything = padded.flatten(0, 2)
+
+    @torch.inference_mode()
+    def ours() -> Tensor:
+        return tower(packed, grids)
+
+    @torch.inference_mode()
+    def theirs() -> Tensor:
+        return tower(everything, padded_grids)
+
+    useful = sum(h * w for _, h, w in grids)
+    faster, own, other = ratio(ours, theirs, repeats)
+    return {
+        "packing_fill": useful / len(packed),
+        "padded_fill": useful / len(everything),
+        "packing_ratio": faster,
+        "packed_images_per_s": len(grids) / own,
+        "padded_images_per_s": len(grids) / other,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", action="store_true", help="print nothing but the JSON object")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    wide = {f"wide_{name}": value for name, value in language(4, options.repeats).items()}
+    result = {
+        "benchmark": "model_speed",
+        "threads": options.threads,
+        "cores": len(os.sched_getaffinity(0)),
+        **language(1, options.repeats),
+        **wide,
+        **decoding(options.repeats),
+        **vision(options.repeats),
+    }
+    result = {name: round(value, 4) if isinstance(value, float) else value for name, value in result.items()}
+    if not options.json:
+        for name, value in result.items():
+            print(f"{name:32} {value}")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
