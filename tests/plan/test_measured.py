@@ -77,7 +77,7 @@ class Case:
 TINY_TEXT = Case("tiny", rows=16, tokens=256, side=0)
 TINY = Case("tiny", rows=16, tokens=256, side=8)
 # Two of small's 12 decoder layers, one dense and one of experts, and two of its 12 vision blocks: the rest are alike.
-CUT_SMALL = Case("small", rows=2, tokens=512, side=16, layers=2, blocks=2)
+CUT_SMALL = Case("small", rows=3, tokens=512, side=16, layers=2, blocks=2)
 SMALL = Case("small", rows=4, tokens=512, side=16)
 CASES = [TINY_TEXT, TINY, CUT_SMALL, pytest.param(SMALL, marks=pytest.mark.long)]
 
