@@ -1,8 +1,8 @@
 """Log-probabilities of given tokens without the logits of all positions in memory (source: ours).
 
 The head is applied to some rows at a time, forward and backward; the backward computes the logits of those rows again.
-What is kept between the two is one number per row. The head's products are as wide as ``model.precision`` says; the
-softmax over the vocabulary is in the dtype of the head's weights.
+Nothing of them is kept between the two. The head's products are as wide as ``model.precision`` says; the log-probs are
+summed in the dtype of the head's weights.
 
 Shapes: N rows, D hidden, V vocabulary, C rows of one chunk.
 """
@@ -27,30 +27,25 @@ class _TargetLogprobs(torch.autograd.Function):
         hidden, head = hidden_ND.to(dtype), head_VD.to(dtype)
         if dtype != head_VD.dtype:
             hidden, targets_N = whole_rows(hidden, dtype), F.pad(targets_N, (0, -len(targets_N) % GRANULE))
-        logsumexp_N, logprobs_N = (head_VD.new_empty(len(targets_N)) for _ in range(2))
+        logprobs_N = head_VD.new_empty(len(targets_N))
         for rows in _chunks(len(hidden), len(head)):
-            logits_CV = (hidden[rows] @ head.T).to(head_VD.dtype)
-            chosen_C = logits_CV.gather(1, targets_N[rows].unsqueeze(1)).squeeze(1)
-            largest_C1 = logits_CV.amax(1, keepdim=True)
-            sums_C1 = logits_CV.sub_(largest_C1).exp_().sum(1, keepdim=True)
-            logsumexp_N[rows] = sums_C1.log_().add_(largest_C1).squeeze(1)
-            logprobs_N[rows] = chosen_C - logsumexp_N[rows]
-        ctx.save_for_backward(hidden, head, targets_N, logsumexp_N)
+            logprobs_CV = torch.log_softmax(hidden[rows] @ head.T, 1, dtype=head_VD.dtype)
+            logprobs_N[rows] = logprobs_CV.gather(1, targets_N[rows].unsqueeze(1)).squeeze(1)
+        ctx.save_for_backward(hidden, head, targets_N)
         ctx.dtypes = hidden_ND.dtype, head_VD.dtype
         return logprobs_N[: len(hidden_ND)]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, head, targets_N, logsumexp_N = ctx.saved_tensors
+        hidden, head, targets_N = ctx.saved_tensors
         of_hidden, of_head = ctx.dtypes
         grad_N1 = F.pad(grads[0], (0, len(hidden) - len(grads[0]))).unsqueeze(1)
         grad_hidden_ND = torch.empty_like(hidden)
         grad_head_VD = torch.zeros(head.shape, dtype=of_head, device=head.device)
         for rows in _chunks(len(hidden), len(head)):
-            logits_CV = (hidden[rows] @ head.T).to(of_head)
-            grad_CV = logits_CV.sub_(logsumexp_N[rows].unsqueeze(1)).exp_().mul_(-grad_N1[rows])
-            grad_CV.scatter_add_(1, targets_N[rows].unsqueeze(1), grad_N1[rows])
-            grad_CV = grad_CV.to(head.dtype)
+            # Wide until the target's own part is subtracted: what is left of a well-known target is small.
+            grad_CV = torch.softmax(hidden[rows] @ head.T, 1, dtype=of_head).mul_(-grad_N1[rows])
+            grad_CV = grad_CV.scatter_add_(1, targets_N[rows].unsqueeze(1), grad_N1[rows]).to(head.dtype)
             torch.mm(grad_CV, head, out=grad_hidden_ND[rows])
             grad_head_VD += grad_CV.T @ hidden[rows]
         return grad_hidden_ND[: len(grads[0])].to(of_hidden), grad_head_VD, None, None
