@@ -109,7 +109,10 @@ class KimiK25VisionProcessor(BaseImageProcessor):
 
     def split_video_chunks(self, video):
         """MP4 bytes -> chunks, each with the ``prompt`` that stands for it in the text. Needs PyAV (package av)."""
-        import av
+        try:  # transformers refuses the whole file for an import that stands elsewhere and is not installed
+            import av
+        except ImportError as error:
+            raise ImportError("to read videos, install PyAV (package av)") from error
 
         config = self.media_proc_cfg
         with av.open(io.BytesIO(video), "r") as container:
