@@ -119,6 +119,7 @@ class MultiheadLatentAttention(nn.Module):
                 looks,
                 (heads, config.qk_nope_head_dim, config.v_head_dim),
                 config.softmax_scale,
+                self.clip_threshold,
             )
             if self.training:
                 self.max_logit_h = largest_h

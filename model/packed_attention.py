@@ -29,7 +29,8 @@ class PackedAttention(torch.autograd.Function):
     """Heads' outputs [B, T, H * V] and each head's largest score [H] of projections, in the projections' dtype.
 
     Inputs: queries [B, T, H * K], keys and values [B, T, H * (N + V)], the rope key [B, T, R] (neither rotated), the
-    rotation [B, T, R/2] as unit complex numbers, ``Documents.score_bias``, (H, N, V) and the softmax scale.
+    rotation [B, T, R/2] as unit complex numbers, ``Documents.score_bias``, (H, N, V), the softmax scale, and
+    ``exact_above``: while no Cauchy-Schwarz bound passes it, the heads' bounds are returned, not their largest scores.
     """
 
     @staticmethod
@@ -42,6 +43,7 @@ class PackedAttention(torch.autograd.Function):
         bias_BHTT: Tensor,
         sizes: tuple[int, int, int],
         scale: float,
+        exact_above: float,
     ) -> tuple[Tensor, Tensor]:
         heads, nope, values = sizes
         rows, tokens, _ = q_BTx.shape
@@ -57,15 +59,20 @@ class PackedAttention(torch.autograd.Function):
         v_XTV = from_kv[..., nope:].reshape(rows * heads, tokens, values)
         bias_XTT = bias_BHTT.flatten(0, 1)
         out_XTV, probs, largest = torch.empty_like(v_XTV), [], []
+        bound_X = torch.linalg.vector_norm(q_XTK, dim=-1).amax(1) * torch.linalg.vector_norm(k_XTK, dim=-1).amax(1)
+        bound_X = bound_X.float() * scale
+        exact = bool((bound_X > exact_above).any())
         for start in range(0, tokens, CHUNK):
             end = min(start + CHUNK, tokens)
             scores = torch.baddbmm(bias_XTT[:, start:end, :end], q_XTK[:, start:end], k_XTK[:, :end].mT, alpha=scale)
-            largest.append(scores.amax((1, 2)))
+            if exact:
+                largest.append(scores.amax((1, 2)))
             probs.append(scores.softmax(-1))
             out_XTV[:, start:end] = torch.bmm(probs[-1], v_XTV[:, :end])
         ctx.save_for_backward(q_XTK, k_XTK, v_XTV, turn_B1Tr, *probs)
         ctx.sizes, ctx.scale = sizes, scale
-        largest_H = torch.stack(largest).amax(0).view(rows, heads).amax(0).float()
+        largest_X = torch.stack(largest).amax(0).float() if exact else bound_X
+        largest_H = largest_X.view(rows, heads).amax(0)
         ctx.mark_non_differentiable(largest_H)
         return out_XTV.view(rows, heads, tokens, values).transpose(1, 2).flatten(2), largest_H
 
@@ -94,6 +101,7 @@ class PackedAttention(torch.autograd.Function):
             grad_q.transpose(1, 2).flatten(2),
             grad_kv.transpose(1, 2).flatten(2),
             grad_rope_BTR,
+            None,
             None,
             None,
             None,

@@ -4,8 +4,9 @@
 
 Language model: the same weights and the same batches of 16 x 256 tokens, at the tiny preset's shape and at one four
 times as wide. Transformers trains with torch's fused AdamW and gets sdpa attention and the fastest of its expert
-implementations in float32 and bfloat16; ours keeps float32 weights around bfloat16 products. ``train_ratio`` has the same
-optimizer on both sides; ``train_muonclip_ratio`` is ours as it trains, with MuonClip, against theirs with AdamW. The logits in float32 are compared before anything is timed. Decoding is greedy with a cache, 16 prompts that grow to
+implementations in float32 and bfloat16; ours keeps float32 weights around bfloat16 products. ``train_ratio`` has the
+same optimizer on both sides; ``train_muonclip_ratio`` is ours as it trains, with MuonClip, against theirs with AdamW.
+The logits in float32 are compared before anything is timed. Decoding is greedy with a cache, 16 prompts that grow to
 512 tokens. Vision: images of very unequal sizes through the tower as they are, and padded to the largest. Sides take
 turns; medians count. Expect about five minutes on two quiet CPU cores.
 """
