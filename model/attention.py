@@ -106,17 +106,17 @@ class MultiheadLatentAttention(nn.Module):
         c_BTC, rope_BTR = self._project_latents(x_BTD)
         return c_BTC, rotate(rope_BTR.unsqueeze(2), cos_BTR, sin_BTR).squeeze(2)
 
-    def forward(self, x_BTD: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, looks: Documents | Tensor) -> Tensor:
-        """``looks``: the rows' documents, or their ``score_bias`` [B, H, T, T] to attend by plain products."""
+    def forward(self, x_BTD: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, seen: Documents | Tensor) -> Tensor:
+        """``seen``: the rows' documents, or their ``score_bias`` [B, H, T, T] to attend by plain products."""
         config, heads = self.config, self.config.num_attention_heads
-        if isinstance(looks, Tensor):
+        if isinstance(seen, Tensor):
             c_BTC, rope_BTR = self._project_latents(x_BTD)
             out_BTx, largest_h = PackedAttention.apply(
                 self._project_queries(x_BTD),
                 linear(c_BTC, self.kv_b_proj),
                 rope_BTR,
                 torch.complex(cos_BTR, sin_BTR),
-                looks,
+                seen,
                 (heads, config.qk_nope_head_dim, config.v_head_dim),
                 config.softmax_scale,
                 self.clip_threshold,
@@ -130,12 +130,12 @@ class MultiheadLatentAttention(nn.Module):
         k_nope_BTHN, v_BTHV = kv.split((config.qk_nope_head_dim, config.v_head_dim), dim=-1)
         k_BTHK = torch.cat((k_nope_BTHN, k_rope_BTR.unsqueeze(2).expand(-1, -1, heads, -1)), dim=-1)
         if self.training:
-            self.max_logit_h = self._max_logit(q_BTHK.detach(), k_BTHK.detach(), looks)
+            self.max_logit_h = self._max_logit(q_BTHK.detach(), k_BTHK.detach(), seen)
         q, k, v = q_BTHK.transpose(1, 2), k_BTHK.transpose(1, 2), v_BTHV.transpose(1, 2)
         # Fused CPU and GPU kernels want one head size for q, k and v: zero columns of v change nothing.
         pad = config.qk_head_dim - config.v_head_dim
         v = F.pad(v, (0, pad)) if pad > 0 else v
-        out_BHTV = _attend(q, k, v, looks, config.softmax_scale)
+        out_BHTV = _attend(q, k, v, seen, config.softmax_scale)
         return linear(out_BHTV[..., : config.v_head_dim].transpose(1, 2).flatten(2), self.o_proj)
 
     @torch.no_grad()
@@ -159,8 +159,8 @@ def _attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTV: Tensor, documents: Documents
         return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTV, attn_mask=documents.mask_B1TT, scale=scale)
     out_BHTV = torch.empty_like(v_BHTV)
     for row, start, end in documents.segments:
-        part = [x[row : row + 1, :, start:end] for x in (q_BHTK, k_BHTK, v_BHTV)]
-        out_BHTV[row : row + 1, :, start:end] = F.scaled_dot_product_attention(*part, is_causal=True, scale=scale)
+        q, k, v = (x[row : row + 1, :, start:end] for x in (q_BHTK, k_BHTK, v_BHTV))
+        out_BHTV[row : row + 1, :, start:end] = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
     return out_BHTV
 
 

@@ -11,8 +11,8 @@ from model.attention import MultiheadLatentAttention, Rotary
 from model.config import TextConfig
 from model.documents import Documents
 from model.moe import MixtureOfExperts, SwiGLU
-from model.packed_attention import LONGEST
-from model.precision import RMSNorm, product_dtype
+from model.packed_attention import looks
+from model.precision import RMSNorm
 
 
 class DecoderLayer(nn.Module):
@@ -26,8 +26,8 @@ class DecoderLayer(nn.Module):
         dense = index < config.first_k_dense_replace or index % config.moe_layer_freq != 0
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size) if dense else MixtureOfExperts(config)
 
-    def forward(self, x_BTD: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, looks: Documents | Tensor) -> Tensor:
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), cos_BTR, sin_BTR, looks).to(x_BTD.dtype)
+    def forward(self, x_BTD: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, seen: Documents | Tensor) -> Tensor:
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), cos_BTR, sin_BTR, seen).to(x_BTD.dtype)
         return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD)).to(x_BTD.dtype)
 
 
@@ -44,11 +44,9 @@ class Decoder(nn.Module):
 
     def forward(self, x_BTD: Tensor, position_ids_BT: Tensor, documents: Documents) -> Tensor:
         cos_BTR, sin_BTR = self.rotary(position_ids_BT)
-        dtype = product_dtype()
-        plain = dtype is not None and documents.tokens <= LONGEST
-        looks = documents.score_bias(self.heads, dtype) if plain else documents
+        seen = looks(documents, self.heads)
         for layer in self.layers:
-            x_BTD = layer(x_BTD, cos_BTR, sin_BTR, looks)
+            x_BTD = layer(x_BTD, cos_BTR, sin_BTR, seen)
         return self.norm(x_BTD)
 
 

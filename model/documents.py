@@ -20,7 +20,7 @@ class Documents:
 
     @classmethod
     def of(cls, ids_BT: Tensor) -> Documents:
-        return cls(*ids_BT.shape, ids_BT.device, ids_BT)
+        return cls(ids_BT.shape[0], ids_BT.shape[1], ids_BT.device, ids_BT)
 
     @property
     def whole_rows(self) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import TextConfig
+from model.grouped_product import grouped_outer, grouped_product
 from model.precision import GRANULE, gated_ffn, product_dtype, swiglu, swiglu_backward
 from model.quantization import in_use
 
@@ -107,53 +108,37 @@ class GroupedExperts(torch.autograd.Function):
         granule = 1 if dtype == ctx.dtypes[2] else GRANULE
         room_E = (count_E + granule - 1) // granule * granule
         end_E = room_E.cumsum(0)
-        ends = end_E.tolist()
+        rows = int(end_E[-1])
         shift_E = (end_E - room_E) - (count_E.cumsum(0) - count_E)
         rank_S = torch.arange(len(order_S), device=order_S.device)
         row_S = rank_S + shift_E.repeat_interleave(count_E, output_size=len(order_S))
         place_S = torch.empty_like(order_S).scatter_(0, order_S, row_S)
-        token_S = order_S.new_zeros(ends[-1]).scatter_(0, row_S, order_S // k)
-        weight_S = weights_NK.new_zeros(ends[-1]).scatter_(0, place_S, weights_NK.flatten())
+        token_S = order_S.new_zeros(rows).scatter_(0, row_S, order_S // k)
+        weight_S = weights_NK.new_zeros(rows).scatter_(0, place_S, weights_NK.flatten())
         x_SD = x_ND.index_select(0, token_S)
-        h_SG = x_SD.new_empty(len(x_SD), gate_up_EGD.shape[1])
-        y_SD = torch.empty_like(x_SD)
-        for start, end, expert in _groups(ends):
-            torch.mm(x_SD[start:end], gate_up_EGD[expert].T, out=h_SG[start:end])
+        h_SG = grouped_product(x_SD, gate_up_EGD.mT, end_E)
         act_SF, silu_SF = swiglu(h_SG)
-        for start, end, expert in _groups(ends):
-            torch.mm(act_SF[start:end], down_EDF[expert].T, out=y_SD[start:end])
+        y_SD = grouped_product(act_SF, down_EDF.mT, end_E)
         place_NK = place_S.view(-1, k)
         out_ND = F.embedding_bag(place_NK, y_SD, mode="sum", per_sample_weights=weights_NK)
-        ctx.save_for_backward(x_SD, weight_S, token_S, place_NK, h_SG, silu_SF, act_SF, y_SD, gate_up_EGD, down_EDF)
-        ctx.ends = ends
+        kept = (x_SD, weight_S, token_S, place_NK, end_E, h_SG, silu_SF, act_SF, y_SD, gate_up_EGD, down_EDF)
+        ctx.save_for_backward(*kept)
         return out_ND
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_ND,) = grads
-        x_SD, weight_S, token_S, place_NK, h_SG, silu_SF, act_SF, y_SD, gate_up_EGD, down_EDF = ctx.saved_tensors
+        x_SD, weight_S, token_S, place_NK, end_E, h_SG, silu_SF, act_SF, y_SD, gate_up_EGD, down_EDF = ctx.saved_tensors
         of_x, of_weights, of_experts = ctx.dtypes
         grad_SD = grad_ND.index_select(0, token_S)
         grad_weights_NK = (grad_SD * y_SD).sum(-1, dtype=of_weights)[place_NK]
         grad_SD.mul_(weight_S.unsqueeze(-1))
-        grad_act_SF, grad_down_EDF = torch.empty_like(act_SF), torch.zeros_like(down_EDF)
-        for start, end, expert in _groups(ctx.ends):
-            torch.mm(grad_SD[start:end], down_EDF[expert], out=grad_act_SF[start:end])
-            torch.mm(grad_SD[start:end].T, act_SF[start:end], out=grad_down_EDF[expert])
-        grad_h_SG = swiglu_backward(grad_act_SF, h_SG, silu_SF)
-        grad_x_SD, grad_gate_up_EGD = torch.empty_like(x_SD), torch.zeros_like(gate_up_EGD)
-        for start, end, expert in _groups(ctx.ends):
-            torch.mm(grad_h_SG[start:end], gate_up_EGD[expert], out=grad_x_SD[start:end])
-            torch.mm(grad_h_SG[start:end].T, x_SD[start:end], out=grad_gate_up_EGD[expert])
+        grad_down_EDF = grouped_outer(grad_SD, act_SF, end_E)
+        grad_h_SG = swiglu_backward(grouped_product(grad_SD, down_EDF, end_E), h_SG, silu_SF)
+        grad_gate_up_EGD = grouped_outer(grad_h_SG, x_SD, end_E)
+        grad_x_SD = grouped_product(grad_h_SG, gate_up_EGD, end_E)
         grad_x_ND = F.embedding_bag(place_NK, grad_x_SD, mode="sum").to(of_x)
         return grad_x_ND, grad_weights_NK, None, grad_gate_up_EGD.to(of_experts), grad_down_EDF.to(of_experts), None
-
-
-def _groups(ends: list[int]) -> list[tuple[int, int, int]]:
-    """(start, end, expert) of every expert that got a token."""
-    return [
-        (start, end, expert) for expert, (start, end) in enumerate(zip([0, *ends], ends, strict=False)) if end > start
-    ]
 
 
 class Experts(nn.Module):

@@ -15,8 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.documents import Documents
+from model.precision import product_dtype
+
 CHUNK = 128
 LONGEST = 1024  # tokens of a row; scores of longer rows take more memory than a fused kernel needs time (ours)
+
+
+def looks(documents: Documents, heads: int) -> Documents | Tensor:
+    """What attention takes: the ``score_bias`` where products of matrices are the faster way, else the documents."""
+    dtype = product_dtype()
+    if dtype is None or documents.tokens > LONGEST:
+        return documents
+    return documents.score_bias(heads, dtype)
 
 
 def _turn(x: Tensor, turn: Tensor) -> Tensor:
