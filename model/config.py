@@ -265,7 +265,7 @@ class QuantizedWeights(BaseModel):
 class QuantizationGroup(BaseModel):
     """Which modules are quantised; weights only."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="ignore")
 
     targets: list[str] = ["Linear"]
     weights: QuantizedWeights = QuantizedWeights()

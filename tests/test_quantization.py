@@ -346,7 +346,9 @@ def test_the_released_place_in_the_config_is_read_and_a_contradiction_refused(fo
     raw = json.loads((folder / CONFIG).read_text())
     del raw["quantization_config"]
     released = raw["text_config"]["quantization_config"]
-    released["config_groups"]["group_0"]["weights"] |= {"observer": "minmax", "actorder": None, "dynamic": False}
+    group = released["config_groups"]["group_0"]
+    group["format"] = "pack-quantized"
+    group["weights"] |= {"observer": "minmax", "actorder": None, "dynamic": False}
     (folder / CONFIG).write_text(json.dumps(raw))
     assert load_config(folder / CONFIG).quantization_config is not None
     (folder / CONFIG).write_text(json.dumps({**raw, "quantization_config": {**released, "ignore": []}}))
