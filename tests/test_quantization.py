@@ -204,8 +204,8 @@ def test_the_served_model_is_what_training_sees_and_what_an_export_holds(folder)
         assert torch.equal(trained, batch_loss(served, batch)[0])
         assert not torch.equal(trained, batch_loss(model, batch)[0])
     save_model(model, folder, "int4")
-    loaded = load_model(folder)
-    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in served.state_dict().items())
+    loaded = load_model(folder).state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in served.state_dict().items())
     assert as_served(model, "full") is model
 
 
@@ -239,12 +239,13 @@ def test_an_export_has_the_released_names_shapes_and_types(model, folder):
 
 
 def test_the_released_shape_packs_to_the_released_sizes():
-    """One layer of each kind of the 1T shape, on the meta device."""
+    """One layer of each kind of the 1T shape, with few of its experts, on the meta device."""
     config = preset("k25").model_copy(deep=True)
-    config.text_config.num_hidden_layers = 2
+    config.text_config.num_hidden_layers, config.text_config.n_routed_experts = 2, 8
+    config.vision_config.vt_num_hidden_layers = 1
     with torch.device("meta"):
         shapes = {n: list(t.shape) for n, t in packed_experts(released_tensors(KimiK25(config))).items()}
-    prefix = "language_model.model.layers.1.mlp.experts.383."
+    prefix = "language_model.model.layers.1.mlp.experts.7."
     assert [shapes[f"{prefix}gate_proj.{kind}"] for kind in ("weight_packed", "weight_scale", "weight_shape")] == [
         [2048, 7168 // 8], [2048, 7168 // 32], [2],
     ]  # fmt: skip
@@ -270,16 +271,18 @@ def test_config_json_says_how_compressed_tensors_is_to_read_it(folder):
 def test_what_was_exported_comes_back_and_goes_out_again_the_same(model, tmp_path, dtype):
     save_model(model, tmp_path / "first", "int4", dtype)
     loaded = load_model(tmp_path / "first")
+    tensors = loaded.state_dict()
     for name, value in as_served(model, "int4").state_dict().items():
         stored = value if name.endswith("e_score_correction_bias") else value.to(dtype).float()
-        assert torch.equal(loaded.state_dict()[name], stored), name
+        assert torch.equal(tensors[name], stored), name
     if dtype == torch.float32:
         save_model(loaded, tmp_path / "second", "int4")
         assert (tmp_path / "second" / WEIGHTS).read_bytes() == (tmp_path / "first" / WEIGHTS).read_bytes()
     save_model(loaded, tmp_path / "full")
     raw = json.loads((tmp_path / "full" / CONFIG).read_text())
     assert "quantization_config" not in raw and "quantization_config" not in raw["text_config"]
-    assert all(torch.equal(v, load_model(tmp_path / "full").state_dict()[n]) for n, v in loaded.state_dict().items())
+    again = load_model(tmp_path / "full").state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in loaded.state_dict().items())
 
 
 def test_a_checkpoint_folder_is_quantised_in_place_file_by_file(model, folder, tmp_path):
