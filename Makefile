@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 PROFILE ?= tiny
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long lint audit bench clean
+.PHONY: help run test test-long test-engines lint audit bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
@@ -15,6 +15,9 @@ test: .venv/.ready ## unit tests per room and one end-to-end run
 
 test-long: .venv/.ready ## what takes minutes more: the images' installs, a minute of load on the server
 	$(BIN)/pytest -q -m long
+
+test-engines: .venv/.ready build/engines/vllm/.ready build/engines/sglang/.ready ## stock vLLM and SGLang on an export (tests/engines)
+	$(BIN)/pytest -q -m engines tests/engines
 
 lint: .venv/.ready ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/mypy
@@ -35,4 +38,8 @@ clean: ## stop services kept alive, delete runs and caches
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+build/engines/%/.ready: tests/engines/install tests/engines/requirements-%.txt
+	PYTHON=$(PYTHON) tests/engines/install $* $(@D)
 	touch $@

@@ -27,7 +27,11 @@ class SGLangEngine:
     """``model.rollout.protocol.Engine`` on a remote SGLang.
 
     Its log-probs are, like the embedded engine's, those at the sampling temperature before top-p. ``seed`` is sent as
-    ``sampling_seed``, which SGLang follows when it runs with ``--enable-deterministic-inference``.
+    ``sampling_seed``, which SGLang follows when it runs with ``--enable-deterministic-inference``. A request that names
+    stop tokens also ends, with "stop", at the checkpoint's own end tokens: SGLang heeds both or neither.
+
+    Where weights are updated, run SGLang with ``SGLANG_VLM_CACHE_SIZE_MB=0``: 0.5.23 keeps the features of images over
+    an update, flushed or not, and would see a known image with the old weights.
     """
 
     def __init__(
@@ -135,8 +139,8 @@ class SGLangEngine:
                 "top_p": request.top_p,
                 "stop_token_ids": list(request.stop_token_ids),
                 "sampling_seed": request.seed,
-                # The protocol's stop ids are all there are: the checkpoint's own end token is one only if named.
-                "ignore_eos": True,
+                # Set, it would switch off the stop ids, too.
+                "ignore_eos": not request.stop_token_ids,
                 "skip_special_tokens": False,
             },
             "return_logprob": True,

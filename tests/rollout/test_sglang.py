@@ -100,6 +100,13 @@ def test_ids_go_in_and_ids_with_logprobs_come_out_in_order(host):
     assert (sent["temperature"], sent["top_p"], sent["stop_token_ids"], sent["sampling_seed"]) == (0.5, 0.9, [770], 7)
 
 
+def test_end_tokens_are_ignored_only_where_no_stop_token_is_named(host):
+    """SGLang skips its check of stop ids, too, where it is to ignore end tokens."""
+    for stops in ((), (770, 769)):
+        asyncio.run(engine(host).generate([Request([1], max_new_tokens=1, stop_token_ids=stops)]))
+    assert [body["sampling_params"]["ignore_eos"] for _, body in host.seen] == [True, False]
+
+
 def test_images_arrive_as_pictures_that_give_the_same_patches_and_one_pad_each(host):
     rng = np.random.default_rng(0)
     config = ImageConfig()
