@@ -33,6 +33,7 @@ from model.chat import TOOLS, encode_chat
 from model.data.tokenize import expand_media
 from model.hf import load_image_config
 from model.image import ImageConfig, decode_video, encode_image, encode_mp4, encode_png, encode_video, scaled_size
+from model.tokenizer import SPECIALS
 from tests.tiny_folders import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -49,9 +50,11 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 
 # Conversations: ours, and the same as an engine's caller writes them.
 
-TEXT = st.lists(
-    st.sampled_from(["\n", " 42", "box", "{% x %}", "\t é", "<|", "日本"]) | st.text(max_size=8), max_size=4
-).map("".join)
+TEXT = (
+    st.lists(st.sampled_from(["\n", " 42", "box", "{% x %}", "\t é", "<|", "日本"]) | st.text(max_size=8), max_size=4)
+    .map("".join)
+    .filter(lambda text: not any(name in text for name in SPECIALS))
+)
 NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_-]{0,8}", fullmatch=True)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
@@ -75,7 +78,7 @@ def conversations(draw: st.DrawFn) -> list[dict[str, Any]]:
             turns.append({"role": "assistant", "content": draw(TEXT), "tool_calls": calls, "reasoning": draw(TEXT)})
             first = sum(len(turn.get("tool_calls", ())) for turn in turns) - len(calls)
             ids = [f"functions.{call['name']}:{first + n}" for n, call in enumerate(calls)]
-            order = draw(st.permutations(ids))
+            order = draw(st.permutations(ids))[: draw(st.integers(0, len(ids)))]
             named = draw(st.booleans())  # results in the calls' order need no id
             turns += [
                 {"role": "tool", "content": draw(CONTENT)} | ({"tool_call_id": one} if named else {}) for one in order
@@ -146,6 +149,37 @@ def test_the_template_writes_what_chat_encodes(processor, turns, functions, thin
         messages, tools=tools or None, add_generation_prompt=prompt, tokenize=True, return_dict=False, **options
     )
     assert got == expected.ids, processor.tokenizer.decode(got)
+
+
+ARRAY, NULLABLE = {"type": "array"}, {"type": ["string", "null"]}
+
+
+def test_every_kind_of_type_is_declared_as_the_server_declares_it(processor):
+    inner = [ARRAY, NULLABLE, {"type": "array", "items": NULLABLE}, {"anyOf": [ARRAY, NULLABLE, ARRAY]}, {"enum": [1]}]
+    inner += [{"type": "object"}, {"const": None}, {"oneOf": []}, {"type": "integer"}, {"type": "odd"}, {}]
+    inner += [{"type": "object", "properties": {"items": ARRAY, "get": {}}, "required": ["get"]}]
+    turns = [{"role": "user", "content": "x"}]
+    deep: dict[str, Any] = {"type": "string"}
+    for _ in range(10):
+        deep = {"type": "array", "items": deep}
+    for schema in [*inner, deep, {"type": "object", "properties": {f"p{n}": each for n, each in enumerate(inner)}}]:
+        tools = [{"type": "function", "function": {"name": "t", "description": "one\n\n two ", "parameters": schema}}]
+        expected = TOKENIZER.decode(encode_chat(turns, declare(tools), TOKENIZER).ids)
+        assert processor.apply_chat_template(turns, tools=tools) == expected
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning"])
+def test_reasoning_is_kept_after_the_last_answer_only(processor, key):
+    call = {"name": "search", "arguments": {"query": "q"}}
+    steps = [
+        {"role": "assistant", "reasoning": "WHY", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "r"},
+    ]
+    turns = [{"role": "user", "content": "a"}, *steps, {"role": "assistant", "reasoning": "SO", "content": "b"}]
+    turns += [{"role": "user", "content": "c"}, *steps]
+    text = processor.apply_chat_template(as_caller(turns, False, key), add_generation_prompt=True, thinking=True)
+    assert text == TOKENIZER.decode(encode_chat(turns, [], TOKENIZER, add_generation_prompt=True, thinking=True).ids)
+    assert text.count("<think></think>") == 2 and text.count("<think>WHY</think>") == 1 and text.endswith("<think>")
 
 
 @pytest.mark.parametrize("name", sorted(TOOLS))
