@@ -89,13 +89,16 @@ def until_three_arrived(client: MlflowClient) -> None:
         time.sleep(0.2)
 
 
+@pytest.mark.parametrize("seconds", [0, pytest.param(120, marks=pytest.mark.long)])
 def test_metrics_of_an_outage_arrive_later_and_training_goes_on(
     step_environment: str,
     server: Server,
     define: Callable[[Stage], None],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    seconds: int,
 ) -> None:
+    """``seconds`` is what the steps during the outage take."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
     client = MlflowClient(server.address)
 
@@ -103,6 +106,8 @@ def test_metrics_of_an_outage_arrive_later_and_training_goes_on(
         if done == 3:
             until_three_arrived(client)
             server.stop()
+        if 3 < done < 9:
+            time.sleep(seconds / 5)
         if done == 9:
             server.start()
 
@@ -122,16 +127,19 @@ def pod(step_environment: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     return step_environment
 
 
+@pytest.mark.parametrize("seconds", [15, pytest.param(120, marks=pytest.mark.long)])
 def test_a_pod_waits_for_mlflow_because_its_spool_ends_with_it(
     pod: str,
     server: Server,
     define: Callable[[Stage], None],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    seconds: int,
 ) -> None:
+    """The ten seconds that a local run waits would not be enough."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
     client = MlflowClient(server.address)
-    back = threading.Timer(15.0, server.start)  # the step's last checkpoint and a local run's ten seconds take less
+    back = threading.Timer(seconds, server.start)
 
     def outage(done: int) -> None:
         if done == 3:

@@ -40,7 +40,7 @@ def test_bad_input_is_one_line_on_stderr_and_status_2(arguments: tuple[str, ...]
 def test_help_lists_every_command(tmp_path: Path) -> None:
     result = moonflow("--help", cwd=tmp_path)
     assert result.returncode == 0
-    for command in ("run", "compile", "submit", "report", "serve", "doctor", "clean"):
+    for command in ("run", "compile", "submit", "promote", "report", "serve", "plan", "doctor", "clean"):
         assert command in result.stdout
 
 
