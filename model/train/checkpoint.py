@@ -14,13 +14,11 @@ from safetensors.torch import load_file, save_file
 from model.config import RopeScaling, load_config
 from model.errors import MoonflowError
 from model.hf import load_weights, save_model
-from model.image import ImageConfig
 from model.multimodal import KimiK25
 from model.tokenizer import Tokenizer
 from model.train.optimizer import MuonClip
 
 OPTIMIZER, STATE = "optimizer.safetensors", "training_state.json"
-PROCESSOR = "preprocessor_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -33,12 +31,6 @@ def save_checkpoint(
     inference only.
     """
     save_model(model, folder)
-    config = model.config
-    stop = [config.eos_token_id, config.bos_token_id + 2]  # [EOS] and <|im_end|>
-    generation = {"bos_token_id": config.bos_token_id, "eos_token_id": stop, "pad_token_id": config.pad_token_id}
-    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
-    processor = {"media_proc_cfg": ImageConfig().model_dump(mode="json")}
-    (folder / PROCESSOR).write_text(json.dumps(processor, indent=2) + "\n")
     for name in TOKENIZER_FILES:
         shutil.copyfile(tokenizer_folder / name, folder / name)
     if optimizer is not None:

@@ -3,8 +3,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from model.hf import PROCESSOR
 from model.image import ImageConfig
-from model.train.checkpoint import PROCESSOR
 from tests.tiny_folders import write_checkpoint
 
 
