@@ -1,8 +1,8 @@
 """A moonflow export of a shape that the stock engines take on a CPU.
 
-The per-head MLA sizes are the released ones (latent 512, 128 + 64, values 128) and positions are extended by YaRN, as
-the engines' kernels expect; width, layers and experts are few. Its weights are random and large: the likeliest token
-then leads the second by more than float32's rounding, and depends on the whole prompt.
+The per-head MLA sizes are the released ones (latent 512, 128 + 64, values 128), as the engines' kernels expect; width,
+layers and experts are few. Its weights are random and large: the likeliest token then leads the second by more than
+float32's rounding, and depends on the whole prompt.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ TEXT = {
     "num_experts_per_tok": 2,
     "q_lora_rank": 128,
     "max_position_embeddings": CONTEXT,
-    "rope_scaling": RopeScaling(factor=4.0, original_max_position_embeddings=CONTEXT // 4),
 }
+YARN = RopeScaling(factor=4.0, original_max_position_embeddings=CONTEXT // 4)
 VISION = {
     "vt_hidden_size": 128,
     "vt_num_hidden_layers": 2,
@@ -42,7 +42,7 @@ VISION = {
 TOKENS = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def engine_config() -> ModelConfig:
+def engine_config(rope_scaling: RopeScaling | None) -> ModelConfig:
     """``small`` with fewer and narrower layers, and the vocabulary of ``tiny``, whose tokenizer trains in seconds."""
     small, tiny = preset("small"), preset("tiny")
     ids = {
@@ -50,15 +50,15 @@ def engine_config() -> ModelConfig:
     }
     return tiny.model_copy(
         update={
-            "text_config": small.text_config.model_copy(update=TEXT | ids),
+            "text_config": small.text_config.model_copy(update=TEXT | ids | {"rope_scaling": rope_scaling}),
             "vision_config": small.vision_config.model_copy(update=VISION),
         }
     )
 
 
-def write_export(folder: Path, seed: int) -> Path:
+def write_export(folder: Path, seed: int, rope_scaling: RopeScaling | None = YARN) -> Path:
     """The folder that a serving engine is given, in float32."""
-    model = KimiK25(engine_config())
+    model = KimiK25(engine_config(rope_scaling))
     randomise(model, seed, std=0.1)
     export(model, tiny_tokenizer(), folder)
     return folder

@@ -25,7 +25,11 @@ COMMON = [
     *("--tool-call-parser", "kimi_k2", "--reasoning-parser", "kimi_k2"),
 ]
 OPTIONS = {
-    "vllm": ["--enable-auto-tool-choice", "--enforce-eager"],
+    "vllm": [
+        *("--enable-auto-tool-choice", "--enforce-eager"),
+        # Its compiled rotary kernel for CPUs misreads MLA's strided slices; this is its own one in torch.
+        *("--compilation-config", '{"custom_ops": ["all", "-rotary_embedding"]}'),
+    ],
     "sglang": [
         *("--device", "cpu", "--attention-backend", "torch_native"),
         *("--max-total-tokens", "8192", "--mem-fraction-static", "0.1"),
