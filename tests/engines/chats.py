@@ -12,8 +12,9 @@ import httpx
 from model.rollout.protocol import Completion
 from tests.engines.questions import Question
 
-# Between two float32 implementations, in nats; the closest two candidates of moonflow's own answers lie 0.001 apart.
-TOLERANCE = 5e-4
+# Between two float32 implementations, in nats: up to 4e-5 were seen. Nowhere in moonflow's answers are the two
+# likeliest tokens closer than 4.5e-4 (the seeds were chosen for it), so rounding decides none of them.
+TOLERANCE = 2e-4
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from tests.engines.questions import Question, own_answers, questions
 
 @pytest.fixture(scope="session")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_export(tmp_path_factory.mktemp("export") / "export", seed=1)
+    return write_export(tmp_path_factory.mktemp("export") / "export", seed=4)
 
 
 @pytest.fixture(scope="session")

@@ -110,13 +110,13 @@ def test_a_cancelled_call_frees_its_place(client, url, asked):
 def test_refusals_are_told(client, asked, tmp_path):
     with pytest.raises(MoonflowError, match="HTTP 400"):
         asyncio.run(client.generate([Request([1] * (CONTEXT + 1))]))
-    with pytest.raises(MoonflowError, match=f"did not load {tmp_path}|HTTP 400"):
+    with pytest.raises(MoonflowError, match="HTTP 400"):
         asyncio.run(client.update_weights(tmp_path / "nothing"))
 
 
 def test_new_weights_answer_after_an_update(client, asked, answers, tmp_path):
     """Last: it changes what the server answers."""
-    other = write_export(tmp_path / "other", seed=2)
+    other = write_export(tmp_path / "other", seed=12)
     expected = own_answers(other, [question.request for question in asked])
     assert all(new.token_ids != old.token_ids for new, old in zip(expected, answers, strict=True))
     asyncio.run(client.update_weights(other))
