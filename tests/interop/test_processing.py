@@ -14,6 +14,7 @@ import ast
 import importlib.util
 import io
 import math
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,13 +26,14 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from transformers.dynamic_module_utils import get_imports
 from transformers.models.kimi_k25.processing_kimi_k25 import Kimi_K25Processor
 from transformers.video_utils import VideoMetadata
 
 from components.serve.tools import declare
 from model.chat import TOOLS, encode_chat
 from model.data.tokenize import expand_media
-from model.hf import load_image_config
+from model.hf import REMOTE, load_image_config
 from model.image import ImageConfig, decode_video, encode_image, encode_mp4, encode_png, encode_video, scaled_size
 from model.tokenizer import SPECIALS
 from tests.tiny_folders import tiny_tokenizer
@@ -344,3 +346,9 @@ def test_autotokenizer_gives_our_ids_and_has_the_template(folder):
     assert tokenizer.convert_tokens_to_ids("<|media_pad|>") == TOKENIZER.media_pad_id
     generation = transformers.GenerationConfig.from_pretrained(folder)
     assert generation.eos_token_id == [TOKENIZER.eos_id, TOKENIZER.im_end_id]
+
+
+def test_the_shipped_code_needs_only_what_every_engine_brings():
+    """transformers refuses a file if anything that it imports outside of a try block is not installed."""
+    needed = set(get_imports(REMOTE / "processing_kimi_k25.py")) - sys.stdlib_module_names
+    assert needed == {"numpy", "PIL", "torch", "transformers"}
