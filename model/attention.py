@@ -157,11 +157,13 @@ def _attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTV: Tensor, documents: Documents
         return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTV, is_causal=True, scale=scale)
     if documents.tokens <= LONGEST:
         return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTV, attn_mask=documents.mask_B1TT, scale=scale)
-    out_BHTV = torch.empty_like(v_BHTV)
-    for row, start, end in documents.segments:
-        q, k, v = (x[row : row + 1, :, start:end] for x in (q_BHTK, k_BHTK, v_BHTV))
-        out_BHTV[row : row + 1, :, start:end] = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
-    return out_BHTV
+    # Split and cat, not slices: the backward of each slice would be as long as all rows.
+    lengths = [end - start for _, start, end in documents.segments]
+    split = [x.transpose(0, 1).flatten(1, 2).unsqueeze(0).split(lengths, dim=2) for x in (q_BHTK, k_BHTK, v_BHTV)]
+    outs_1HTV = [
+        F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale) for q, k, v in zip(*split, strict=True)
+    ]
+    return torch.cat(outs_1HTV, dim=2).squeeze(0).unflatten(1, (documents.rows, -1)).transpose(0, 1)
 
 
 def _largest(q_TK: Tensor, k_TK: Tensor) -> float:

@@ -8,7 +8,8 @@ implementations in float32 and bfloat16; ours keeps float32 weights around bfloa
 same optimizer on both sides; ``train_muonclip_ratio`` is ours as it trains, with MuonClip, against theirs with AdamW.
 The logits in float32 are compared before anything is timed. Decoding is greedy with a cache, 16 prompts that grow to
 512 tokens. Vision: images of very unequal sizes through the tower as they are, and padded to the largest. Sides take
-turns; medians count. Expect about five minutes on two quiet CPU cores.
+turns; medians count. Last, the memory of forwards over one long row of two documents. Expect about five minutes on two
+quiet CPU cores.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import itertools
 import json
 import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -42,9 +44,11 @@ from model.train.loop import Phase, batch_loss, optimizer_step  # noqa: E402
 from model.train.optimizer import build_optimizer  # noqa: E402
 from model.vision import GridTHW  # noqa: E402
 from tests.peers import peer_language_model  # noqa: E402
+from tests.test_documents import LONG_FORWARD  # noqa: E402
 
 ROWS, TOKENS = 16, 256
 CONTEXT, NEW = 512, 64
+LONG_TOKENS = (4096, 16384, 32768)
 RATE = 1e-3
 PEER_EXPERTS = ("eager", "grouped_mm")
 DECODE_EXPERTS = (*PEER_EXPERTS, "batched_mm")  # copies an expert per token: out of memory on a training batch
@@ -257,6 +261,14 @@ def vision(repeats: int) -> dict[str, object]:
     }
 
 
+def long_forwards() -> dict[str, object]:
+    """MiB that a forward with its loss takes beside the model, in a process of its own for each length."""
+    root = Path(__file__).parents[2]
+    taken = [subprocess.run([sys.executable, "-c", LONG_FORWARD, str(tokens)], cwd=root, capture_output=True, text=True,
+                            check=True).stdout for tokens in LONG_TOKENS]  # fmt: skip
+    return {"long_tokens": list(LONG_TOKENS), "long_forward_mib": [int(text) >> 20 for text in taken]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
@@ -273,6 +285,7 @@ def main() -> None:
         **wide,
         **decoding(options.repeats),
         **vision(options.repeats),
+        **long_forwards(),
     }
     result = {name: round(value, 4) if isinstance(value, float) else value for name, value in result.items()}
     if not options.json:
