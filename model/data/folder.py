@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from model.data.sample import Sample, Split
+from model.data.schedule import Schedule
 from model.data.shards import read_shard
 from model.data.stream import FamilyShards, MixtureStream, StreamState
 from model.data.tokenize import tokenize
@@ -50,19 +51,35 @@ class DataFolder:
             yield from read_shard(self.path / entry["shard"])
 
     def mixture(
-        self, weights: Mapping[str, float], *, tokens_per_row: int, rows: int, seed: int
+        self, weights: Mapping[str, float] | Schedule, *, tokens_per_row: int, rows: int, seed: int, steps: int = 0
     ) -> Callable[[StreamState | None], MixtureStream]:
-        """A mixture of train shards, to be opened at its beginning (None) or at a saved state."""
+        """Train shards in the proportions of ``weights``, to be opened at the beginning (None) or at a saved state.
+
+        Args:
+            weights: family -> share of the tokens, or a schedule of such shares.
+            tokens_per_row, rows: shape of a batch.
+            seed: of the order.
+            steps: batches of the whole run, by which a schedule that changes measures progress.
+
+        Raises:
+            MoonflowError: a family without train shards, or a schedule that changes without ``steps``.
+        """
+        schedule = weights if isinstance(weights, Schedule) else Schedule.constant(weights)
+        if schedule.changes and steps < 1:
+            raise MoonflowError(
+                "a mixture that changes needs the whole run's number of steps: give mixture(steps=)"
+            )
         families = {
             name: FamilyShards(self.path, self._entries(name, "train"), seed * 1000 + number)
-            for number, name in enumerate(sorted(name for name, weight in weights.items() if weight > 0))
+            for number, name in enumerate(schedule.families)
         }
         return lambda state: MixtureStream(
             families,
-            weights,
+            schedule,
             partial(tokenize, tokenizer=self.tokenizer, image_config=self.image_config),
             tokens_per_row=tokens_per_row,
             rows=rows,
             pad_id=self.tokenizer.pad_id,
+            steps=steps,
             state=state,
         )

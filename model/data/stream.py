@@ -16,10 +16,12 @@ import numpy as np
 
 from model.data.packing import Batch, RowPacker
 from model.data.sample import Sample
+from model.data.schedule import Schedule
 from model.data.shards import read_shard
 from model.data.tokenize import TokenizedSample
 from model.errors import MoonflowError
 
+SCALE = 1_000_000  # shares in whole millionths: what a family is due is an exact integer on every machine
 MISFITS = 24  # drawn samples that find no room before a batch is closed; they open the next one
 
 
@@ -59,11 +61,15 @@ class StreamState:
         taken: samples drawn of each family.
         tokens: tokens drawn of each family.
         waiting: (family, position) of samples that were drawn and wait for the next batch.
+        due: tokens that the schedule has given each family so far, times ``SCALE``.
+        batches: made so far.
     """
 
     taken: dict[str, int]
     tokens: dict[str, int]
     waiting: list[tuple[str, int]]
+    due: dict[str, int]
+    batches: int
 
 
 class MixtureStream:
@@ -74,7 +80,7 @@ class MixtureStream:
 
     Args:
         families: name -> its shards.
-        weights: name -> share of the tokens; normalised here.
+        schedule: share of the tokens of each family.
         tokenize: sample -> token ids, loss mask and pixels.
         state: where to go on, as ``state()`` gave it.
     """
@@ -82,35 +88,45 @@ class MixtureStream:
     def __init__(
         self,
         families: Mapping[str, FamilyShards],
-        weights: Mapping[str, float],
+        schedule: Schedule,
         tokenize: Callable[[Sample], TokenizedSample],
         *,
         tokens_per_row: int,
         rows: int,
         pad_id: int,
+        steps: int = 0,
         state: StreamState | None = None,
     ) -> None:
         self.families = families
-        self.weights = {name: weight / sum(weights.values()) for name, weight in sorted(weights.items()) if weight > 0}
+        self.schedule, self.steps = schedule, steps
         self.tokenize, self.tokens_per_row, self.rows, self.pad_id = tokenize, tokens_per_row, rows, pad_id
         self.skipped = 0
-        start = state or StreamState({}, {}, [])
-        self.taken = {name: start.taken.get(name, 0) for name in self.weights}
-        self.tokens = {name: start.tokens.get(name, 0) for name in self.weights}
+        start = state or StreamState({}, {}, [], {}, 0)
+        self.taken = {name: start.taken.get(name, 0) for name in schedule.families}
+        self.tokens = {name: start.tokens.get(name, 0) for name in schedule.families}
+        self.due = {name: start.due.get(name, 0) for name in schedule.families}
+        self.made = start.batches
         self.waiting = [((name, position), self._read(name, position)) for name, position in start.waiting]
 
     def state(self) -> StreamState:
-        return StreamState(dict(self.taken), dict(self.tokens), [reference for reference, _ in self.waiting])
+        waiting = [reference for reference, _ in self.waiting]
+        return StreamState(dict(self.taken), dict(self.tokens), waiting, dict(self.due), self.made)
 
     def _read(self, name: str, position: int) -> TokenizedSample:
         return self.tokenize(self.families[name][position])
 
     def _draw(self) -> tuple[tuple[str, int], TokenizedSample]:
-        name = min(self.weights, key=lambda family: self.tokens[family] / self.weights[family])
+        shares = self.schedule.shares(self.made / self.steps if self.steps else 0.0)
+        name = max(
+            (family for family, share in shares.items() if share > 0),
+            key=lambda family: (self.due[family] - SCALE * self.tokens[family], shares[family]),
+        )
         reference = (name, self.taken[name])
         sample = self._read(*reference)
         self.taken[name] += 1
         self.tokens[name] += len(sample.input_ids)
+        for family, share in shares.items():
+            self.due[family] += round(SCALE * share) * len(sample.input_ids)
         return reference, sample
 
     def next_batch(self) -> Batch:
@@ -118,7 +134,7 @@ class MixtureStream:
         packer = RowPacker(self.tokens_per_row, self.rows)
         self.waiting = [item for item in self.waiting if not packer.add(item[1])]
         smallest = max(8, self.tokens_per_row // 32)
-        in_vain, patience = 0, sum(self.families[name].total for name in self.weights)
+        in_vain, patience = 0, sum(self.families[name].total for name in self.taken)
         while len(self.waiting) < MISFITS and max(packer.free) >= smallest:
             item = self._draw()
             if len(item[1].input_ids) > self.tokens_per_row:
@@ -126,13 +142,14 @@ class MixtureStream:
                 in_vain += 1
                 if in_vain > patience:
                     raise MoonflowError(
-                        f"no sample of {', '.join(self.weights)} fits into a row of {self.tokens_per_row} tokens; "
+                        f"no sample of {', '.join(self.taken)} fits into a row of {self.tokens_per_row} tokens; "
                         "raise tokens_per_row"
                     )
                 continue
             in_vain = 0
             if not packer.add(item[1]):
                 self.waiting.append(item)
+        self.made += 1
         return packer.batch(self.pad_id)
 
     def batches(self, count: int) -> Iterator[tuple[Batch, StreamState]]:
