@@ -1,7 +1,7 @@
 """MuonClip: Muon for matrices, AdamW for the rest, QK-clip after the step
 (source: K2 section 2.1; Moonlight, arXiv 2502.16982).
 
-Shapes: G matrices of one shape, n x m each.
+Shapes: G matrices of one shape, n x m each; E experts; H heads, K query dims, N nope and value dims of a head.
 """
 
 from __future__ import annotations
@@ -34,6 +34,26 @@ def orthogonalise(g_Gnm: Tensor) -> Tensor:
         gram = torch.bmm(x, x.mT)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).to(g_Gnm.dtype).view_as(g_Gnm)
+
+
+def muon_updates(corrected: list[Tensor]) -> list[Tensor]:
+    """The updates of whole matrices [n, m] or stacks of them [E, n, m], in the order and shapes given.
+
+    0.2 * sqrt(max(n, m)) times the orthogonalised matrix, as the learning rate is applied to it.
+    """
+    # Matrices of one shape, lying or standing, are one batch of products: n x m with n <= m.
+    by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for index, matrices in enumerate(corrected):
+        rows, columns = matrices.shape[-2:]
+        by_shape[min(rows, columns), max(rows, columns)].append(index)
+    updates = list(corrected)
+    for (rows, columns), members in by_shape.items():
+        lying = [_lying(corrected[index]).reshape(-1, rows, columns) for index in members]
+        orthogonal = orthogonalise(torch.cat(lying)) * (0.2 * columns**0.5)
+        for index, update in zip(members, orthogonal.split([len(part) for part in lying]), strict=True):
+            shape = corrected[index].shape
+            updates[index] = update.mT.reshape(shape) if shape[-2] > shape[-1] else update.view(shape)
+    return updates
 
 
 def is_muon(name: str, parameter: Tensor) -> bool:
@@ -81,24 +101,17 @@ class MuonClip(torch.optim.Optimizer):
                 (self._muon if group["rule"] == "muon" else self._adamw)(group, trained)
 
     def _muon(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        updates = muon_updates(self._nesterov(group, parameters))
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+
+    def _nesterov(self, group: dict[str, Any], parameters: list[Tensor]) -> list[Tensor]:
+        """The gradients, corrected by the momentum, which takes them up."""
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         momenta = self._slots(parameters, "momentum")
         torch._foreach_mul_(momenta, group["momentum"])
         torch._foreach_add_(momenta, gradients)
-        updates = list(torch._foreach_add(gradients, momenta, alpha=group["momentum"]))
-        # Matrices of one shape, lying or standing, are one batch of products: n x m with n <= m.
-        by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for index, parameter in enumerate(parameters):
-            rows, columns = parameter.shape[-2:]
-            by_shape[min(rows, columns), max(rows, columns)].append(index)
-        for (rows, columns), members in by_shape.items():
-            lying = [_lying(updates[index]).reshape(-1, rows, columns) for index in members]
-            orthogonal = orthogonalise(torch.cat(lying)) * (0.2 * columns**0.5)
-            for index, update in zip(members, orthogonal.split([len(part) for part in lying]), strict=True):
-                shape = updates[index].shape
-                updates[index] = update.mT.reshape(shape) if shape[-2] > shape[-1] else update.view(shape)
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+        return list(torch._foreach_add(gradients, momenta, alpha=group["momentum"]))
 
     def _adamw(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         beta1, beta2 = group["betas"]
@@ -115,11 +128,14 @@ class MuonClip(torch.optim.Optimizer):
         denominators = torch._foreach_div(squares, [1 - beta2**count for count in counts])
         torch._foreach_sqrt_(denominators)
         torch._foreach_add_(denominators, group["eps"])
-        decayed = [parameter for parameter in parameters if parameter.ndim > 1]
+        decayed = [parameter for parameter in parameters if self._decays(parameter)]
         if decayed:
             torch._foreach_mul_(decayed, 1 - group["lr"] * group["weight_decay"])
         rates = [-group["lr"] / (1 - beta1**count) for count in counts]
         torch._foreach_addcdiv_(parameters, means, denominators, rates)
+
+    def _decays(self, parameter: Tensor) -> bool:
+        return parameter.ndim > 1
 
     def _slots(self, parameters: list[Tensor], slot: str) -> list[Tensor]:
         """Each parameter's tensor of that name, zero where it has none yet."""
@@ -154,26 +170,36 @@ def _lying(matrices: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def qk_clip(attentions: Iterable[MultiheadLatentAttention], threshold: float = 100.0) -> int:
-    """Scale down the query and key rows of heads whose largest logit passed ``threshold``; returns how many heads.
+def clip_factors(attention: MultiheadLatentAttention, threshold: float = 100.0) -> tuple[Tensor, Tensor] | None:
+    """By what each row of q_b_proj's and of kv_b_proj's weight is multiplied, or None if no head passed ``threshold``.
 
-    With gamma = threshold / max logit: q_nope and k_nope rows by sqrt(gamma), q_rope rows by gamma; the
-    shared k_rope stays.
+    With gamma = threshold / the head's largest logit: q_nope and k_nope rows by sqrt(gamma), q_rope rows by gamma; the
+    shared k_rope stays. The factors are float32 on the CPU.
     """
+    if attention.max_logit_h is None or not (attention.max_logit_h > threshold).any():
+        return None
+    config, nope = attention.config, attention.config.qk_nope_head_dim
+    q_HK = torch.ones(config.num_attention_heads, config.qk_head_dim)
+    kv_HN = torch.ones(config.num_attention_heads, nope + config.v_head_dim)
+    for head, largest in enumerate(attention.max_logit_h.tolist()):
+        if largest > threshold:
+            gamma = threshold / largest
+            q_HK[head, :nope] = gamma**0.5
+            q_HK[head, nope:] = gamma
+            kv_HN[head, :nope] = gamma**0.5
+    return q_HK.flatten(), kv_HN.flatten()
+
+
+@torch.no_grad()
+def qk_clip(attentions: Iterable[MultiheadLatentAttention], threshold: float = 100.0) -> int:
+    """Scale down the query and key rows of heads whose largest logit passed ``threshold``; returns how many heads."""
     clipped = 0
     for attention in attentions:
-        if attention.max_logit_h is None:
-            continue
-        config = attention.config
-        nope = config.qk_nope_head_dim
-        q_HKD = attention.q_b_proj.weight.view(config.num_attention_heads, config.qk_head_dim, -1)
-        kv_HND = attention.kv_b_proj.weight.view(config.num_attention_heads, nope + config.v_head_dim, -1)
-        for head in (attention.max_logit_h > threshold).nonzero().flatten().tolist():
-            gamma = threshold / float(attention.max_logit_h[head])
-            q_HKD[head, :nope] *= gamma**0.5
-            q_HKD[head, nope:] *= gamma
-            kv_HND[head, :nope] *= gamma**0.5
-            clipped += 1
+        factors = clip_factors(attention, threshold)
+        if factors is not None and attention.max_logit_h is not None:
+            for weight, factor in zip((attention.q_b_proj.weight, attention.kv_b_proj.weight), factors, strict=True):
+                weight *= factor.to(weight.device, weight.dtype).unsqueeze(1)
+            clipped += int((attention.max_logit_h > threshold).sum())
     return clipped
 
 
