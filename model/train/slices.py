@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,10 +47,13 @@ class Slice:
     start: int
     values_n: Tensor
 
-    @classmethod
-    def whole(cls, key: str, tensor: Tensor) -> Slice:
-        """All of a tensor that this rank holds alone, or that all hold and this one writes."""
-        return cls(key, tuple(tensor.shape), 0, tensor.reshape(-1))
+
+def as_slices(tensors: Mapping[str, Tensor | Slice]) -> list[Slice]:
+    """A rank's state by key: whole tensors, or slices where it holds only a part."""
+    return [
+        value if isinstance(value, Slice) else Slice(key, tuple(value.shape), 0, value.reshape(-1))
+        for key, value in tensors.items()
+    ]
 
 
 def write_slices(folder: Path, slices: Iterable[Slice], rank: int = 0, world: int = 1) -> Path:
@@ -71,10 +74,10 @@ def write_slices(folder: Path, slices: Iterable[Slice], rank: int = 0, world: in
     return path
 
 
-class SliceReader:
+class SliceReader(Mapping[str, Tensor]):
     """The optimizer state of a checkpoint folder, read piece by piece: only what is asked for is brought to memory.
 
-    A context manager that holds the files open.
+    A mapping from keys to whole tensors, and a context manager that holds the files open.
 
     Attributes:
         shapes: key -> full shape of every tensor that was saved.
@@ -149,9 +152,19 @@ class SliceReader:
             return file.get_slice(name)[:0]
         return parts_n[0] if len(parts_n) == 1 else torch.cat(parts_n)
 
-    def tensor(self, key: str) -> Tensor:
-        """All of a tensor in its full shape; raises what ``read`` does."""
-        return self.read(key).reshape(self.shapes.get(key, ()))
+    def __getitem__(self, key: str) -> Tensor:
+        """All of a tensor in its full shape; KeyError without it, else what ``read`` raises."""
+        shape = self.shapes[key]
+        return self.read(key).reshape(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.shapes
 
     def __enter__(self) -> SliceReader:
         return self

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from model.errors import MoonflowError
-from model.train.slices import Slice, SliceReader, file_name, write_slices
+from model.train.slices import Slice, SliceReader, as_slices, file_name, write_slices
 
 
 @pytest.fixture
@@ -53,18 +53,18 @@ def test_another_number_of_ranks_reads_the_same_bits(
             parts = [reader.read(key, a, b - a) for a, b in zip(borders, borders[1:], strict=False)]
             assert [len(part) for part in parts] == [b - a for a, b in zip(borders, borders[1:], strict=False)]
             assert torch.equal(torch.cat(parts), value.reshape(-1)) and parts[0].dtype == value.dtype
-            assert torch.equal(reader.tensor(key), value)
+            assert torch.equal(reader[key], value)
 
 
 def test_whole_tensors_and_copies_on_several_ranks(tmp_path: Path, state: dict[str, Tensor]) -> None:
     """Stage 0 holds all on every rank: one may write it all, or each its own copy."""
     for rank in range(2):
-        write_slices(tmp_path, [Slice.whole(key, value) for key, value in state.items()], rank, 2)
+        write_slices(tmp_path, as_slices(state), rank, 2)
     with SliceReader(tmp_path) as reader:
-        assert all(torch.equal(reader.tensor(key), value) for key, value in state.items())
+        assert all(torch.equal(reader[key], value) for key, value in state.items())
     write_slices(tmp_path, [], 1, 2)
     with SliceReader(tmp_path) as reader:
-        assert all(torch.equal(reader.tensor(key), value) for key, value in state.items())
+        assert all(torch.equal(reader[key], value) for key, value in state.items())
 
 
 def test_what_is_not_there_is_named(tmp_path: Path, state: dict[str, Tensor]) -> None:
@@ -74,11 +74,12 @@ def test_what_is_not_there_is_named(tmp_path: Path, state: dict[str, Tensor]) ->
     with SliceReader(tmp_path) as reader:
         with pytest.raises(MoonflowError, match="no optimizer state 'other/momentum'"):
             reader.read("other/momentum")
+        assert "other/momentum" not in reader and reader.get("other/momentum") is None
         with pytest.raises(MoonflowError, match=r"elements 2 to 5 of norm.weight/exp_avg, which has 3"):
             reader.read("norm.weight/exp_avg", 2, 3)
     write_slices(tmp_path, [], 1, 4)  # what rank 1 had is lost
     with SliceReader(tmp_path) as reader, pytest.raises(MoonflowError, match="were not all saved"):
-        reader.tensor("layers.0.q.weight/momentum")
+        reader["layers.0.q.weight/momentum"]
     third = tmp_path / file_name(3, 4)
     third.write_bytes(third.read_bytes()[:100])
     with pytest.raises(MoonflowError, match=f"{third} cannot be read"):
@@ -92,7 +93,7 @@ def test_what_is_not_there_is_named(tmp_path: Path, state: dict[str, Tensor]) ->
 
 def test_a_slice_is_read_without_the_rest(tmp_path: Path) -> None:
     """Reading 4 KiB of a 256 MiB tensor touches little of the file."""
-    write_slices(tmp_path, [Slice.whole("big/momentum", torch.zeros(64 * 2**20))])
+    write_slices(tmp_path, as_slices({"big/momentum": torch.zeros(64 * 2**20)}))
     before = resident_bytes()
     with SliceReader(tmp_path) as reader:
         assert reader.read("big/momentum", 40 * 2**20, 1024).tolist() == [0.0] * 1024
