@@ -35,8 +35,8 @@ from model.quantization import (
 from model.quantization import (
     pack as pack_levels,
 )
-from model.train.loop import Phase, batch_loss, optimizer_step
-from model.train.optimizer import build_optimizer
+from model.train.engine import PlainEngine, batch_loss
+from model.train.phase import Phase
 from tests.peers import randomise, same_latent_eps
 
 TINY = preset("tiny")
@@ -186,8 +186,7 @@ def phase(precision: str) -> Phase:
 
 def test_the_served_model_is_what_training_sees_and_what_an_export_holds(folder):
     model = load_model(folder)  # quantised values: training must leave them
-    optimizer = build_optimizer(model.train(), 1e-2)
-    optimizer_step(model, words(), optimizer, phase("int4"), 0)
+    PlainEngine(model.train(), phase("int4")).step(words(), 0)
     served = as_served(model, "int4")
     assert not served.training and model.training
     own, theirs = dict(model.named_parameters()), dict(served.named_parameters())
@@ -217,8 +216,8 @@ def test_a_step_of_aware_training_is_a_step_at_the_rounded_weights():
         made.load_state_dict(as_served(made, "int4").state_dict())
     losses = []
     for made, precision in ((plain, "full"), (aware, "int4")):
-        optimizer = build_optimizer(made.train(), 1e-2)
-        losses.append([optimizer_step(made, words(), optimizer, phase(precision), n)["loss/total"] for n in range(3)])
+        engine = PlainEngine(made.train(), phase(precision))
+        losses.append([engine.step(words(), n)["loss/total"] for n in range(3)])
     assert losses[0][0] == losses[1][0] and losses[0][2] != losses[1][2]
     assert all(math.isfinite(loss) for loss in losses[1])
 

@@ -9,7 +9,8 @@ from model.config import RopeScaling
 from model.data.folder import DataFolder
 from model.data.mixtures import LONG_TEXT, VISION, blend
 from model.train.checkpoint import load_parent
-from model.train.loop import Phase, train
+from model.train.loop import train
+from model.train.phase import Phase
 
 
 def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:

@@ -15,7 +15,8 @@ from model.data.folder import DataFolder
 from model.data.mixtures import TEXT, VISION, blend
 from model.errors import MoonflowError
 from model.multimodal import KimiK25
-from model.train.loop import Phase, train
+from model.train.loop import train
+from model.train.phase import Phase
 
 
 def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:

@@ -30,7 +30,7 @@ from model.rl.objective import ObjectiveConfig, advantages, policy_loss, token_w
 from model.rl.ptx import PTX
 from model.rl.toggle import Toggle
 from model.train.checkpoint import load_checkpoint, save_checkpoint
-from model.train.loop import batch_loss
+from model.train.engine import batch_loss
 from model.train.optimizer import MuonClip, build_optimizer, qk_clip
 from model.train.protocol import Surroundings
 

@@ -1,4 +1,4 @@
-"""The supervised training loop: stream -> loss -> MuonClip -> checkpoint, resumable to the bit (source: ours).
+"""The supervised training loop: stream -> gradient -> judgement -> MuonClip -> checkpoint, resumable to the bit (ours).
 
 One loop serves every pre-training stage and SFT; what differs between them (mixture, row length, rates, which
 parameters learn) is in the ``Phase``s that their ``stage.py`` passes in.
@@ -6,69 +6,29 @@ parameters learn) is in the ``Phase``s that their ``stage.py`` passes in.
 
 from __future__ import annotations
 
-import math
+import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from model.data.packing import Batch
-from model.data.stream import MixtureStream, StreamState
+from model.data.stream import StreamState
+from model.errors import MoonflowError
 from model.hf import load_weights
 from model.multimodal import KimiK25
-from model.precision import products_in
-from model.quantization import experts_in
 from model.train.checkpoint import load_checkpoint, read_state, save_checkpoint
-from model.train.optimizer import MuonClip, build_optimizer, qk_clip
+from model.train.engine import Engine, Figures, open_engine
+from model.train.guard import ROLLBACKS, SpikeGuard
+from model.train.phase import Phase
 from model.train.protocol import Surroundings
+from model.train.ranks import Ranks
 
 LOG_EVERY = 10  # steps between logged metrics
+NAMED_SAMPLES = 12  # of a batch that is not trained on, in the log
 
-
-@dataclass(frozen=True)
-class Phase:
-    """One uninterrupted optimisation.
-
-    Attributes:
-        stream: opens the phase's data at its beginning (None) or at a saved state.
-        steps: optimizer steps.
-        learning_rate: peak; reached after ``warmup_steps``, then a cosine down to ``final_ratio`` of it.
-        trainable: parts whose names are in a parameter's name make it learn; empty means all.
-        bias_update_rate: of the router's correction bias, per step (Megatron-Bridge: 1e-3).
-        weight_decay: of matrices (K2: 0.1).
-        checkpoint_every: steps between saved states; 0 saves only at the end.
-        products: precision of the matrix products, "float32" or "bfloat16" (``model.precision``).
-        expert_precision: "int4" trains the routed experts for an INT4 export (``model.quantization``), "full" does not.
-    """
-
-    stream: Callable[[StreamState | None], MixtureStream]
-    steps: int
-    learning_rate: float
-    warmup_steps: int = 20
-    final_ratio: float = 0.1
-    trainable: tuple[str, ...] = ()
-    bias_update_rate: float = 1e-3
-    weight_decay: float = 0.1
-    checkpoint_every: int = 0
-    products: str = "float32"
-    expert_precision: str = "full"
-
-    def rate(self, step: int) -> float:
-        """Learning rate of ``step`` (0-based)."""
-        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
-        cosine = 0.5 * (1 + math.cos(math.pi * step / max(1, self.steps)))
-        return self.learning_rate * warm * (self.final_ratio + (1 - self.final_ratio) * cosine)
-
-    def learns(self, name: str) -> bool:
-        moved_by_load = name.endswith("e_score_correction_bias")
-        return not moved_by_load and (not self.trainable or any(part in name for part in self.trainable))
-
-    def saves_at(self, step: int) -> bool:
-        return step == self.steps or (self.checkpoint_every > 0 and step % self.checkpoint_every == 0)
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -82,78 +42,120 @@ class LoopState:
     seconds: float = 0.0
 
 
-def batch_loss(model: KimiK25, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-    """Mean cross-entropy over the targets plus the balance loss; and its parts by modality, in nats per token."""
-    losses_N = -model.logprobs(batch).float()
-    loss = losses_N.mean() + model.auxiliary_loss()
-    figures: dict[str, float] = {}
-    for name, chosen_N in (("loss/vision", batch.vision_N), ("loss/text", ~batch.vision_N)):
-        if chosen_N.any():
-            figures[name] = float(losses_N.detach()[chosen_N].mean())
-    return loss, figures
-
-
-def train(model: KimiK25, phases: Sequence[Phase], tokenizer_folder: Path, around: Surroundings) -> LoopState:
+def train(
+    model: KimiK25, phases: Sequence[Phase], tokenizer_folder: Path, around: Surroundings, ranks: Ranks | None = None
+) -> LoopState:
     """Run the phases in order, from this step's newest checkpoint if there is one; the last checkpoint is complete.
 
     Each phase starts a fresh optimizer. A run that was killed and started again ends with the same weights, bit for
     bit, as one that was not.
+
+    Raises:
+        MoonflowError: the loss keeps spiking (``model.train.guard``); what is published stays.
     """
-    loop, found = LoopState(), around.checkpoints.latest()
-    if found is not None:
-        loop = LoopState(**read_state(found)["loop"])
-    total_steps = sum(phase.steps for phase in phases)
-    model.train()
-    for number, phase in enumerate(phases):
-        if number < loop.phase:
-            continue
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(phase.learns(name))
-        optimizer = build_optimizer(model, phase.learning_rate, weight_decay=phase.weight_decay)
-        position = None
-        if found is not None and loop.step < phase.steps:
-            position = StreamState(**load_checkpoint(found, model, optimizer)["data_position"])
-        elif found is not None:  # it was saved at this phase's end
-            load_weights(model, found)
-        done_before = sum(earlier.steps for earlier in phases[:number])
-        begun = time.perf_counter() - loop.seconds
-        for batch, after in phase.stream(position).batches(phase.steps - loop.step):
-            figures = optimizer_step(model, batch, optimizer, phase, loop.step)
-            loop.step += 1
-            loop.tokens_seen += batch.tokens
-            loop.seconds = time.perf_counter() - begun
-            speed = loop.tokens_seen / loop.seconds
-            around.progress.update(done_before + loop.step, total_steps, loss=figures["loss/total"], tokens_per_s=speed)
-            if loop.step % LOG_EVERY == 0 or loop.step == phase.steps:
-                around.metrics.log(
-                    {**figures, "tokens/s": speed, "tokens/seen": loop.tokens_seen}, done_before + loop.step
-                )
-            if phase.saves_at(loop.step):
-                loop.saved += 1
-                folder = around.work / f"checkpoint-{loop.saved}"
-                save_checkpoint(
-                    folder, model, tokenizer_folder, optimizer, {"loop": vars(loop), "data_position": vars(after)}
-                )
-                last = done_before + loop.step == total_steps
-                around.checkpoints.save(folder, index=loop.saved - 1, tokens_seen=loop.tokens_seen, complete=last)
-                shutil.rmtree(folder)
-        found = None
-        loop.phase, loop.step = number + 1, 0
-    return loop
+    return _Run(model, phases, tokenizer_folder, around, ranks or Ranks()).run()
 
 
-def optimizer_step(model: KimiK25, batch: Batch, optimizer: MuonClip, phase: Phase, step: int) -> dict[str, float]:
-    """One step on one batch: loss, gradient, MuonClip, router bias; returns its figures."""
-    optimizer.set_learning_rate(phase.rate(step))
-    products = torch.bfloat16 if phase.products == "bfloat16" else None
-    with products_in(products), experts_in(phase.expert_precision):
-        loss, figures = batch_loss(model, batch)
-    loss.backward()
-    gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    clipped = qk_clip(model.attentions()) if phase.learns("self_attn.q_b_proj.weight") else 0
-    for router in model.routers():
-        router.update_bias(phase.bias_update_rate if phase.learns("mlp.gate.weight") else 0.0)
-    own = {"loss/total": float(loss.detach()), "learning_rate": phase.rate(step), "gradient_norm": float(gradient_norm)}
-    return {**figures, **own, "qk_clip/heads": float(clipped)}
+class _Run:
+    def __init__(
+        self, model: KimiK25, phases: Sequence[Phase], tokenizer_folder: Path, around: Surroundings, ranks: Ranks
+    ) -> None:
+        self.model, self.phases, self.tokenizer_folder = model, phases, tokenizer_folder
+        self.around, self.ranks = around, ranks
+        self.loop = LoopState()
+        self.total_steps = sum(phase.steps for phase in phases)
+
+    def run(self) -> LoopState:
+        found = self.around.checkpoints.latest()
+        if found is not None:
+            self.loop = LoopState(**read_state(found)["loop"])
+        self.model.train()
+        for number, phase in enumerate(self.phases):
+            if number < self.loop.phase:
+                continue
+            self._phase(number, phase, found)
+            found = None
+            self.loop.phase, self.loop.step = number + 1, 0
+        return self.loop
+
+    def _phase(self, number: int, phase: Phase, found: Path | None) -> None:
+        done_before = sum(earlier.steps for earlier in self.phases[:number])
+        engine, guard, position = self._open(phase, found)
+        rollbacks, rolled_at = 0, -1
+        while self.loop.step < phase.steps:
+            begun = time.perf_counter() - self.loop.seconds
+            for batch, after in phase.stream(position).batches(phase.steps - self.loop.step):
+                position = after
+                figures = engine.backward(batch)
+                verdict = guard.judge(figures)
+                if verdict == "train":
+                    figures |= engine.update(self.loop.step)
+                else:
+                    engine.discard()
+                    step = done_before + self.loop.step + 1
+                    log.warning("step %d is not trained: %s; its samples: %s", step, guard.reason, _samples(batch))
+                if verdict == "roll back":
+                    rollbacks = rollbacks + 1 if rolled_at == self.loop.saved else 1
+                    engine, guard = self._roll_back(number, phase, guard.reason, rollbacks)
+                    rolled_at = self.loop.saved
+                    break  # the data goes on behind the batches that led here
+                self.loop.step += 1
+                self.loop.tokens_seen += batch.tokens
+                self.loop.seconds = time.perf_counter() - begun
+                self._report(done_before, phase, figures)
+                if phase.saves_at(self.loop.step):
+                    self._save(done_before, engine, guard, after)
+
+    def _open(self, phase: Phase, found: Path | None) -> tuple[Engine, SpikeGuard, StreamState | None]:
+        """The phase's engine, guard and data position: at its beginning, or as ``found`` left them."""
+        engine = open_engine(self.model, phase, self.ranks)
+        if found is not None and self.loop.step < phase.steps:
+            state = load_checkpoint(found, self.model, engine)
+            return engine, SpikeGuard(state["guard"]), StreamState(**state["data_position"])
+        if found is not None:  # it was saved at a phase's end
+            load_weights(self.model, found)
+        return engine, SpikeGuard(), None
+
+    def _roll_back(self, number: int, phase: Phase, reason: str, rollbacks: int) -> tuple[Engine, SpikeGuard]:
+        """Go back to the newest checkpoint, but not in the data."""
+        found = self.around.checkpoints.latest()
+        if found is None or rollbacks > ROLLBACKS:
+            tried = (
+                f"after {ROLLBACKS} returns to one checkpoint" if found else "and no checkpoint is there to return to"
+            )
+            raise MoonflowError(
+                f"the loss does not come down again ({reason}), {tried}: the log names the samples; lower "
+                "learning_rate, or take the samples out and use a new run id"
+            )
+        self.loop = LoopState(**read_state(found)["loop"])
+        log.warning("rolled back to the checkpoint of step %d; the data goes on", self.loop.step)
+        if self.loop.phase < number:  # this phase has not saved anything yet
+            engine = open_engine(self.model, phase, self.ranks)
+            load_weights(self.model, found)
+            self.loop.phase, self.loop.step = number, 0
+            return engine, SpikeGuard()
+        engine, guard, _ = self._open(phase, found)
+        return engine, guard
+
+    def _report(self, done_before: int, phase: Phase, figures: Figures) -> None:
+        done, speed = done_before + self.loop.step, self.loop.tokens_seen / self.loop.seconds
+        self.around.progress.update(done, self.total_steps, loss=figures["loss/total"], tokens_per_s=speed)
+        if self.loop.step % LOG_EVERY == 0 or self.loop.step == phase.steps:
+            self.around.metrics.log({**figures, "tokens/s": speed, "tokens/seen": self.loop.tokens_seen}, done)
+
+    def _save(self, done_before: int, engine: Engine, guard: SpikeGuard, position: StreamState) -> None:
+        self.loop.saved += 1
+        folder = self.around.work / f"checkpoint-{self.loop.saved}"
+        state = {"loop": vars(self.loop), "data_position": vars(position), "guard": guard.state()}
+        save_checkpoint(folder, self.model, self.tokenizer_folder, engine, state)
+        last = done_before + self.loop.step == self.total_steps
+        self.around.checkpoints.save(
+            folder, index=self.loop.saved - 1, tokens_seen=self.loop.tokens_seen, complete=last
+        )
+        shutil.rmtree(folder)
+
+
+def _samples(batch: Batch) -> str:
+    keys = getattr(batch, "keys", ())
+    more = f" and {len(keys) - NAMED_SAMPLES} more" if len(keys) > NAMED_SAMPLES else ""
+    return ", ".join(keys[:NAMED_SAMPLES]) + more

@@ -23,8 +23,8 @@ from model.config import preset
 from model.data.packing import Batch, RowPacker
 from model.data.tokenize import TokenizedSample
 from model.multimodal import KimiK25
-from model.train.loop import Phase, optimizer_step
-from model.train.optimizer import build_optimizer
+from model.train.engine import PlainEngine
+from model.train.phase import Phase
 
 TOKENS = 700  # that strings are made of
 RATE = 6e-3
@@ -47,13 +47,10 @@ def batch(generator: torch.Generator, pad_id: int) -> Batch:
 def final_loss(seed: int, steps: int, wired: bool) -> float:
     with mock.patch("model.initial._wire", lambda *_: None) if not wired else mock.MagicMock():
         model = KimiK25(preset("tiny"), seed=seed).train()
-    optimizer = build_optimizer(model, RATE)
-    phase = Phase(lambda state: NotImplemented, steps, RATE)
+    engine = PlainEngine(model, Phase(lambda state: NotImplemented, steps, RATE))
     generator = torch.Generator().manual_seed(seed)
     pad_id = model.config.text_config.pad_token_id
-    losses = [
-        optimizer_step(model, batch(generator, pad_id), optimizer, phase, step)["loss/total"] for step in range(steps)
-    ]
+    losses = [engine.step(batch(generator, pad_id), step)["loss/total"] for step in range(steps)]
     return statistics.mean(losses[-10:])
 
 

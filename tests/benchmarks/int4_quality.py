@@ -39,8 +39,8 @@ from model.data.tokenize import TokenizedSample  # noqa: E402
 from model.hf import load_model, save_model  # noqa: E402
 from model.multimodal import KimiK25  # noqa: E402
 from model.tokenizer import Tokenizer  # noqa: E402
-from model.train.loop import Phase, optimizer_step  # noqa: E402
-from model.train.optimizer import build_optimizer  # noqa: E402
+from model.train.engine import PlainEngine  # noqa: E402
+from model.train.phase import Phase  # noqa: E402
 
 RATE, SFT_RATE = 1.2e-2, 1e-3  # the second is that of zero_vision_sft
 ROWS, TOKENS = 8, 256
@@ -129,9 +129,9 @@ def train(model: KimiK25, phase: Phase, batches: Iterator[Batch]) -> KimiK25:
     model.train()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(phase.learns(name))
-    optimizer = build_optimizer(model, phase.learning_rate, weight_decay=phase.weight_decay)
+    engine = PlainEngine(model, phase)
     for step, batch in enumerate(batches):
-        optimizer_step(model, batch, optimizer, phase, step)
+        engine.step(batch, step)
     return model
 
 

@@ -40,8 +40,8 @@ from model.multimodal import KimiK25  # noqa: E402
 from model.precision import products_in  # noqa: E402
 from model.rollout.embedded import EmbeddedEngine  # noqa: E402
 from model.rollout.protocol import Request  # noqa: E402
-from model.train.loop import Phase, batch_loss, optimizer_step  # noqa: E402
-from model.train.optimizer import build_optimizer  # noqa: E402
+from model.train.engine import PlainEngine, batch_loss  # noqa: E402
+from model.train.phase import Phase  # noqa: E402
 from model.vision import GridTHW  # noqa: E402
 from tests.peers import peer_language_model  # noqa: E402
 from tests.test_documents import LONG_FORWARD  # noqa: E402
@@ -88,15 +88,13 @@ class Ours:
 
     def __init__(self, model: KimiK25) -> None:
         self.model = model.train()
-        self.phase = Phase(no_stream, 10**9, RATE, warmup_steps=0, trainable=("language_model.",), products="bfloat16")
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(self.phase.learns(name))
-        self.muonclip = build_optimizer(model, RATE)
+        phase = Phase(no_stream, 10**9, RATE, warmup_steps=0, trainable=("language_model.",), products="bfloat16")
+        self.muonclip = PlainEngine(model, phase)
         self.adamw = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], RATE, fused=True)
 
     def step(self, batch: Batch) -> float:
         """As our stages train."""
-        return optimizer_step(self.model, batch, self.muonclip, self.phase, 0)["loss/total"]
+        return self.muonclip.step(batch, 0)["loss/total"]
 
     def step_adamw(self, batch: Batch) -> float:
         """With the optimizer of the other side."""

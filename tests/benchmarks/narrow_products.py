@@ -33,8 +33,8 @@ from model.data.tokenize import tokenize  # noqa: E402
 from model.image import ImageConfig  # noqa: E402
 from model.multimodal import KimiK25  # noqa: E402
 from model.tokenizer import Tokenizer  # noqa: E402
-from model.train.loop import Phase, optimizer_step  # noqa: E402
-from model.train.optimizer import build_optimizer  # noqa: E402
+from model.train.engine import PlainEngine  # noqa: E402
+from model.train.phase import Phase  # noqa: E402
 
 MIXTURE = blend((TEXT, 0.65), (VISION, 0.35))
 ROWS, TOKENS, RATE = 4, 256, 6e-3
@@ -76,8 +76,8 @@ def learn(seed: int, products: str, training: list[Batch], held_out: list[Batch]
     phase = Phase(lambda _: NotImplemented, len(training), RATE, products=products)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(phase.learns(name))
-    optimizer = build_optimizer(model, RATE)
-    losses = [optimizer_step(model, batch, optimizer, phase, step)["loss/total"] for step, batch in enumerate(training)]
+    engine = PlainEngine(model, phase)
+    losses = [engine.step(batch, step)["loss/total"] for step, batch in enumerate(training)]
     return held_out_loss(model, held_out), losses
 
 

@@ -23,7 +23,7 @@ from model.plan.layout import Layout
 from model.plan.memory import state_figures
 from model.plan.parameters import Parameters
 from model.precision import products_in
-from model.train.loop import batch_loss
+from model.train.engine import batch_loss
 from model.vision import Block
 
 aten = torch.ops.aten

@@ -15,8 +15,10 @@ from model.hf import WEIGHTS, load_model
 from model.multimodal import KimiK25
 from model.tokenizer import Tokenizer
 from model.train.checkpoint import OPTIMIZER, STATE, load_checkpoint, load_parent, read_state
-from model.train.loop import Phase, batch_loss, train
+from model.train.engine import batch_loss
+from model.train.loop import train
 from model.train.optimizer import build_optimizer
+from model.train.phase import Phase
 from tests.corpus import corpus, small_tokenizer
 
 MIXED = {"recall": 1.0, "fact_qa": 1.0, "digit_string": 1.0}

@@ -1,0 +1,141 @@
+"""What does one optimizer step: one process, or several that average their gradients (source: ours).
+
+``Engine`` is all that the loop knows of it. ``PlainEngine`` is PyTorch alone; DeepSpeed's ZeRO stages are in
+``model.train.zero``.
+
+Shapes: N positions with a target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from model.data.packing import Batch
+from model.multimodal import KimiK25
+from model.precision import products_in
+from model.quantization import experts_in
+from model.train.optimizer import build_optimizer, qk_clip
+from model.train.phase import Phase
+from model.train.ranks import Ranks
+
+Figures = dict[str, float]
+
+
+class Engine(Protocol):
+    """One model, one optimizer, one phase. Every rank calls the same methods in the same order."""
+
+    def backward(self, batch: Batch) -> Figures:
+        """Make the gradient of the mean loss over the *global* batch; its figures are the global batch's too.
+
+        ``loss/total`` in nats a target (balance loss included), ``loss/text`` and ``loss/vision`` where there are such
+        targets, ``gradient_norm``.
+        """
+        ...
+
+    def update(self, step: int) -> Figures:
+        """MuonClip at the rate of ``step``, QK-clip, router bias; forgets the gradient."""
+        ...
+
+    def discard(self) -> None:
+        """Forget the gradient and what the routers counted, as if ``backward`` had not been called."""
+        ...
+
+    def named_state(self) -> dict[str, Tensor]:
+        """The optimizer's state, ``<parameter name>/<slot>``."""
+        ...
+
+    def load_named_state(self, tensors: dict[str, Tensor]) -> None: ...
+
+
+def batch_loss(model: KimiK25, batch: Batch, ranks: Ranks | None = None) -> tuple[Tensor, Figures]:
+    """This rank's share of the mean cross-entropy over the global batch's targets, plus the balance loss.
+
+    The sum of the shares over the ranks is the loss of one process on the global batch; the figures are that sum's.
+    """
+    ranks = ranks or Ranks()
+    losses_N = -model.logprobs(batch).float()
+    of_vision_N = batch.vision_N
+    with torch.no_grad():
+        counted = torch.stack(
+            [losses_N.sum(), (losses_N * of_vision_N).sum(), losses_N.new_tensor(len(losses_N)), of_vision_N.sum()]
+        ).double()
+        total, vision, targets, vision_targets = ranks.sum_(counted).tolist()
+    balance = model.auxiliary_loss() / ranks.data_ranks
+    loss = losses_N.sum() / max(1.0, targets) + balance
+    figures = {}
+    if vision_targets:
+        figures["loss/vision"] = vision / vision_targets
+    if targets > vision_targets:
+        figures["loss/text"] = (total - vision) / (targets - vision_targets)
+    figures["loss/total"] = total / max(1.0, targets) + float(ranks.sum_(balance.detach().clone()))
+    return loss, figures
+
+
+class PlainEngine:
+    """Every rank holds the whole model and optimizer; gradients are summed over the ranks."""
+
+    def __init__(self, model: KimiK25, phase: Phase, ranks: Ranks | None = None) -> None:
+        self.model, self.phase, self.ranks = model, phase, ranks or Ranks()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(phase.learns(name))
+        self.optimizer = build_optimizer(model, phase.learning_rate, weight_decay=phase.weight_decay)
+
+    def backward(self, batch: Batch) -> Figures:
+        products = torch.bfloat16 if self.phase.products == "bfloat16" else None
+        with products_in(products), experts_in(self.phase.expert_precision):
+            loss, figures = batch_loss(self.model, batch, self.ranks)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.ranks.world > 1:
+            sum_gradients((p for p in self.model.parameters() if p.requires_grad), self.ranks)
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        return figures | {"gradient_norm": float(torch.nn.utils.get_total_norm(gradients))}
+
+    def update(self, step: int) -> Figures:
+        self.optimizer.set_learning_rate(self.phase.rate(step))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        figures = {"learning_rate": self.phase.rate(step), "qk_clip/heads": 0.0}
+        if self.phase.learns("self_attn.q_b_proj.weight"):
+            for attention in self.model.attentions():
+                if attention.max_logit_h is not None:
+                    self.ranks.max_(attention.max_logit_h)
+            figures["qk_clip/heads"] = float(qk_clip(self.model.attentions()))
+        for router in self.model.routers():
+            self.ranks.sum_(router.load_E)
+            router.update_bias(self.phase.bias_update_rate if self.phase.learns("mlp.gate.weight") else 0.0)
+        return figures
+
+    def step(self, batch: Batch, number: int) -> Figures:
+        """One whole optimizer step, for those who want no judgement in between."""
+        return self.backward(batch) | self.update(number)
+
+    def discard(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        for router in self.model.routers():
+            router.load_E.zero_()
+
+    def named_state(self) -> dict[str, Tensor]:
+        return self.optimizer.named_state()
+
+    def load_named_state(self, tensors: dict[str, Tensor]) -> None:
+        self.optimizer.load_named_state(tensors)
+
+
+def sum_gradients(parameters: Iterable[Tensor], ranks: Ranks) -> None:
+    """Each gradient becomes its sum over all ranks; a rank whose rows did not touch a parameter adds zero."""
+    parameters = list(parameters)
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat, group=ranks.everyone)
+    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = part.view_as(parameter)
+
+
+def open_engine(model: KimiK25, phase: Phase, ranks: Ranks) -> Engine:
+    """The engine that the ranks' layout asks for, with a fresh optimizer."""
+    return PlainEngine(model, phase, ranks)
