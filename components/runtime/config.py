@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -20,6 +20,15 @@ class StepConfig(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    looped: ClassVar[tuple[str, ...]] = ()
+    """Fields that tell apart the tasks of a step that one pipeline runs several times. The pipeline gives them, not the
+    profile."""
+
+    @classmethod
+    def task_name(cls, step: str, values: Mapping[str, Any]) -> str:
+        """The name of a task of ``step``: of its folder in the store, its MLflow run and its progress."""
+        return "-".join([step, *(str(values[name]) for name in cls.looped)])
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], where: str) -> Self:

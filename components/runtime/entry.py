@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.steps import STEPS, config_class
+from components.steps import config_class
 from model.errors import MoonflowError
 
 if TYPE_CHECKING:
@@ -39,8 +39,9 @@ def enter(
     config, ``run_id`` names the run. In the UI, numbers in the manifest's ``extra`` are shown as ``metrics``, and
     ``card`` leads to the MLflow run and to the manifest.
     """
-    config = {name: arguments[name] for name in config_class(step).model_fields}
-    with task(step, arguments["run_id"]) as state:
+    schema = config_class(step)
+    config = {name: arguments[name] for name in schema.model_fields}
+    with task(schema.task_name(step, config), arguments["run_id"]) as state:
         from components.runtime.card import mlflow_link, step_card
         from components.runtime.launcher.launch import launch, placement_from_environment
 
@@ -136,13 +137,14 @@ def _write_state(step: str, state: Mapping[str, Any]) -> None:
 
 
 def _first_error(run_dir: Path) -> str:
-    """The failed step's own line: KFP's final status knows only that something failed."""
-    for step in STEPS:
+    """The line of the task that failed first: KFP's final status knows only that something failed."""
+    failed: list[tuple[float, str]] = []
+    for path in (run_dir / "tasks").glob("*.json"):
         with suppress(OSError, ValueError):
-            state = json.loads((run_dir / "tasks" / f"{step}.json").read_text())
+            state = json.loads(path.read_text())
             if "error" in state:
-                return f"{step}: {state['error']}"
-    return ""
+                failed.append((state["ended"], f"{path.stem}: {state['error']}"))
+    return min(failed)[1] if failed else ""
 
 
 def _write(artifact: dsl.Artifact, data: bytes) -> None:

@@ -63,7 +63,8 @@ class StepContext:
     """All that a stage may touch of the outside world.
 
     Attributes:
-        run_id, step: names in the layout ``<run>/<step>/<index>/``.
+        run_id, step: names in the layout ``<run>/<step>/<index>/``; a step that a pipeline runs several times has the
+            name of one task, ``StepConfig.task_name``.
         store: the object store.
         checkpoints: ``latest()`` and ``save(...)``, see ``model.train.protocol.Checkpoints``; ``newest`` is the
             manifest last saved or resumed from.
@@ -188,8 +189,8 @@ def run_step(step: str, config: Mapping[str, Any], inputs: Mapping[str, str] | N
         return start.earlier
     run_dir = _run_dir(run_id)
     with disk_errors(run_dir):
-        tracker = _tracker(run_dir, run_id, step)
-        context = StepContext(store, run_id, step, run_dir, lineage, tracker)
+        tracker = _tracker(run_dir, run_id, start.name)
+        context = StepContext(store, run_id, start.name, run_dir, lineage, tracker)
     status = "FAILED"
     try:
         stage = importlib.import_module(f"components.{step}.stage")
@@ -228,6 +229,7 @@ class _Start:
 
     store: ObjectStore
     run_id: str
+    name: str
     lineage: Lineage
     earlier: Manifest | None
 
@@ -242,10 +244,11 @@ def _begin(step: str, config: Mapping[str, Any], inputs: Mapping[str, str] | Non
     given = {name: uri for name, uri in sorted((inputs or {}).items()) if uri}
     parents = tuple(manifest.read(store, uri).sha256 for uri in given.values())
     lineage = Lineage(parsed, given, parents, git_commit())
-    earlier = checkpoints.newest(store, f"{run_id}/{step}")
+    name = parsed.task_name(step, parsed.model_dump())
+    earlier = checkpoints.newest(store, f"{run_id}/{name}")
     if earlier is not None:
         lineage.require(earlier)
-    return _Start(store, run_id, lineage, earlier)
+    return _Start(store, run_id, name, lineage, earlier)
 
 
 def git_commit() -> str:

@@ -78,7 +78,7 @@ def train_job(
     if placement.priority:
         labels[PRIORITY] = placement.priority
     metadata: dict[str, Any] = {
-        "name": job_name(work.run_id, work.step),
+        "name": job_name(work.run_id, work.name),
         "namespace": namespace,
         "labels": labels,
         "annotations": {WORK: work.sha256, "moonflow.dev/run-id": work.run_id},

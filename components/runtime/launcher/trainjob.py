@@ -51,7 +51,7 @@ def run(work: Work, placement: Placement, done: Callable[[], bool], cluster: Clu
             raise
     if not done():
         # Left there, it would be found Complete by each further attempt.
-        cluster.delete(job_name(work.run_id, work.step))
+        cluster.delete(job_name(work.run_id, work.name))
         raise MoonflowError(
             f"{_where(cluster, work)} is Complete, but {work.step} has no complete manifest in the object store: check "
             f"that ConfigMap moonflow in namespace {cluster.namespace} names the same MOONFLOW_STORE, then run again"
@@ -165,7 +165,7 @@ def _cancel(cluster: Cluster, work: Work) -> None:
         print(f"this pod is taken away ({why}): {where} goes on, the next attempt attaches to it", flush=True)
         return
     try:
-        cluster.delete(job_name(work.run_id, work.step), within=patience.stop)
+        cluster.delete(job_name(work.run_id, work.name), within=patience.stop)
         print(f"{where} deleted: its step was cancelled", flush=True)
     except MoonflowError as error:
         print(f"{where} could not be deleted: {error}", flush=True)
@@ -226,4 +226,4 @@ def _differs(found: Json, wanted: Json) -> bool:
 
 
 def _where(cluster: Cluster, work: Work) -> str:
-    return f"TrainJob {cluster.namespace}/{job_name(work.run_id, work.step)}"
+    return f"TrainJob {cluster.namespace}/{job_name(work.run_id, work.name)}"

@@ -38,6 +38,11 @@ class Work:
         return cls(os.environ[RUN_ID], step, parsed, {name: uri for name, uri in sorted(inputs.items()) if uri})
 
     @property
+    def name(self) -> str:
+        """The task's name in its run: the step's, unless a pipeline runs the step several times."""
+        return self.config.task_name(self.step, self.config.model_dump())
+
+    @property
     def environment(self) -> dict[str, str]:
         """The variables that the worker reads."""
         return {
