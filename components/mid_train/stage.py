@@ -28,5 +28,5 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     phase = Phase(
         stream, config.steps, config.learning_rate, checkpoint_every=config.checkpoint_every, products=config.products
     )
-    train(model, [phase], data.path, context)
+    train(model, [phase], data.path, context, context.ranks)
     return context.checkpoints.newest

@@ -12,6 +12,12 @@ _FILE_EVERY_S = 0.3
 _LINE_EVERY_S = 10.0
 
 
+class Silent:
+    """``model.train.protocol.Progress`` of a rank that leaves the reporting to the first."""
+
+    def update(self, done: int, total: int, **figures: float) -> None: ...
+
+
 class StepProgress:
     """``model.train.protocol.Progress``: ``<run dir>/progress/<step>.json``, replaced atomically.
 

@@ -1,8 +1,9 @@
 """A launched process: ``python -m components.runtime.worker``, in a pod of a TrainJob or as a rank on this node.
 
-It reads MOONFLOW_STEP, MOONFLOW_CONFIG (JSON), MOONFLOW_INPUTS (JSON, name -> URI) and what ``run_step`` reads. Exit
-status 0: the step's complete manifest is in the object store. 1: anything else; a MoonflowError is one line of stderr
-after ``ERROR_MARK``, by which the launcher finds it above torchrun's own account; a bug keeps its traceback.
+It reads MOONFLOW_STEP, MOONFLOW_CONFIG (JSON), MOONFLOW_INPUTS (JSON, name -> URI), MOONFLOW_LAYOUT (JSON: what the
+ranks divide), torchrun's variables and what ``run_step`` reads. Exit status 0: the step's complete manifest is in the
+object store. 1: anything else; a MoonflowError is one line of stderr after ``ERROR_MARK``, by which the launcher finds
+it above torchrun's own account; a bug keeps its traceback.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import sys
 from typing import Any
 
-from components.runtime.launcher.work import CONFIG, INPUTS, STEP, require_parallel
+from components.runtime.launcher.work import CONFIG, INPUTS, LAYOUT, STEP, require_parallel
 from model.errors import MoonflowError
 
 ERROR_MARK = "moonflow error: "
@@ -28,8 +29,10 @@ def main() -> None:
         require_parallel({step: int(os.environ.get("WORLD_SIZE", "1"))})
         config, inputs = _table(CONFIG), _table(INPUTS)
         from components.runtime.step import run_step
+        from model.train.layout import Layout
+        from model.train.ranks import Ranks
 
-        made = run_step(step, config, inputs)
+        made = run_step(step, config, inputs, Ranks.join(Layout(**_table(LAYOUT))))
     except MoonflowError as error:
         print(f"{ERROR_MARK}{error}", file=sys.stderr, flush=True)
         sys.exit(1)

@@ -45,5 +45,5 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         trainable=("mm_projector",),
         products=config.products,
     )
-    train(model, [caption, align], data.path, context)
+    train(model, [caption, align], data.path, context, context.ranks)
     return context.checkpoints.newest

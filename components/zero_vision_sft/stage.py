@@ -29,5 +29,5 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         stream, config.steps, config.learning_rate, checkpoint_every=config.checkpoint_every,
         products=config.products, expert_precision=config.expert_precision,
     )  # fmt: skip
-    train(model, [phase], data.path, context)
+    train(model, [phase], data.path, context, context.ranks)
     return context.checkpoints.newest

@@ -1,48 +1,20 @@
-"""The processes that train one model together, and how they divide the work (source: ours).
+"""The processes that train one model together (source: ours).
 
-A *layout* says what is divided: the optimizer's state, gradients and weights (ZeRO, arXiv 1910.02054), the routed
-experts (expert parallel), the columns of a row (sequence parallel, DeepSpeed-Ulysses, arXiv 2309.14509). The numbers
-do not depend on it, so a run may go on under another one.
+torch is imported where it is used: a step that trains nothing is one rank, too, and starts without it.
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import torch
-import torch.distributed as dist
-from torch import Tensor
+from model.train.layout import Layout
 
-from model.errors import MoonflowError
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What the ranks divide.
-
-    Attributes:
-        zero_stage: 0 every rank holds everything; 1 the optimizer's state is divided; 2 gradients too; 3 weights too.
-        expert_parallel: ranks that share one copy of the routed experts.
-        sequence_parallel: ranks that share one row.
-    """
-
-    zero_stage: int = 0
-    expert_parallel: int = 1
-    sequence_parallel: int = 1
-
-    def check(self, world: int) -> None:
-        """MoonflowError naming the key that does not fit ``world`` ranks."""
-        if self.zero_stage not in (0, 1, 2, 3):
-            raise MoonflowError(f"zero_stage = {self.zero_stage}: choose 0, 1, 2 or 3")
-        for key in ("expert_parallel", "sequence_parallel"):
-            size = getattr(self, key)
-            if size < 1 or world % size:
-                raise MoonflowError(f"{key} = {size} does not divide {world} ranks: choose a divisor")
-
-
-Group = dist.ProcessGroup | None  # None: this process alone
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.distributed import ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -62,10 +34,10 @@ class Ranks:
     rank: int = 0
     world: int = 1
     layout: Layout = field(default_factory=Layout)
-    everyone: Group = None
-    sequence: Group = None
-    experts: Group = None
-    expert_copies: Group = None
+    everyone: ProcessGroup | None = None
+    sequence: ProcessGroup | None = None
+    experts: ProcessGroup | None = None
+    expert_copies: ProcessGroup | None = None
 
     @classmethod
     def join(cls, layout: Layout) -> Self:
@@ -73,16 +45,17 @@ class Ranks:
 
         Every rank must call it, once. NCCL where there are GPUs, else gloo.
         """
+        import torch
+        import torch.distributed as dist
+
         world = int(os.environ.get("WORLD_SIZE", "1"))
         layout.check(world)
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         if world == 1:
             return cls(layout=layout)
         if not dist.is_initialized():
-            backend = "gloo"
-            if torch.cuda.is_available():
-                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-                backend = "cpu:gloo,cuda:nccl"
-            dist.init_process_group(backend)
+            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         rank = dist.get_rank()
         sequence, _ = _neighbours(rank, world, layout.sequence_parallel)
         experts, copies = _neighbours(rank, world, layout.expert_parallel)
@@ -103,33 +76,50 @@ class Ranks:
         """Whether this rank speaks for all: it alone logs, and writes what all hold."""
         return self.rank == 0
 
+    @property
+    def device(self) -> torch.device:
+        """Where this rank computes: its own GPU if there is one."""
+        import torch
+
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
     def sum_(self, x: Tensor) -> Tensor:
         """``x`` becomes its sum over all ranks."""
         if self.world > 1:
+            import torch.distributed as dist
+
             dist.all_reduce(x, group=self.everyone)
         return x
 
     def max_(self, x: Tensor) -> Tensor:
         """``x`` becomes its largest value over all ranks."""
         if self.world > 1:
+            import torch.distributed as dist
+
             dist.all_reduce(x, dist.ReduceOp.MAX, group=self.everyone)
         return x
 
     def wait(self) -> None:
         """Until every rank is here."""
         if self.world > 1:
+            import torch.distributed as dist
+
             dist.barrier(group=self.everyone)
 
     def from_first(self, value: Any) -> Any:
         """What the first rank passed in, on every rank (pickled between processes that trust each other)."""
         box = [value]
         if self.world > 1:
+            import torch.distributed as dist
+
             dist.broadcast_object_list(box, src=0, group=self.everyone)
         return box[0]
 
 
-def _neighbours(rank: int, world: int, size: int) -> tuple[Group, Group]:
+def _neighbours(rank: int, world: int, size: int) -> tuple[ProcessGroup | None, ProcessGroup | None]:
     """This rank's group of ``size`` neighbours, and the group of ranks at the same place in theirs."""
+    import torch.distributed as dist
+
     if size == 1:
         return None, dist.group.WORLD
     blocks = [list(range(start, start + size)) for start in range(0, world, size)]

@@ -30,7 +30,7 @@ def launch(step: str, config: Mapping[str, Any], inputs: Mapping[str, str], plac
         return run_step(step, config, inputs)
     if (earlier := finished(step, config, inputs)) is not None:
         return earlier
-    work = Work.of(step, config, inputs)
+    work = Work.of(step, config, inputs, placement.layout)
     if placement.launcher == "ranks":
         from components.runtime.launcher import ranks
 

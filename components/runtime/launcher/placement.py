@@ -7,6 +7,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from components.runtime.config import StepConfig
+from model.errors import MoonflowError
+from model.train.layout import Layout
 
 CPU = r"^\d+(\.\d+)?m?$"
 MEMORY = r"^\d+(\.\d+)?([EPTGMK]i?)?$"  # the suffixes that KFP takes too
@@ -29,6 +31,11 @@ class Placement(StepConfig):
     accelerator: str = Field("nvidia.com/gpu", description="the accelerators' resource name")
     nodes: int = Field(1, ge=1, description="pods of a TrainJob")
     processes: int = Field(1, ge=1, description="ranks per pod")
+    zero_stage: int = Field(
+        0, ge=0, le=3, description="what the ranks divide: 1 optimizer state, 2 gradients too, 3 weights too; 0 nothing"
+    )
+    expert_parallel: int = Field(1, ge=1, description="ranks that share one copy of the routed experts")
+    sequence_parallel: int = Field(1, ge=1, description="ranks that share one row")
     pool: str = Field(
         "", pattern=NAME, description="node pool: value of label and taint moonflow.dev/pool; empty = any"
     )
@@ -57,6 +64,11 @@ class Placement(StepConfig):
         """Processes over all pods."""
         return self.nodes * self.processes
 
+    @property
+    def layout(self) -> Layout:
+        """What these ranks divide."""
+        return Layout(self.zero_stage, self.expert_parallel, self.sequence_parallel)
+
     @model_validator(mode="after")
     def _heeded(self) -> Self:
         if self.launcher != "trainjob" and (self.nodes > 1 or self.rdma):
@@ -64,4 +76,8 @@ class Placement(StepConfig):
             raise ValueError(f'{key} = {getattr(self, key)} needs launcher = "trainjob"')
         if self.launcher == "in-process" and self.processes > 1:
             raise ValueError(f'processes = {self.processes} needs launcher = "ranks" or "trainjob"')
+        try:
+            self.layout.check(self.ranks)
+        except MoonflowError as error:
+            raise ValueError(str(error)) from None
         return self

@@ -6,20 +6,21 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from components.runtime.config import StepConfig
 from components.steps import config_class
 from model.errors import MoonflowError
+from model.train.layout import Layout
 
 STEP, CONFIG, INPUTS, RUN_ID = "MOONFLOW_STEP", "MOONFLOW_CONFIG", "MOONFLOW_INPUTS", "MOONFLOW_RUN_ID"
+LAYOUT = "MOONFLOW_LAYOUT"
 WORKER = "components.runtime.worker"
 
-PARALLEL_STEPS: frozenset[str] = frozenset()
-"""Steps whose stage divides its work among ranks. There is none: the training loops in ``model/train`` and ``model/rl``
-know of one process only, so a second rank would do the same work again and race for the same checkpoint. A step joins
-this set when its stage reduces gradients over the ranks and one of them alone writes."""
+PARALLEL_STEPS = frozenset({"vit_pretrain", "joint_pretrain", "mid_train", "zero_vision_sft"})
+"""Steps whose stage divides its work among ranks: those of the loop in ``model.train``. The loops of ``model.rl`` know
+of one process only: a second rank would do the same work again and race for the same checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,14 @@ class Work:
     step: str
     config: StepConfig
     inputs: Mapping[str, str]
+    layout: Layout = Layout()
 
     @classmethod
-    def of(cls, step: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> Self:
+    def of(cls, step: str, config: Mapping[str, Any], inputs: Mapping[str, str], layout: Layout | None = None) -> Self:
         """The work of ``step`` in the run that MOONFLOW_RUN_ID names; MoonflowError for a bad parameter."""
         parsed = config_class(step).parse(config, f"step {step}")
-        return cls(os.environ[RUN_ID], step, parsed, {name: uri for name, uri in sorted(inputs.items()) if uri})
+        given = {name: uri for name, uri in sorted(inputs.items()) if uri}
+        return cls(os.environ[RUN_ID], step, parsed, given, layout or Layout())
 
     @property
     def name(self) -> str:
@@ -50,11 +53,15 @@ class Work:
             STEP: self.step,
             CONFIG: self.config.model_dump_json(),
             INPUTS: json.dumps(dict(self.inputs)),
+            LAYOUT: json.dumps(asdict(self.layout)),
         }
 
     @property
     def sha256(self) -> str:
-        """Hex digest of run, step, parameters and inputs: whether a running job does this work or another."""
+        """Hex digest of run, step, parameters and inputs: whether a running job does this work or another.
+
+        The layout is none of it: it changes how the work is divided, not what it is.
+        """
         canonical = json.dumps([self.run_id, self.step, self.config.sha256, dict(self.inputs)], sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -70,6 +77,6 @@ def require_parallel(ranks: Mapping[str, int]) -> None:
     if refused:
         asked = ", ".join(f"{step} cannot run as {number} ranks" for step, number in refused.items())
         raise MoonflowError(
-            f"{asked}: a stage works in one process and each rank would repeat the same work; set nodes = 1 and "
+            f"{asked}: its stage works in one process and each rank would repeat the same work; set nodes = 1 and "
             f"processes = 1 in {', '.join(f'[task.{step}]' for step in refused)}"
         )
