@@ -11,9 +11,10 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from model.data.sample import Sample
+from model.data.source import BrokenShard, LocalShards
 from model.errors import MoonflowError
 
 JSON_FIELDS = [field.name for field in fields(Sample) if field.name != "media"]
@@ -43,53 +44,100 @@ def write_shard(samples: Iterable[Sample]) -> bytes:
     return buffer.getvalue()
 
 
+class Shard:
+    """A shard's samples by their number; only the members asked for are read.
+
+    A sample's members stand together, its json before or after its media. What lies before a damaged place can be read;
+    ``damage`` says what is wrong with the rest.
+
+    Args:
+        stream: seekable; closed with the shard.
+        label: the shard's name in messages.
+    """
+
+    def __init__(self, stream: BinaryIO, label: str) -> None:
+        self._stream, self._label = stream, label
+        self._samples: list[tuple[str, dict[str, tuple[int, int]]]] = []
+        self.damage: BrokenShard | None = None
+        try:
+            self._scan()
+        except BrokenShard as damage:
+            self.damage = damage
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, number: int) -> Sample:
+        """
+        Raises:
+            MoonflowError: bad JSON or fields, absent media; names shard and member. ``damage``, if the sample lies
+                behind it.
+        """
+        if number >= len(self._samples):
+            raise self.damage or BrokenShard(
+                f"shard {self._label} has {len(self._samples)} samples, not {number + 1}: run prepare_data again"
+            )
+        key, members = self._samples[number]
+        return _sample(key, {extension: self._read(*place) for extension, place in members.items()}, self._label)
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def _read(self, offset: int, size: int) -> bytes:
+        self._stream.seek(offset)
+        return self._stream.read(size)
+
+    def _scan(self) -> None:
+        """Find each regular file's place and group the files by their keys."""
+        size, last, key = self._stream.seek(0, io.SEEK_END), "none", ""
+        self._stream.seek(0)
+        members: dict[str, tuple[int, int]] = {}
+        try:
+            with tarfile.open(fileobj=self._stream, mode="r:") as tar:
+                for info in tar:
+                    last = info.name
+                    end = info.offset_data + info.size
+                    if end > size:
+                        raise BrokenShard(
+                            f"shard {self._label}, member {last!r}: cut short by {end - size} bytes; "
+                            "fetch or make it again"
+                        )
+                    if not info.isfile():
+                        continue
+                    folder, slash, base = info.name.rpartition("/")
+                    stem, _, extension = base.partition(".")  # webdataset: the key ends at the first dot
+                    if key and folder + slash + stem != key:
+                        self._samples.append((key, members))
+                        members = {}
+                    key = folder + slash + stem
+                    members[extension] = (info.offset_data, info.size)
+                # tarfile takes a broken header, or none, for the end of the archive: samples would vanish silently.
+                closing = self._read(tar.offset, tarfile.BLOCKSIZE)
+                if len(closing) < tarfile.BLOCKSIZE or any(closing):
+                    raise tarfile.ReadError("broken header or missing end of archive")
+        except tarfile.TarError as error:
+            raise BrokenShard(f"shard {self._label}, after member {last!r}: {error}; fetch or make it again") from None
+        if key:
+            self._samples.append((key, members))
+
+
 def read_shard(shard: bytes | Path) -> Iterator[Sample]:
-    """The samples of a shard in order; a sample's members stand together, its json before or after its media.
+    """The samples of a shard in order.
 
     Raises:
         MoonflowError: unreadable file, broken or cut-off tar, bad JSON or fields, absent media; names shard and member.
     """
-    label = "<bytes>" if isinstance(shard, bytes) else str(shard)
-    key, members = "", dict[str, bytes]()
-    for name, content in _members(shard if isinstance(shard, bytes) else _read(shard), label):
-        folder, slash, base = name.rpartition("/")
-        stem, _, extension = base.partition(".")  # webdataset: the key ends at the first dot
-        if key and folder + slash + stem != key:
-            yield _sample(key, members, label)
-            members = {}
-        key = folder + slash + stem
-        members[extension] = content
-    if key:
-        yield _sample(key, members, label)
-
-
-def _read(path: Path) -> bytes:
+    if isinstance(shard, bytes):
+        opened = Shard(io.BytesIO(shard), "<bytes>")
+    else:
+        opened = Shard(LocalShards(shard.parent).open(shard.name), str(shard))
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise MoonflowError(f"shard {path} cannot be read ({error.strerror}): run prepare_data again") from None
-
-
-def _members(data: bytes, label: str) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of each regular file."""
-    last = "none"
-    try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            for info in tar:
-                last = info.name
-                end = info.offset_data + info.size
-                if end > len(data):
-                    raise MoonflowError(
-                        f"shard {label}, member {last!r}: cut short by {end - len(data)} bytes; fetch or make it again"
-                    )
-                if info.isfile():
-                    yield info.name, data[info.offset_data : end]
-            # tarfile takes a broken header, or none, for the end of the archive: samples would vanish silently.
-            closing = data[tar.offset : tar.offset + tarfile.BLOCKSIZE]
-            if len(closing) < tarfile.BLOCKSIZE or any(closing):
-                raise tarfile.ReadError("broken header or missing end of archive")
-    except tarfile.TarError as error:
-        raise MoonflowError(f"shard {label}, after member {last!r}: {error}; fetch or make it again") from None
+        for number in range(len(opened)):
+            yield opened[number]
+        if opened.damage is not None:
+            raise opened.damage
+    finally:
+        opened.close()
 
 
 def _sample(key: str, members: dict[str, bytes], label: str) -> Sample:
