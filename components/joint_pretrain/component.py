@@ -15,6 +15,7 @@ def joint_pretrain(
     card: dsl.Output[dsl.Markdown],
     steps: int,
     vision_ratio: float,
+    vision_start: float,
     learning_rate: float,
     tokens_per_row: int,
     rows: int,

@@ -12,6 +12,9 @@ class Config(StepConfig):
     vision_ratio: float = Field(
         0.35, ge=0, le=1, description="share of vision tokens, constant (source: K2.5 Table 1; early fusion has 0.1)"
     )
+    vision_start: float = Field(
+        0.0, ge=0, lt=1, description="share of the steps before vision begins (source: K2.5 Table 1: 0, early fusion)"
+    )
     learning_rate: float = Field(6e-3, gt=0, description="peak learning rate (source: ours)")
     tokens_per_row: int = Field(256, ge=64, description="sequence length in tokens (source: K2.5 Table 3 has 4096)")
     rows: int = Field(4, ge=1, description="sequences per step (source: ours)")

@@ -10,17 +10,23 @@ from components.joint_pretrain.config import Config
 from components.runtime.manifest import Manifest
 from components.runtime.step import StepContext
 from model.data.folder import DataFolder
-from model.data.mixtures import TEXT, VISION, blend
+from model.data.mixtures import TEXT, VISION
+from model.data.schedule import Schedule
 from model.train.checkpoint import load_parent
 from model.train.loop import train
 from model.train.phase import Phase
 
 
 def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
-    # 1. Data: one mixture for the whole stage.
+    # 1. Data: one mixture for the whole stage, unless vision is to come later.
     data = DataFolder(context.fetch(inputs["data"]))
-    weights = blend((TEXT, 1 - config.vision_ratio), (VISION, config.vision_ratio))
-    stream = data.mixture(weights, tokens_per_row=config.tokens_per_row, rows=config.rows, seed=config.seed)
+    stream = data.mixture(
+        fusion(config.vision_ratio, config.vision_start),
+        tokens_per_row=config.tokens_per_row,
+        rows=config.rows,
+        seed=config.seed,
+        steps=config.steps,
+    )
 
     # 2. Model: the encoder and projector that learned to caption; ViT and language model both learn on.
     model = load_parent(context.fetch(inputs["parent"]), data.tokenizer)
@@ -31,3 +37,9 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     )
     train(model, [phase], data.path, context, context.ranks)
     return context.checkpoints.newest
+
+
+def fusion(vision_ratio: float, vision_start: float) -> Schedule:
+    """Text alone for a share ``vision_start`` of the training, then ``vision_ratio`` of the tokens are vision."""
+    points = [(0.0, vision_ratio)] if vision_start == 0 else [(0.0, 0.0), (vision_start, vision_ratio)]
+    return Schedule.of_vision(points, TEXT, VISION)

@@ -15,6 +15,7 @@ from model.data.folder import DataFolder
 from model.data.mixtures import TEXT, VISION, blend
 from model.errors import MoonflowError
 from model.multimodal import KimiK25
+from model.tokenizer import Tokenizer
 from model.train.loop import train
 from model.train.phase import Phase
 
@@ -26,13 +27,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     stream = data.mixture(weights, tokens_per_row=config.tokens_per_row, rows=config.rows, seed=config.seed)
 
     # 2. Model: random weights in the preset's shape.
-    shape = preset(config.preset)
-    if shape.text_config.vocab_size != data.tokenizer.vocab_size:
-        raise MoonflowError(
-            f"wrong tokenizer: preset {config.preset} has {shape.text_config.vocab_size} tokens, the data's tokenizer "
-            f"{data.tokenizer.vocab_size}; set prepare_data.tokenizer_ranks to {shape.text_config.vocab_size - 256}"
-        )
-    model = KimiK25(shape, seed=config.seed)
+    model = first_weights(config.preset, data.tokenizer, config.seed)
 
     # 3. Caption: everything learns. 4. Align: the projector only.
     caption = Phase(
@@ -47,3 +42,14 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     )
     train(model, [caption, align], data.path, context, context.ranks)
     return context.checkpoints.newest
+
+
+def first_weights(name: str, tokenizer: Tokenizer, seed: int) -> KimiK25:
+    """A model that has learned nothing, in the preset's shape; MoonflowError if that has another vocabulary."""
+    shape = preset(name)
+    if shape.text_config.vocab_size != tokenizer.vocab_size:
+        raise MoonflowError(
+            f"wrong tokenizer: preset {name} has {shape.text_config.vocab_size} tokens, the data's tokenizer "
+            f"{tokenizer.vocab_size}; set prepare_data.tokenizer_ranks to {shape.text_config.vocab_size - 256}"
+        )
+    return KimiK25(shape, seed=seed)
