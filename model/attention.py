@@ -16,6 +16,7 @@ from model.config import RopeScaling, TextConfig
 from model.documents import Documents
 from model.packed_attention import CHUNK, LONGEST, PackedAttention
 from model.precision import RMSNorm, linear
+from model.sequence_parallel import sequence_group
 
 
 def rope_frequencies_r(config: TextConfig) -> Tensor:
@@ -94,12 +95,15 @@ class MultiheadLatentAttention(nn.Module):
         )
         return self.kv_a_layernorm(c_BTC), rope_BTR
 
-    def queries(self, x_BTD: Tensor, cos_BTR: Tensor, sin_BTR: Tensor) -> Tensor:
-        """[B, T, H, K], rope part rotated."""
+    def _turned_queries(self, q_BTx: Tensor, cos_BTR: Tensor, sin_BTR: Tensor) -> Tensor:
         config = self.config
-        q_BTHK = self._project_queries(x_BTD).unflatten(-1, (config.num_attention_heads, -1))
+        q_BTHK = q_BTx.unflatten(-1, (-1, config.qk_head_dim))
         nope, rope = q_BTHK.split((config.qk_nope_head_dim, config.qk_rope_head_dim), dim=-1)
         return torch.cat((nope, rotate(rope, cos_BTR, sin_BTR)), dim=-1)
+
+    def queries(self, x_BTD: Tensor, cos_BTR: Tensor, sin_BTR: Tensor) -> Tensor:
+        """[B, T, H, K], rope part rotated."""
+        return self._turned_queries(self._project_queries(x_BTD), cos_BTR, sin_BTR)
 
     def latents(self, x_BTD: Tensor, cos_BTR: Tensor, sin_BTR: Tensor) -> tuple[Tensor, Tensor]:
         """What a cache holds per token: the normalised kv latent [B, T, C] and the rotated rope key [B, T, R]."""
@@ -107,13 +111,41 @@ class MultiheadLatentAttention(nn.Module):
         return c_BTC, rotate(rope_BTR.unsqueeze(2), cos_BTR, sin_BTR).squeeze(2)
 
     def forward(self, x_BTD: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, seen: Documents | Tensor) -> Tensor:
-        """``seen``: the rows' documents, or their ``score_bias`` [B, H, T, T] to attend by plain products."""
-        config, heads = self.config, self.config.num_attention_heads
+        """``seen``: the rows' documents, or their ``score_bias`` [B, H, T, T] to attend by plain products.
+
+        Where ranks share the rows (``model.sequence_parallel``), x and the result are this rank's columns; cos, sin and
+        ``seen`` are of whole rows, and the bias of this rank's heads.
+        """
+        q_BTx = self._project_queries(x_BTD)
+        c_BTC, rope_BTR = self._project_latents(x_BTD)
+        kv_BTx = linear(c_BTC, self.kv_b_proj)
+        sharing = sequence_group()
+        if sharing is not None:
+            q_BTx, kv_BTx, rope_BTR = sharing.to_heads(q_BTx, kv_BTx, rope_BTR)
+        out_BTx, largest_h = self._attend(q_BTx, kv_BTx, rope_BTR, cos_BTR, sin_BTR, seen)
+        if sharing is not None:
+            out_BTx = sharing.to_columns(out_BTx)
+        if self.training:
+            assert largest_h is not None
+            self.max_logit_h = largest_h if sharing is None else sharing.of_all_heads(largest_h)
+        return linear(out_BTx, self.o_proj)
+
+    def _attend(
+        self,
+        q_BTx: Tensor,
+        kv_BTx: Tensor,
+        rope_BTR: Tensor,
+        cos_BTR: Tensor,
+        sin_BTR: Tensor,
+        seen: Documents | Tensor,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Outputs [B, T, H * V] and, in training, largest logits [H], of the heads that the projections have."""
+        config = self.config
+        heads = q_BTx.shape[-1] // config.qk_head_dim
         if isinstance(seen, Tensor):
-            c_BTC, rope_BTR = self._project_latents(x_BTD)
-            out_BTx, largest_h = PackedAttention.apply(
-                self._project_queries(x_BTD),
-                linear(c_BTC, self.kv_b_proj),
+            return PackedAttention.apply(
+                q_BTx,
+                kv_BTx,
                 rope_BTR,
                 torch.complex(cos_BTR, sin_BTR),
                 seen,
@@ -121,22 +153,18 @@ class MultiheadLatentAttention(nn.Module):
                 config.softmax_scale,
                 self.clip_threshold,
             )
-            if self.training:
-                self.max_logit_h = largest_h
-            return linear(out_BTx, self.o_proj)
-        q_BTHK = self.queries(x_BTD, cos_BTR, sin_BTR)
-        c_BTC, k_rope_BTR = self.latents(x_BTD, cos_BTR, sin_BTR)
-        kv = linear(c_BTC, self.kv_b_proj).unflatten(-1, (heads, -1))
+        q_BTHK = self._turned_queries(q_BTx, cos_BTR, sin_BTR)
+        k_rope_BT1R = rotate(rope_BTR.unsqueeze(2), cos_BTR, sin_BTR)
+        kv = kv_BTx.unflatten(-1, (heads, -1))
         k_nope_BTHN, v_BTHV = kv.split((config.qk_nope_head_dim, config.v_head_dim), dim=-1)
-        k_BTHK = torch.cat((k_nope_BTHN, k_rope_BTR.unsqueeze(2).expand(-1, -1, heads, -1)), dim=-1)
-        if self.training:
-            self.max_logit_h = self._max_logit(q_BTHK.detach(), k_BTHK.detach(), seen)
+        k_BTHK = torch.cat((k_nope_BTHN, k_rope_BT1R.expand(-1, -1, heads, -1)), dim=-1)
+        largest_h = self._max_logit(q_BTHK.detach(), k_BTHK.detach(), seen) if self.training else None
         q, k, v = q_BTHK.transpose(1, 2), k_BTHK.transpose(1, 2), v_BTHV.transpose(1, 2)
         # Fused CPU and GPU kernels want one head size for q, k and v: zero columns of v change nothing.
         pad = config.qk_head_dim - config.v_head_dim
         v = F.pad(v, (0, pad)) if pad > 0 else v
         out_BHTV = _attend(q, k, v, seen, config.softmax_scale)
-        return linear(out_BHTV[..., : config.v_head_dim].transpose(1, 2).flatten(2), self.o_proj)
+        return out_BHTV[..., : config.v_head_dim].transpose(1, 2).flatten(2), largest_h
 
     @torch.no_grad()
     def _max_logit(self, q_BTHK: Tensor, k_BTHK: Tensor, documents: Documents) -> Tensor:

@@ -13,6 +13,7 @@ from model.documents import Documents
 from model.moe import MixtureOfExperts, SwiGLU
 from model.packed_attention import looks
 from model.precision import RMSNorm
+from model.sequence_parallel import sequence_group
 
 
 class DecoderLayer(nn.Module):
@@ -43,8 +44,10 @@ class Decoder(nn.Module):
         self.heads = config.num_attention_heads
 
     def forward(self, x_BTD: Tensor, position_ids_BT: Tensor, documents: Documents) -> Tensor:
+        """Where ranks share the rows, x holds this rank's columns; positions and documents are those of whole rows."""
         cos_BTR, sin_BTR = self.rotary(position_ids_BT)
-        seen = looks(documents, self.heads)
+        sharing = sequence_group()
+        seen = looks(documents, self.heads if sharing is None else sharing.heads_of(self.heads))
         for layer in self.layers:
             x_BTD = layer(x_BTD, cos_BTR, sin_BTR, seen)
         return self.norm(x_BTD)

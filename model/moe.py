@@ -6,6 +6,7 @@ S = token-expert pairs sorted by expert.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from model.config import TextConfig
 from model.grouped_product import grouped_outer, grouped_product
 from model.precision import GRANULE, gated_ffn, product_dtype, swiglu, swiglu_backward
 from model.quantization import in_use
+from model.sequence_parallel import sequence_group
 
 
 class SwiGLU(nn.Module):
@@ -64,16 +66,22 @@ class Router(nn.Module):
         return chosen_BTK.flatten(0, 1), weights_BTK.flatten(0, 1)
 
     def _balance(self, scores_BTE: Tensor, chosen_BTK: Tensor) -> None:
-        """Balance within each row: alpha * sum_e (share of row's choices * E) * (mean normalised score)."""
-        config, (rows, tokens, experts) = self.config, scores_BTE.shape
+        """Balance within each row: alpha * sum_e (share of row's choices * E) * (mean normalised score).
+
+        Where ranks share the rows, the choices are those of the whole rows and the loss is this rank's share of it: it
+        is linear in the scores, so the shares add up.
+        """
+        config, (rows, tokens, experts), sharing = self.config, scores_BTE.shape, sequence_group()
         chosen = chosen_BTK.flatten(1)
         counts_BE = scores_BTE.new_zeros(rows, experts).scatter_add_(
             1, chosen, torch.ones_like(chosen, dtype=scores_BTE.dtype)
         )
+        self.load_E.add_(counts_BE.detach().sum(0))
         share_BE = (scores_BTE / scores_BTE.sum(-1, keepdim=True)).mean(1)
+        if sharing is not None:
+            share_BE, counts_BE, tokens = share_BE / sharing.size, sharing.sum_(counts_BE), tokens * sharing.size
         frequency_BE = counts_BE * (experts / (config.num_experts_per_tok * tokens))
         self.aux_loss = config.aux_loss_alpha * (frequency_BE * share_BE).sum(-1).mean()
-        self.load_E.add_(counts_BE.detach().sum(0))
 
     @torch.no_grad()
     def update_bias(self, rate: float) -> None:
@@ -142,7 +150,12 @@ class GroupedExperts(torch.autograd.Function):
 
 
 class Experts(nn.Module):
-    """Weights of the routed experts, stacked; ``model.hf`` splits them into the released per-expert names."""
+    """Weights of the routed experts, stacked; ``model.hf`` splits them into the released per-expert names.
+
+    ``group`` carries tokens to the ranks that hold their experts (``model.expert_parallel``); None: they are all here.
+    """
+
+    group: Callable[..., Tensor] | None = None
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -151,6 +164,12 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))
 
     def forward(self, x_ND: Tensor, weights_NK: Tensor, chosen_NK: Tensor) -> Tensor:
+        if self.group is not None:
+            return self.group(self._held, x_ND, weights_NK, chosen_NK)
+        return self._held(x_ND, weights_NK, chosen_NK)
+
+    def _held(self, x_ND: Tensor, weights_NK: Tensor, chosen_NK: Tensor) -> Tensor:
+        """``chosen_NK`` counts the experts held here."""
         gate_up_EGD, down_EDF = in_use(self.gate_up_proj), in_use(self.down_proj)
         return GroupedExperts.apply(x_ND, weights_NK, chosen_NK, gate_up_EGD, down_EDF, product_dtype())
 

@@ -1,0 +1,156 @@
+"""Expert parallel training: the ranks of a group share the routed experts, tokens travel to them and back
+(source: GShard, arXiv 2006.16668; the order of the steps is ours).
+
+A rank of a group of n holds E/n neighbouring experts. Each token-expert pair is sent to the rank that holds the expert,
+with its combine weight; that rank multiplies (``model.moe.GroupedExperts``, as in one process) and sends the weighted
+row back, where a token's rows are summed. Routing is uneven, so the counts travel first.
+
+The owner of an expert meets every token of the group that chose it, so its gradients are sums over the group already:
+only copies of the expert in other groups are to be added.
+
+Shapes: N tokens, D hidden, E routed experts, K experts per token, S = N * K pairs of this rank sorted by expert,
+R pairs that arrived, n ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.errors import MoonflowError
+from model.exchange import exchange
+from model.moe import Experts
+
+MATRICES = ("gate_up_proj", "down_proj")
+
+
+def is_expert(name: str) -> bool:
+    """Whether a parameter, or an optimizer's slot of it, is divided among the ranks of an expert group."""
+    return ".mlp.experts." in name
+
+
+class _ToPairs(torch.autograd.Function):
+    """Each token once for every expert it chose; the backward gathers and sums, which is faster than a scatter-add."""
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, token_S: Tensor, place_NK: Tensor) -> Tensor:
+        ctx.save_for_backward(place_NK)
+        return x_ND.index_select(0, token_S)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (place_NK,) = ctx.saved_tensors
+        return F.embedding_bag(place_NK, grads[0], mode="sum"), None, None
+
+
+class _ToTokens(torch.autograd.Function):
+    """The sum of each token's pairs: the transpose of ``_ToPairs``."""
+
+    @staticmethod
+    def forward(ctx: Any, y_SD: Tensor, token_S: Tensor, place_NK: Tensor) -> Tensor:
+        ctx.save_for_backward(token_S)
+        return F.embedding_bag(place_NK, y_SD, mode="sum")
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (token_S,) = ctx.saved_tensors
+        return grads[0].index_select(0, token_S), None, None
+
+
+class ExpertGroup:
+    """The ranks that share one copy of the routed experts, as seen from one of them.
+
+    Raises:
+        MoonflowError: the experts do not divide evenly.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, experts: int) -> None:
+        self.group, self.rank, self.size = group, dist.get_rank(group), dist.get_world_size(group)
+        if experts % self.size:
+            raise MoonflowError(
+                f"{experts} routed experts do not divide among {self.size} ranks: choose an expert_parallel that "
+                "divides n_routed_experts"
+            )
+        self.experts, self.own = experts, experts // self.size
+
+    def __call__(
+        self, experts: Callable[[Tensor, Tensor, Tensor], Tensor], x_ND: Tensor, weights_NK: Tensor, chosen_NK: Tensor
+    ) -> Tensor:
+        """Outputs [N, D] of this rank's tokens.
+
+        Args:
+            experts: what the experts held here make of tokens [R, D], weights and local expert ids (both [R, 1]).
+        """
+        order_S = chosen_NK.flatten().argsort(stable=True)
+        place_NK = torch.empty_like(order_S).scatter_(0, order_S, torch.arange(len(order_S), device=order_S.device))
+        place_NK, token_S = place_NK.view_as(chosen_NK), order_S // chosen_NK.shape[1]
+        sent_E = chosen_NK.flatten().bincount(minlength=self.experts)
+        received_nE = torch.empty_like(sent_E)  # pairs from each rank for each expert held here
+        dist.all_to_all_single(received_nE, sent_E, group=self.group)
+        sent, received = (counts.view(self.size, self.own).sum(1).tolist() for counts in (sent_E, received_nE))
+        x_RD = exchange(_ToPairs.apply(x_ND, token_S, place_NK), sent, received, self.group)
+        weights_R = exchange(weights_NK.flatten().index_select(0, order_S), sent, received, self.group)
+        expert_nE = torch.arange(self.own, device=order_S.device).repeat(self.size)
+        expert_R = expert_nE.repeat_interleave(received_nE, output_size=len(x_RD))
+        y_RD = experts(x_RD, weights_R.unsqueeze(1), expert_R.unsqueeze(1))
+        return _ToTokens.apply(exchange(y_RD, received, sent, self.group), token_S, place_NK)
+
+    def slice(self, whole_E: Tensor) -> Tensor:
+        """This rank's experts of a tensor that is stacked by expert."""
+        return whole_E[self.rank * self.own : (self.rank + 1) * self.own]
+
+    def sliced(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """This rank's part of one process's weights or optimizer state; what is no expert's stays as it is."""
+        return {name: self.slice(value) if is_expert(name) else value for name, value in tensors.items()}
+
+    def gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse of ``sliced``, on every rank of the group; all of them call it, with the same names in order."""
+        whole = {}
+        for name, value in tensors.items():
+            if is_expert(name):
+                parts = [torch.empty_like(value, memory_format=torch.contiguous_format) for _ in range(self.size)]
+                dist.all_gather(parts, value.detach().contiguous(), group=self.group)
+                value = torch.cat(parts)
+            whole[name] = value
+        return whole
+
+
+def divide_experts(model: nn.Module, group: dist.ProcessGroup) -> None:
+    """Keep only this rank's experts; from now on the group's ranks run every forward and backward together.
+
+    ``load_state_dict`` goes on to take the weights of one process. A model that is divided already stays as it is.
+
+    Raises:
+        MoonflowError: the experts do not divide evenly.
+    """
+    for module in model.modules():
+        if not isinstance(module, Experts) or module.group is not None:
+            continue
+        sharing = ExpertGroup(group, len(module.down_proj))
+        for matrix in MATRICES:
+            parameter = getattr(module, matrix)
+            own = nn.Parameter(sharing.slice(parameter.detach()).clone(), requires_grad=parameter.requires_grad)
+            setattr(module, matrix, own)
+        module.group = sharing
+        module.register_load_state_dict_pre_hook(_slice_what_is_whole)
+
+
+def _slice_what_is_whole(module: nn.Module, tensors: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    assert isinstance(module, Experts) and isinstance(module.group, ExpertGroup)
+    for matrix in MATRICES:
+        value = tensors.get(prefix + matrix)
+        if value is not None and len(value) == module.group.experts:
+            tensors[prefix + matrix] = module.group.slice(value)
+
+
+def expert_group(model: nn.Module) -> ExpertGroup | None:
+    """How the model's experts are divided, or None where this process holds them all."""
+    for module in model.modules():
+        if isinstance(module, Experts) and isinstance(module.group, ExpertGroup):
+            return module.group
+    return None

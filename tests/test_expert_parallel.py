@@ -1,0 +1,108 @@
+"""Routed experts divided among real ranks give the numbers of one process."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from model.config import preset
+from model.errors import MoonflowError
+from model.expert_parallel import ExpertGroup, divide_experts, expert_group
+from model.moe import MixtureOfExperts
+from model.precision import products_in
+from tests.gloo import on_ranks
+from tests.peers import randomise
+
+CONFIG = preset("tiny").text_config.model_copy(
+    update={"hidden_size": 24, "moe_intermediate_size": 16, "n_routed_experts": 8, "num_experts_per_tok": 2}
+)
+WORLD = 4
+# What is added to the routers' choice: expert 5 gets no token; only experts 0 and 1 get any.
+BIASES = {
+    "even": torch.zeros(8),
+    "one expert idle": torch.tensor([0.3, 0, 0, 0, 0, -9.0, 0.2, 0]),
+    "all tokens to one rank": torch.tensor([9.0, 9.0, 0, 0, 0, 0, 0, 0]),
+}
+SIZES = (2, 4)
+TOKENS = (5, 9, 3, 8)  # of each rank
+
+
+def draw(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def make(case: str) -> MixtureOfExperts:
+    mixture = MixtureOfExperts(CONFIG)
+    randomise(mixture, seed=1, std=0.3)
+    mixture.gate.e_score_correction_bias.data.copy_(BIASES[case])
+    return mixture.train()
+
+
+def inputs(rank: int) -> tuple[Tensor, Tensor]:
+    """A rank's tokens and the gradient of its outputs."""
+    return draw(1, TOKENS[rank], 24, seed=10 + rank).requires_grad_(), draw(1, TOKENS[rank], 24, seed=20 + rank)
+
+
+def run(mixture: MixtureOfExperts, x: Tensor, grad: Tensor, wide: bool = True) -> dict[str, Tensor]:
+    with products_in(None if wide else torch.bfloat16):
+        out = mixture(x)
+    out.backward(grad)
+    found = {name: p.grad for name, p in mixture.named_parameters() if p.grad is not None}
+    return {**found, "x": x.grad, "out": out.detach(), "load": mixture.gate.load_E}
+
+
+def on_rank(rank: int) -> dict[tuple[int, str], dict[str, Tensor]]:
+    results: dict[tuple[int, str], dict[str, Tensor]] = {}
+    for size in SIZES:
+        blocks = [list(range(start, start + size)) for start in range(0, WORLD, size)]
+        group = [dist.new_group(block) for block in blocks][rank // size]
+        for case in BIASES:
+            mixture = make(case)
+            holder = torch.nn.ModuleDict({"mlp": mixture})
+            whole = {name: value.clone() for name, value in holder.state_dict().items()}
+            divide_experts(holder, group)
+            results[size, case] = run(mixture, *inputs(rank))
+            shared = expert_group(holder)
+            assert shared is not None and mixture.experts.down_proj.shape[0] == 8 // size
+            found = shared.gathered({f"l.{name}": value for name, value in holder.state_dict().items()})
+            assert all(torch.equal(found[f"l.{name}"], value) for name, value in whole.items())
+            holder.load_state_dict({name: value + 1 for name, value in whole.items()})
+            assert torch.equal(mixture.experts.down_proj, shared.slice(whole["mlp.experts.down_proj"]) + 1)
+        results[size, "narrow"] = run((narrow := make("even"), divide_experts(narrow, group))[0], *inputs(rank), False)
+    try:
+        ExpertGroup(group, 6)
+    except MoonflowError as error:
+        results[0, str(error)] = {}
+    return results
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return on_ranks(WORLD, on_rank, tmp_path_factory.mktemp("ranks"))
+
+
+def alone(case: str, ranks: list[int], wide: bool = True) -> dict[str, Tensor]:
+    """One process on the tokens of all these ranks."""
+    x, grad = (torch.cat(parts, dim=1) for parts in zip(*map(inputs, ranks), strict=True))
+    return run(make(case), x.detach().requires_grad_(), grad, wide)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("case", BIASES)
+def test_outputs_and_gradients_are_those_of_one_process(results, size, case):
+    for start in range(0, WORLD, size):
+        members = list(range(start, start + size))
+        expected, got = alone(case, members), [results[rank][size, case] for rank in members]
+        for name, value in expected.items():
+            if name in ("x", "out"):
+                found = torch.cat([each[name] for each in got], dim=1)
+            elif name.startswith("experts."):
+                found = torch.cat([each[name] for each in got])  # the owner's gradient is whole
+            else:
+                found = torch.stack([each[name] for each in got]).sum(0)
+            torch.testing.assert_close(found, value, atol=1e-5, rtol=1e-5)
+        load_E = expected["load"]
+        assert load_E.max() >= 2 * load_E.mean() or case == "even"
+        assert (load_E[5] == 0) == (case != "even")
