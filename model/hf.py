@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -45,8 +46,13 @@ _TRANSFORMERS_NAMES = (
 
 def released_tensors(model: KimiK25) -> dict[str, Tensor]:
     """Every weight under its released name; the experts split, one tensor per expert and matrix."""
+    return unstacked_tensors(model.state_dict())
+
+
+def unstacked_tensors(stacked: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``released_tensors`` of a model's ``state_dict``, or of a copy of it."""
     tensors: dict[str, Tensor] = {}
-    for name, value in model.state_dict().items():
+    for name, value in stacked.items():
         if name.endswith(".mlp.experts.gate_up_proj"):
             prefix, width = name.removesuffix(".gate_up_proj"), value.shape[1] // 2
             for expert, weight in enumerate(value):
@@ -62,7 +68,7 @@ def released_tensors(model: KimiK25) -> dict[str, Tensor]:
 
 
 def stacked_tensors(released: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of ``released_tensors``."""
+    """The inverse of ``unstacked_tensors``."""
     tensors: dict[str, Tensor] = {}
     experts: dict[str, dict[int, dict[str, Tensor]]] = {}
     for name, value in released.items():
@@ -86,22 +92,35 @@ def save_model(
     dtype: torch.dtype = torch.float32,
     image_config: ImageConfig | None = None,
 ) -> None:
+    """Write everything but the tokenizer's files; arguments as of ``save_weights``."""
+    save_weights(model.config, model.state_dict(), folder, expert_precision, dtype, image_config)
+
+
+def save_weights(
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    folder: Path,
+    expert_precision: str = "full",
+    dtype: torch.dtype = torch.float32,
+    image_config: ImageConfig | None = None,
+) -> None:
     """Write everything but the tokenizer's files.
 
     Args:
+        weights: the model's ``state_dict``, or a copy of it.
         expert_precision: the routed experts as they are ("full") or as INT4 (``model.quantization``).
         dtype: of the stored weights: float32, or bfloat16 as the released checkpoint has it.
         image_config: how the model's images are prepared; the released values if not given.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors, quantization = released_tensors(model), None
+    tensors, quantization = unstacked_tensors(weights), None
     if expert_precision == "int4":  # from the weights as they are: rounded to bfloat16 first, they give other levels
         tensors, quantization = packed_experts(tensors), QuantizationConfig()
     tensors = {
         name: value.to(dtype) if value.is_floating_point() and not name.endswith(_CORRECTION_BIAS) else value
         for name, value in tensors.items()
     }
-    config = model.config.model_copy(update={"quantization_config": quantization, "dtype": DTYPES[dtype]})
+    config = config.model_copy(update={"quantization_config": quantization, "dtype": DTYPES[dtype]})
     config.save(folder / CONFIG)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     _save_generation(config, folder)
@@ -116,7 +135,7 @@ def export(
     dtype: torch.dtype = torch.float32,
     image_config: ImageConfig | None = None,
 ) -> None:
-    """Write a folder that transformers, vLLM and SGLang load as it is; arguments as of ``save_model``.
+    """Write a folder that transformers, vLLM and SGLang load as it is; arguments as of ``save_weights``.
 
     Raises:
         MoonflowError: the model has not the tokenizer's vocabulary.

@@ -71,9 +71,9 @@ def counting(dies_at: int | None = None, *, meanwhile: Callable[[int], None] | N
                 (folder / "training_state.json").write_text(json.dumps({"loop": done}))
                 if size:
                     (folder / "weights.bin").write_bytes(random.Random(done).randbytes(size))
-                context.checkpoints.save(
-                    folder, index=done // 2 - 1, tokens_seen=done * 1000, complete=done == config.steps
-                )
+                context.checkpoints.prepare(
+                    index=done // 2 - 1, tokens_seen=done * 1000, complete=done == config.steps
+                ).publish(folder)
                 shutil.rmtree(folder)
         return context.checkpoints.newest
 

@@ -14,9 +14,7 @@ from components.runtime.store import ObjectStore
 from model.errors import MoonflowError
 from model.hf import FILES, quantise_checkpoint
 from model.tokenizer import Tokenizer
-from model.train.checkpoint import OPTIMIZER, STATE
-
-TRAINING_ONLY = (OPTIMIZER, STATE, METRICS)
+from model.train.checkpoint import serves
 
 
 def export(store: ObjectStore, checkpoint: Manifest, work: Path, key: Path, expert_precision: str = "full") -> Manifest:
@@ -70,7 +68,7 @@ def export(store: ObjectStore, checkpoint: Manifest, work: Path, key: Path, expe
 
 
 def _collect(store: ObjectStore, checkpoint: Manifest, folder: Path) -> None:
-    names = [file.name for file in checkpoint.files if file.name not in TRAINING_ONLY]
+    names = [file.name for file in checkpoint.files if serves(file.name) and file.name != METRICS]
     missing = [name for name in FILES if name not in names]
     if missing or not any(name.endswith(".safetensors") for name in names):
         raise MoonflowError(f"{checkpoint.uri} cannot be served: it lacks {', '.join(missing) or 'its weights'}")

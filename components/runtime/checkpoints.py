@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from components.runtime import manifest as manifests
-from components.runtime.manifest import MANIFEST, Damaged, Manifest
+from components.runtime.manifest import Damaged, File, Manifest
+from components.runtime.retention import Retention, remove
 from components.runtime.store import ObjectStore
-
-KEEP = 2  # newest checkpoints of an unfinished step: one to resume from, one if that is found damaged
+from model.train.slices import is_slices
 
 
 def indices(store: ObjectStore, prefix: str) -> list[int]:
@@ -63,11 +63,16 @@ def restore(store: ObjectStore, manifest: Manifest, cache: Path) -> Path:
     return folder
 
 
+Publish = Callable[[Path, Sequence[File]], Manifest]
+"""(folder, files that other ranks added) -> the manifest that was published."""
+
+
 class StoredCheckpoints:
     """``model.train.protocol.Checkpoints`` over the object store.
 
-    ``publish(folder, index=, kind=, complete=, ...)`` comes from the step's context, which knows the manifest's
-    other fields; ``start`` and ``damaged`` are what ``resumable`` found when the step began.
+    ``begin(index=, kind=, complete=, ...)`` comes from the step's context: it fixes the manifest's other fields as of
+    now and returns what publishes a folder with them. ``start`` and ``damaged`` are what ``resumable`` found when the
+    step began.
     """
 
     def __init__(
@@ -77,65 +82,83 @@ class StoredCheckpoints:
         cache: Path,
         start: Manifest | None,
         damaged: Iterable[int],
-        publish: Callable[..., Manifest],
+        begin: Callable[..., Publish],
+        retention: Retention | None = None,
     ) -> None:
         self._store = store
         self._prefix = prefix
         self._cache = cache
-        self._publish = publish
+        self._begin = begin
+        self._retention = retention or Retention()
         self._newest = start
         self._damaged = set(damaged)
+        self._published_elsewhere: int | None = None
 
     @property
     def newest(self) -> Manifest:
         """The manifest last saved, or resumed from; a step that asks before there is one has a bug (RuntimeError)."""
-        if self._newest is None:
+        if (found := self._find_newest()) is None:
             raise RuntimeError(f"{self._prefix} has published nothing yet")
-        return self._newest
+        return found
 
     @property
     def next_index(self) -> int:
-        return 0 if self._newest is None else self._newest.index + 1
-
-    def publish(self, folder: Path, *, index: int, **fields: Any) -> Manifest:
-        """Publish ``folder`` as output ``index``; older unfinished ones are pruned once it is durable.
-
-        A damaged output of that index gives way only now that its replacement is there.
-        """
-        if index in self._damaged:
-            self._delete(self._store.list(f"{self._prefix}/{index}/"))
-            self._damaged.remove(index)
-        self._newest = self._publish(folder, index=index, **fields)
-        self._prune()
-        return self._newest
+        found = self._find_newest()
+        return 0 if found is None else found.index + 1
 
     def latest(self) -> Path | None:
         """A local folder with the newest checkpoint, verified; None if there is none yet. Do not write into it."""
-        return None if self._newest is None else restore(self._store, self._newest, self._cache)
+        found = self._find_newest()
+        return None if found is None else restore(self._store, found, self._cache)
 
-    def save(self, folder: Path, *, index: int, tokens_seen: int, complete: bool) -> None:
-        """Publish ``folder`` as checkpoint ``index``; durable when it returns."""
-        self.publish(folder, index=index, kind="checkpoint", tokens_seen=tokens_seen, complete=complete)
+    def prepare(self, *, index: int, tokens_seen: int, complete: bool) -> Outgoing:
+        """Checkpoint ``index`` as of now; see ``model.train.protocol``."""
+        return self.begin(index=index, kind="checkpoint", tokens_seen=tokens_seen, complete=complete)
 
-    def _prune(self) -> None:
-        # By keys, not by folders: a store may show emptied folders for a while.
-        files: dict[int, list[str]] = {}
-        for key in self._store.list(f"{self._prefix}/"):
-            folder = key.removeprefix(f"{self._prefix}/").split("/")[0]
-            if folder.isdigit():
-                files.setdefault(int(folder), []).append(key)
-        for index in sorted(files, reverse=True)[KEEP:]:
-            try:
-                manifest = manifests.find(self._store, f"{self._prefix}/{index}")
-            except Damaged:
-                continue  # it cannot say whether it was complete
-            if manifest is None or not manifest.complete:
-                self._delete(files[index])
+    def begin(self, *, index: int, **fields: Any) -> Outgoing:
+        """Output ``index``, of any kind, as of now."""
+        return Outgoing(self, index, self._begin(index=index, **fields))
 
-    def _delete(self, keys: list[str]) -> None:
-        # The manifest goes first: from then on the prefix does not exist, whatever becomes of its files.
-        for key in sorted(keys, key=lambda key: not key.endswith(f"/{MANIFEST}")):
-            self._store.delete(key)
+    def clear(self, index: int) -> None:
+        """Remove a damaged output of that index, now that its replacement is there."""
+        if index in self._damaged:
+            remove(self._store, self._store.list(f"{self._prefix}/{index}/"))
+            self._damaged.remove(index)
+
+    def add(self, folder: Path, index: int) -> list[dict[str, Any]]:
+        """Upload this rank's files of output ``index``; their manifest entries."""
+        self._published_elsewhere = index
+        return [file.model_dump() for file in manifests.add(self._store, f"{self._prefix}/{index}", folder)]
+
+    def published(self, manifest: Manifest) -> None:
+        """``manifest`` is durable: from now on it is the newest, and older ones may go."""
+        self._newest = manifest
+        self._retention.apply(self._store, self._prefix)
+
+    def _find_newest(self) -> Manifest | None:
+        if self._published_elsewhere is not None:  # another rank has written its manifest
+            self._newest = manifests.read(self._store, f"{self._prefix}/{self._published_elsewhere}")
+            self._published_elsewhere = None
+        return self._newest
+
+
+class Outgoing:
+    """``model.train.protocol.Publication``: one output of a step on its way to the store."""
+
+    def __init__(self, checkpoints: StoredCheckpoints, index: int, publish: Publish) -> None:
+        self._checkpoints, self._index, self._publish = checkpoints, index, publish
+
+    def clear(self) -> None:
+        self._checkpoints.clear(self._index)
+
+    def add(self, folder: Path) -> list[dict[str, Any]]:
+        return self._checkpoints.add(folder, self._index)
+
+    def publish(self, folder: Path, added: Sequence[list[dict[str, Any]]] = ()) -> Manifest:
+        self.clear()
+        manifest = self._publish(folder, [File(**entry) for entries in added for entry in entries])
+        self._checkpoints.published(manifest)
+        return manifest
 
 
 def described(folder: Path) -> dict[str, Any]:
@@ -145,7 +168,7 @@ def described(folder: Path) -> dict[str, Any]:
         fields["model_config"] = json.loads(config.read_text())
     if (tokenizer := folder / "tokenizer.json").is_file():
         fields["tokenizer_sha256"] = manifests.file_sha256(tokenizer)
-    state = ["optimizer"] if (folder / "optimizer.safetensors").is_file() else []
+    state = ["optimizer"] if any(is_slices(path.name) for path in folder.iterdir()) else []
     if (saved := folder / "training_state.json").is_file():
         state += sorted(json.loads(saved.read_text()))
     fields["training_state"] = state

@@ -91,26 +91,41 @@ class Manifest(BaseModel):
         return hashlib.sha256(self.canonical()).hexdigest()
 
 
-def publish(store: ObjectStore, prefix: str, folder: Path, **fields: Any) -> Manifest:
+def publish(store: ObjectStore, prefix: str, folder: Path, added: Iterable[File] = (), **fields: Any) -> Manifest:
     """Upload every file of ``folder`` to ``prefix`` and, last, its manifest; durable when it returns.
 
-    ``fields`` are those of Manifest except ``uri`` and ``files``. Publishing the same files again returns the
-    manifest that is there; other files under a taken prefix are a MoonflowError and touch nothing.
+    ``added`` are files that other processes have uploaded there already (``add``). ``fields`` are those of Manifest
+    except ``uri`` and ``files``. Publishing the same files again returns the manifest that is there; other files under
+    a taken prefix are a MoonflowError and touch nothing.
     """
+    uri, taken = store.uri(prefix).rstrip("/"), find(store, prefix)
+    own = add(store, prefix, folder) if taken is None else [describe(path, folder) for path in _files(prefix, folder)]
+    manifest = Manifest(uri=uri, files=tuple(sorted((*own, *added), key=lambda file: file.name)), **fields)
+    if taken is not None:
+        return _same(taken, manifest)
+    # Only after every file: a prefix without a manifest does not exist.
+    if not store.put_new(f"{prefix}/{MANIFEST}", manifest.canonical()):
+        return _same(read(store, uri), manifest)
+    return manifest
+
+
+def add(store: ObjectStore, prefix: str, folder: Path) -> tuple[File, ...]:
+    """Upload every file of ``folder`` to ``prefix``, for a manifest that is not there yet; returns its entries."""
+    paths = _files(prefix, folder)
+    with ThreadPoolExecutor(_THREADS) as uploads, ThreadPoolExecutor(_THREADS) as hashes:
+        names = [path.relative_to(folder).as_posix() for path in paths]
+        sent = [uploads.submit(store.upload, path, f"{prefix}/{name}") for path, name in zip(paths, names, strict=True)]
+        described = tuple(hashes.map(lambda path: describe(path, folder), paths))  # while they are on their way
+        for upload in sent:
+            upload.result()
+    return described
+
+
+def _files(prefix: str, folder: Path) -> list[Path]:
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     if not paths:
-        raise MoonflowError(f"{folder} holds no files: nothing to publish as {store.uri(prefix)}")
-    with ThreadPoolExecutor(_THREADS) as pool:
-        files = tuple(pool.map(lambda path: describe(path, folder), paths))
-    manifest = Manifest(uri=store.uri(prefix).rstrip("/"), files=files, **fields)
-    if (taken := find(store, prefix)) is not None:
-        return _same(taken, manifest)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        # list() waits for all and re-raises the first failure: the manifest is written only after every file.
-        list(pool.map(lambda path: store.upload(path, f"{prefix}/{path.relative_to(folder).as_posix()}"), paths))
-    if not store.put_new(f"{prefix}/{MANIFEST}", manifest.canonical()):
-        return _same(read(store, store.uri(prefix)), manifest)
-    return manifest
+        raise MoonflowError(f"{folder} holds no files: nothing to publish as {prefix}")
+    return paths
 
 
 def read(store: ObjectStore, uri: str) -> Manifest:

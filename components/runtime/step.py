@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,14 @@ from typing import Any
 from components.runtime import checkpoints, manifest
 from components.runtime.checkpoints import StoredCheckpoints
 from components.runtime.config import StepConfig
-from components.runtime.manifest import Kind, Manifest
-from components.runtime.progress import StepProgress
+from components.runtime.manifest import File, Kind, Manifest
+from components.runtime.progress import Silent, StepProgress
+from components.runtime.retention import METRICS as LAST_METRICS
 from components.runtime.store import ObjectStore, disk_errors
 from components.runtime.tracking import StepMetrics, Tracker, pod_wait_s
 from model.errors import MoonflowError
+from model.train.protocol import Progress
+from model.train.ranks import Ranks
 
 METRICS = "metrics.jsonl"  # the step's metric history, a file of every manifest it publishes
 
@@ -69,16 +72,25 @@ class StepContext:
         checkpoints: ``latest()`` and ``save(...)``, see ``model.train.protocol.Checkpoints``; ``newest`` is the
             manifest last saved or resumed from.
         metrics, progress: see ``model.train.protocol``.
-        work: a local folder of this step, empty at its start.
+        ranks: this process's place among those that run the step. The first one alone reports.
+        work: a local folder of this process, empty at its start.
     """
 
     def __init__(
-        self, store: ObjectStore, run_id: str, step: str, run_dir: Path, lineage: Lineage, tracker: Tracker | None
+        self,
+        store: ObjectStore,
+        run_id: str,
+        step: str,
+        run_dir: Path,
+        lineage: Lineage,
+        tracker: Tracker | None,
+        ranks: Ranks,
     ) -> None:
         self.run_id = run_id
         self.step = step
         self.store = store
-        self.work = run_dir / "work" / step
+        self.ranks = ranks
+        self.work = run_dir / "work" / (step if ranks.first else f"{step}.{ranks.rank}")
         self._cache = run_dir / "work" / "cache"
         self._lineage = lineage
         self._tracker = tracker
@@ -94,7 +106,7 @@ class StepContext:
             for what in damaged.values():
                 self._warnings.append(f"{what}: went on from the checkpoint before it")
                 print(f"{step}: {self._warnings[-1]}", file=sys.stderr, flush=True)
-            history = run_dir / "work" / "metrics" / f"{step}.jsonl"
+            history = run_dir / "work" / "metrics" / f"{self.work.name}.jsonl"
             history.parent.mkdir(parents=True, exist_ok=True)
             history.unlink(missing_ok=True)
             if start is not None and any(file.name == METRICS for file in start.files):
@@ -102,8 +114,8 @@ class StepContext:
                 manifest.fetch(store, start.uri, self.work, [METRICS])
                 shutil.move(self.work / METRICS, history)
         self.metrics = StepMetrics(history, tracker)
-        self.progress = StepProgress(run_dir / "progress", step)
-        self.checkpoints = StoredCheckpoints(store, prefix, self._cache, start, damaged, self._publish)
+        self.progress: Progress = StepProgress(run_dir / "progress", step) if ranks.first else Silent()
+        self.checkpoints = StoredCheckpoints(store, prefix, self._cache, start, damaged, self._begin)
 
     def fetch(self, uri: str) -> Path:
         """A verified local copy of the manifest's files at ``uri``, fetched once per machine; do not write into it."""
@@ -119,43 +131,50 @@ class StepContext:
         extra: Mapping[str, Any] | None = None,
     ) -> Manifest:
         """Publish ``folder`` as this step's next output; ``extra`` joins the step's own figures in the manifest."""
-        index = self.checkpoints.next_index
-        return self.checkpoints.publish(
-            folder, index=index, kind=kind, complete=complete, tokens_seen=tokens_seen, extra=extra
+        begun = self.checkpoints.begin(
+            index=self.checkpoints.next_index, kind=kind, complete=complete, tokens_seen=tokens_seen, extra=extra
         )
+        return begun.publish(folder)
 
-    def _publish(
+    def _begin(
         self,
-        folder: Path,
         *,
         kind: Kind,
         index: int,
         complete: bool,
         tokens_seen: int = 0,
         extra: Mapping[str, Any] | None = None,
-    ) -> Manifest:
-        with disk_errors(folder):
-            shutil.copyfile(self.metrics.history, folder / METRICS)
-        return manifest.publish(
-            self.store,
-            f"{self.run_id}/{self.step}/{index}",
-            folder,
-            run_id=self.run_id,
-            step=self.step,
-            index=index,
-            kind=kind,
-            complete=complete,
-            tokens_seen=tokens_seen,
-            config_sha256=self._lineage.config.sha256,
-            parents=self._lineage.parents,
-            mlflow_run_id=self._tracker.wait_run_id(10.0) if self._tracker else "",
-            git_commit=self._lineage.git_commit,
-            extra={**self._figures(tokens_seen), **(extra or {})},
-            **checkpoints.described(folder),
-        )
+    ) -> checkpoints.Publish:
+        # Of this moment: training may go on, and log, before the folder is published.
+        history = self.metrics.history.read_bytes()
+        figures = {**self._figures(tokens_seen, history), **(extra or {})}
 
-    def _figures(self, tokens: int) -> dict[str, Any]:
-        """Seconds, tokens and memory of this step, summed over the attempts that led to this checkpoint."""
+        def publish(folder: Path, added: Sequence[File]) -> Manifest:
+            with disk_errors(folder):
+                (folder / METRICS).write_bytes(history)
+            return manifest.publish(
+                self.store,
+                f"{self.run_id}/{self.step}/{index}",
+                folder,
+                added,
+                run_id=self.run_id,
+                step=self.step,
+                index=index,
+                kind=kind,
+                complete=complete,
+                tokens_seen=tokens_seen,
+                config_sha256=self._lineage.config.sha256,
+                parents=self._lineage.parents,
+                mlflow_run_id=self._tracker.wait_run_id(10.0) if self._tracker else "",
+                git_commit=self._lineage.git_commit,
+                extra=figures,
+                **checkpoints.described(folder),
+            )
+
+        return publish
+
+    def _figures(self, tokens: int, history: bytes) -> dict[str, Any]:
+        """Newest metrics; and seconds, tokens and memory, summed over the attempts that led to this checkpoint."""
         seconds = self._before.get("seconds", 0.0) + time.monotonic() - self._started
         return {
             "config": self._lineage.config.model_dump(mode="json"),
@@ -164,17 +183,21 @@ class StepContext:
             "tokens": tokens,
             "tokens_per_s": round(tokens / seconds, 1),
             "peak_rss_bytes": max(self._before.get("peak_rss_bytes", 0), peak_rss_bytes()),
+            LAST_METRICS: json.loads(history.splitlines()[-1]) if history else {},
             **({"warnings": self._warnings} if self._warnings else {}),
         }
 
 
-def run_step(step: str, config: Mapping[str, Any], inputs: Mapping[str, str] | None = None) -> Manifest:
+def run_step(
+    step: str, config: Mapping[str, Any], inputs: Mapping[str, str] | None = None, ranks: Ranks | None = None
+) -> Manifest:
     """Run ``components.<step>`` or return what it has already written under this run id.
 
     Args:
         step: folder name below ``components``.
         config: values of that step's ``Config``.
         inputs: name -> ``s3://`` URI of a manifest's prefix; empty URIs (optional inputs) are left out.
+        ranks: of this process, where several run the step together; each of them calls this.
 
     Returns:
         The step's complete manifest. An unfinished one is resumed from its newest checkpoint.
@@ -182,6 +205,7 @@ def run_step(step: str, config: Mapping[str, Any], inputs: Mapping[str, str] | N
     Raises:
         MoonflowError: bad parameters, a missing input, an unreachable store, or other parameters under a used run id.
     """
+    ranks = ranks or Ranks()
     start = _begin(step, config, inputs)
     store, run_id, lineage = start.store, start.run_id, start.lineage
     parsed, given = lineage.config, lineage.inputs
@@ -189,8 +213,8 @@ def run_step(step: str, config: Mapping[str, Any], inputs: Mapping[str, str] | N
         return start.earlier
     run_dir = _run_dir(run_id)
     with disk_errors(run_dir):
-        tracker = _tracker(run_dir, run_id, start.name)
-        context = StepContext(store, run_id, start.name, run_dir, lineage, tracker)
+        tracker = _tracker(run_dir, run_id, start.name) if ranks.first else None
+        context = StepContext(store, run_id, start.name, run_dir, lineage, tracker, ranks)
     status = "FAILED"
     try:
         stage = importlib.import_module(f"components.{step}.stage")

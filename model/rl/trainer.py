@@ -9,7 +9,6 @@ Shape legend: N policy tokens of a batch.
 from __future__ import annotations
 
 import asyncio
-import shutil
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -29,10 +28,11 @@ from model.rl.environment import Episode, derive_seed
 from model.rl.objective import ObjectiveConfig, advantages, policy_loss, token_weights
 from model.rl.ptx import PTX
 from model.rl.toggle import Toggle
-from model.train.checkpoint import load_checkpoint, save_checkpoint
+from model.train.checkpoint import load_checkpoint
 from model.train.engine import batch_loss
 from model.train.optimizer import MuonClip, build_optimizer, qk_clip
 from model.train.protocol import Surroundings
+from model.train.saving import AsyncSaver
 
 TOKENS_PER_BATCH = 16384  # episodes are split into parts of about so many tokens, whose gradients add up
 
@@ -132,9 +132,10 @@ class RLTrainer:
 
     def train(self) -> LoopState:
         """All iterations, from the newest checkpoint of this step if there is one."""
-        return asyncio.run(self._train())
+        with AsyncSaver(self.around, self.tokenizer_folder) as saver:
+            return asyncio.run(self._train(saver))
 
-    async def _train(self) -> LoopState:
+    async def _train(self, saver: AsyncSaver) -> LoopState:
         if (found := self.around.checkpoints.latest()) is not None:
             state = load_checkpoint(found, self.model, self.optimizer)
             self.loop = LoopState(**state["loop"])
@@ -160,7 +161,7 @@ class RLTrainer:
             self.around.metrics.log(figures, self.loop.iteration)
             newest = {"reward": figures["reward/mean"], "tokens_per_s": figures["tokens/s"]}
             self.around.progress.update(self.loop.iteration, settings.iterations, **newest)
-            self._save()
+            self._save(saver)
         return self.loop
 
     async def collect(self) -> tuple[list[Group], dict[str, float]]:
@@ -249,26 +250,24 @@ class RLTrainer:
         objective.loss.backward()  # type: ignore[no-untyped-call]
         return float(objective.loss.detach()), objective.masked_fraction, (logprobs_N - old_N).detach()
 
-    def _save(self) -> None:
+    def _save(self, saver: AsyncSaver) -> None:
         every, t = self.settings.checkpoint_every, self.loop.iteration
         last = t == self.settings.iterations
         if not last and not (every and t % every == 0):
             return
-        index = -(-t // every) - 1 if every else 0
-        folder = self.around.work / f"checkpoint-{index}"
         position: dict[str, Any] = {"prompts": t * self.settings.prompts_per_iteration}
         if self.pretraining is not None:
             position["pretraining"] = vars(self.pretraining.state())
-        state = {"loop": vars(self.loop), "data_position": position}
-        save_checkpoint(
-            folder,
-            self.model,
-            self.tokenizer_folder,
-            self.optimizer,
-            state | {"toggle": self.toggle.state() if self.toggle is not None else {}},
+        toggle = self.toggle.state() if self.toggle is not None else {}
+        saver.save(
+            self.model.config,
+            self.model.state_dict(),
+            self.optimizer.named_state(),
+            {"loop": vars(self.loop), "data_position": position, "toggle": toggle},
+            index=-(-t // every) - 1 if every else 0,
+            tokens_seen=self.loop.tokens_seen,
+            complete=last,
         )
-        self.around.checkpoints.save(folder, index=index, tokens_seen=self.loop.tokens_seen, complete=last)
-        shutil.rmtree(folder)
 
 
 def as_training_sample(episode: Episode) -> TokenizedSample:

@@ -4,55 +4,95 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from model.config import RopeScaling, load_config
+from model.config import ModelConfig, RopeScaling, load_config
 from model.errors import MoonflowError
-from model.hf import load_weights, save_model
+from model.hf import load_weights, save_weights
 from model.multimodal import KimiK25
 from model.tokenizer import Tokenizer
-from model.train.optimizer import MuonClip
+from model.train.slices import Slice, SliceReader, as_slices, file_name, is_slices, write_slices
 
-OPTIMIZER, STATE = "optimizer.safetensors", "training_state.json"
+OPTIMIZER, STATE = file_name(), "training_state.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
+class Optimizing(Protocol):
+    """What holds an optimizer's state: an optimizer, or one rank's engine."""
+
+    def named_state(self) -> Mapping[str, Tensor | Slice]:
+        """``<parameter name>/<slot>`` -> the tensor, or the part of it that this rank holds."""
+        ...
+
+    def load_named_state(self, tensors: SliceReader) -> None: ...
+
+
 def save_checkpoint(
-    folder: Path, model: KimiK25, tokenizer_folder: Path, optimizer: MuonClip | None, state: dict[str, Any]
+    folder: Path, model: KimiK25, tokenizer_folder: Path, optimizer: Optimizing | None, state: Mapping[str, Any]
 ) -> None:
-    """Write everything a later process needs to go on as if nothing had happened.
+    """Write everything a later process needs to go on as if nothing had happened; ``write_checkpoint`` in one call.
 
-    ``state`` is JSON-able; torch's global RNG state is added under ``rng``. Without an optimizer the folder is for
-    inference only.
+    Without an optimizer the folder is for inference only.
     """
-    save_model(model, folder)
-    for name in TOKENIZER_FILES:
-        shutil.copyfile(tokenizer_folder / name, folder / name)
-    if optimizer is not None:
-        save_file({key: value.contiguous() for key, value in optimizer.named_state().items()}, folder / OPTIMIZER)
-        rng = torch.get_rng_state().numpy().tobytes().hex()
-        (folder / STATE).write_text(json.dumps({**state, "rng": rng}) + "\n")
+    slices = None if optimizer is None else as_slices(optimizer.named_state())
+    write_checkpoint(folder, model.config, model.state_dict(), tokenizer_folder, slices, state_text(state))
 
 
-def load_checkpoint(folder: Path, model: KimiK25, optimizer: MuonClip) -> dict[str, Any]:
+def state_text(state: Mapping[str, Any]) -> str:
+    """``state``, which is JSON-able, with torch's global random state under ``rng``: fixed as of now."""
+    return json.dumps({**state, "rng": torch.get_rng_state().numpy().tobytes().hex()}) + "\n"
+
+
+def write_checkpoint(
+    folder: Path,
+    config: ModelConfig,
+    weights: Mapping[str, Tensor] | None,
+    tokenizer_folder: Path,
+    slices: Iterable[Slice] | None,
+    text: str,
+    rank: int = 0,
+    world: int = 1,
+) -> None:
+    """Write this rank's files of a checkpoint.
+
+    Args:
+        weights: the model's ``state_dict``, whole. None on all ranks but the first, who then write nothing but slices.
+        slices: what this rank holds of the optimizer's state; None leaves training state out.
+        text: of ``state_text``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if weights is not None:
+        save_weights(config, weights, folder)
+        for name in TOKENIZER_FILES:
+            shutil.copyfile(tokenizer_folder / name, folder / name)
+        if slices is not None:
+            (folder / STATE).write_text(text)
+    if slices is not None:
+        write_slices(folder, slices, rank, world)
+
+
+def load_checkpoint(folder: Path, model: KimiK25, optimizer: Optimizing) -> dict[str, Any]:
     """Restore weights, optimizer and torch's RNG; returns the saved ``state``.
 
     Raises:
         MoonflowError: naming the missing or damaged file.
     """
     load_weights(model, folder)
-    try:
-        optimizer.load_named_state(load_file(folder / OPTIMIZER))
-    except (OSError, SafetensorError) as error:
-        raise MoonflowError(f"{folder / OPTIMIZER} cannot be read ({error}); choose an earlier checkpoint") from error
+    with SliceReader(folder) as reader:
+        optimizer.load_named_state(reader)
     state = read_state(folder)
     torch.set_rng_state(torch.frombuffer(bytearray.fromhex(state["rng"]), dtype=torch.uint8))
     return state
+
+
+def serves(name: str) -> bool:
+    """Whether a checkpoint's file of that name is part of the model, and not only of its training."""
+    return name != STATE and not is_slices(name)
 
 
 def read_state(folder: Path) -> dict[str, Any]:

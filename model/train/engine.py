@@ -8,7 +8,7 @@ Shapes: N positions with a target.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import torch
@@ -22,6 +22,7 @@ from model.quantization import experts_in
 from model.train.optimizer import build_optimizer, qk_clip
 from model.train.phase import Phase
 from model.train.ranks import Ranks
+from model.train.slices import Slice
 
 Figures = dict[str, float]
 
@@ -45,11 +46,11 @@ class Engine(Protocol):
         """Forget the gradient and what the routers counted, as if ``backward`` had not been called."""
         ...
 
-    def named_state(self) -> dict[str, Tensor]:
-        """The optimizer's state, ``<parameter name>/<slot>``."""
+    def named_state(self) -> Mapping[str, Tensor | Slice]:
+        """The optimizer's state, ``<parameter name>/<slot>``: what this rank holds of it, and writes."""
         ...
 
-    def load_named_state(self, tensors: dict[str, Tensor]) -> None: ...
+    def load_named_state(self, tensors: Mapping[str, Tensor]) -> None: ...
 
 
 def batch_loss(model: KimiK25, batch: Batch, ranks: Ranks | None = None) -> tuple[Tensor, Figures]:
@@ -119,10 +120,10 @@ class PlainEngine:
         for router in self.model.routers():
             router.load_E.zero_()
 
-    def named_state(self) -> dict[str, Tensor]:
-        return self.optimizer.named_state()
+    def named_state(self) -> Mapping[str, Tensor | Slice]:
+        return self.optimizer.named_state() if self.ranks.first else {}  # all have the same: one writes it
 
-    def load_named_state(self, tensors: dict[str, Tensor]) -> None:
+    def load_named_state(self, tensors: Mapping[str, Tensor]) -> None:
         self.optimizer.load_named_state(tensors)
 
 

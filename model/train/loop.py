@@ -7,7 +7,6 @@ parameters learn) is in the ``Phase``s that their ``stage.py`` passes in.
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +17,13 @@ from model.data.stream import StreamState
 from model.errors import MoonflowError
 from model.hf import load_weights
 from model.multimodal import KimiK25
-from model.train.checkpoint import load_checkpoint, read_state, save_checkpoint
+from model.train.checkpoint import load_checkpoint, read_state
 from model.train.engine import Engine, Figures, open_engine
 from model.train.guard import ROLLBACKS, SpikeGuard
 from model.train.phase import Phase
 from model.train.protocol import Surroundings
 from model.train.ranks import Ranks
+from model.train.saving import AsyncSaver
 
 LOG_EVERY = 10  # steps between logged metrics
 NAMED_SAMPLES = 12  # of a batch that is not trained on, in the log
@@ -53,15 +53,17 @@ def train(
     Raises:
         MoonflowError: the loss keeps spiking (``model.train.guard``); what is published stays.
     """
-    return _Run(model, phases, tokenizer_folder, around, ranks or Ranks()).run()
+    ranks = ranks or Ranks()
+    with AsyncSaver(around, tokenizer_folder, ranks) as saver:
+        return _Run(model, phases, around, saver, ranks).run()
 
 
 class _Run:
     def __init__(
-        self, model: KimiK25, phases: Sequence[Phase], tokenizer_folder: Path, around: Surroundings, ranks: Ranks
+        self, model: KimiK25, phases: Sequence[Phase], around: Surroundings, saver: AsyncSaver, ranks: Ranks
     ) -> None:
-        self.model, self.phases, self.tokenizer_folder = model, phases, tokenizer_folder
-        self.around, self.ranks = around, ranks
+        self.model, self.phases = model, phases
+        self.around, self.saver, self.ranks = around, saver, ranks
         self.loop = LoopState()
         self.total_steps = sum(phase.steps for phase in phases)
 
@@ -118,6 +120,7 @@ class _Run:
 
     def _roll_back(self, number: int, phase: Phase, reason: str, rollbacks: int) -> tuple[Engine, SpikeGuard]:
         """Go back to the newest checkpoint, but not in the data."""
+        self.saver.wait()
         found = self.around.checkpoints.latest()
         if found is None or rollbacks > ROLLBACKS:
             tried = (
@@ -145,14 +148,15 @@ class _Run:
 
     def _save(self, done_before: int, engine: Engine, guard: SpikeGuard, position: StreamState) -> None:
         self.loop.saved += 1
-        folder = self.around.work / f"checkpoint-{self.loop.saved}"
-        state = {"loop": vars(self.loop), "data_position": vars(position), "guard": guard.state()}
-        save_checkpoint(folder, self.model, self.tokenizer_folder, engine, state)
-        last = done_before + self.loop.step == self.total_steps
-        self.around.checkpoints.save(
-            folder, index=self.loop.saved - 1, tokens_seen=self.loop.tokens_seen, complete=last
+        self.saver.save(
+            self.model.config,
+            self.model.state_dict(),
+            engine.named_state(),
+            {"loop": vars(self.loop), "data_position": vars(position), "guard": guard.state()},
+            index=self.loop.saved - 1,
+            tokens_seen=self.loop.tokens_seen,
+            complete=done_before + self.loop.step == self.total_steps,
         )
-        shutil.rmtree(folder)
 
 
 def _samples(batch: Batch) -> str:

@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+
+class Publication(Protocol):
+    """One checkpoint on its way out. What it tells beside its files was fixed when it was prepared.
+
+    Its methods may be called from another thread than the training's. One rank calls ``publish``. Where there are
+    others, it calls ``clear`` first; then each of the others calls ``add``; then it publishes.
+    """
+
+    def clear(self) -> None:
+        """Remove what a damaged checkpoint of the same index left."""
+        ...
+
+    def add(self, folder: Path) -> Any:
+        """Bring this rank's files to the checkpoint; returns what ``publish`` needs to know of them."""
+        ...
+
+    def publish(self, folder: Path, added: Sequence[Any] = ()) -> object:
+        """Publish ``folder`` and what the others added, all or nothing; when it returns, it is durable."""
+        ...
 
 
 class Checkpoints(Protocol):
@@ -14,8 +34,8 @@ class Checkpoints(Protocol):
         """A local folder with the newest verified checkpoint of this step, or None if there is none yet."""
         ...
 
-    def save(self, folder: Path, *, index: int, tokens_seen: int, complete: bool) -> None:
-        """Publish ``folder`` as checkpoint ``index`` (0, 1, ...) of this step; when it returns, it is durable.
+    def prepare(self, *, index: int, tokens_seen: int, complete: bool) -> Publication:
+        """Checkpoint ``index`` (0, 1, ...) of this step as of now: its metrics so far, for example.
 
         ``complete`` marks the step's final output.
         """

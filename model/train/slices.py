@@ -2,8 +2,8 @@
 
 A tensor is known by its key, ``<parameter name>/<slot>``, and by its full shape; where it is cut follows from who
 wrote it. Each rank writes one safetensors file, ``optimizer-<rank>-of-<world>.safetensors``, of flat pieces named
-``<key>@<start>``, with the full shapes in the file's header. torch's distributed checkpoint could do this too, but
-keeps its index as a pickle (``.metadata``), and no pickle is read from storage here.
+``<key>@<start>``, with the full shapes as JSON in the file's header. torch's distributed checkpoint could do this too,
+but keeps its index as a pickle (``.metadata``), and no pickle is read from storage here.
 
 Shape legend: n elements of a slice, in the order of the flattened (row-major) tensor.
 """
@@ -28,11 +28,17 @@ from torch import Tensor
 from model.errors import MoonflowError
 
 _NAME = re.compile(r"optimizer-(\d{5})-of-(\d{5})\.safetensors")
+_SHAPES = "shapes"
 
 
 def file_name(rank: int = 0, world: int = 1) -> str:
     """The file that ``rank`` of ``world`` writes."""
     return f"optimizer-{rank:05d}-of-{world:05d}.safetensors"
+
+
+def is_slices(name: str) -> bool:
+    """Whether a file of that name is one rank's."""
+    return _NAME.fullmatch(name) is not None
 
 
 @dataclass(frozen=True)
@@ -63,14 +69,15 @@ def write_slices(folder: Path, slices: Iterable[Slice], rank: int = 0, world: in
     them or by one. ValueError if a slice lies outside of its tensor.
     """
     tensors: dict[str, Tensor] = {}
-    shapes = {"format": "pt"}  # never empty: safetensors does not read back a file with neither tensors nor metadata
+    shapes: dict[str, tuple[int, ...]] = {}
     for one in slices:
         if one.start < 0 or one.start + one.values_n.numel() > math.prod(one.shape):
             raise ValueError(f"{one.key}: a slice of {one.values_n.numel()} at {one.start} is outside of {one.shape}")
         tensors[f"{one.key}@{one.start}"] = one.values_n.reshape(-1).contiguous()
-        shapes[one.key] = json.dumps(one.shape)
+        shapes[one.key] = one.shape
     path = folder / file_name(rank, world)
-    save_file(tensors, path, metadata=shapes)
+    # One entry: safetensors writes several in an order of chance, and the same state should be the same bytes.
+    save_file(tensors, path, metadata={_SHAPES: json.dumps(shapes)})
     return path
 
 
@@ -99,7 +106,7 @@ class SliceReader(Mapping[str, Tensor]):
             raise
 
     def _files(self) -> list[Path]:
-        found = {path.name: path for path in self.folder.glob("optimizer-*.safetensors") if _NAME.fullmatch(path.name)}
+        found = {path.name: path for path in self.folder.glob("optimizer-*.safetensors") if is_slices(path.name)}
         if not found:
             raise MoonflowError(
                 f"{self.folder / file_name()} is missing; choose a checkpoint with training state, or an earlier one"
@@ -117,13 +124,13 @@ class SliceReader(Mapping[str, Tensor]):
     def _index(self, path: Path) -> None:
         try:
             file = self._open.enter_context(safe_open(path, framework="pt"))
-            shapes = file.metadata()
+            shapes = json.loads(file.metadata()[_SHAPES])
             for name in file.keys():  # noqa: SIM118 (it is not a dict)
                 key, _, start = name.rpartition("@")
                 count = file.get_slice(name).get_shape()[0]
-                self.shapes[key] = tuple(json.loads(shapes[key]))
+                self.shapes[key] = tuple(shapes[key])
                 self._pieces.setdefault(key, []).append((int(start), int(start) + count, file, name))
-        except (OSError, SafetensorError, KeyError, ValueError, IndexError) as error:
+        except (OSError, SafetensorError, TypeError, KeyError, ValueError, IndexError) as error:
             raise MoonflowError(f"{path} cannot be read ({error}); choose an earlier checkpoint") from error
 
     def read(self, key: str, start: int = 0, length: int | None = None) -> Tensor:

@@ -71,7 +71,12 @@ class Around:
         found = sorted(self.folder.glob("saved-*"))
         return found[-1] if found else None
 
-    def save(self, folder: Path, *, index: int, tokens_seen: int, complete: bool) -> None:
+    def prepare(self, *, index: int, tokens_seen: int, complete: bool) -> Around:
+        self.preparing = (index, tokens_seen, complete)
+        return self
+
+    def publish(self, folder: Path, added: Sequence[object] = ()) -> None:
+        index, tokens_seen, complete = self.preparing
         shutil.copytree(folder, self.folder / f"saved-{index}")
         self.saved.append((index, complete))
         self.newest = self.folder / f"saved-{index}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -33,7 +33,12 @@ class Around:
         found = sorted(self.folder.glob("saved-*"), key=lambda path: int(path.name.split("-")[1]))
         return found[-1] if found else None
 
-    def save(self, folder: Path, *, index: int, tokens_seen: int, complete: bool) -> None:
+    def prepare(self, *, index: int, tokens_seen: int, complete: bool) -> Around:
+        self.preparing = (index, tokens_seen, complete)
+        return self
+
+    def publish(self, folder: Path, added: Sequence[object] = ()) -> None:
+        index, tokens_seen, complete = self.preparing
         shutil.copytree(folder, self.folder / f"saved-{index}")
         self.saved.append((index, tokens_seen, complete))
 

@@ -299,7 +299,7 @@ def test_what_is_not_signed_as_asked_is_not_served(
     exported = export(store, manifests.read(store, inputs["parl"]), tmp_path / "export", private)
     names = {file.name for file in exported.files}
     assert {"config.json", "model.safetensors", "tokenizer.json", "model.sig"} <= names
-    assert not names & {"optimizer.safetensors", "training_state.json", "metrics.jsonl"}
+    assert not names & {"optimizer-00000-of-00001.safetensors", "training_state.json", "metrics.jsonl"}
 
     def brought(uri: str, sha256: str, key: Path) -> str:
         """What the init container says; empty if it let the checkpoint through."""

@@ -137,10 +137,11 @@ def test_names_cannot_leave_the_folder(name: str) -> None:
 def stored_checkpoints(store: ObjectStore, run: str, cache: Path) -> checkpoints.StoredCheckpoints:
     prefix = f"{run}/train"
 
-    def put(folder: Path, *, index: int, **other: Any) -> Manifest:
-        return publish(store, f"{prefix}/{index}", folder, run_id=run, step="train", index=index, **other)
+    def begin(*, index: int, **other: Any) -> checkpoints.Publish:
+        fields = {"run_id": run, "step": "train", "index": index, **other}
+        return lambda folder, added: publish(store, f"{prefix}/{index}", folder, added, **fields)
 
-    return checkpoints.StoredCheckpoints(store, prefix, cache, *checkpoints.resumable(store, prefix, cache), put)
+    return checkpoints.StoredCheckpoints(store, prefix, cache, *checkpoints.resumable(store, prefix, cache), begin)
 
 
 def numbered(folder: Path, index: int) -> Path:
@@ -157,7 +158,9 @@ def test_checkpoints_resume_from_the_newest_and_prune(store: ObjectStore, tmp_pa
     with pytest.raises(RuntimeError, match="published nothing"):
         _ = saved.newest
     for index in range(12):  # two digits: 10 must count as newer than 9
-        saved.save(numbered(tmp_path / str(index), index), index=index, tokens_seen=index * 100, complete=False)
+        saved.prepare(index=index, tokens_seen=index * 100, complete=False).publish(
+            numbered(tmp_path / str(index), index)
+        )
     assert [key.removeprefix(f"{run}/train/") for key in store.list(f"{run}/train/")] == [
         "10/manifest.json", "10/model.safetensors", "11/manifest.json", "11/model.safetensors"
     ]  # fmt: skip
@@ -172,7 +175,7 @@ def test_complete_checkpoints_are_never_pruned(store: ObjectStore, tmp_path: Pat
     run = f"manifests/{uuid.uuid4().hex[:8]}"
     saved = stored_checkpoints(store, run, tmp_path / "cache")
     for index in range(5):
-        saved.save(numbered(tmp_path / str(index), index), index=index, tokens_seen=0, complete=index == 0)
+        saved.prepare(index=index, tokens_seen=0, complete=index == 0).publish(numbered(tmp_path / str(index), index))
     manifests = [key for key in store.list(f"{run}/train/") if key.endswith("manifest.json")]
     assert manifests == [f"{run}/train/{index}/manifest.json" for index in (0, 3, 4)]
 
@@ -208,7 +211,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
     prefix = f"{run}/train"
     saved = stored_checkpoints(store, run, tmp_path / "cache")
     for index in range(3):
-        saved.save(numbered(tmp_path / str(index), index), index=index, tokens_seen=index, complete=False)
+        saved.prepare(index=index, tokens_seen=index, complete=False).publish(numbered(tmp_path / str(index), index))
     says = damage(store, f"{prefix}/2")
 
     start, damaged = checkpoints.resumable(store, prefix, tmp_path / "elsewhere")
@@ -220,7 +223,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
     restored = again.latest()
     assert restored is not None and (restored / "model.safetensors").read_text() == "weights 1"
     assert again.next_index == 2
-    again.save(numbered(tmp_path / "again", 22), index=2, tokens_seen=2, complete=False)
+    again.prepare(index=2, tokens_seen=2, complete=False).publish(numbered(tmp_path / "again", 22))
     replaced = fetch_manifest(store, store.uri(f"{prefix}/2"), tmp_path / "replaced")
     assert replaced == again.newest and (tmp_path / "replaced" / "model.safetensors").read_text() == "weights 22"
     assert checkpoints.resumable(store, prefix, tmp_path / "elsewhere") == (replaced, {})
@@ -230,7 +233,7 @@ def test_an_older_damaged_manifest_does_not_stop_the_training(store: ObjectStore
     run = f"manifests/{uuid.uuid4().hex[:8]}"
     saved = stored_checkpoints(store, run, tmp_path / "cache")
     for index in range(4):
-        saved.save(numbered(tmp_path / str(index), index), index=index, tokens_seen=0, complete=False)
+        saved.prepare(index=index, tokens_seen=0, complete=False).publish(numbered(tmp_path / str(index), index))
         if index == 1:
             truncate_manifest(store, f"{run}/train/1")
     assert saved.newest.index == 3
@@ -243,7 +246,7 @@ def test_no_undamaged_checkpoint_left_is_one_line(
     run = f"manifests/{uuid.uuid4().hex[:8]}"
     saved = stored_checkpoints(store, run, tmp_path / "cache")
     for index in range(2):
-        saved.save(numbered(tmp_path / str(index), index), index=index, tokens_seen=0, complete=False)
+        saved.prepare(index=index, tokens_seen=0, complete=False).publish(numbered(tmp_path / str(index), index))
         says = damage(store, f"{run}/train/{index}")
     prefix = store.uri(f"{run}/train")
     with pytest.raises(MoonflowError) as raised:
@@ -254,7 +257,7 @@ def test_no_undamaged_checkpoint_left_is_one_line(
 
 def test_folder_describes_itself(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{}")
-    (folder / "optimizer.safetensors").write_bytes(b"")
+    (folder / "optimizer-00000-of-00001.safetensors").write_bytes(b"")
     (folder / "training_state.json").write_text('{"rng": [], "loop": {}}')
     assert checkpoints.described(folder) == {
         "model_config": {"hidden_size": 128},

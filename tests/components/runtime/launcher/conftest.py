@@ -45,7 +45,8 @@ def run(config, inputs, context):
             folder.mkdir()
             (folder / "training_state.json").write_text(json.dumps({"loop": done}))
             index = context.checkpoints.next_index
-            context.checkpoints.save(folder, index=index, tokens_seen=done, complete=done == config.steps)
+            complete = done == config.steps
+            context.checkpoints.prepare(index=index, tokens_seen=done, complete=complete).publish(folder)
         time.sleep(config.seconds)
     return context.checkpoints.newest
 ''',

@@ -1,0 +1,97 @@
+"""Which checkpoints of a step stay in the object store (source: ours)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from components.runtime import manifest as manifests
+from components.runtime.manifest import MANIFEST, Damaged, Manifest
+from components.runtime.store import ObjectStore
+
+KEEP = 2  # newest checkpoints of an unfinished step: one to resume from, one if that is found damaged
+METRICS = "metrics"
+"""Where a manifest's ``extra`` holds the figures that the step had logged last."""
+
+
+@dataclass
+class Retention:
+    """Removes what is neither among the ``last`` newest outputs of a step, nor complete, nor the best, nor used.
+
+    Used is what another manifest in the store names as its parent, and what a promotion names.
+
+    Attributes:
+        last: newest outputs that stay, at least one.
+        best: name of a metric in the manifests; the output where it is lowest stays (highest if it is neither a loss
+            nor a perplexity). Empty: none stays for its metric.
+    """
+
+    last: int = KEEP
+    best: str = ""
+    _named: dict[str, frozenset[str]] = field(default_factory=dict, repr=False)  # manifest's key -> digests it names
+
+    def apply(self, store: ObjectStore, prefix: str) -> None:
+        """Remove what need not stay of ``<run>/<step>``. Call it when a newer output is durable."""
+        # By keys, not by folders: a store may show emptied folders for a while.
+        files: dict[int, list[str]] = {}
+        for key in store.list(f"{prefix}/"):
+            folder = key.removeprefix(f"{prefix}/").split("/")[0]
+            if folder.isdigit():
+                files.setdefault(int(folder), []).append(key)
+        newest_first = sorted(files, reverse=True)
+        if len(newest_first) <= self.last:
+            return
+        found: dict[int, Manifest] = {}
+        unfinished: list[int] = []
+        for index in newest_first:
+            try:
+                manifest = manifests.find(store, f"{prefix}/{index}")
+            except Damaged:
+                continue  # it cannot say what it was
+            if manifest is not None:
+                found[index] = manifest
+            if manifest is None or not manifest.complete:
+                unfinished.append(index)
+        stays = {*newest_first[: self.last], best(found, self.best)}
+        leaving = [index for index in unfinished if index not in stays]
+        if not leaving:
+            return
+        used = self._used(store)
+        for index in leaving:
+            if index not in found or found[index].sha256 not in used:
+                remove(store, files[index])
+
+    def _used(self, store: ObjectStore) -> set[str]:
+        """Digests of all manifests that another one in the store names. Each is read once: they do not change."""
+        keys = [key for key in store.list() if key.endswith(f"/{MANIFEST}")]
+        for key in keys:
+            if key not in self._named:
+                self._named[key] = _names(store, key)
+        return {digest for key in keys for digest in self._named[key]}
+
+
+def best(found: Mapping[int, Manifest], metric: str) -> int | None:
+    """The index whose manifest has the best value of ``metric``, the newest of equals; None if none has it."""
+    values = {index: manifest.extra.get(METRICS, {}).get(metric) for index, manifest in found.items()}
+    known = {index: float(value) for index, value in values.items() if value is not None and math.isfinite(value)}
+    sign = 1 if metric.startswith(("loss", "perplexity")) else -1
+    return min(known, key=lambda index: (sign * known[index], -index), default=None)
+
+
+def remove(store: ObjectStore, keys: Iterable[str]) -> None:
+    """Delete the objects of one output."""
+    # The manifest goes first: from then on the prefix does not exist, whatever becomes of its files.
+    for key in sorted(keys, key=lambda key: not key.endswith(f"/{MANIFEST}")):
+        store.delete(key)
+
+
+def _names(store: ObjectStore, key: str) -> frozenset[str]:
+    try:
+        manifest = manifests.find(store, key.removesuffix(f"/{MANIFEST}"))
+    except Damaged:
+        return frozenset()
+    if manifest is None:  # it went meanwhile
+        return frozenset()
+    promoted = manifest.extra.get("manifest_sha256") if manifest.kind == "promotion" else None
+    return frozenset({*manifest.parents, *([promoted] if promoted else [])})

@@ -1,0 +1,182 @@
+"""Saving while training goes on: the training thread only copies, a second thread writes and publishes (ours).
+
+What belongs to a checkpoint is fixed at the moment of ``save``: tensors are copied to host memory (page-locked where
+they come from a GPU, so that the copy runs at the bus's speed), loop state, data position and random generator become
+text. One save is in flight at most, so that memory holds one copy and checkpoints appear in order.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.errors import MoonflowError
+from model.train.checkpoint import state_text, write_checkpoint
+from model.train.protocol import Publication, Surroundings
+from model.train.ranks import Ranks
+from model.train.slices import Slice, as_slices
+
+
+class HostCopies:
+    """Copies of tensors in host memory, in buffers that the next copies use again: fresh pages cost more than copying.
+
+    Whoever calls ``copy`` again must be done with the copies before.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A copy of each tensor as it is now, by name; buffers of other names, shapes or types are let go."""
+        kept = {name: self._buffer(name, value) for name, value in tensors.items()}
+        self._buffers = kept
+        on_device = False
+        for name, value in tensors.items():
+            kept[name].copy_(value.detach(), non_blocking=value.is_cuda)
+            on_device = on_device or value.is_cuda
+        if on_device:
+            torch.cuda.synchronize()
+        return dict(kept)
+
+    def _buffer(self, name: str, value: Tensor) -> Tensor:
+        buffer = self._buffers.get(name)
+        if buffer is not None and buffer.shape == value.shape and buffer.dtype == value.dtype:
+            return buffer
+        return torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+
+
+class AsyncSaver:
+    """Saves one step's checkpoints in the background. A context manager: leaving it waits for what is in flight.
+
+    Every rank has one and calls the same methods in the same order; the first rank publishes the manifest once all
+    others have their files in the store. A save that failed, on whatever rank, raises on every rank at the next
+    ``save`` or ``wait``: it is never silent.
+
+    Args:
+        around: where checkpoints go and a folder to write them to first.
+        tokenizer_folder: holds the tokenizer's files, which are part of a checkpoint.
+    """
+
+    def __init__(self, around: Surroundings, tokenizer_folder: Path, ranks: Ranks | None = None) -> None:
+        self._around, self._tokenizer_folder, self._ranks = around, tokenizer_folder, ranks or Ranks()
+        # A group of the saving threads' own: collectives of two threads must not share one.
+        self._group = dist.new_group(backend="gloo") if self._ranks.world > 1 else None
+        self._weights, self._state = HostCopies(), HostCopies()
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, Tensor],
+        optimizer: Mapping[str, Tensor | Slice],
+        state: Mapping[str, Any],
+        *,
+        index: int,
+        tokens_seen: int,
+        complete: bool,
+    ) -> None:
+        """Start to save checkpoint ``index``; returns when everything is copied, or durable if it is ``complete``.
+
+        Args:
+            weights: the model's ``state_dict``, whole; only the first rank's are saved.
+            optimizer: what this rank holds of it, by key (``model.train.slices``).
+            state: JSON-able; torch's random state joins it.
+
+        Raises:
+            MoonflowError: this save is complete and failed, or the one before failed.
+        """
+        self.wait()
+        publication = self._around.checkpoints.prepare(index=index, tokens_seen=tokens_seen, complete=complete)
+        text = state_text(state)
+        if self._ranks.first:
+            weights = self._weights.copy(weights)
+        slices = self._copied(as_slices(optimizer))
+        folder = self._around.work / f"checkpoint-{index}"
+
+        def work() -> None:
+            try:
+                self._write(folder, config, weights, slices, text, publication)
+            except BaseException as error:
+                self._error = error
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+
+        # The caller's context: what is set per task there (a tracking run, say) holds in the thread as well.
+        self._thread = threading.Thread(target=contextvars.copy_context().run, args=(work,), name=f"checkpoint-{index}")
+        self._thread.start()
+        if complete:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until nothing is in flight; raises what the last save failed with."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def __enter__(self) -> AsyncSaver:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Also when training failed: what is in flight is worth keeping, and a manifest is never half there.
+        try:
+            self.wait()
+        except Exception as failed:
+            if error is None:
+                raise
+            error.add_note(f"the checkpoint in flight failed, too: {failed}")
+
+    def _copied(self, slices: Iterable[Slice]) -> list[Slice]:
+        by_place = {f"{one.key}@{one.start}": one for one in slices}
+        copies = self._state.copy({place: one.values_n for place, one in by_place.items()})
+        return [Slice(one.key, one.shape, one.start, copies[place]) for place, one in by_place.items()]
+
+    def _write(
+        self,
+        folder: Path,
+        config: ModelConfig,
+        weights: Mapping[str, Tensor],
+        slices: list[Slice],
+        text: str,
+        publication: Publication,
+    ) -> None:
+        ranks = self._ranks
+        first = weights if ranks.first else None
+        write_checkpoint(folder, config, first, self._tokenizer_folder, slices, text, ranks.rank, ranks.world)
+        if ranks.world == 1:
+            publication.publish(folder)
+            return
+        # In turns, because whoever publishes first makes room for the others' files.
+        self._each(publication.clear if ranks.first else None)
+        described = self._each(None if ranks.first else lambda: publication.add(folder))
+        self._each((lambda: publication.publish(folder, described[1:])) if ranks.first else None)
+
+    def _each(self, action: Callable[[], Any] | None) -> list[Any]:
+        """What the action returned on each rank; MoonflowError on all ranks if it failed on one."""
+        result: Any = None
+        problem = ""
+        try:
+            result = action() if action is not None else None
+        except Exception as error:
+            problem = f"rank {self._ranks.rank}: {error}"
+        results: list[Any] = [None] * self._ranks.world
+        dist.all_gather_object(results, (result, problem), group=self._group)
+        for _, told in results:
+            if told:
+                raise MoonflowError(f"a checkpoint could not be saved, {told}")
+        return [value for value, _ in results]
