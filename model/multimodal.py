@@ -1,6 +1,7 @@
 """Vision tower, projector and decoder as one model, under the released tensor names (source: the released checkpoint).
 
-Shapes: B rows, T tokens in a row, L = B*T, D hidden, P patches, N positions with a target, V vocabulary.
+Shapes: B rows, T tokens in a row, L = B*T, D hidden, P patches, M merged vision tokens, N positions with a target,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from model.documents import Documents
 from model.initial import initialise
 from model.moe import Router
 from model.precision import linear
+from model.sequence_parallel import sequence_group
 from model.target_logprobs import target_logprobs
 from model.vision import GridTHW, MoonViT3d, PatchMergerProjector
 
@@ -26,7 +28,13 @@ if TYPE_CHECKING:
 
 
 class KimiK25(nn.Module):
-    """The whole network. ``seed`` fixes the initial weights."""
+    """The whole network. ``seed`` fixes the initial weights.
+
+    ``encodes_blank`` makes a batch without media pass a blank one through the vision side, with nothing of it in the
+    result: ranks whose weights are divided have to run the same modules in the same order.
+    """
+
+    encodes_blank = False
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         super().__init__()
@@ -36,34 +44,63 @@ class KimiK25(nn.Module):
         self.language_model = CausalLM(config.text_config)
         initialise(self, seed)
 
-    def embed(self, input_ids: Tensor, pixel_values: Tensor | None, grid_thws: Sequence[GridTHW]) -> Tensor:
+    def embed(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None,
+        grid_thws: Sequence[GridTHW],
+        features_MD: Tensor | None = None,
+    ) -> Tensor:
         """Token embeddings [..., D] with the media pads replaced, in reading order, by projected vision features.
+
+        ``features_MD``: these features where they were computed elsewhere; nothing is encoded then.
 
         Raises:
             ValueError: if the number of media pads is not the number of vision features.
         """
         x = self.language_model.model.embed_tokens(input_ids)
-        if pixel_values is None:
-            return x
-        features = self.mm_projector(self.vision_tower(pixel_values, grid_thws)).to(x.dtype)
+        if features_MD is None:
+            if pixel_values is None:
+                return x + self._nothing(x) if self.encodes_blank else x
+            features_MD = self.mm_projector(self.vision_tower(pixel_values, grid_thws))
+        features = features_MD.to(x.dtype)
         positions = (input_ids.flatten() == self.config.media_placeholder_token_id).nonzero().squeeze(1)
         if len(positions) != len(features):
             raise ValueError(f"{len(positions)} media pads for {len(features)} vision features")
         return x.flatten(0, -2).index_copy(0, positions, features).view_as(x)
 
-    def hidden_states(self, batch: Batch) -> Tensor:
-        """Final hidden states [B, T, D] of a packed batch."""
-        x_BTD = self.embed(batch.input_ids_BT, batch.pixel_values, batch.grid_thws)
-        return self.language_model.model(x_BTD, batch.position_ids_BT, Documents.of(batch.document_ids_BT))
+    def _nothing(self, like: Tensor) -> Tensor:
+        """Zero, with a gradient of zero for every parameter of the vision side."""
+        vision = self.config.vision_config
+        height, width = vision.merge_kernel_size
+        blank = like.new_zeros(height * width, 3, vision.patch_size, vision.patch_size)
+        return 0 * self.mm_projector(self.vision_tower(blank, [(1, height, width)])).sum().to(like.dtype)
+
+    def hidden_states(self, batch: Batch, features_MD: Tensor | None = None) -> Tensor:
+        """Final hidden states [B, T, D] of a packed batch; ``features_MD`` as in ``embed``.
+
+        Where ranks share the rows (``model.sequence_parallel``), the batch and the states are this rank's columns; the
+        features are those of the whole rows.
+        """
+        positions_BT, documents_BT, sharing = batch.position_ids_BT, batch.document_ids_BT, sequence_group()
+        if sharing is not None:
+            own = torch.stack((positions_BT, documents_BT, batch.input_ids_BT))
+            positions_BT, documents_BT, ids_BT = sharing.whole_rows(own)
+            if features_MD is None and batch.pixel_values is not None:
+                features_MD = self.mm_projector(self.vision_tower(batch.pixel_values, batch.grid_thws))
+            if features_MD is not None:
+                features_MD = sharing.of_columns(features_MD, ids_BT == self.config.media_placeholder_token_id)
+        x_BTD = self.embed(batch.input_ids_BT, batch.pixel_values, batch.grid_thws, features_MD)
+        return self.language_model.model(x_BTD, positions_BT, Documents.of(documents_BT))
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits [N, V] of the positions that have a target, in row-major order: those of ``batch.targets_N``."""
         hidden_BTD = self.hidden_states(batch)
         return linear(hidden_BTD.flatten(0, 1).index_select(0, batch.target_positions_N), self.language_model.lm_head)
 
-    def logprobs(self, batch: Batch) -> Tensor:
+    def logprobs(self, batch: Batch, features_MD: Tensor | None = None) -> Tensor:
         """log p(target) [N] in nats of ``batch.targets_N``; the logits are never in memory as a whole."""
-        hidden_LD = self.hidden_states(batch).flatten(0, 1)
+        hidden_LD = self.hidden_states(batch, features_MD).flatten(0, 1)
         hidden_ND = hidden_LD.index_select(0, batch.target_positions_N)
         return target_logprobs(hidden_ND, self.language_model.lm_head, batch.targets_N)
 
