@@ -103,6 +103,38 @@ def encode_image(
     return _patches(pixels_HWC[None], config), (1, height // config.patch_size, width // config.patch_size)
 
 
+def image_grid(image: bytes, config: ImageConfig) -> Grid:
+    """The grid that ``encode_image`` gives, from the file's header alone. MoonflowError: the bytes are no image."""
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            width, height = opened.size
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise MoonflowError(f"image of {len(image)} bytes cannot be decoded: give a PNG or JPEG") from error
+    return (1, *_padded_grid(width, height, config.in_patch_limit, config))
+
+
+def video_grids(shape: tuple[int, ...], config: ImageConfig) -> list[Grid]:
+    """The grids that ``encode_video`` gives for frames of ``shape`` [N, H, W, 3]."""
+    count, height, width, _ = shape
+    step = config.temporal_merge_kernel_size
+    sizes = [min(step, count - start) for start in range(0, count, step)]
+    return [(size, *_padded_grid(width, height, _frame_limit(size, config), config)) for size in sizes]
+
+
+def _padded_grid(width: int, height: int, patch_limit: int, config: ImageConfig) -> tuple[int, int]:
+    """(h, w) in patches of a picture of these pixels, shrunk and padded."""
+    merged = config.patch_size * config.merge_kernel_size
+    width, height = scaled_size(width, height, patch_limit, config)
+    return -(-height // merged) * config.merge_kernel_size, -(-width // merged) * config.merge_kernel_size
+
+
+def _frame_limit(frames: int, config: ImageConfig) -> int:
+    """Patches that one frame of a chunk of so many frames may have."""
+    if config.in_patch_limit_video is None:
+        return config.in_patch_limit_each_frame
+    return min(config.in_patch_limit_each_frame, round(config.in_patch_limit_video / frames))
+
+
 def decode_video(data: bytes, config: ImageConfig) -> tuple[NDArray[np.uint8], list[float]]:
     """Frames of a video, sampled evenly at ``sample_fps``.
 
@@ -149,9 +181,7 @@ def encode_video(video: bytes | NDArray[np.uint8], config: ImageConfig) -> tuple
     step, values, grids = config.temporal_merge_kernel_size, [], []
     for start in range(0, len(frames), step):
         chunk = frames[start : start + step]
-        limit = config.in_patch_limit_each_frame
-        if config.in_patch_limit_video is not None:
-            limit = min(limit, round(config.in_patch_limit_video / len(chunk)))
+        limit = _frame_limit(len(chunk), config)
         pixels_NHWC = np.stack([_padded(_open(frame), limit, config) for frame in chunk])
         height, width = (length // config.patch_size for length in pixels_NHWC.shape[1:3])
         values.append(_patches(pixels_NHWC, config))

@@ -25,7 +25,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     # 1. Prompts: train shards of every task family, grouped by ability, text and image alike.
     data = DataFolder(context.fetch(inputs["data"]))
     modalities = config.modalities.split(",")
-    prompts = PromptPool(data.path, data.index, modalities=modalities, seed=config.seed, without=SWARM_TASKS)
+    prompts = PromptPool(data.source, data.index, modalities=modalities, seed=config.seed, without=SWARM_TASKS)
 
     # 2. Policy. The engine samples from the very weights that are trained: nothing is copied. Of INT4 experts it has
     # the rounded values, which the trainer's forward uses and an export will hold, anew after each step.

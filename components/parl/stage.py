@@ -25,7 +25,7 @@ ANNEALED = 0.75  # share of the rounds after which lambda1 = lambda2 = 0 (ours)
 def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
     # 1. Prompts: wide searches of the train shards. They never ask to work in parallel.
     data = DataFolder(context.fetch(inputs["data"]))
-    prompts = PromptPool(data.path, data.index, families=TASKS, modalities=["text"], seed=config.seed)
+    prompts = PromptPool(data.source, data.index, families=TASKS, modalities=["text"], seed=config.seed)
 
     # 2. The orchestrator is trained; its sub-agents are a fixed earlier checkpoint. Both act as they would be served.
     model = load_parent(context.fetch(inputs["policy"]), data.tokenizer)

@@ -6,7 +6,7 @@ Shapes: B rows, T tokens in a row, N positions with a target, P patches.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ class Batch:
         sample_N: int64; the number of the target's document in the list that was packed.
         pixel_values: float32 [P, 3, 14, 14] of all media in reading order of the rows, or None.
         grid_thws: (t, h, w) of each medium, in the same order.
+        keys: key of each packed document, by its number in ``sample_N``.
     """
 
     input_ids_BT: Tensor
@@ -41,6 +42,7 @@ class Batch:
     sample_N: Tensor
     pixel_values: Tensor | None
     grid_thws: list[GridTHW]
+    keys: tuple[str, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -54,7 +56,7 @@ class RowPacker:
     def __init__(self, tokens_per_row: int, rows: int) -> None:
         self.tokens_per_row = tokens_per_row
         self.free = [tokens_per_row] * rows
-        self.rows: list[list[tuple[int, TokenizedSample]]] = [[] for _ in range(rows)]
+        self.rows: list[list[Placed]] = [[] for _ in range(rows)]
         self.count = 0
 
     def add(self, sample: TokenizedSample) -> bool:
@@ -62,49 +64,62 @@ class RowPacker:
         length = len(sample.input_ids)
         for row, free in enumerate(self.free):
             if length <= free:
+                self.rows[row].append(Placed(self.count, self.tokens_per_row - free, sample))
                 self.free[row] -= length
-                self.rows[row].append((self.count, sample))
                 self.count += 1
                 return True
         return False
 
     def batch(self, pad_id: int) -> Batch:
-        shape = (len(self.rows), self.tokens_per_row)
-        input_ids = np.full(shape, pad_id, dtype=np.int64)
-        positions, documents = np.zeros(shape, dtype=np.int64), np.full(shape, -1, dtype=np.int64)
-        where: list[np.ndarray] = []
-        targets: list[np.ndarray] = []
-        samples: list[np.ndarray] = []
-        vision: list[np.ndarray] = []
-        pixels: list[Tensor] = []
-        grids: list[GridTHW] = []
-        for row, members in enumerate(self.rows):
-            start = 0
-            for document, (number, sample) in enumerate(members):
-                ids, length = sample.input_ids.numpy(), len(sample.input_ids)
-                input_ids[row, start : start + length] = ids
-                positions[row, start : start + length] = np.arange(length)
-                documents[row, start : start + length] = document
-                trained = np.flatnonzero(sample.loss_mask.numpy()[1:])
-                where.append(row * self.tokens_per_row + start + trained)
-                targets.append(ids[1:][trained])
-                samples.append(np.full(len(trained), number))
-                vision.append(np.full(len(trained), sample.pixel_values is not None))
-                if sample.pixel_values is not None:
-                    pixels.append(sample.pixel_values)
-                    grids.extend(sample.grid_thws)
-                start += length
-        return Batch(
-            torch.from_numpy(input_ids),
-            torch.from_numpy(positions),
-            torch.from_numpy(documents),
-            torch.from_numpy(np.concatenate(where)).long(),
-            torch.from_numpy(np.concatenate(targets)).long(),
-            torch.from_numpy(np.concatenate(vision)).bool(),
-            torch.from_numpy(np.concatenate(samples)).long(),
-            torch.cat(pixels) if pixels else None,
-            grids,
-        )
+        return assemble(self.rows, self.tokens_per_row, pad_id)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A document's number in ``sample_N``, the column of its first token, and the document."""
+
+    number: int
+    start: int
+    sample: TokenizedSample
+
+
+def assemble(rows: Sequence[Sequence[Placed]], tokens_per_row: int, pad_id: int) -> Batch:
+    """The batch of documents whose places are decided; columns that no document covers are padding."""
+    shape = (len(rows), tokens_per_row)
+    input_ids = np.full(shape, pad_id, dtype=np.int64)
+    positions, documents = np.zeros(shape, dtype=np.int64), np.full(shape, -1, dtype=np.int64)
+    nothing = np.zeros(0, dtype=np.int64)
+    where, targets, samples, vision = [nothing], [nothing], [nothing], [nothing]
+    pixels: list[Tensor] = []
+    grids: list[GridTHW] = []
+    keys: dict[int, str] = {}
+    for row, members in enumerate(rows):
+        for document, (number, start, sample) in enumerate((one.number, one.start, one.sample) for one in members):
+            ids, length = sample.input_ids.numpy(), len(sample.input_ids)
+            keys[number] = sample.key
+            input_ids[row, start : start + length] = ids
+            positions[row, start : start + length] = np.arange(length)
+            documents[row, start : start + length] = document
+            trained = np.flatnonzero(sample.loss_mask.numpy()[1:])
+            where.append(row * tokens_per_row + start + trained)
+            targets.append(ids[1:][trained])
+            samples.append(np.full(len(trained), number))
+            vision.append(np.full(len(trained), sample.pixel_values is not None))
+            if sample.pixel_values is not None:
+                pixels.append(sample.pixel_values)
+                grids.extend(sample.grid_thws)
+    return Batch(
+        torch.from_numpy(input_ids),
+        torch.from_numpy(positions),
+        torch.from_numpy(documents),
+        torch.from_numpy(np.concatenate(where)).long(),
+        torch.from_numpy(np.concatenate(targets)).long(),
+        torch.from_numpy(np.concatenate(vision)).bool(),
+        torch.from_numpy(np.concatenate(samples)).long(),
+        torch.cat(pixels) if pixels else None,
+        grids,
+        tuple(keys[number] for number in sorted(keys)),
+    )
 
 
 def pack(samples: Sequence[TokenizedSample], pad_id: int, tokens_per_row: int | None = None) -> Batch:
@@ -118,8 +133,8 @@ def pack(samples: Sequence[TokenizedSample], pad_id: int, tokens_per_row: int | 
     packer = RowPacker(tokens_per_row, len(samples))
     for i in order:
         packer.add(samples[i])
-    packer.rows = [[(order[number], sample) for number, sample in row] for row in packer.rows if row]
-    return packer.batch(pad_id)
+    rows = [[replace(one, number=order[one.number]) for one in row] for row in packer.rows if row]
+    return assemble(rows, tokens_per_row, pad_id)
 
 
 def fill_fraction(batches: Iterable[Batch]) -> float:

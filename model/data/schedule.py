@@ -60,6 +60,11 @@ class Schedule:
                 raise MoonflowError(f"the share of vision tokens at progress {progress} must be in [0, 1], not {share}")
         return cls([(progress, blend((text, 1 - share), (vision, share))) for progress, share in points], between)
 
+    def of(self, families: Sequence[str]) -> Schedule:
+        """The same schedule of these families only; MoonflowError when a point is left without any."""
+        points = [{name: shares[name] for name in families} for shares in self._shares]
+        return Schedule(list(zip(self.starts, points, strict=True)), self.between)
+
     @property
     def changes(self) -> bool:
         return len(self.starts) > 1

@@ -64,6 +64,13 @@ class Shard:
         except BrokenShard as damage:
             self.damage = damage
 
+    @classmethod
+    def lost(cls, damage: BrokenShard, label: str) -> Shard:
+        """A shard of which nothing can be read."""
+        shard = cls(io.BytesIO(bytes(2 * tarfile.BLOCKSIZE)), label)
+        shard.damage = damage
+        return shard
+
     def __len__(self) -> int:
         return len(self._samples)
 

@@ -1,162 +1,187 @@
-"""A mixture of families, streamed from shards with an exact, saved position (source: ours).
+"""Packed batches of a mixture, streamed from shards with an exact, saved position (source: ours).
 
-The order of a stream is a pure function of its seed and the shards, so the state to save is a handful of integers: how
-many samples and tokens were drawn of each family, and which drawn samples wait for the next batch.
+Which sample stands where is planned from lengths (``model.data.planner``); here the samples of a plan are read,
+tokenised and laid into rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import os
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from model.data.packing import Batch, RowPacker
-from model.data.sample import Sample
+from model.data.packing import Batch, Placed, assemble
+from model.data.planner import Place, Planner, StreamState
 from model.data.schedule import Schedule
-from model.data.shards import read_shard
-from model.data.tokenize import TokenizedSample
+from model.data.tokenize import TokenizedSample, tokenize
 from model.errors import MoonflowError
 
-SCALE = 1_000_000  # shares in whole millionths: what a family is due is an exact integer on every machine
-MISFITS = 24  # drawn samples that find no room before a batch is closed; they open the next one
+if TYPE_CHECKING:
+    from model.data.folder import DataFolder
 
+__all__ = ["MixtureStream", "StreamRecipe", "StreamState"]
 
-class FamilyShards:
-    """One family's train shards, sample by sample: position -> sample, in a seeded order that differs by epoch."""
-
-    def __init__(self, folder: Path, entries: list[dict[str, Any]], seed: int) -> None:
-        self.folder, self.entries, self.seed = folder, entries, seed
-        self.total = sum(entry["samples"] for entry in entries)
-        self._shard: tuple[str, list[Sample]] | None = None
-
-    def __getitem__(self, position: int) -> Sample:
-        epoch, offset = divmod(position, self.total)
-        for number in self._permutation(epoch, len(self.entries)):
-            entry = self.entries[number]
-            if offset < entry["samples"]:
-                return self._load(entry["shard"])[self._permutation(epoch, entry["samples"], number)[offset]]
-            offset -= entry["samples"]
-        raise AssertionError("offset lies beyond the family's samples")
-
-    @lru_cache(maxsize=4)  # noqa: B019 - a stream lives as long as its process
-    def _permutation(self, epoch: int, length: int, shard: int | None = None) -> list[int]:
-        key = (self.seed, epoch) if shard is None else (self.seed, epoch, shard)
-        return np.random.default_rng(key).permutation(length).tolist()
-
-    def _load(self, shard: str) -> list[Sample]:
-        if self._shard is None or self._shard[0] != shard:
-            self._shard = (shard, list(read_shard(self.folder / shard)))
-        return self._shard[1]
+MAX_BROKEN = 0.05  # of a mixture's samples may be unreadable; more is an error
+BESIDE_FROM = 100  # batches: for fewer, a process beside this one would not be worth its start of seconds
 
 
 @dataclass(frozen=True)
-class StreamState:
-    """Where a stream stands; JSON-able through ``vars``.
+class StreamRecipe:
+    """All that a stream is made from; called with a saved state, or None for the beginning, it opens the stream."""
 
-    Attributes:
-        taken: samples drawn of each family.
-        tokens: tokens drawn of each family.
-        waiting: (family, position) of samples that were drawn and wait for the next batch.
-        due: tokens that the schedule has given each family so far, times ``SCALE``.
-        batches: made so far.
-    """
+    data: DataFolder
+    schedule: Schedule
+    tokens_per_row: int
+    rows: int
+    seed: int
+    steps: int
 
-    taken: dict[str, int]
-    tokens: dict[str, int]
-    waiting: list[tuple[str, int]]
-    due: dict[str, int]
-    batches: int
+    def __call__(self, state: StreamState | None) -> MixtureStream:
+        return MixtureStream(self, state)
 
 
 class MixtureStream:
-    """Packed batches drawn from families in fixed proportions of *tokens*.
+    """Batches of families in the proportions of a schedule.
 
-    The next sample always comes from the family that is furthest behind its share, so the ratio holds at every
-    moment and not only in expectation.
+    A sample that cannot be read leaves padding in its place, so that nothing else moves; it is counted in ``broken``
+    and named on stderr.
 
-    Args:
-        families: name -> its shards.
-        schedule: share of the tokens of each family.
-        tokenize: sample -> token ids, loss mask and pixels.
-        state: where to go on, as ``state()`` gave it.
+    Attributes:
+        broken: samples of this process's rows that could not be read, since the stream was opened.
     """
 
-    def __init__(
-        self,
-        families: Mapping[str, FamilyShards],
-        schedule: Schedule,
-        tokenize: Callable[[Sample], TokenizedSample],
-        *,
-        tokens_per_row: int,
-        rows: int,
-        pad_id: int,
-        steps: int = 0,
-        state: StreamState | None = None,
-    ) -> None:
-        self.families = families
-        self.schedule, self.steps = schedule, steps
-        self.tokenize, self.tokens_per_row, self.rows, self.pad_id = tokenize, tokens_per_row, rows, pad_id
-        self.skipped = 0
-        start = state or StreamState({}, {}, [], {}, 0)
-        self.taken = {name: start.taken.get(name, 0) for name in schedule.families}
-        self.tokens = {name: start.tokens.get(name, 0) for name in schedule.families}
-        self.due = {name: start.due.get(name, 0) for name in schedule.families}
-        self.made = start.batches
-        self.waiting = [((name, position), self._read(name, position)) for name, position in start.waiting]
+    def __init__(self, recipe: StreamRecipe, state: StreamState | None = None) -> None:
+        self.recipe, self.broken = recipe, 0
+        data, schedule = recipe.data, recipe.schedule
+        self.families = {
+            name: data.family(name, recipe.seed * 1000 + number) for number, name in enumerate(schedule.families)
+        }
+        self.planner = self._planner(state)
+        if self.planner.left_out and state is None:
+            _log(f"{', '.join(self.planner.left_out)}: no sample fits into a row of {recipe.tokens_per_row} tokens")
+        self._unreadable: dict[object, int] = {}  # what could not be read -> samples lost by it
+        self._begun = False
+
+    def _planner(self, state: StreamState | None) -> Planner:
+        r = self.recipe
+        return Planner(
+            self.families, r.schedule, tokens_per_row=r.tokens_per_row, rows=r.rows, steps=r.steps, state=state
+        )
 
     def state(self) -> StreamState:
-        waiting = [reference for reference, _ in self.waiting]
-        return StreamState(dict(self.taken), dict(self.tokens), waiting, dict(self.due), self.made)
+        """The position to resume from, after the last batch that was given out; the same on every rank."""
+        return self.planner.state()
 
-    def _read(self, name: str, position: int) -> TokenizedSample:
-        return self.tokenize(self.families[name][position])
+    def figures(self) -> dict[str, float]:
+        """Fill, share of vision tokens (``model.data.schedule`` says what counts), samples left out and lost."""
+        placed = sum(self.planner.tokens.values())
+        positions = self.planner.made * self.recipe.rows * self.recipe.tokens_per_row
+        return {
+            "data/fill": placed / max(1, positions),
+            "data/vision_share": self.planner.vision / max(1, placed),
+            "data/skipped": float(self.planner.skipped),
+            "data/broken": float(self.broken),
+        }
 
-    def _draw(self) -> tuple[tuple[str, int], TokenizedSample]:
-        shares = self.schedule.shares(self.made / self.steps if self.steps else 0.0)
-        name = max(
-            (family for family, share in shares.items() if share > 0),
-            key=lambda family: (self.due[family] - SCALE * self.tokens[family], shares[family]),
-        )
-        reference = (name, self.taken[name])
-        sample = self._read(*reference)
-        self.taken[name] += 1
-        self.tokens[name] += len(sample.input_ids)
-        for family, share in shares.items():
-            self.due[family] += round(SCALE * share) * len(sample.input_ids)
-        return reference, sample
+    def next_batch(self, rank: int = 0, ranks: int = 1) -> Batch:
+        """This rank's rows of the next global batch: the ``rank``-th of ``ranks`` equal parts.
 
-    def next_batch(self) -> Batch:
-        """Fill every row as far as the next draws allow. Samples longer than a row are counted in ``skipped``."""
-        packer = RowPacker(self.tokens_per_row, self.rows)
-        self.waiting = [item for item in self.waiting if not packer.add(item[1])]
-        smallest = max(8, self.tokens_per_row // 32)
-        in_vain, patience = 0, sum(self.families[name].total for name in self.taken)
-        while len(self.waiting) < MISFITS and max(packer.free) >= smallest:
-            item = self._draw()
-            if len(item[1].input_ids) > self.tokens_per_row:
-                self.skipped += 1
-                in_vain += 1
-                if in_vain > patience:
-                    raise MoonflowError(
-                        f"no sample of {', '.join(self.taken)} fits into a row of {self.tokens_per_row} tokens; "
-                        "raise tokens_per_row"
-                    )
-                continue
-            in_vain = 0
-            if not packer.add(item[1]):
-                self.waiting.append(item)
-        self.made += 1
-        return packer.batch(self.pad_id)
+        Raises:
+            MoonflowError: rows that do not divide among the ranks; too many samples that cannot be read.
+        """
+        if self.recipe.rows % ranks:
+            raise MoonflowError(
+                f"{self.recipe.rows} rows do not divide among {ranks} ranks: choose a number of rows that is a "
+                "multiple of the ranks"
+            )
+        if not self._begun:
+            self._begun = True
+            for name, queue in self.planner.queues.items():
+                self.families[name].expect(queue.taken)
+        share = self.recipe.rows // ranks
+        plan = self.planner.next()[rank * share : (rank + 1) * share]
+        rows: list[list[Placed]] = []
+        number = 0
+        for places in plan:
+            row = []
+            for place in places:
+                if (sample := self._read(place, ranks)) is not None:
+                    row.append(Placed(number, place.start, sample))
+                    number += 1
+            rows.append(row)
+        if not number:
+            raise MoonflowError(f"no sample of batch {self.planner.made} can be read: mend the data it names above")
+        return assemble(rows, self.recipe.tokens_per_row, self.recipe.data.tokenizer.pad_id)
 
-    def batches(self, count: int) -> Iterator[tuple[Batch, StreamState]]:
+    def batches(
+        self, count: int, rank: int = 0, ranks: int = 1, *, beside: bool | None = None
+    ) -> Iterator[tuple[Batch, StreamState]]:
         """``count`` batches, each with the state to resume *after* it.
 
-        Made in the caller's thread: a second Python thread would hold the interpreter between the many small
-        operations of a training step, and cost twice what it hides (measured on 2 cores).
+        Args:
+            rank, ranks: make only this rank's rows.
+            beside: make them in a process beside this one, which is ahead by a few batches (``model.data.beside``; a
+                thread would hold the interpreter between the many small operations of a training step). Default: where
+                there is a core for it and ``count`` is worth it. The batches are the same.
         """
-        for _ in range(count):
-            yield self.next_batch(), self.state()
+        if beside is None:
+            local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            beside = count >= BESIDE_FROM and len(os.sched_getaffinity(0)) > local_ranks
+        if not beside:
+            for _ in range(count):
+                yield self.next_batch(rank, ranks), self.state()
+            return
+        from model.data.beside import batches_beside
+
+        before, start = self.broken, self.state()
+        after = start
+        try:
+            for batch, after, broken in batches_beside(self.recipe, start, count, rank, ranks):
+                self.broken = before + broken
+                self._stand_at(after)
+                yield batch, after
+        finally:
+            self.planner = self._planner(after)
+
+    def _stand_at(self, state: StreamState) -> None:
+        """Figures are those of ``state``; its queues are only built again when batches are made here."""
+        self.planner.made, self.planner.vision, self.planner.skipped = state.batches, state.vision, state.skipped
+        self.planner.tokens = dict(state.tokens)
+
+    def _read(self, place: Place, ranks: int) -> TokenizedSample | None:
+        family = self.families[place.family]
+        number, offset = family.place(place.position)
+        shard = family.shard(number, place.position // family.total)
+        try:
+            sample = tokenize(shard[offset], self.recipe.data.tokenizer, self.recipe.data.image_config)
+            if len(sample.input_ids) == place.tokens:
+                return sample
+            raise MoonflowError(
+                f"sample {sample.key} of {place.family} has {len(sample.input_ids)} tokens, not {place.tokens} as when "
+                "it was measured: run prepare_data again"
+            )
+        except MoonflowError as error:
+            self.broken += 1
+            entry = family.entries[number]
+            behind = shard.damage is not None and offset >= len(shard)
+            key, lost = (entry["shard"], entry["samples"] - len(shard)) if behind else ((entry["shard"], offset), ranks)
+            if key not in self._unreadable:
+                self._unreadable[key] = lost
+                _log(f"{error} ({'its samples are' if behind else 'it is'} left out)")
+                self._judge(str(error))
+            return None
+
+    def _judge(self, last: str) -> None:
+        """MoonflowError if too much cannot be read: whole shards, and samples, each for one of every rank."""
+        lost, total = sum(self._unreadable.values()), sum(family.total for family in self.families.values())
+        if lost > MAX_BROKEN * total:
+            raise MoonflowError(
+                f"{lost} of the mixture's {total} samples cannot be read, more than {MAX_BROKEN:.0%}: mend the data; "
+                f"the last was: {last}"
+            )
+
+
+def _log(message: str) -> None:
+    print(f"data: {message}", file=sys.stderr, flush=True)

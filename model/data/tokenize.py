@@ -6,14 +6,23 @@ Legend: T tokens, P patches of all media.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from model.chat import Encoded, Piece, encode_chat, encode_pieces, medium
 from model.data.sample import Sample
 from model.errors import MoonflowError
-from model.image import Grid, ImageConfig, chunk_timestamps, decode_video, encode_image, encode_video
+from model.image import (
+    Grid,
+    ImageConfig,
+    chunk_timestamps,
+    decode_video,
+    encode_image,
+    encode_video,
+    image_grid,
+    video_grids,
+)
 from model.tokenizer import Tokenizer
 
 
@@ -26,12 +35,14 @@ class TokenizedSample:
         loss_mask: bool [T]; True where the token itself is a training target (predicted from those before it).
         pixel_values: float32 [P, 3, 14, 14] of all media in order, or None.
         grid_thws: (t, h, w) in patches of each image or chunk, in order.
+        key: of the sample.
     """
 
     input_ids: torch.Tensor
     loss_mask: torch.Tensor
     pixel_values: torch.Tensor | None
     grid_thws: list[Grid]
+    key: str = ""
 
 
 def tokenize(sample: Sample, tokenizer: Tokenizer, image_config: ImageConfig) -> TokenizedSample:
@@ -41,15 +52,22 @@ def tokenize(sample: Sample, tokenizer: Tokenizer, image_config: ImageConfig) ->
         MoonflowError: naming the sample, when it is empty, its turns cannot be rendered or a medium is missing.
     """
     try:
-        if sample.messages:
-            encoded = encode_chat(sample.messages, sample.tools, tokenizer)
-        elif sample.segments:
-            encoded = encode_pieces(_document(sample), tokenizer)
-        else:
-            raise MoonflowError("it has neither segments nor messages")
-        return expand_media(encoded, sample.media, tokenizer, image_config)
+        encoded = _encode(sample, tokenizer)
+        return replace(expand_media(encoded, sample.media, tokenizer, image_config), key=sample.key)
     except MoonflowError as error:
         raise MoonflowError(f"sample {sample.key} of {sample.family}: {error}") from error
+
+
+def count_tokens(sample: Sample, tokenizer: Tokenizer, image_config: ImageConfig) -> tuple[int, int]:
+    """How many tokens ``tokenize`` makes of the sample, and how many of them are media pads; images are not decoded.
+
+    Raises as ``tokenize``, except that an image whose header is sound counts as sound.
+    """
+    try:
+        expanded = _expand(_encode(sample, tokenizer), sample.media, tokenizer, image_config, pixels=False)
+    except MoonflowError as error:
+        raise MoonflowError(f"sample {sample.key} of {sample.family}: {error}") from error
+    return len(expanded.input_ids), int((expanded.input_ids == tokenizer.media_pad_id).sum())
 
 
 def tokenize_prompt(
@@ -65,6 +83,20 @@ def tokenize_prompt(
         return expand_media(encoded, sample.media, tokenizer, image_config)
     except MoonflowError as error:
         raise MoonflowError(f"sample {sample.key} of {sample.family}: {error}") from error
+
+
+def _encode(sample: Sample, tokenizer: Tokenizer) -> Encoded:
+    try:
+        if sample.messages:
+            return encode_chat(sample.messages, sample.tools, tokenizer)
+        if sample.segments:
+            return encode_pieces(_document(sample), tokenizer)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise MoonflowError(
+            f"a segment or turn lacks a field or has one of another type ({type(error).__name__}: {error}); "
+            "see model/data/sample.py"
+        ) from error
+    raise MoonflowError("it has neither segments nor messages")
 
 
 def _document(sample: Sample) -> Iterator[Piece]:
@@ -88,9 +120,18 @@ def expand_media(
     Raises:
         MoonflowError: a medium is missing or cannot be decoded.
     """
+    return _expand(encoded, media, tokenizer, image_config, pixels=True)
+
+
+def _expand(
+    encoded: Encoded, media: Mapping[str, bytes], tokenizer: Tokenizer, image_config: ImageConfig, pixels: bool
+) -> TokenizedSample:
+    """``expand_media``; without ``pixels`` an image is known by its header, and there are no pixel values."""
+    if not encoded.media:
+        return TokenizedSample(torch.tensor(encoded.ids), torch.tensor(encoded.loss), None, [])
     ids: list[int] = []
     loss: list[bool] = []
-    pixels: list[torch.Tensor] = []
+    values: list[torch.Tensor] = []
     grids: list[Grid] = []
     merged = image_config.merge_kernel_size**2
     pad = tokenizer.media_pad_id
@@ -107,7 +148,9 @@ def expand_media(
         if ids[-len(video_head) :] == video_head:
             # The first chunk's timestamp stands before the head that is already written; <|media_end|> follows.
             frames, seconds = decode_video(media[name], image_config)
-            values, chunks = encode_video(frames, image_config)
+            chunks = video_grids(frames.shape, image_config)
+            if pixels:
+                values.append(torch.from_numpy(encode_video(frames, image_config)[0]))
             del ids[-len(video_head) :], loss[-len(video_head) :]
             span: list[int] = []
             for stamp, (_, h, w) in zip(chunk_timestamps(seconds, image_config), chunks, strict=True):
@@ -115,16 +158,19 @@ def expand_media(
                     span.append(tokenizer.token_id("<|media_end|>"))
                 span += tokenizer.encode(stamp) + video_head + [pad] * (h * w // merged)
         else:
-            values, grid = encode_image(media[name], image_config)
+            if pixels:
+                encoded_image, grid = encode_image(media[name], image_config)
+                values.append(torch.from_numpy(encoded_image))
+            else:
+                grid = image_grid(media[name], image_config)
             chunks = [grid]
             span = [pad] * (grid[1] * grid[2] // merged)
         ids += span
         loss += [False] * len(span)
-        pixels.append(torch.from_numpy(values))
         grids += chunks
     return TokenizedSample(
         input_ids=torch.tensor(ids, dtype=torch.int64),
         loss_mask=torch.tensor(loss, dtype=torch.bool),
-        pixel_values=torch.cat(pixels) if pixels else None,
+        pixel_values=torch.cat(values) if values else None,
         grid_thws=grids,
     )

@@ -6,11 +6,11 @@ Prompts are grouped by ability rather than by modality (K2.5 paper, joint RL).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
+from model.data.order import FamilyShards
 from model.data.sample import ABILITIES, Sample
-from model.data.stream import FamilyShards
+from model.data.source import ShardSource
 from model.errors import MoonflowError
 
 PROBED = 256  # a family without a task among so many samples is a family of documents
@@ -47,6 +47,8 @@ class PromptPool:
     Only train shards are opened. So the only thing to save is how many were drawn.
 
     Args:
+        source: of the shards.
+        index: the data's index.json.
         families: names to draw from; None for all of the data but ``without``.
         modalities: of tasks; a family of another one is left out.
 
@@ -56,7 +58,7 @@ class PromptPool:
 
     def __init__(
         self,
-        folder: Path,
+        source: ShardSource,
         index: Mapping[str, Any],
         *,
         modalities: Iterable[str],
@@ -71,13 +73,13 @@ class PromptPool:
         for number, name in enumerate(name for name in names if name not in excluded):
             entries = index["families"].get(name, {}).get("train")
             if not entries:
-                raise MoonflowError(f"no train shards of family {name!r} in {folder}/index.json")
-            tasks = FamilyTasks(FamilyShards(folder, entries, seed * 1000 + number))
+                raise MoonflowError(f"no train shards of family {name!r} in the data's index.json")
+            tasks = FamilyTasks(FamilyShards(source, entries, seed * 1000 + number))
             if (first := tasks.first()) is not None and first.modality in wanted:
                 self._groups.setdefault(first.ability, []).append(tasks)
                 self.families.setdefault(first.ability, []).append(name)
         if not self._groups:
-            raise MoonflowError(f"{folder} has no task of modality {' or '.join(sorted(wanted))} to train on")
+            raise MoonflowError(f"the data has no task of modality {' or '.join(sorted(wanted))} to train on")
         self.abilities = [ability for ability in ABILITIES if ability in self._groups]
 
     def __getitem__(self, n: int) -> Sample:

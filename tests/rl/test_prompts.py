@@ -7,6 +7,7 @@ import pytest
 
 from model.data.sample import Sample
 from model.data.shards import write_shard
+from model.data.source import LocalShards
 from model.errors import MoonflowError
 from model.rl.prompts import PromptPool
 
@@ -17,7 +18,7 @@ def sample(family: str, n: int, **fields: Any) -> Sample:
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+def data(tmp_path: Path) -> tuple[LocalShards, dict[str, Any]]:
     """Eval shards are listed but do not exist: reading one would fail."""
     families = {
         "qa": [sample("qa", n) for n in range(6)],
@@ -31,10 +32,10 @@ def data(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
         (tmp_path / f"{name}.tar").write_bytes(write_shard(samples))
         entry = {"shard": f"{name}.tar", "samples": len(samples)}
         index["families"][name] = {"train": [entry], "eval": [{"shard": f"eval/{name}.tar", "samples": 3}]}
-    return tmp_path, index
+    return LocalShards(tmp_path), index
 
 
-def test_abilities_then_families_take_turns_and_documents_are_left_out(data: tuple[Path, dict[str, Any]]) -> None:
+def test_abilities_then_families_take_turns_and_documents_are_left_out(data: tuple[Any, Any]) -> None:
     pool = PromptPool(*data, modalities=["text", "image"], seed=0, without=["nothing"])
     drawn = [pool[n] for n in range(12)]
     assert [s.ability for s in drawn] == ["knowledge", "coding"] * 6
@@ -44,14 +45,14 @@ def test_abilities_then_families_take_turns_and_documents_are_left_out(data: tup
     assert len({s.key for s in drawn if s.family == "tool"}) == 3
 
 
-def test_a_draw_depends_on_its_number_alone(data: tuple[Path, dict[str, Any]]) -> None:
+def test_a_draw_depends_on_its_number_alone(data: tuple[LocalShards, dict[str, Any]]) -> None:
     first, second = (PromptPool(*data, modalities=["text"], seed=1) for _ in range(2))
     forwards = [first[n].key for n in range(9)]
     assert [second[n].key for n in reversed(range(9))] == forwards[::-1]
     assert forwards != [PromptPool(*data, modalities=["text"], seed=2)[n].key for n in range(9)]
 
 
-def test_families_and_modalities_select(data: tuple[Path, dict[str, Any]]) -> None:
+def test_families_and_modalities_select(data: tuple[LocalShards, dict[str, Any]]) -> None:
     assert PromptPool(*data, modalities=["text"], seed=0).families == {"knowledge": ["qa"], "coding": ["tool"]}
     assert PromptPool(*data, modalities=["text"], seed=0, families=["tool"]).families == {"coding": ["tool"]}
     with pytest.raises(MoonflowError, match="no train shards of family 'wide'"):

@@ -1,0 +1,53 @@
+"""How long every sample of a shard is: what the order of data is planned from, without decoding anything (ours).
+
+``lengths.safetensors`` beside index.json holds, by shard name, int32 [N, 2]: tokens of each sample, and how many of
+them are media pads. 0 tokens marks a sample that could not be read when it was measured; it is never planned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from model.data.shards import Shard
+from model.data.tokenize import count_tokens
+from model.errors import MoonflowError
+from model.image import ImageConfig
+from model.tokenizer import Tokenizer
+
+LENGTHS = "lengths.safetensors"
+Lengths = NDArray[np.int32]
+
+
+def measure(shard: Shard, samples: int, tokenizer: Tokenizer, image_config: ImageConfig) -> tuple[Lengths, list[str]]:
+    """int32 [samples, 2] of a shard, and what is wrong with samples that have 0 tokens: one line each."""
+    lengths = np.zeros((samples, 2), dtype=np.int32)
+    problems: list[str] = []
+    for number in range(min(samples, len(shard))):
+        try:
+            lengths[number] = count_tokens(shard[number], tokenizer, image_config)
+        except MoonflowError as error:
+            problems.append(str(error))
+    if shard.damage is not None:
+        problems.append(f"{shard.damage} ({samples - len(shard)} samples are lost)")
+    return lengths, problems
+
+
+def write_lengths(folder: Path, lengths: Mapping[str, Lengths]) -> None:
+    """Write the file into a data folder."""
+    save_file({name: np.ascontiguousarray(values) for name, values in lengths.items()}, folder / LENGTHS)
+
+
+def read_lengths(folder: Path) -> dict[str, Lengths]:
+    """By shard name; empty for a folder that has none. MoonflowError when the file is damaged."""
+    if not (folder / LENGTHS).is_file():
+        return {}
+    try:
+        return load_file(folder / LENGTHS)
+    except (OSError, SafetensorError) as error:
+        raise MoonflowError(f"{folder / LENGTHS} cannot be read ({error}); run prepare_data again") from error

@@ -1,0 +1,204 @@
+"""Which sample goes where in every batch, worked out from lengths alone (source: ours).
+
+The plan of a batch is a pure function of the shards' lengths, the schedule, the seed and the integers in
+``StreamState``: every rank makes the same plan and reads only its own rows, and a resumed run plans on from where it
+stood, on any number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from model.data.order import FamilyShards
+from model.data.schedule import Schedule
+from model.errors import MoonflowError
+
+LOOKAHEAD = 16  # samples of a family that may be chosen from: fill 0.985 or more in rows of 256 (measured)
+LEAD = 64  # tokens that a family may be ahead of its share for the sake of a row's end
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """Where a stream stands; JSON-able through ``vars``.
+
+    Attributes:
+        batches: made so far.
+        taken: of each family, the position behind the last sample that was taken.
+        passed: of each family, the positions before that one that still wait.
+        tokens: of each family, tokens that were placed.
+        vision: tokens of documents with an image or a video among them.
+        skipped: samples left out: longer than a row, or unreadable when they were measured.
+    """
+
+    batches: int
+    taken: dict[str, int]
+    passed: dict[str, list[int]]
+    tokens: dict[str, int]
+    vision: int
+    skipped: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """A sample's family and position in its order, its first column and its tokens."""
+
+    family: str
+    position: int
+    start: int
+    tokens: int
+
+
+class Queue:
+    """The next samples of one family that fit into a row, in the family's order."""
+
+    def __init__(self, family: FamilyShards, tokens_per_row: int, taken: int, passed: list[int]) -> None:
+        self.family, self.tokens_per_row = family, tokens_per_row
+        self.taken, self._reach = taken, taken
+        self.ahead: list[tuple[int, int, bool]] = []  # position, tokens, vision
+        for position in passed:
+            self.ahead.append((position, *family.tokens(position)))
+        self._refill()
+
+    @property
+    def passed(self) -> list[int]:
+        return [position for position, _, _ in self.ahead if position < self.taken]
+
+    def fits(self, tokens: int) -> bool:
+        return 0 < tokens <= self.tokens_per_row
+
+    def take(self, number: int) -> tuple[int, int, bool, int]:
+        """Remove ``ahead[number]``: its position, tokens and vision, and how many unfit samples were left behind."""
+        position, tokens, vision = self.ahead.pop(number)
+        unfit = sum(not self.fits(self.family.tokens(p)[0]) for p in range(self.taken, position))
+        self.taken = max(self.taken, position + 1)
+        self._refill()
+        return position, tokens, vision, unfit
+
+    def _refill(self) -> None:
+        while len(self.ahead) < LOOKAHEAD:
+            tokens, vision = self.family.tokens(self._reach)
+            if self.fits(tokens):
+                self.ahead.append((self._reach, tokens, vision))
+            self._reach += 1
+
+
+class Planner:
+    """Plans batches one after another.
+
+    A row is filled with the oldest waiting sample of the family that is furthest behind its share, until one sample
+    could fill the rest; then with the longest that fits, of families that are not ahead of their shares by more than
+    ``LEAD``. What finds no room waits at the head of its family. So rows are full, shares hold at every moment, and no
+    sample waits for long.
+
+    A family's share up to now is the mean of the schedule up to now, of all tokens placed: at the end of a run of
+    ``steps`` batches it is the schedule's budget, however full the rows were.
+
+    Args:
+        families: name -> its shards with their lengths.
+        schedule: of their shares.
+        tokens_per_row, rows: of a global batch.
+        steps: batches of the whole run; 0 for a schedule that does not change.
+        state: where to go on; None for the beginning.
+
+    Raises:
+        MoonflowError: no sample of any family fits into a row.
+    """
+
+    def __init__(
+        self,
+        families: Mapping[str, FamilyShards],
+        schedule: Schedule,
+        *,
+        tokens_per_row: int,
+        rows: int,
+        steps: int,
+        state: StreamState | None,
+    ) -> None:
+        fitting = [name for name in schedule.families if _fits(families[name], tokens_per_row)]
+        if not fitting:
+            raise MoonflowError(
+                f"no sample of {', '.join(schedule.families)} fits into a row of {tokens_per_row} tokens; "
+                "raise tokens_per_row"
+            )
+        self.schedule = schedule.of(fitting)
+        self.left_out = sorted(set(schedule.families) - set(fitting))
+        self.tokens_per_row, self.rows, self.steps = tokens_per_row, rows, steps
+        start = state or StreamState(0, {}, {}, {}, 0, 0)
+        self.made, self.vision, self.skipped = start.batches, start.vision, start.skipped
+        self.tokens = {name: start.tokens.get(name, 0) for name in fitting}
+        self.queues = {
+            name: Queue(families[name], tokens_per_row, start.taken.get(name, 0), start.passed.get(name, []))
+            for name in fitting
+        }
+
+    def state(self) -> StreamState:
+        taken = {name: queue.taken for name, queue in self.queues.items()}
+        passed = {name: queue.passed for name, queue in self.queues.items() if queue.passed}
+        return StreamState(self.made, taken, passed, dict(self.tokens), self.vision, self.skipped)
+
+    def next(self) -> list[list[Place]]:
+        """The rows of the next global batch."""
+        share = _Shares(self.schedule, self.made, self.steps)
+        rows = []
+        for number in range(self.rows):
+            row: list[Place] = []
+            start = 0
+            while (choice := self._choose(share, number, start)) is not None:
+                name, waiting = choice
+                position, tokens, vision, unfit = self.queues[name].take(waiting)
+                row.append(Place(name, position, start, tokens))
+                start += tokens
+                self.tokens[name] += tokens
+                self.vision += tokens if vision else 0
+                self.skipped += unfit
+            rows.append(row)
+        self.made += 1
+        return rows
+
+    def _choose(self, share: _Shares, row: int, start: int) -> tuple[str, int] | None:
+        """(family, number in its queue) of the next sample of a row filled up to ``start``; None to close it."""
+        room = self.tokens_per_row - start
+        placed = sum(self.tokens.values())
+        due = share.of((row + start / self.tokens_per_row) / self.rows)
+        needs = {name: placed * due[name] - self.tokens[name] for name in share.active}
+        longest = max(tokens for name in needs for _, tokens, _ in self.queues[name].ahead)
+        if room > min(self.tokens_per_row // 2, longest):
+            for name in sorted(needs, key=lambda name: (-needs[name], -due[name], name)):
+                for number, (_, tokens, _) in enumerate(self.queues[name].ahead):
+                    if tokens <= room:
+                        return name, number
+            return None
+        best: tuple[int, float] = (0, 0.0)
+        choice = None
+        for name, need in needs.items():
+            if need < -LEAD:
+                continue
+            for number, (_, tokens, _) in enumerate(self.queues[name].ahead):
+                if tokens <= room and (tokens, need) > best:
+                    best, choice = (tokens, need), (name, number)
+        return choice
+
+
+class _Shares:
+    """Mean share of each family from the run's beginning to a moment within batch ``number``."""
+
+    def __init__(self, schedule: Schedule, number: int, steps: int) -> None:
+        self.steps, self.number = steps, number
+        begin, end = (number / steps, (number + 1) / steps) if steps else (0.0, 1.0)
+        self._now = schedule.budget(begin, end)
+        self._before = schedule.budget(0.0, begin) if begin else dict.fromkeys(self._now, 0.0)
+        self.active = [name for name, share in self._now.items() if share > 0]
+
+    def of(self, part: float) -> dict[str, float]:
+        """``part`` of the batch is filled."""
+        if not self.steps or not self.number:
+            return self._now
+        whole = self.number + part
+        return {name: (self.number * self._before[name] + part * now) / whole for name, now in self._now.items()}
+
+
+def _fits(family: FamilyShards, tokens_per_row: int) -> bool:
+    return any(np.any((values[:, 0] > 0) & (values[:, 0] <= tokens_per_row)) for values in family.lengths)
