@@ -1,4 +1,4 @@
-"""The steps of the pipeline, in order. Everything that walks over steps (profiles, DAG, docs, summary) reads this."""
+"""The steps of the pipelines, in order. Everything that walks over steps (profiles, DAG, docs, summary) reads this."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ STEPS = (
 
 TRAINING_STEPS = STEPS[1:7]
 """The steps whose output is a checkpoint."""
+
+PIPELINES = {"k25": STEPS, "fusion_ablation": ("prepare_data", "fusion_arm", "finish")}
+"""The steps of each pipeline. A module of ``pipelines`` with that name has its DAG."""
+
+ALL_STEPS = tuple(dict.fromkeys(step for steps in PIPELINES.values() for step in steps))
 
 
 def config_class(step: str) -> type[StepConfig]:

@@ -10,9 +10,11 @@ from kfp import compiler
 from kfp.compiler.compiler_utils import KubernetesManifestOptions
 
 from model.errors import MoonflowError
+from pipelines.fusion_ablation import fusion_ablation
 from pipelines.k25 import k25
 from pipelines.profile import Profile
 
+BUILDERS = {"k25": k25, "fusion_ablation": fusion_ablation}
 VERSION = re.compile(r"[a-z0-9]([-.a-z0-9]{0,61}[a-z0-9])?")
 LABELS = {"app.kubernetes.io/name": "moonflow", "app.kubernetes.io/component": "pipeline"}
 ARGO_CD = {
@@ -42,7 +44,7 @@ def version_name(profile: Profile, version: str) -> str:
 
 def compile_ir(profile: Profile, path: Path) -> None:
     """Write the pipeline as IR YAML, as the Kubeflow UI, ``kfp pipeline create`` and ``moonflow submit`` take it."""
-    compiler.Compiler().compile(k25(profile), str(path))
+    compiler.Compiler().compile(BUILDERS[profile.run.pipeline](profile), str(path))
 
 
 def compile_kubernetes(profile: Profile, path: Path, namespace: str, version: str) -> None:
@@ -59,7 +61,10 @@ def compile_kubernetes(profile: Profile, path: Path, namespace: str, version: st
         include_pipeline_manifest=True,
     )
     compiler.Compiler().compile(
-        k25(profile), str(path), kubernetes_manifest_format=True, kubernetes_manifest_options=options
+        BUILDERS[profile.run.pipeline](profile),
+        str(path),
+        kubernetes_manifest_format=True,
+        kubernetes_manifest_options=options,
     )
     objects = list(yaml.safe_load_all(path.read_text()))
     for each in objects:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kfp.dsl.base_component import BaseComponent
 
-from components.steps import STEPS, config_class
+from components.steps import ALL_STEPS, config_class
 from model.errors import MoonflowError
 
 COMPONENTS = Path(__file__).resolve().parents[1] / "components"
@@ -50,7 +50,7 @@ def render(step: str) -> str:
 
 def stale() -> list[Path]:
     """The READMEs that differ from what the code says."""
-    paths = {step: COMPONENTS / step / "README.md" for step in STEPS}
+    paths = {step: COMPONENTS / step / "README.md" for step in ALL_STEPS}
     return [path for step, path in paths.items() if not path.is_file() or path.read_text() != render(step)]
 
 
@@ -62,7 +62,7 @@ def main() -> None:
         return
     if not COMPONENTS.is_dir():
         raise MoonflowError(f"{COMPONENTS} is not there; run this from a source checkout")
-    for step in STEPS:
+    for step in ALL_STEPS:
         (COMPONENTS / step / "README.md").write_text(render(step))
 
 

@@ -16,11 +16,12 @@ from typing import Any
 
 from pydantic import Field
 
+from components.fusion_arm.arms import cells
 from components.runtime.config import StepConfig
 from components.runtime.image import PIPELINE, TRAIN
 from components.runtime.launcher.placement import Placement
 from components.runtime.launcher.work import require_parallel
-from components.steps import STEPS, config_class
+from components.steps import ALL_STEPS, PIPELINES, config_class
 from model.errors import MoonflowError
 
 PROFILES = Path(__file__).parent / "profiles"
@@ -30,7 +31,11 @@ class RunSettings(StepConfig):
     """What concerns the whole run."""
 
     name: str = Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", description="names the pipeline and a local run")
+    pipeline: str = Field(
+        "k25", pattern=f"^({'|'.join(PIPELINES)})$", description=f"which pipeline: {' or '.join(PIPELINES)}"
+    )
     preset: str = Field(description="the model's shape: a file in model/presets")
+    seeds: int = Field(3, ge=1, description="runs of each arm of fusion_ablation, seeded 0, 1, ...; k25 has one run")
     image: str = Field(PIPELINE, min_length=1, description="container image of the tasks; ignored in a local run")
     train_image: str = Field(
         TRAIN,
@@ -57,6 +62,20 @@ class Profile:
         shared = self.run.train_image if asked.accelerators else self.run.image
         return asked.model_copy(update={"image": asked.image or shared})
 
+    def step(self, name: str) -> StepConfig:
+        """The parameters of a step; MoonflowError where the profile's pipeline has none of that name."""
+        if name not in self.steps:
+            raise MoonflowError(f"{self.source}: pipeline {self.run.pipeline} has no step {name}; give a run of k25")
+        return self.steps[name]
+
+    @property
+    def task_names(self) -> list[str]:
+        """The tasks of a run in order: a step's name, or several for a step that the pipeline runs several times."""
+        names = []
+        for step, config in self.steps.items():
+            names += [f"{step}-{cell}" for cell in cells(self.run.seeds)] if config.looped else [step]
+        return names
+
     def require_parallel(self) -> None:
         """MoonflowError naming the steps whose ranks their launcher would refuse, hours into the run."""
         require_parallel({step: placement.ranks for step, placement in self.tasks.items()})
@@ -68,7 +87,8 @@ class Profile:
         tables += list(self.steps.items())
         blocks = []
         for name, model in tables:
-            lines = [f"{key} = {_toml_value(value)}" for key, value in model.model_dump().items()]
+            values = model.model_dump(exclude=set(model.looped))
+            lines = [f"{key} = {_toml_value(value)}" for key, value in values.items()]
             blocks.append("\n".join([f"[{name}]", *lines]))
         return "\n\n".join(blocks) + "\n"
 
@@ -95,23 +115,26 @@ def load_profile(name: str, overrides: Sequence[str] = ()) -> Profile:
 
 
 def _resolve(tables: dict[str, Any], source: str) -> Profile:
-    _check_keys(source, "", tables, ["run", "task", *STEPS])
     for name, table in tables.items():
-        if not isinstance(table, dict):
+        if not isinstance(table, dict) and name in ("run", "task", *ALL_STEPS):
             raise MoonflowError(f"{source}: {name} is a table: write [{name}]")
     run = RunSettings.parse(tables.get("run", {}), f"{source}: [run]")
+    names = PIPELINES[run.pipeline]
+    _check_keys(source, "", tables, ["run", "task", *names])
 
     tasks_table = tables.get("task", {})
-    _check_keys(source, "task.", tasks_table, [*Placement.model_fields, *STEPS])
-    shared = {key: value for key, value in tasks_table.items() if key not in STEPS}
-    tasks = {step: _placement(shared | tasks_table.get(step, {}), step, f"{source}: [task.{step}]") for step in STEPS}
+    _check_keys(source, "task.", tasks_table, [*Placement.model_fields, *names])
+    shared = {key: value for key, value in tasks_table.items() if key not in names}
+    tasks = {step: _placement(shared | tasks_table.get(step, {}), step, f"{source}: [task.{step}]") for step in names}
 
     steps = {}
-    for step in STEPS:
+    for step in names:
         schema = config_class(step)
         values = dict(tables.get(step, {}))
         if "preset" in schema.model_fields and values.setdefault("preset", run.preset) != run.preset:
             raise MoonflowError(f"{source}: {step}.preset differs from run.preset; set run.preset only")
+        if given := [name for name in schema.looped if name in values]:
+            raise MoonflowError(f"{source}: {step}.{given[0]}: the pipeline runs all of them; leave it out")
         steps[step] = schema.parse(values, f"{source}: [{step}]")
     return Profile(source, run, tasks, steps)
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.table import Table
-
-from components.steps import STEPS
 
 STYLES = {
     "running": "bold cyan",
@@ -63,13 +62,13 @@ def task_state(run_dir: Path, step: str) -> TaskState:
 COLUMNS = {"step": 15, "state": 7, "progress": 9, "tokens/s": 8, "loss": 6, "reward": 6, "time": 7, "ETA": 6}
 
 
-def progress_table(run_dir: Path, started: float) -> Table:
-    """The live table: a row a step."""
+def progress_table(run_dir: Path, started: float, names: Sequence[str]) -> Table:
+    """The live table: a row for each task of ``names``."""
     title = f"moonflow run {run_dir.name}, {duration(time.time() - started)}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     for name, width in COLUMNS.items():
         table.add_column(name, justify="left" if name in ("step", "state") else "right", min_width=width, no_wrap=True)
-    for step in STEPS:
+    for step in names:
         now = task_state(run_dir, step)
         figures = now.figures
         table.add_row(

@@ -39,8 +39,8 @@ def where(run_dir: Path | None, repository: str, environment: str, alias: str) -
         return Where(repository, environment, alias or "champion", None)
     if not (run_dir / "profile.toml").is_file():
         raise MoonflowError(f"{run_dir} is not a run's folder: give one that moonflow run made, for example runs/tiny")
-    steps = load_profile(str(run_dir / "profile.toml")).steps
-    promoted_to, served = steps["promote"].model_dump(), steps["serve"].model_dump()
+    profile = load_profile(str(run_dir / "profile.toml"))
+    promoted_to, served = profile.step("promote").model_dump(), profile.step("serve").model_dump()
     path = str(run_dir.resolve() / "gitops.git")
     return Where(path, environment or promoted_to["environment"], alias or served["alias"], run_dir)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from components.finish import ablation
 from components.finish.report import render
-from components.steps import STEPS
 from model.errors import MoonflowError
 from pipelines.progress import task_state
 
@@ -32,8 +32,9 @@ LABELS = {
 def render_report(run_dir: Path, output: Path) -> None:
     """Render the report again from ``summary.json`` and ``events.json`` of ``run_dir``."""
     summary, record = _load(run_dir, "summary.json"), _load(run_dir, "events.json")
+    page = ablation.render if "ablation" in summary else render
     try:
-        output.write_text(render(summary, record["events"], record["extra"]))
+        output.write_text(page(summary, record["events"], record["extra"]))
     except OSError as error:
         raise MoonflowError(f"cannot write {output}: {error.strerror}; give another --output") from error
 
@@ -42,6 +43,7 @@ def print_result(
     run_dir: Path,
     console: Console,
     environment: Mapping[str, str],
+    names: Sequence[str],
     *,
     keep: bool,
     seconds: float,
@@ -54,8 +56,31 @@ def print_result(
     the largest resident memory of all its processes together.
     """
     summary, extra = _load(run_dir, "summary.json"), _load(run_dir, "events.json")["extra"]
-    console.print(_evals(summary["evals"]))
-    console.print(_times(summary["steps"], run_dir, seconds, services_s))
+    if "ablation" in summary:
+        console.print(_arms(summary["ablation"]))
+    else:
+        console.print(_evals(summary["evals"]))
+    console.print(_times(summary["steps"], run_dir, names, seconds, services_s))
+    if "ablation" in summary:
+        for line in ablation.sentences(summary["ablation"]):
+            console.print(f"- {line}", highlight=False, soft_wrap=True)
+        console.print(f"table      {run_dir / 'table.md'}", highlight=False, soft_wrap=True)
+    else:
+        _print_promotion(summary, extra, environment, console)
+    for warning in extra.get("warnings", []):
+        console.print(f"warning    {warning}", style="yellow", highlight=False, soft_wrap=True)
+    console.print(f"MLflow     {mlflow_page(environment)}", highlight=False, soft_wrap=True)
+    if not keep:
+        console.print(f"           stopped; up again with {_again(run_dir)} --keep", highlight=False, soft_wrap=True)
+    console.print(f"report     {run_dir / 'report.html'}", highlight=False, soft_wrap=True)
+    memory = f"{peak_bytes / 2**30:.1f} GiB (all processes, services included)"
+    console.print(f"this call  {seconds:.1f} s, peak memory {memory}", highlight=False)
+
+
+def _print_promotion(
+    summary: Mapping[str, Any], extra: Mapping[str, Any], environment: Mapping[str, str], console: Console
+) -> None:
+    """What was promoted and what the served model answered."""
     if promoted := summary["promoted"]:
         console.print(f"promoted   version {promoted['version']}, manifest sha256 {promoted['manifest_sha256'][:16]}")
         repository = environment.get("MOONFLOW_GITOPS_REPO", "")
@@ -66,14 +91,6 @@ def print_result(
     if answer := extra.get("serve", {}):
         question, said, right = (answer[key] for key in ("question", "answer", "expected"))
         console.print(f"served     {question!r} about a picture -> {said!r} (right: {right!r})", soft_wrap=True)
-    for warning in extra.get("warnings", []):
-        console.print(f"warning    {warning}", style="yellow", highlight=False, soft_wrap=True)
-    console.print(f"MLflow     {mlflow_page(environment)}", highlight=False, soft_wrap=True)
-    if not keep:
-        console.print(f"           stopped; up again with {_again(run_dir)} --keep", highlight=False, soft_wrap=True)
-    console.print(f"report     {run_dir / 'report.html'}", highlight=False, soft_wrap=True)
-    memory = f"{peak_bytes / 2**30:.1f} GiB (all processes, services included)"
-    console.print(f"this call  {seconds:.1f} s, peak memory {memory}", highlight=False)
 
 
 def mlflow_page(environment: Mapping[str, str]) -> str:
@@ -115,12 +132,31 @@ def _evals(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _times(steps: list[dict[str, Any]], run_dir: Path, seconds: float, services_s: float) -> Table:
+def _arms(found: Mapping[str, Any]) -> Table:
+    """Scores of the arms beside the paper's, abilities as rows."""
+    title = "score, 0 to 100: ours (sd over seeds), K2.5"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    arms = found["arms"]
+    for name in ("ability", *(f"{name} {arm['ratio']}" for name, arm in arms.items())):
+        table.add_column(name, justify="left" if name == "ability" else "right", no_wrap=True)
+    for column in next(iter(arms.values()))["columns"]:
+        cells = [arm["columns"][column] for arm in arms.values()]
+        spreads = ["" if cell["score"]["sd"] is None else f" ±{cell['score']['sd']:.1f}" for cell in cells]
+        table.add_row(
+            column,
+            *(f"{c['score']['mean']:.1f}{sd}, {c['paper']:.1f}" for c, sd in zip(cells, spreads, strict=True)),
+        )
+    return table
+
+
+def _times(
+    steps: list[dict[str, Any]], run_dir: Path, names: Sequence[str], seconds: float, services_s: float
+) -> Table:
     table = Table(title="time by step", title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("step", "seconds", "tokens/s", "this call"):
         table.add_column(name, justify="left" if name == "step" else "right")
     figures = {row["name"]: row for row in steps}
-    for step in STEPS:
+    for step in names:
         row = figures.get(step, {})
         now = task_state(run_dir, step)
         table.add_row(
@@ -129,7 +165,7 @@ def _times(steps: list[dict[str, Any]], run_dir: Path, seconds: float, services_
             f"{row['tokens_per_s']:,.0f}" if row.get("tokens_per_s") else "",
             "kept" if now.state == "kept" else f"{now.seconds:.1f} s" if now.seconds else now.state,
         )
-    spent = sum(task_state(run_dir, step).seconds for step in STEPS)
+    spent = sum(task_state(run_dir, step).seconds for step in names)
     table.add_row("[dim]services up", "", "", f"{services_s:.1f} s")
     table.add_row("[dim]between steps", "", "", f"{seconds - services_s - spent:.1f} s")
     return table

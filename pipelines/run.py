@@ -10,15 +10,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 from rich.console import Console
 from rich.live import Live
 
-from components.steps import STEPS
 from model.config import preset
 from model.errors import MoonflowError
 from pipelines.compile import compile_ir
@@ -78,7 +78,8 @@ def _no_room(run_dir: Path, error: OSError) -> MoonflowError:
 
 def _run(profile: Profile, run_dir: Path, *, keep: bool, console: Console, started: float) -> None:
     with PeakMemory() as memory, _services(run_dir, console, keep=keep) as services:
-        for step in STEPS:
+        names = profile.task_names
+        for step in names:
             (run_dir / "tasks" / f"{step}.json").unlink(missing_ok=True)
         environment = {
             **os.environ,
@@ -103,15 +104,16 @@ def _run(profile: Profile, run_dir: Path, *, keep: bool, console: Console, start
                 start_new_session=True,
             )
         try:
-            _watch(worker, run_dir, console, started)
+            _watch(worker, run_dir, console, started, names)
         finally:
             _end_group(worker)
             shutil.rmtree(run_dir / "tmp", ignore_errors=True)
-        _raise_for_failure(run_dir, worker.returncode)
+        _raise_for_failure(run_dir, worker.returncode, names)
         print_result(
             run_dir,
             console,
             services.environment,
+            names,
             keep=keep,
             seconds=time.time() - started,
             services_s=max(services.seconds.values()),
@@ -164,16 +166,19 @@ def stop_on_signal() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _watch(worker: subprocess.Popen[bytes], run_dir: Path, console: Console, started: float) -> None:
+def _watch(
+    worker: subprocess.Popen[bytes], run_dir: Path, console: Console, started: float, names: Sequence[str]
+) -> None:
     """Show the table until the pipeline ends; without a terminal, one line whenever a step starts or ends."""
     if console.is_terminal:
-        with Live(console=console, refresh_per_second=4, get_renderable=lambda: progress_table(run_dir, started)):
+        table = partial(progress_table, run_dir, started, names)
+        with Live(console=console, refresh_per_second=4, get_renderable=table):
             worker.wait()
         return
     shown: dict[str, str] = {}
     while True:
         ended = worker.poll() is not None
-        for step in STEPS:
+        for step in names:
             state = task_state(run_dir, step)
             if state.state != shown.get(step, "waiting"):
                 shown[step] = state.state
@@ -202,10 +207,10 @@ def _end_group(worker: subprocess.Popen[bytes]) -> None:
     worker.wait()
 
 
-def _raise_for_failure(run_dir: Path, returncode: int) -> None:
+def _raise_for_failure(run_dir: Path, returncode: int, names: Sequence[str]) -> None:
     """Raise the first failed step's line. kfp.local itself ends with status 0 either way."""
     log = run_dir / "logs" / "pipeline.log"
-    for step in STEPS:
+    for step in names:
         state = task_state(run_dir, step)
         if state.error:
             raise MoonflowError(f"{step}: {state.error}")

@@ -23,7 +23,7 @@ def serve_run(run_dir: Path, port: int, *, dry_run: bool) -> None:
     """
     if not (run_dir / "profile.toml").is_file():
         raise MoonflowError(f"{run_dir} is not a run's folder: give one that moonflow run made, for example runs/tiny")
-    config = load_profile(str(run_dir / "profile.toml")).steps["serve"].model_dump()
+    config = load_profile(str(run_dir / "profile.toml")).step("serve").model_dump()
     promoted = read_promoted(str(run_dir.resolve() / "gitops.git"), config["environment"])
     port = port or _free_port()
     address = f"http://127.0.0.1:{port}/v1"

@@ -18,7 +18,7 @@ import yaml
 from components.runtime.step import git_commit
 from model.errors import MoonflowError
 from pipelines.compile import compile_ir, pipeline_name, version_name
-from pipelines.k25 import pipeline_parameters
+from pipelines.dag import pipeline_parameters
 from pipelines.kubeflow import Conflict, Server
 from pipelines.profile import Profile, load_profile
 

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from components.finish import ablation
 from components.finish.config import Config
 from components.finish.report import render
 from components.runtime import manifest as manifests
@@ -27,6 +28,8 @@ PACKAGES = ("moonflow", "torch", "kfp", "mlflow", "numpy", "tokenizers")
 def run(config: Config, store: ObjectStore, run_id: str, run_dir: Path | None, error: str) -> dict[str, str]:
     """Write ``summary.json``, ``events.json`` and ``report.html`` below ``<run>/finish/`` and into ``run_dir``.
 
+    Where arms of the fusion ablation have ended, these files are about them, and ``table.md`` is another one.
+
     Unlike the other steps it writes its files anew each time: they tell of the newest state of the run.
 
     Args:
@@ -37,7 +40,8 @@ def run(config: Config, store: ObjectStore, run_id: str, run_dir: Path | None, e
         File name -> text.
     """
     # 1. What each step published last, finished or not.
-    found = {step: m for step in STEPS if (m := newest(store, f"{run_id}/{step}")) is not None}
+    names = [*STEPS, *(name for name in store.folders(f"{run_id}/") if name.startswith(f"{ablation.STEP}-"))]
+    found = {name: m for name in names if (m := newest(store, f"{run_id}/{name}")) is not None}
 
     # 2. The figures.
     summary = summarise(found)
@@ -49,11 +53,18 @@ def run(config: Config, store: ObjectStore, run_id: str, run_dir: Path | None, e
     ]
 
     # 3. The page, and everything it was made from.
+    page = render
+    arms = [m.extra["ablation"] for m in found.values() if "ablation" in m.extra]
+    if arms:
+        summary["ablation"] = ablation.compare(arms, events)
+        page = ablation.render
     files = {
         "summary.json": json.dumps(summary, indent=2) + "\n",
         "events.json": json.dumps({"events": events, "extra": extra}) + "\n",
-        "report.html": render(summary, events, extra),
+        "report.html": page(summary, events, extra),
     }
+    if arms:
+        files["table.md"] = ablation.markdown(summary["ablation"])
     for name, text in files.items():
         store.put(f"{run_id}/finish/{name}", text.encode())
         if run_dir is not None:

@@ -7,7 +7,7 @@ greedy decoding gives 64 zeros and ones. What a text costs in bits per byte does
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Self
@@ -58,7 +58,9 @@ class HeldOut:
         pad_id: fills up the packed rows.
     """
 
-    def __init__(self, samples: dict[str, Sequence[TokenizedSample]], text_bytes: dict[str, int], pad_id: int) -> None:
+    def __init__(
+        self, samples: Mapping[str, Sequence[TokenizedSample]], text_bytes: Mapping[str, int], pad_id: int
+    ) -> None:
         self._text_bytes = text_bytes
         self._batches = {
             family: [pack(part, pad_id) for part in portions(members, READ_AT_ONCE)]

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
-from components.steps import STEPS, config_class
+from components.steps import ALL_STEPS, STEPS, config_class
 from pipelines.compile import compile_ir, compile_kubernetes
+from pipelines.dag import pipeline_parameters
 from pipelines.docs import load_component, stale
-from pipelines.k25 import pipeline_parameters
 from pipelines.profile import load_profile
 
 
@@ -84,7 +84,7 @@ def test_component_arguments_are_the_config_fields(step: str) -> None:
     assert arguments == {name: field.annotation for name, field in config_class(step).model_fields.items()}
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", ALL_STEPS)
 def test_component_is_thin(step: str) -> None:
     function = load_component(step).python_func  # type: ignore[attr-defined]
     body = inspect.getsource(function).split('"""')[-1]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from components.runtime.image import PIPELINE, TRAIN
-from components.steps import STEPS
+from components.steps import PIPELINES
 from model.errors import MoonflowError
 from pipelines.profile import PROFILES, load_profile
 
@@ -14,7 +14,7 @@ from pipelines.profile import PROFILES, load_profile
 def test_shipped_profiles_load_and_are_what_they_are_called(name: str) -> None:
     profile = load_profile(name)
     assert profile.run.name == name
-    assert tuple(profile.steps) == STEPS
+    assert tuple(profile.steps) == PIPELINES[profile.run.pipeline]
 
 
 def test_resolved_profile_loads_to_the_same_profile(tmp_path: Path) -> None:

@@ -1,0 +1,77 @@
+"""What our pipelines are made of: parameters from the steps' schemas, and tasks with their placement.
+
+A pipeline is a function of a profile (``pipelines.k25``, ``pipelines.fusion_ablation``). It describes its DAG in a
+function that gets a ``MakeTask``; parameters, their descriptions and the run's id are the same for all.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from kfp import dsl
+from kfp.dsl.base_component import BaseComponent
+
+from pipelines.placement import place
+from pipelines.profile import Profile
+
+MakeTask = Callable[..., dsl.PipelineTask]
+"""(component, **what is not a parameter of the pipeline: artifacts, a loop's item) -> a task of the DAG."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One pipeline parameter: a field of a step's Config under a name that sorts by phase."""
+
+    name: str
+    step: str
+    field: str
+    type: type
+    default: Any
+    description: str
+
+
+def pipeline_parameters(profile: Profile) -> list[Parameter]:
+    """Every parameter of the pipeline, ``p00_run_id`` first, with the profile's values as defaults."""
+    parameters = [
+        Parameter("p00_run_id", "", "run_id", str, "", "run to continue; empty = a new run named by Kubeflow's run id"),
+        Parameter("p00_preset", "", "preset", str, profile.run.preset, "the model's shape, a file in model/presets"),
+    ]
+    for phase, (step, config) in enumerate(profile.steps.items(), start=1):
+        for name, field in type(config).model_fields.items():
+            if name != "preset" and name not in config.looped:
+                value = getattr(config, name)
+                text = field.description or name
+                parameters.append(Parameter(f"p{phase:02d}_{step}_{name}", step, name, type(value), value, text))
+    return parameters
+
+
+def pipeline(profile: Profile, title: str, recipe: Callable[[MakeTask], None]) -> BaseComponent:
+    """The pipeline whose tasks ``recipe`` makes: the profile's values are the parameters' defaults."""
+    parameters = pipeline_parameters(profile)
+
+    def dag(*values: Any) -> None:
+        given = dict(zip((p.name for p in parameters), values, strict=True))
+
+        def task(component: Callable[..., dsl.PipelineTask], **others: Any) -> dsl.PipelineTask:
+            """One task of the DAG: its parameters and its placement, both by the step's name."""
+            step = component.name.replace("-", "_")  # type: ignore[attr-defined]
+            arguments = {p.field: given[p.name] for p in parameters if p.step == step}
+            if "preset" in type(profile.steps[step]).model_fields:
+                arguments["preset"] = given["p00_preset"]
+            made = component(run_id=given["p00_run_id"], **arguments, **others)
+            return place(made, step, profile.placement(step), profile.run.image, profile.run.retries)
+
+        recipe(task)
+
+    # KFP reads a pipeline's interface with inspect.signature and its descriptions from the docstring.
+    dag.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(p.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=p.default, annotation=p.type)
+            for p in parameters
+        ]
+    )
+    dag.__doc__ = "\n".join([title, "", "Args:", *(f"    {p.name}: {p.description}" for p in parameters)])
+    return dsl.pipeline(name=f"moonflow-{profile.run.name}", description=title)(dag)
