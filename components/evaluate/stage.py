@@ -23,7 +23,6 @@ from components.runtime.manifest import Manifest
 from components.runtime.step import StepContext
 from components.steps import TRAINING_STEPS
 from model.config import load_config
-from model.data.folder import DataFolder
 from model.data.sample import Sample
 from model.evals.scorer import Evaluation, Score, chance_level
 from model.evals.tasks import Suite, available, held_out
@@ -42,7 +41,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     # 1. The same held-out tasks for every checkpoint.
     rules = Rules(parse_floors(config.floors), config.sigmas, config.margin, config.well_formed)
     parse_champion(config.champion)  # a wrong one is told now, not after the evaluation
-    data = DataFolder(context.fetch(inputs["data"]))
+    data = context.data(inputs["data"])
     suites = available(data)
     tasks = {suite.name: held_out(data, suite, config.samples) for suite in suites}
     chance = {name: chance_level(samples) for name, samples in tasks.items()}

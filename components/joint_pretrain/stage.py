@@ -9,7 +9,6 @@ from __future__ import annotations
 from components.joint_pretrain.config import Config
 from components.runtime.manifest import Manifest
 from components.runtime.step import StepContext
-from model.data.folder import DataFolder
 from model.data.mixtures import TEXT, VISION
 from model.data.schedule import Schedule
 from model.train.checkpoint import load_parent
@@ -19,7 +18,7 @@ from model.train.phase import Phase
 
 def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
     # 1. Data: one mixture for the whole stage, unless vision is to come later.
-    data = DataFolder(context.fetch(inputs["data"]))
+    data = context.data(inputs["data"])
     stream = data.mixture(
         fusion(config.vision_ratio, config.vision_start),
         tokens_per_row=config.tokens_per_row,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from components.joint_rl.config import Config
 from components.runtime.manifest import Manifest
 from components.runtime.step import StepContext
-from model.data.folder import DataFolder
 from model.data.sample import Sample
 from model.quantization import as_served
 from model.rl.environment import Episode, run_episode
@@ -23,7 +22,7 @@ MAX_TURNS = 3  # a program, a second one after an error, the answer (ours)
 
 def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
     # 1. Prompts: train shards of every task family, grouped by ability, text and image alike.
-    data = DataFolder(context.fetch(inputs["data"]))
+    data = context.data(inputs["data"])
     modalities = config.modalities.split(",")
     prompts = PromptPool(data.source, data.index, modalities=modalities, seed=config.seed, without=SWARM_TASKS)
 

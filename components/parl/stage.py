@@ -5,7 +5,6 @@ from __future__ import annotations
 from components.parl.config import Config
 from components.runtime.manifest import Manifest
 from components.runtime.step import StepContext
-from model.data.folder import DataFolder
 from model.data.sample import Sample
 from model.quantization import as_served
 from model.rl.environment import Episode
@@ -24,7 +23,7 @@ ANNEALED = 0.75  # share of the rounds after which lambda1 = lambda2 = 0 (ours)
 
 def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
     # 1. Prompts: wide searches of the train shards. They never ask to work in parallel.
-    data = DataFolder(context.fetch(inputs["data"]))
+    data = context.data(inputs["data"])
     prompts = PromptPool(data.source, data.index, families=TASKS, modalities=["text"], seed=config.seed)
 
     # 2. The orchestrator is trained; its sub-agents are a fixed earlier checkpoint. Both act as they would be served.

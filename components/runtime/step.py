@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from components.runtime import checkpoints, manifest
 from components.runtime.checkpoints import StoredCheckpoints
@@ -32,6 +32,9 @@ from components.runtime.tracking import StepMetrics, Tracker, pod_wait_s
 from model.errors import MoonflowError
 from model.train.protocol import Progress
 from model.train.ranks import Ranks
+
+if TYPE_CHECKING:
+    from model.data.folder import DataFolder
 
 METRICS = "metrics.jsonl"  # the step's metric history, a file of every manifest it publishes
 
@@ -120,6 +123,12 @@ class StepContext:
     def fetch(self, uri: str) -> Path:
         """A verified local copy of the manifest's files at ``uri``, fetched once per machine; do not write into it."""
         return checkpoints.restore(self.store, manifest.read(self.store, uri), self._cache)
+
+    def data(self, uri: str) -> DataFolder:
+        """The data that prepare_data published at ``uri``; its shards come from the store when they are opened."""
+        from components.runtime.shards import open_data  # torch comes with it: steps without data do not want it
+
+        return open_data(self.store, uri, self._cache)
 
     def publish(
         self,

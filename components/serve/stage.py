@@ -31,7 +31,6 @@ from components.serve.config import Config
 from components.serve.endpoint import ask, await_answer
 from components.serve.merge import promoted_as
 from components.serve.server import create_app
-from model.data.folder import DataFolder
 from model.data.sample import Sample
 from model.errors import MoonflowError
 
@@ -50,7 +49,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     promoted = promoted_as(repository, config.environment, record, config.merge_timeout, context.progress)
 
     # 2. A question about a picture that no stage has seen.
-    data = DataFolder(context.fetch(inputs["data"]))
+    data = context.data(inputs["data"])
     sample = next(data.samples(config.family, "eval"))
     question, image = as_question(sample)
 

@@ -11,7 +11,6 @@ from components.runtime.manifest import Manifest
 from components.runtime.step import StepContext
 from components.vit_pretrain.config import Config
 from model.config import preset
-from model.data.folder import DataFolder
 from model.data.mixtures import TEXT, VISION, blend
 from model.errors import MoonflowError
 from model.multimodal import KimiK25
@@ -22,7 +21,7 @@ from model.train.phase import Phase
 
 def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
     # 1. Data: captions, OCR, grounding, counts, charts and video; text for the captioner.
-    data = DataFolder(context.fetch(inputs["data"]))
+    data = context.data(inputs["data"])
     weights = blend((TEXT, config.text_ratio), (VISION, 1 - config.text_ratio))
     stream = data.mixture(weights, tokens_per_row=config.tokens_per_row, rows=config.rows, seed=config.seed)
 

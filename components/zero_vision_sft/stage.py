@@ -9,7 +9,6 @@ from __future__ import annotations
 from components.runtime.manifest import Manifest
 from components.runtime.step import StepContext
 from components.zero_vision_sft.config import Config
-from model.data.folder import DataFolder
 from model.data.mixtures import TRAJECTORIES
 from model.train.checkpoint import load_parent
 from model.train.loop import train
@@ -18,7 +17,7 @@ from model.train.phase import Phase
 
 def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
     # 1. Data: conversations with tools; the loss covers the assistant's turns only.
-    data = DataFolder(context.fetch(inputs["data"]))
+    data = context.data(inputs["data"])
     stream = data.mixture(TRAJECTORIES, tokens_per_row=config.tokens_per_row, rows=config.rows, seed=config.seed)
 
     # 2. Model. The vision tower and projector see no image and get no gradient.

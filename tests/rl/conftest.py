@@ -14,6 +14,7 @@ import pytest
 from model.chat import encode_chat
 from model.config import preset
 from model.data.families import FAMILIES
+from model.data.folder import DataFolder
 from model.data.shards import write_shard
 from model.multimodal import KimiK25
 from model.rollout.protocol import Completion, Request
@@ -66,6 +67,9 @@ class Around:
 
     def fetch(self, uri: str) -> Path:
         return Path(uri)
+
+    def data(self, uri: str) -> DataFolder:
+        return DataFolder(Path(uri))
 
     def latest(self) -> Path | None:
         found = sorted(self.folder.glob("saved-*"))
