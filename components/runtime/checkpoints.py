@@ -11,7 +11,6 @@ from components.runtime import manifest as manifests
 from components.runtime.manifest import Damaged, File, Manifest
 from components.runtime.retention import Retention, remove
 from components.runtime.store import ObjectStore
-from model.train.slices import is_slices
 
 
 def indices(store: ObjectStore, prefix: str) -> list[int]:
@@ -168,7 +167,7 @@ def described(folder: Path) -> dict[str, Any]:
         fields["model_config"] = json.loads(config.read_text())
     if (tokenizer := folder / "tokenizer.json").is_file():
         fields["tokenizer_sha256"] = manifests.file_sha256(tokenizer)
-    state = ["optimizer"] if any(is_slices(path.name) for path in folder.iterdir()) else []
+    state = ["optimizer"] if any(folder.glob("optimizer-*.safetensors")) else []
     if (saved := folder / "training_state.json").is_file():
         state += sorted(json.loads(saved.read_text()))
     fields["training_state"] = state

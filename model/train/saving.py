@@ -118,6 +118,11 @@ class AsyncSaver:
         if complete:
             self.wait()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a save is in flight."""
+        return self._thread is not None and self._thread.is_alive()
+
     def wait(self) -> None:
         """Until nothing is in flight; raises what the last save failed with."""
         if self._thread is not None:
