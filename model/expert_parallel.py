@@ -9,18 +9,19 @@ The owner of an expert meets every token of the group that chose it, so its grad
 only copies of the expert in other groups are to be added.
 
 Shapes: N tokens, D hidden, E routed experts, K experts per token, S = N * K pairs of this rank sorted by expert,
-R pairs that arrived, n ranks.
+R pairs that arrived, n ranks, e = E / n experts of a rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
 from model.errors import MoonflowError
 from model.exchange import exchange
@@ -77,6 +78,7 @@ class ExpertGroup:
                 "divides n_routed_experts"
             )
         self.experts, self.own = experts, experts // self.size
+        self.loading: RemovableHandle | None = None
 
     def __call__(
         self, experts: Callable[[Tensor, Tensor, Tensor], Tensor], x_ND: Tensor, weights_NK: Tensor, chosen_NK: Tensor
@@ -104,20 +106,11 @@ class ExpertGroup:
         """This rank's experts of a tensor that is stacked by expert."""
         return whole_E[self.rank * self.own : (self.rank + 1) * self.own]
 
-    def sliced(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """This rank's part of one process's weights or optimizer state; what is no expert's stays as it is."""
-        return {name: self.slice(value) if is_expert(name) else value for name, value in tensors.items()}
-
-    def gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The inverse of ``sliced``, on every rank of the group; all of them call it, with the same names in order."""
-        whole = {}
-        for name, value in tensors.items():
-            if is_expert(name):
-                parts = [torch.empty_like(value, memory_format=torch.contiguous_format) for _ in range(self.size)]
-                dist.all_gather(parts, value.detach().contiguous(), group=self.group)
-                value = torch.cat(parts)
-            whole[name] = value
-        return whole
+    def whole(self, own_e: Tensor) -> Tensor:
+        """The inverse of ``slice``, on every rank of the group; all of them call it."""
+        parts = [torch.empty_like(own_e, memory_format=torch.contiguous_format) for _ in range(self.size)]
+        dist.all_gather(parts, own_e.contiguous(), group=self.group)
+        return torch.cat(parts)
 
 
 def divide_experts(model: nn.Module, group: dist.ProcessGroup) -> None:
@@ -137,7 +130,21 @@ def divide_experts(model: nn.Module, group: dist.ProcessGroup) -> None:
             own = nn.Parameter(sharing.slice(parameter.detach()).clone(), requires_grad=parameter.requires_grad)
             setattr(module, matrix, own)
         module.group = sharing
-        module.register_load_state_dict_pre_hook(_slice_what_is_whole)
+        sharing.loading = module.register_load_state_dict_pre_hook(_slice_what_is_whole)
+
+
+def gather_experts(model: nn.Module) -> None:
+    """The inverse of ``divide_experts``: every rank of the group holds all experts again; all of them call it."""
+    for module in model.modules():
+        if not isinstance(module, Experts) or not isinstance(module.group, ExpertGroup):
+            continue
+        for matrix in MATRICES:
+            parameter = getattr(module, matrix)
+            whole = module.group.whole(parameter.detach())
+            setattr(module, matrix, nn.Parameter(whole, requires_grad=parameter.requires_grad))
+        if module.group.loading is not None:
+            module.group.loading.remove()
+        module.group = None
 
 
 def _slice_what_is_whole(module: nn.Module, tensors: dict[str, Tensor], prefix: str, *_: Any) -> None:
@@ -154,3 +161,12 @@ def expert_group(model: nn.Module) -> ExpertGroup | None:
         if isinstance(module, Experts) and isinstance(module.group, ExpertGroup):
             return module.group
     return None
+
+
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """The ``state_dict`` with all experts, on every rank of the group; all of them call it."""
+    sharing = expert_group(model)
+    return {
+        name: sharing.whole(value) if sharing is not None and is_expert(name) else value
+        for name, value in model.state_dict().items()
+    }

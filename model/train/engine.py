@@ -3,25 +3,30 @@
 ``Engine`` is all that the loop knows of it. ``PlainEngine`` is PyTorch alone; DeepSpeed's ZeRO stages are in
 ``model.train.zero``.
 
-Shapes: N positions with a target.
+Shapes: N positions with a target, M merged vision tokens, D hidden.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from model.data.columns import columns
 from model.data.packing import Batch
+from model.expert_parallel import divide_experts
 from model.multimodal import KimiK25
 from model.precision import products_in
 from model.quantization import experts_in
+from model.sequence_parallel import sequence_shared_by
+from model.train.decoupled_encoder import DecoupledEncoder
 from model.train.optimizer import build_optimizer, qk_clip
 from model.train.phase import Phase
 from model.train.ranks import Ranks
+from model.train.reduction import gradient_norm, held_state, own_state, sum_gradients
 from model.train.slices import Slice
 
 Figures = dict[str, float]
@@ -53,13 +58,20 @@ class Engine(Protocol):
     def load_named_state(self, tensors: Mapping[str, Tensor]) -> None: ...
 
 
-def batch_loss(model: KimiK25, batch: Batch, ranks: Ranks | None = None) -> tuple[Tensor, Figures]:
+def batch_loss(
+    model: KimiK25, batch: Batch, ranks: Ranks | None = None, features_MD: Tensor | None = None
+) -> tuple[Tensor, Figures]:
     """This rank's share of the mean cross-entropy over the global batch's targets, plus the balance loss.
 
     The sum of the shares over the ranks is the loss of one process on the global batch; the figures are that sum's.
+    Ranks that share rows are given whole ones, the same.
+    ``features_MD``: the media's, where another encoded them (``model.train.decoupled_encoder``).
     """
     ranks = ranks or Ranks()
-    losses_N = -model.logprobs(batch).float()
+    if ranks.sequence is not None:
+        batch = columns(batch, dist.get_rank(ranks.sequence), ranks.layout.sequence_parallel)
+    with sequence_shared_by(ranks.sequence):
+        losses_N = -model.logprobs(batch, features_MD).float()
     of_vision_N = batch.vision_N
     with torch.no_grad():
         counted = torch.stack(
@@ -78,23 +90,30 @@ def batch_loss(model: KimiK25, batch: Batch, ranks: Ranks | None = None) -> tupl
 
 
 class PlainEngine:
-    """Every rank holds the whole model and optimizer; gradients are summed over the ranks."""
+    """Every rank holds the whole model and optimizer, or its own experts of them; gradients are summed over the ranks.
+
+    Where the layout divides the experts, the model holds this rank's own from now on (``model.expert_parallel``).
+    """
 
     def __init__(self, model: KimiK25, phase: Phase, ranks: Ranks | None = None) -> None:
         self.model, self.phase, self.ranks = model, phase, ranks or Ranks()
+        if self.ranks.experts is not None:
+            divide_experts(model, self.ranks.experts)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(phase.learns(name))
         self.optimizer = build_optimizer(model, phase.learning_rate, weight_decay=phase.weight_decay)
+        self.encoder = DecoupledEncoder(model, self.ranks)
 
     def backward(self, batch: Batch) -> Figures:
         products = torch.bfloat16 if self.phase.products == "bfloat16" else None
         with products_in(products), experts_in(self.phase.expert_precision):
-            loss, figures = batch_loss(self.model, batch, self.ranks)
+            features_MD = self.encoder.forward(batch)
+            loss, figures = batch_loss(self.model, batch, self.ranks, features_MD)
         loss.backward()  # type: ignore[no-untyped-call]
+        self.encoder.backward()
         if self.ranks.world > 1:
-            sum_gradients((p for p in self.model.parameters() if p.requires_grad), self.ranks)
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        return figures | {"gradient_norm": float(torch.nn.utils.get_total_norm(gradients))}
+            sum_gradients(self.model, self.ranks)
+        return figures | {"gradient_norm": gradient_norm(self.model, self.ranks)}
 
     def update(self, step: int) -> Figures:
         self.optimizer.set_learning_rate(self.phase.rate(step))
@@ -121,20 +140,10 @@ class PlainEngine:
             router.load_E.zero_()
 
     def named_state(self) -> Mapping[str, Tensor | Slice]:
-        return self.optimizer.named_state() if self.ranks.first else {}  # all have the same: one writes it
+        return held_state(self.optimizer.named_state(), self.model, self.ranks)
 
     def load_named_state(self, tensors: Mapping[str, Tensor]) -> None:
-        self.optimizer.load_named_state(tensors)
-
-
-def sum_gradients(parameters: Iterable[Tensor], ranks: Ranks) -> None:
-    """Each gradient becomes its sum over all ranks; a rank whose rows did not touch a parameter adds zero."""
-    parameters = list(parameters)
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat, group=ranks.everyone)
-    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad = part.view_as(parameter)
+        self.optimizer.load_named_state(own_state(tensors, self.model))
 
 
 def open_engine(model: KimiK25, phase: Phase, ranks: Ranks) -> Engine:
