@@ -21,6 +21,8 @@ def joint_pretrain(
     rows: int,
     products: str,
     checkpoint_every: int,
+    keep_last: int,
+    keep_best: str,
     seed: int,
 ):
     """Train text and vision together at a constant, low share of vision tokens."""

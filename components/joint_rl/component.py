@@ -23,6 +23,8 @@ def joint_rl(
     ptx_rows: int,
     expert_precision: str,
     checkpoint_every: int,
+    keep_last: int,
+    keep_best: str,
     seed: int,
 ):
     """Reinforcement learning with verifiable rewards on text and image problems, grouped by ability, with Toggle."""

@@ -21,6 +21,8 @@ def mid_train(
     rows: int,
     products: str,
     checkpoint_every: int,
+    keep_last: int,
+    keep_best: str,
     seed: int,
 ):
     """Train on longer sequences: the context grows by YaRN."""

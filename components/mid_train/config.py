@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from components.runtime.config import StepConfig
+from components.runtime.config import TrainingConfig
 
 
-class Config(StepConfig):
+class Config(TrainingConfig):
     steps: int = Field(220, ge=1, description="optimizer steps (source: ours)")
     context_factor: float = Field(
         2.0, gt=1, description="YaRN factor: how much longer rows get (source: K2.5 has 64, from 4096 to 262144)"

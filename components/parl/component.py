@@ -24,6 +24,8 @@ def parl(
     ptx_rows: int,
     expert_precision: str,
     checkpoint_every: int,
+    keep_last: int,
+    keep_best: str,
     seed: int,
 ):
     """Train an orchestrator that hands work to frozen sub-agents (parallel-agent reinforcement learning)."""

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model.errors import MoonflowError
 
@@ -53,3 +53,15 @@ class StepConfig(BaseModel):
         """Hex digest of the values in canonical JSON: the guard against resuming with other parameters."""
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+class TrainingConfig(StepConfig):
+    """Base of the steps that save checkpoints on their way (``components.runtime.retention``)."""
+
+    keep_last: int = Field(
+        2, ge=1, description="newest checkpoints kept in the store until the step is complete (source: ours)"
+    )
+    keep_best: str = Field(
+        "",
+        description="metric, e.g. loss/total, whose best checkpoint is kept as well; empty = none (source: ours)",
+    )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from components.runtime import manifest as manifests
 from components.runtime.manifest import MANIFEST, Damaged, Manifest
 from components.runtime.store import ObjectStore
+from model.errors import MoonflowError
 
 KEEP = 2  # newest checkpoints of an unfinished step: one to resume from, one if that is found damaged
 METRICS = "metrics"
@@ -32,7 +33,10 @@ class Retention:
     _named: dict[str, frozenset[str]] = field(default_factory=dict, repr=False)  # manifest's key -> digests it names
 
     def apply(self, store: ObjectStore, prefix: str) -> None:
-        """Remove what need not stay of ``<run>/<step>``. Call it when a newer output is durable."""
+        """Remove what need not stay of ``<run>/<step>``. Call it when a newer output is durable.
+
+        MoonflowError if no output has the metric ``best``.
+        """
         # By keys, not by folders: a store may show emptied folders for a while.
         files: dict[int, list[str]] = {}
         for key in store.list(f"{prefix}/"):
@@ -53,6 +57,12 @@ class Retention:
                 found[index] = manifest
             if manifest is None or not manifest.complete:
                 unfinished.append(index)
+        if self.best and best(found, self.best) is None:
+            known = sorted({name for manifest in found.values() for name in manifest.extra.get(METRICS, {})})
+            raise MoonflowError(
+                f"keep_best = {self.best!r}: no checkpoint below {store.uri(prefix)} has that metric; "
+                f"they have {', '.join(known) or 'none'}"
+            )
         stays = {*newest_first[: self.last], best(found, self.best)}
         leaving = [index for index in unfinished if index not in stays]
         if not leaving:

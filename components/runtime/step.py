@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 from components.runtime import checkpoints, manifest
 from components.runtime.checkpoints import StoredCheckpoints
-from components.runtime.config import StepConfig
+from components.runtime.config import StepConfig, TrainingConfig
 from components.runtime.manifest import File, Kind, Manifest
 from components.runtime.progress import Silent, StepProgress
 from components.runtime.retention import METRICS as LAST_METRICS
+from components.runtime.retention import Retention
 from components.runtime.store import ObjectStore, disk_errors
 from components.runtime.tracking import StepMetrics, Tracker, pod_wait_s
 from model.errors import MoonflowError
@@ -118,7 +119,9 @@ class StepContext:
                 shutil.move(self.work / METRICS, history)
         self.metrics = StepMetrics(history, tracker)
         self.progress: Progress = StepProgress(run_dir / "progress", step) if ranks.first else Silent()
-        self.checkpoints = StoredCheckpoints(store, prefix, self._cache, start, damaged, self._begin)
+        self.checkpoints = StoredCheckpoints(
+            store, prefix, self._cache, start, damaged, self._begin, _retention(lineage.config)
+        )
 
     def fetch(self, uri: str) -> Path:
         """A verified local copy of the manifest's files at ``uri``, fetched once per machine; do not write into it."""
@@ -316,6 +319,10 @@ def _config_class(step: str) -> type[StepConfig]:
             raise
         raise MoonflowError(f"no step {step!r}: steps are the folders of components/ with a config.py") from None
     return found
+
+
+def _retention(config: StepConfig) -> Retention:
+    return Retention(config.keep_last, config.keep_best) if isinstance(config, TrainingConfig) else Retention()
 
 
 def _run_dir(run_id: str) -> Path:

@@ -21,6 +21,8 @@ def vit_pretrain(
     rows: int,
     products: str,
     checkpoint_every: int,
+    keep_last: int,
+    keep_best: str,
     seed: int,
 ):
     """Pre-train the vision tower by captioning, then the projector alone."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from components.runtime.config import StepConfig
+from components.runtime.config import TrainingConfig
 
 
-class Config(StepConfig):
+class Config(TrainingConfig):
     preset: str = Field("tiny", description="model shape, one of model/presets (source: ours; k25 is K2 Table 2)")
     steps: int = Field(340, ge=1, description="optimizer steps that train ViT, projector and captioner (source: ours)")
     projector_steps: int = Field(

@@ -20,6 +20,8 @@ def zero_vision_sft(
     products: str,
     expert_precision: str,
     checkpoint_every: int,
+    keep_last: int,
+    keep_best: str,
     seed: int,
 ):
     """Fine-tune on text-only trajectories; vision follows without a single image."""

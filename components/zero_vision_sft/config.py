@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from components.runtime.config import StepConfig
+from components.runtime.config import TrainingConfig
 
 
-class Config(StepConfig):
+class Config(TrainingConfig):
     steps: int = Field(200, ge=1, description="optimizer steps (source: ours)")
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate (source: ours)")
     tokens_per_row: int = Field(512, ge=64, description="sequence length in tokens (source: ours)")

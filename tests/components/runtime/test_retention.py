@@ -12,6 +12,7 @@ from components.runtime.checkpoints import Publish, StoredCheckpoints
 from components.runtime.manifest import File, Manifest, publish
 from components.runtime.retention import METRICS, Retention, best
 from components.runtime.store import ObjectStore
+from model.errors import MoonflowError
 
 pytestmark = pytest.mark.services
 
@@ -76,6 +77,13 @@ def test_the_best_stays(store: ObjectStore, run: str, saving: Callable[[Retentio
     for index, loss in enumerate([3.0, 2.0, 2.5, float("nan"), 2.0, 2.2, None]):
         save(index, loss)
     assert kept(store, run) == [4, 6], "the newest of the two best, and the newest"
+
+
+def test_a_metric_that_nobody_logs_is_told(saving: Callable[[Retention], Save]) -> None:
+    save = saving(Retention(last=1, best="loss/held_out"))
+    save(0, 2.0)
+    with pytest.raises(MoonflowError, match="keep_best = 'loss/held_out': no checkpoint .* they have loss/total"):
+        save(1, 1.0)
 
 
 def test_a_parent_stays_whoever_names_it(
