@@ -73,7 +73,7 @@ class StepContext:
         run_id, step: names in the layout ``<run>/<step>/<index>/``; a step that a pipeline runs several times has the
             name of one task, ``StepConfig.task_name``.
         store: the object store.
-        checkpoints: ``latest()`` and ``save(...)``, see ``model.train.protocol.Checkpoints``; ``newest`` is the
+        checkpoints: ``latest()`` and ``prepare(...)``, see ``model.train.protocol.Checkpoints``; ``newest`` is the
             manifest last saved or resumed from.
         metrics, progress: see ``model.train.protocol``.
         ranks: this process's place among those that run the step. The first one alone reports.

@@ -11,6 +11,7 @@ import contextvars
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,6 +26,8 @@ from model.train.checkpoint import state_text, write_checkpoint
 from model.train.protocol import Publication, Surroundings
 from model.train.ranks import Ranks
 from model.train.slices import Slice, as_slices
+
+_UPLOAD = timedelta(hours=6)  # a rank waits so long for the slowest one's files
 
 
 class HostCopies:
@@ -70,7 +73,7 @@ class AsyncSaver:
     def __init__(self, around: Surroundings, tokenizer_folder: Path, ranks: Ranks | None = None) -> None:
         self._around, self._tokenizer_folder, self._ranks = around, tokenizer_folder, ranks or Ranks()
         # A group of the saving threads' own: collectives of two threads must not share one.
-        self._group = dist.new_group(backend="gloo") if self._ranks.world > 1 else None
+        self._group = dist.new_group(backend="gloo", timeout=_UPLOAD) if self._ranks.world > 1 else None
         self._weights, self._state = HostCopies(), HostCopies()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
