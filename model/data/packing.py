@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,6 +49,13 @@ class Batch:
     def tokens(self) -> int:
         """Tokens that are not padding."""
         return int((self.document_ids_BT >= 0).sum())
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch there."""
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
 
 
 class RowPacker:

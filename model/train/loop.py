@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from model.context import extend_context
 from model.data.packing import Batch
 from model.data.stream import StreamState
 from model.errors import MoonflowError
@@ -71,7 +72,7 @@ class _Run:
         found = self.around.checkpoints.latest()
         if found is not None:
             self.loop = LoopState(**read_state(found)["loop"])
-        self.model.train()
+        self.model.to(self.ranks.device).train()
         for number, phase in enumerate(self.phases):
             if number < self.loop.phase:
                 continue
@@ -82,13 +83,18 @@ class _Run:
 
     def _phase(self, number: int, phase: Phase, found: Path | None) -> None:
         done_before = sum(earlier.steps for earlier in self.phases[:number])
+        if phase.window:
+            extend_context(self.model, phase.window)
         engine, guard, position = self._open(phase, found)
         rollbacks, rolled_at = 0, -1
         while self.loop.step < phase.steps:
             begun = time.perf_counter() - self.loop.seconds
-            for batch, after in phase.stream(position).batches(phase.steps - self.loop.step):
+            stream = phase.stream(position)
+            left = phase.steps - self.loop.step
+            for batch, after in stream.batches(left, self.ranks.data_rank, self.ranks.data_ranks):
+                tokens = sum(after.tokens.values()) - (sum(position.tokens.values()) if position is not None else 0)
                 position = after
-                figures = engine.backward(batch)
+                figures = engine.backward(batch.to(self.ranks.device))
                 verdict = guard.judge(figures)
                 if verdict == "train":
                     figures |= engine.update(self.loop.step)
@@ -102,9 +108,9 @@ class _Run:
                     rolled_at = self.loop.saved
                     break  # the data goes on behind the batches that led here
                 self.loop.step += 1
-                self.loop.tokens_seen += batch.tokens
+                self.loop.tokens_seen += tokens
                 self.loop.seconds = time.perf_counter() - begun
-                self._report(done_before, phase, figures)
+                self._report(done_before, phase, {**figures, **stream.figures()})
                 if phase.saves_at(self.loop.step):
                     self._save(done_before, engine, guard, after)
 
@@ -160,6 +166,6 @@ class _Run:
 
 
 def _samples(batch: Batch) -> str:
-    keys = getattr(batch, "keys", ())
+    keys = batch.keys
     more = f" and {len(keys) - NAMED_SAMPLES} more" if len(keys) > NAMED_SAMPLES else ""
     return ", ".join(keys[:NAMED_SAMPLES]) + more

@@ -82,8 +82,11 @@ class Spoiled:
     def __init__(self, inside, spoiled: range, drawn: int) -> None:
         self.inside, self.spoiled, self.drawn = inside, spoiled, drawn
 
-    def batches(self, count: int) -> Iterator[tuple[Batch, StreamState]]:
-        for batch, after in self.inside.batches(count):
+    def figures(self) -> dict[str, float]:
+        return self.inside.figures()
+
+    def batches(self, count: int, rank: int, ranks: int) -> Iterator[tuple[Batch, StreamState]]:
+        for batch, after in self.inside.batches(count, rank, ranks):
             if self.drawn in self.spoiled:
                 batch = replace(batch, pixel_values=torch.full_like(batch.pixel_values, torch.nan))
             self.drawn += 1
@@ -112,7 +115,7 @@ def test_a_broken_step_is_passed_over(data, around, tmp_path, caplog) -> None:
 
 
 def test_a_broken_stretch_leads_back_to_the_checkpoint_and_on_behind_it(data, around, killed, tmp_path, caplog) -> None:
-    """Batches 4 to 7 (from 0) are broken: three are skipped, the fourth rolls back to step 4; the data does not go back."""
+    """Batches 4 to 7 are broken: three are skipped, the fourth rolls back to step 4; the data goes on behind it."""
 
     def run(folder, kill_at: int = 0):
         one = around(folder, kill_at)
