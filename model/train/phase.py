@@ -23,6 +23,7 @@ class Phase:
         checkpoint_every: steps between saved states; 0 saves only at the end.
         products: precision of the matrix products, "float32" or "bfloat16" (``model.precision``).
         expert_precision: "int4" trains the routed experts for an INT4 export (``model.quantization``), "full" does not.
+        window: context in positions, which is extended by YaRN when the phase begins (``model.context``); 0: as it is.
     """
 
     stream: Callable[[StreamState | None], MixtureStream]
@@ -36,6 +37,7 @@ class Phase:
     checkpoint_every: int = 0
     products: str = "float32"
     expert_precision: str = "full"
+    window: int = 0
 
     def rate(self, step: int) -> float:
         """Learning rate of ``step`` (0-based)."""
