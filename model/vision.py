@@ -135,7 +135,7 @@ class Block(nn.Module):
 def _rotate_pairs(x_PHE: Tensor, cos_PE: Tensor, sin_PE: Tensor) -> Tensor:
     even, odd = x_PHE[..., 0::2], x_PHE[..., 1::2]
     cos, sin = cos_PE.unsqueeze(1), sin_PE.unsqueeze(1)
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x_PHE.dtype)
 
 
 def segment_groups(grid_thws: Sequence[GridTHW], device: torch.device) -> list[tuple[Tensor | None, int]]:

@@ -7,7 +7,7 @@ Shapes: G matrices of one shape, n x m each; E experts; H heads, K query dims, N
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 
 
-def orthogonalise(g_Gnm: Tensor) -> Tensor:
+def orthogonalise(g_Gnm: Tensor, precision: torch.dtype = torch.bfloat16) -> Tensor:
     """Newton-Schulz iteration: each matrix's singular values are moved to about 1 (0.7 to 1.2).
 
     In bfloat16, as Muon's authors do: the iteration corrects its own rounding, and matrix units make it cheap. The
@@ -29,14 +29,14 @@ def orthogonalise(g_Gnm: Tensor) -> Tensor:
     a, b, c = NEWTON_SCHULZ
     tall = g_Gnm.shape[-2] > g_Gnm.shape[-1]
     x = (g_Gnm.mT.contiguous() if tall else g_Gnm).reshape(-1, *sorted(g_Gnm.shape[-2:]))
-    x = (x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)).bfloat16()
+    x = (x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)).to(precision)
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = torch.bmm(x, x.mT)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).to(g_Gnm.dtype).view_as(g_Gnm)
 
 
-def muon_updates(corrected: list[Tensor]) -> list[Tensor]:
+def muon_updates(corrected: list[Tensor], precision: torch.dtype = torch.bfloat16) -> list[Tensor]:
     """The updates of whole matrices [n, m] or stacks of them [E, n, m], in the order and shapes given.
 
     0.2 * sqrt(max(n, m)) times the orthogonalised matrix, as the learning rate is applied to it.
@@ -49,7 +49,7 @@ def muon_updates(corrected: list[Tensor]) -> list[Tensor]:
     updates = list(corrected)
     for (rows, columns), members in by_shape.items():
         lying = [_lying(corrected[index]).reshape(-1, rows, columns) for index in members]
-        orthogonal = orthogonalise(torch.cat(lying)) * (0.2 * columns**0.5)
+        orthogonal = orthogonalise(torch.cat(lying), precision) * (0.2 * columns**0.5)
         for index, update in zip(members, orthogonal.split([len(part) for part in lying]), strict=True):
             shape = corrected[index].shape
             updates[index] = update.mT.reshape(shape) if shape[-2] > shape[-1] else update.view(shape)
@@ -71,7 +71,13 @@ class MuonClip(torch.optim.Optimizer):
         momentum: of Muon (Nesterov).
         betas, eps: of AdamW.
         weight_decay: decoupled, on matrices only.
+
+    Attributes:
+        precision: of Newton-Schulz. In bfloat16 its rounding hangs on how matrices are batched; in float32 any number
+            of ranks computes the same curve.
     """
+
+    precision = torch.bfloat16
 
     def __init__(
         self,
@@ -83,7 +89,7 @@ class MuonClip(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.1,
     ) -> None:
-        self.names: dict[nn.Parameter, str] = {}
+        self.names: dict[Tensor, str] = {}
         muon: list[nn.Parameter] = []
         adamw: list[nn.Parameter] = []
         for name, parameter in named_parameters:
@@ -101,7 +107,9 @@ class MuonClip(torch.optim.Optimizer):
                 (self._muon if group["rule"] == "muon" else self._adamw)(group, trained)
 
     def _muon(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        updates = muon_updates(self._nesterov(group, parameters))
+        self._move(group, parameters, muon_updates(self._nesterov(group, parameters), self.precision))
+
+    def _move(self, group: dict[str, Any], parameters: list[Tensor], updates: list[Tensor]) -> None:
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(parameters, updates, alpha=-group["lr"])
 
@@ -156,7 +164,7 @@ class MuonClip(torch.optim.Optimizer):
             for slot, value in self.state.get(parameter, {}).items()
         }
 
-    def load_named_state(self, tensors: dict[str, Tensor]) -> None:
+    def load_named_state(self, tensors: Mapping[str, Tensor]) -> None:
         by_name = {name: parameter for parameter, name in self.names.items()}
         for key, value in tensors.items():
             name, _, slot = key.rpartition("/")
