@@ -14,10 +14,9 @@ def mid_train(
     metrics: dsl.Output[dsl.Metrics],
     card: dsl.Output[dsl.Markdown],
     steps: int,
-    context_factor: float,
+    context_steps: str,
     vision_ratio: float,
     learning_rate: float,
-    tokens_per_row: int,
     rows: int,
     products: str,
     checkpoint_every: int,
@@ -25,7 +24,7 @@ def mid_train(
     keep_best: str,
     seed: int,
 ):
-    """Train on longer sequences: the context grows by YaRN."""
+    """Train on longer and longer sequences: the context grows by YaRN, in steps."""
     from components.runtime.entry import enter
 
     enter("mid_train", locals(), inputs={"data": data, "parent": parent}, output=checkpoint, metrics=metrics, card=card)

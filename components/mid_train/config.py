@@ -2,30 +2,56 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from itertools import pairwise
+from typing import Self
+
+from pydantic import Field, field_validator, model_validator
 
 from components.runtime.config import TrainingConfig
 
 
 class Config(TrainingConfig):
-    steps: int = Field(220, ge=1, description="optimizer steps (source: ours)")
-    context_factor: float = Field(
-        2.0, gt=1, description="YaRN factor: how much longer rows get (source: K2.5 has 64, from 4096 to 262144)"
+    steps: int = Field(
+        220, ge=1, description="optimizer steps, divided evenly among the context's steps (source: ours)"
+    )
+    context_steps: str = Field(
+        "2,4",
+        description="how many times longer than in pre-training the context gets, one step after the other, by YaRN "
+        "(source: K2.5 has 8,64: from 4096 over 32768 to 262144)",
     )
     vision_ratio: float = Field(0.4, ge=0, le=1, description="share of vision tokens (source: ours)")
-    learning_rate: float = Field(4e-3, gt=0, description="peak learning rate (source: ours)")
-    tokens_per_row: int = Field(
-        512,
-        ge=64,
-        description="sequence length in tokens after the extension (source: K2.5 Table 3 has 32768 to 262144)",
+    learning_rate: float = Field(4e-3, gt=0, description="peak learning rate, of each context step (source: ours)")
+    rows: int = Field(
+        1, ge=1, description="sequences per step at the longest context; at a shorter one as many tokens (source: ours)"
     )
-    rows: int = Field(2, ge=1, description="sequences per step (source: ours)")
     products: str = Field(
         "bfloat16",
         pattern="^(float32|bfloat16)$",
         description="precision of matrix products; weights are float32 (ours)",
     )
     checkpoint_every: int = Field(
-        0, ge=0, description="steps between saved states; 0 saves at the end only (source: ours)"
+        0, ge=0, description="steps between saved states; 0 saves at the end of each context step (source: ours)"
     )
     seed: int = Field(2, ge=0, description="seed of the data order (source: ours)")
+
+    @field_validator("context_steps")
+    @classmethod
+    def _factors(cls, text: str) -> str:
+        try:
+            factors = [float(part) for part in text.split(",")]
+        except ValueError:
+            factors = []
+        if not factors or any(later <= earlier for earlier, later in pairwise([1.0, *factors])):
+            raise ValueError("growing factors above 1 with commas between them, such as 2,4")
+        return text
+
+    @model_validator(mode="after")
+    def _enough_steps(self) -> Self:
+        if self.steps < len(self.factors):
+            raise ValueError(f"steps {self.steps}: context_steps {self.context_steps} needs one for each at least")
+        return self
+
+    @property
+    def factors(self) -> list[float]:
+        """How many times longer than in pre-training the context gets, one after the other."""
+        return [float(part) for part in self.context_steps.split(",")]

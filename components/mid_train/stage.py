@@ -1,32 +1,48 @@
-"""Mid-training: better text, long documents and trajectories, on rows lengthened by YaRN (source: K2.5 Table 3)."""
+"""Mid-training: better text, long documents and videos, in a context that grows by YaRN (source: K2.5 Table 3)."""
 
 from __future__ import annotations
 
 from components.mid_train.config import Config
 from components.runtime.manifest import Manifest
 from components.runtime.step import StepContext
-from model.config import RopeScaling
-from model.data.folder import DataFolder
-from model.data.mixtures import LONG_TEXT, VISION, blend
+from model.context import original_window
+from model.data.mixtures import LONG_TEXT, LONG_VISION, blend
 from model.train.checkpoint import load_parent
 from model.train.loop import train
 from model.train.phase import Phase
 
 
 def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
-    # 1. Data: reasoning and long, high-quality text beside the vision mixture.
-    data = DataFolder(context.fetch(inputs["data"]))
-    weights = blend((LONG_TEXT, 1 - config.vision_ratio), (VISION, config.vision_ratio))
-    stream = data.mixture(weights, tokens_per_row=config.tokens_per_row, rows=config.rows, seed=config.seed)
+    # 1. Data: reasoning and long, high-quality text beside the vision mixture with long videos.
+    data = context.data(inputs["data"])
+    weights = blend((LONG_TEXT, 1 - config.vision_ratio), (LONG_VISION, config.vision_ratio))
 
-    # 2. Model: positions interpolated so that the longer rows look like the ones seen before.
-    seen = round(config.tokens_per_row / config.context_factor)
-    yarn = RopeScaling(factor=config.context_factor, original_max_position_embeddings=seen)
-    model = load_parent(context.fetch(inputs["parent"]), data.tokenizer, yarn, config.tokens_per_row)
+    # 2. Model: the context that it was pre-trained in.
+    model = load_parent(context.fetch(inputs["parent"]), data.tokenizer)
+    seen = original_window(model)
 
-    # 3. Train.
-    phase = Phase(
-        stream, config.steps, config.learning_rate, checkpoint_every=config.checkpoint_every, products=config.products
-    )
-    train(model, [phase], data.path, context, context.ranks)
+    # 3. Train, in rows as long as the context, which grows from phase to phase; each reads the data in an order of
+    # its own.
+    phases = [
+        Phase(
+            data.mixture(weights, tokens_per_row=window, rows=rows, seed=config.seed + 100 * number),
+            steps,
+            config.learning_rate,
+            checkpoint_every=config.checkpoint_every,
+            products=config.products,
+            window=window,
+        )
+        for number, (window, rows, steps) in enumerate(shapes(config, seen))
+    ]
+    train(model, phases, data.path, context, context.ranks)
     return context.checkpoints.newest
+
+
+def shapes(config: Config, seen: int) -> list[tuple[int, int, int]]:
+    """(window, rows, steps) of each context step after a context of ``seen``: equal tokens in a step, equal steps."""
+    factors = config.factors
+    share, rest = divmod(config.steps, len(factors))
+    return [
+        (round(seen * factor), round(config.rows * factors[-1] / factor), share + (number < rest))
+        for number, factor in enumerate(factors)
+    ]

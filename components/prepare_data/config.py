@@ -12,6 +12,17 @@ class Config(StepConfig):
     image_samples: int = Field(
         12_000, ge=100, description="training samples of image and video families (source: ours)"
     )
+    long_samples: int = Field(
+        1_600, ge=100, description="training samples of the families of long texts and videos (source: ours)"
+    )
+    long_documents: int = Field(
+        1_700,
+        ge=200,
+        description="characters of the longest text; it should nearly fill the longest context (source: ours)",
+    )
+    long_videos: int = Field(
+        50, ge=3, description="chunks of 4 frames of the longest video, about 18 tokens each (source: ours)"
+    )
     eval_samples: int = Field(128, ge=1, description="held-out samples of each family (source: ours)")
     tokenizer_ranks: int = Field(768, ge=256, description="BPE ranks, special slots apart (source: ours; K2: 163584)")
     samples_per_shard: int = Field(1_000, ge=1, description="samples in one tar shard (source: ours)")

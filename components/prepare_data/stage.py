@@ -21,7 +21,7 @@ from components.prepare_data.config import Config
 from components.runtime.manifest import Manifest
 from components.runtime.step import StepContext
 from model.chat import render
-from model.data.families import FAMILIES
+from model.data.families import FAMILIES, lengthened
 from model.data.sample import Sample, Split
 from model.data.shards import write_shard
 from model.image import ImageConfig
@@ -36,6 +36,7 @@ IMAGE_WEIGHTS = {
     "digit_string": 6, "digit_count": 6, "grounding": 2, "ocr_line": 1.5, "photo": 1, "chart": 1.5,
     "array_tool_image": 0.3, "video_digits": 0.8, "video_clip": 0.4,
 }  # fmt: skip
+LONG_WEIGHTS = {"needle": 5, "video_needle": 3}  # shares of `long_samples` (ours)
 TOKENIZER_SAMPLES = 6_000  # of the train split, by the same shares: more do not change the first ranks (ours)
 
 
@@ -68,7 +69,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     # 2. Shards, in parallel, while this process trains the tokenizer on the train split.
     with pool(min(config.processes, len(shards))) as executor:
         context.progress.update(0, total)
-        futures = [executor.submit(write, shard, folder, config.seed) for shard in shards]
+        futures = [executor.submit(write, shard, folder, config) for shard in shards]
         tokenizer = Tokenizer.train(tokenizer_texts(config), config.tokenizer_ranks)
         tokenizer.save(folder)
         done = 0
@@ -91,7 +92,11 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
 def train_counts(config: Config) -> dict[str, int]:
     """Training samples of each family; at least one, so that every family can be opened."""
     counts: dict[str, int] = {}
-    for weights, samples in ((TEXT_WEIGHTS, config.text_samples), (IMAGE_WEIGHTS, config.image_samples)):
+    for weights, samples in (
+        (TEXT_WEIGHTS, config.text_samples),
+        (IMAGE_WEIGHTS, config.image_samples),
+        (LONG_WEIGHTS, config.long_samples),
+    ):
         whole = sum(weights.values())
         counts |= {name: max(1, round(samples * weight / whole)) for name, weight in weights.items()}
     return counts
@@ -108,11 +113,11 @@ def plan(counts: Mapping[str, int], eval_samples: int, samples_per_shard: int) -
                 yield Shard(name, split, number, start, min(samples_per_shard, count - start))
 
 
-def write(shard: Shard, folder: Path, seed: int) -> int:
+def write(shard: Shard, folder: Path, config: Config) -> int:
     """Generate and write one shard; returns its number of samples."""
-    family = FAMILIES[shard.family]
+    family = lengthened(config.long_documents, config.long_videos)[shard.family]
     indices = range(shard.start, shard.start + shard.count)
-    data = write_shard(family.sample(seed, shard.split, index) for index in indices)
+    data = write_shard(family.sample(config.seed, shard.split, index) for index in indices)
     (folder / shard.name).write_bytes(data)
     return shard.count
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from model.config import ModelConfig, RopeScaling, load_config
+from model.config import ModelConfig, load_config
 from model.errors import MoonflowError
 from model.hf import load_weights, save_weights
 from model.multimodal import KimiK25
@@ -105,10 +105,8 @@ def read_state(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def load_parent(
-    folder: Path, tokenizer: Tokenizer, rope_scaling: RopeScaling | None = None, max_positions: int = 0
-) -> KimiK25:
-    """The model an earlier stage left, optionally with its context extended by YaRN to ``max_positions``.
+def load_parent(folder: Path, tokenizer: Tokenizer) -> KimiK25:
+    """The model an earlier stage left.
 
     Raises:
         MoonflowError: when it was trained with another tokenizer than the data's.
@@ -120,10 +118,6 @@ def load_parent(
             f"the data with {tokenizer.digest[:12]}; "
             "use the data folder the checkpoint came from, or train again from prepare_data"
         )
-    config = load_config(folder / "config.json")
-    if rope_scaling is not None:
-        extended = {"rope_scaling": rope_scaling, "max_position_embeddings": max_positions}
-        config = config.model_copy(update={"text_config": config.text_config.model_copy(update=extended)})
-    model = KimiK25(config)
+    model = KimiK25(load_config(folder / "config.json"))
     load_weights(model, folder)
     return model

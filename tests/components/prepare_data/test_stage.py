@@ -16,6 +16,7 @@ import pytest
 from components.prepare_data.config import Config
 from components.prepare_data.stage import (
     IMAGE_WEIGHTS,
+    LONG_WEIGHTS,
     TEXT_WEIGHTS,
     index_of,
     plan,
@@ -34,15 +35,16 @@ from model.errors import MoonflowError
 from model.tokenizer import Tokenizer
 from pipelines.services.local import Services
 
-SMALL = {"text_samples": 600, "image_samples": 150, "eval_samples": 3, "samples_per_shard": 50}
+SMALL = {"text_samples": 600, "image_samples": 150, "long_samples": 100, "eval_samples": 3, "samples_per_shard": 50}
 
 
 def test_every_family_has_its_share() -> None:
-    assert set(TEXT_WEIGHTS) | set(IMAGE_WEIGHTS) == set(FAMILIES)
+    assert set(TEXT_WEIGHTS) | set(IMAGE_WEIGHTS) | set(LONG_WEIGHTS) == set(FAMILIES)
     assert {FAMILIES[name].modality for name in TEXT_WEIGHTS} == {"text"}
     counts = train_counts(Config(text_samples=24_000, image_samples=8_000))
     assert abs(sum(counts[name] for name in TEXT_WEIGHTS) - 24_000) < len(FAMILIES)
     assert abs(sum(counts[name] for name in IMAGE_WEIGHTS) - 8_000) < len(FAMILIES)
+    assert sum(counts[name] for name in LONG_WEIGHTS) == Config().long_samples
     assert min(train_counts(Config(text_samples=100, image_samples=100)).values()) >= 1
 
 
@@ -59,7 +61,7 @@ def test_shards_cover_every_sample_once() -> None:
 def test_a_shard_is_the_familys_samples(tmp_path: Path) -> None:
     (shard,) = (s for s in plan({"fact_qa": 30}, 5, 20) if s.split == "train" and s.number == 1)
     (tmp_path / "train").mkdir()
-    assert write(shard, tmp_path, seed=3) == 10
+    assert write(shard, tmp_path, Config(seed=3)) == 10
     expected = [FAMILIES["fact_qa"].sample(3, "train", index) for index in range(20, 30)]
     assert list(read_shard(tmp_path / shard.name)) == expected
 
