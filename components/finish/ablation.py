@@ -66,6 +66,7 @@ def _arm(arm: Arm, runs: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
                 "score": _spread([100 * run["columns"][column.name]["score"] for run in ordered]),
                 "loss": _spread([run["columns"][column.name]["loss"] for run in ordered]),
                 "paper": arm.paper[column.name],
+                "chance": 100 * fmean(run["columns"][column.name]["chance"] for run in ordered),
             }
             for column in COLUMNS
         },
@@ -134,6 +135,8 @@ def markdown(found: Mapping[str, Any]) -> str:
             if measure == "score":
                 paper = [f"{arm['columns'][column.name]['paper']:.1f}" for column in COLUMNS]
                 lines.append(_row([f"{name}, K2.5 Table 1", f"{arm['vision_start']:.0%}", arm["ratio"], *paper]))
+        if measure == "score":
+            lines.append(_row(["best constant answer", "", "", *(f"{value:.1f}" for value in _chance(found))]))
         for name, columns in found["differences"].items():
             cells = [_difference(columns[column.name][measure], measure) for column in COLUMNS]
             lines.append(_row([f"early minus {name}, ours (95%)", "", "", *cells]))
@@ -181,6 +184,12 @@ def _verdict(difference: Mapping[str, Any], measure: str) -> str:
     if abs(mean) <= half or mean == 0:
         return "within noise"
     return "early is better" if (mean > 0) == (measure == "score") else "early is worse"
+
+
+def _chance(found: Mapping[str, Any]) -> list[float]:
+    """Of each column, on the tasks that all arms were asked."""
+    arm = next(iter(found["arms"].values()))
+    return [arm["columns"][column.name]["chance"] for column in COLUMNS]
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -264,6 +273,9 @@ def _table(found: Mapping[str, Any], measure: str) -> str:
             body.append(
                 f'<tr><th class="row" scope="row"><small>K2.5 Table 1</small></th><td></td><td></td>{cells}</tr>'
             )
+    if measure == "score":
+        cells = "".join(f'<td class="plain">{value:.1f}</td>' for value in _chance(found))
+        body.append(f'<tr><th class="row" scope="row">best constant answer</th><td></td><td></td>{cells}</tr>')
     for name, columns in found["differences"].items():
         cells = ""
         for column in COLUMNS:

@@ -24,10 +24,11 @@ from components.runtime.step import StepContext
 from components.vit_pretrain.stage import first_weights
 from model.data.folder import DataFolder
 from model.data.mixtures import TEXT, VISION
+from model.data.sample import Sample
 from model.data.stream import StreamState
 from model.errors import MoonflowError
 from model.evals.likelihood import HeldOut, Likelihood
-from model.evals.scorer import Evaluation
+from model.evals.scorer import Evaluation, chance_level
 from model.evals.tasks import SUITES, held_out
 from model.multimodal import KimiK25
 from model.rl.tools.toolset import Toolset
@@ -46,7 +47,7 @@ DOCUMENTS = 512  # tokens: in a short run more, as every family may end a docume
 def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
     # 1. Data: text alone until vision begins, then both at a constant ratio.
     arm = ARMS[config.arm]
-    data = DataFolder(context.fetch(inputs["data"]))
+    data = context.data(inputs["data"])
     stream = data.mixture(
         fusion(arm.vision_ratio, arm.vision_start),
         tokens_per_row=config.tokens_per_row,
@@ -81,7 +82,9 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     model.eval()
     everything = HeldOut.of(data, FAMILIES, config.samples)
     losses = everything.likelihood(model)
-    scores = answers(config, data, model)
+    tasks = {suite: held_out(data, SUITES[suite], config.samples) for column in COLUMNS for suite in column.suites}
+    scores = answers(config, data, model, tasks)
+    chance = {suite: chance_level(samples) for suite, samples in tasks.items()}
     result = {
         "arm": config.arm,
         "seed": config.seed,
@@ -89,17 +92,19 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         "vision_ratio": arm.vision_ratio,
         "tokens": tokens,
         "scores": scores,
+        "chance": chance,
         "losses": {name: found.loss for name, found in losses.items()},
         "bits_per_byte": {name: found.bits_per_byte for name, found in losses.items() if found.text_bytes},
         "columns": {
             column.name: {
                 "score": mean([scores[suite]["value"] for suite in column.suites]),
                 "loss": mean([losses[family].loss for family in column.families]),
+                "chance": mean([chance[suite] for suite in column.suites]),
             }
             for column in COLUMNS
         },
     }
-    context.metrics.log(final_metrics(result, data), config.steps)
+    context.metrics.log(final_metrics(result, tasks), config.steps)
     folder = context.work / "results"
     folder.mkdir()
     (folder / RESULTS).write_text(json.dumps(result, indent=1) + "\n")
@@ -169,10 +174,11 @@ def require_budget(share: float, tokens: Mapping[str, int]) -> None:
         )
 
 
-def answers(config: Config, data: DataFolder, model: KimiK25) -> dict[str, dict[str, Any]]:
+def answers(
+    config: Config, data: DataFolder, model: KimiK25, tasks: Mapping[str, list[Sample]]
+) -> dict[str, dict[str, Any]]:
     """Greedy scores of the columns' suites, as the step ``evaluate`` has them."""
-    suites = [SUITES[name] for column in COLUMNS for name in column.suites]
-    tasks = {suite.name: held_out(data, suite, config.samples) for suite in suites}
+    suites = [SUITES[name] for name in tasks]
     engine = EmbeddedEngine(model, config.max_batch, prompt_products=torch.bfloat16)
     context = model.config.text_config.max_position_embeddings
     with Toolset() as toolset:
@@ -181,14 +187,13 @@ def answers(config: Config, data: DataFolder, model: KimiK25) -> dict[str, dict[
     return {name: asdict(score) for name, score in scores.items()}
 
 
-def final_metrics(result: Mapping[str, Any], data: DataFolder) -> dict[str, float]:
+def final_metrics(result: Mapping[str, Any], tasks: Mapping[str, list[Sample]]) -> dict[str, float]:
     """For the tracker; the names are those of other steps where they have the figure, too."""
     metrics = {f"tokens/{modality}": float(count) for modality, count in result["tokens"].items()}
     metrics |= {f"final/{name}": value for name, value in result["losses"].items()}
     metrics |= {f"bits_per_byte/{name}": value for name, value in result["bits_per_byte"].items()}
     for name, score in result["scores"].items():
-        task = held_out(data, SUITES[name], 2)[0]
-        metrics[f"eval/{name}/{task.ability}/{task.modality}"] = float(score["value"])
+        metrics[f"eval/{name}/{tasks[name][0].ability}/{tasks[name][0].modality}"] = float(score["value"])
     for column, measures in result["columns"].items():
         for measure, value in measures.items():
             metrics[f"column/{column.replace(' ', '_')}/{measure}"] = value

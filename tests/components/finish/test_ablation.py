@@ -15,7 +15,7 @@ SCORES = {"early": (0.5, 0.6, 0.7), "mid": (0.4, 0.5, 0.6), "late": (0.5, 0.4, 0
 
 
 def result(arm: str, seed: int) -> dict[str, Any]:
-    measures = {"score": SCORES[arm][seed], "loss": 2 - SCORES[arm][seed]}
+    measures = {"score": SCORES[arm][seed], "loss": 2 - SCORES[arm][seed], "chance": 0.25}
     return {
         "arm": arm, "seed": seed, "tokens": {"vision": 1_000 + seed, "text": 9_000},
         "bits_per_byte": {"stdlib_code": 3.0}, "columns": {column.name: measures for column in COLUMNS},
@@ -89,6 +89,7 @@ def test_the_table_stands_beside_the_papers() -> None:
     assert all(len(row) == 3 + len(COLUMNS) for row in rows)
     assert ["early, K2.5 Table 1", "0%", "10:90", "25.8", "43.8", "65.7", "45.5", "58.5", "24.8"] in rows
     assert ["early, ours", "0%", "10:90", *["60.0 ± 10.0"] * 6] in rows
+    assert ["best constant answer", "", "", *["25.0"] * 6] in rows
     assert ["early minus mid, K2.5", "", "", "+0.8", "+3.1", "+1.6", "+1.6", "-0.1", "+0.8"] in rows
 
 
