@@ -7,7 +7,9 @@ text. One save is in flight at most, so that memory holds one copy and checkpoin
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -56,6 +58,12 @@ class HostCopies:
         if buffer is not None and buffer.shape == value.shape and buffer.dtype == value.dtype:
             return buffer
         return torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+
+
+def _yield_to_training() -> None:
+    """This thread, and those that it starts, run where training leaves a core idle, as far as the system allows."""
+    with contextlib.suppress(OSError, AttributeError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 class AsyncSaver:
@@ -109,6 +117,7 @@ class AsyncSaver:
 
         def work() -> None:
             try:
+                _yield_to_training()
                 self._write(folder, config, weights, slices, text, publication)
             except BaseException as error:
                 self._error = error

@@ -69,11 +69,11 @@ def language_model(times: int) -> KimiK25:
     return KimiK25(config, seed=0)
 
 
-def text_batch(seed: int) -> Batch:
+def text_batch(seed: int, rows: int = ROWS) -> Batch:
     """One document a row; every token but the first is a target."""
-    ids_BT = torch.randint(0, 768, (ROWS, TOKENS), generator=torch.Generator().manual_seed(seed))
-    where_N = torch.arange(ROWS * TOKENS).view(ROWS, TOKENS)[:, :-1].flatten()
-    positions_BT, documents_BT = torch.arange(TOKENS).repeat(ROWS, 1), torch.zeros_like(ids_BT)
+    ids_BT = torch.randint(0, 768, (rows, TOKENS), generator=torch.Generator().manual_seed(seed))
+    where_N = torch.arange(rows * TOKENS).view(rows, TOKENS)[:, :-1].flatten()
+    positions_BT, documents_BT = torch.arange(TOKENS).repeat(rows, 1), torch.zeros_like(ids_BT)
     vision_N = torch.zeros(len(where_N), dtype=torch.bool)
     return Batch(ids_BT, positions_BT, documents_BT, where_N, ids_BT[:, 1:].flatten(), vision_N, where_N // TOKENS,
                  None, [])  # fmt: skip

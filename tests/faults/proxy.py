@@ -13,16 +13,18 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
-KINDS = ("error", "reset", "lost", "cut", "hang")
+KINDS = ("error", "reset", "lost", "cut", "hang", "short")
 """error: status 500. reset: the connection breaks, the store never sees the request. lost: the store does what was
-asked, but its answer breaks off before the first byte. cut: it breaks off in the middle of the body. hang: silence."""
+asked, but its answer breaks off before the first byte. cut: it breaks off in the middle of the body. hang: silence.
+short: an upload breaks off in the middle, on its way to the store too."""
+_ONLY = {"cut": "GET", "short": "PUT"}
 
 _HOP = {"connection", "expect", "transfer-encoding", "content-length"}
 _ERROR = b"<Error><Code>InternalError</Code><Message>We encountered an internal error.</Message></Error>"
 
 
 class FlappingStore:
-    """Spoils each ``every``-th request with the next of KINDS, but never the same request twice in a row.
+    """Spoils each ``every``-th request with one of KINDS in turn, but never the same request twice in a row.
 
     ``away`` breaks every connection as long as it is set. ``spoiled`` counts what was done.
     """
@@ -35,7 +37,6 @@ class FlappingStore:
         self.spoiled: Counter[str] = Counter()
         self._every = every
         self._requests = itertools.count(1)
-        self._kinds = itertools.cycle(KINDS)
         self._spared: set[tuple[str, str]] = set()
         self._guard = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _Handler)
@@ -56,9 +57,8 @@ class FlappingStore:
                 return ""
             if not self._every or next(self._requests) % self._every:
                 return ""
-            kind = next(self._kinds)
-            if kind == "cut" and command != "GET":
-                kind = "lost"
+            fitting = [kind for kind in KINDS if _ONLY.get(kind, command) == command]
+            kind = min(fitting, key=lambda kind: (self.spoiled[kind], kind not in _ONLY))
             self._spared.add((command, path))
             self.spoiled[kind] += 1
             return kind
@@ -100,6 +100,10 @@ class _Handler(BaseHTTPRequestHandler):
         if kind in ("hang", "reset"):
             self._break()
             return
+        if kind == "short":
+            self._pass_on_half(asked)
+            self._break()
+            return
         status, headers, body = self._pass_on(asked)
         if kind == "lost":
             self._break()
@@ -120,13 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
         return b"".join(parts)
 
     def _pass_on(self, asked: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
-        upstream = self.server.store.upstream
-        connection = http.client.HTTPConnection(upstream.hostname or "", upstream.port, timeout=60)
-        connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-        for name, value in self.headers.items():  # the Host among them: it is signed
-            if name.lower() not in _HOP:
-                connection.putheader(name, value)
-        connection.putheader("Content-Length", str(len(asked)))
+        connection = self._begin_passing(asked)
         connection.endheaders(asked)
         answer = connection.getresponse()
         body = answer.read()
@@ -135,6 +133,21 @@ class _Handler(BaseHTTPRequestHandler):
             headers.append(("Content-Length", answer.getheader("Content-Length", "0")))
         connection.close()
         return answer.status, headers, body
+
+    def _pass_on_half(self, asked: bytes) -> None:
+        connection = self._begin_passing(asked)
+        connection.endheaders(asked[: len(asked) // 2])
+        connection.close()
+
+    def _begin_passing(self, asked: bytes) -> http.client.HTTPConnection:
+        upstream = self.server.store.upstream
+        connection = http.client.HTTPConnection(upstream.hostname or "", upstream.port, timeout=60)
+        connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in self.headers.items():  # the Host among them: it is signed
+            if name.lower() not in _HOP:
+                connection.putheader(name, value)
+        connection.putheader("Content-Length", str(len(asked)))
+        return connection
 
     def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes, *, cut: bool = False) -> None:
         self.send_response_only(status)
