@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from components.finish.ablation import compare, curves, half_width, markdown, render, sentences
+from components.finish.ablation import against_early, compare, curves, half_width, markdown, render, sentences
 from components.fusion_arm.arms import ARMS, COLUMNS
 from tests.components.finish.test_report import Page
 
@@ -81,6 +81,13 @@ def test_curves_are_means_of_what_all_seeds_have() -> None:
         "fusion_arm-mid-1": [{"step": 1, "x": 5.0}],
     }
     assert curves(rows, "x") == {"mid": [(1, 4.0)]}
+
+
+def test_a_dip_shows_against_the_early_arm() -> None:
+    against = against_early(curves(events(), "held_out/text"))
+    assert set(against) == {"mid", "late"} and {value for _, value in against["late"]} == {0.0}
+    assert dict(against["mid"])[50] == 0.0
+    assert [round(dict(against["mid"])[step], 6) for step in (60, 70, 80, 90, 100)] == [0.4, 0.3, 0.35, 0.35, 0.4]
 
 
 def test_the_table_stands_beside_the_papers() -> None:
