@@ -12,7 +12,7 @@ from components.runtime.config import TrainingConfig
 
 class Config(TrainingConfig):
     steps: int = Field(
-        220, ge=1, description="optimizer steps, divided evenly among the context's steps (source: ours)"
+        280, ge=1, description="optimizer steps, divided evenly among the context's steps (source: ours)"
     )
     context_steps: str = Field(
         "2,4",

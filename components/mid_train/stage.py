@@ -6,7 +6,8 @@ from components.mid_train.config import Config
 from components.runtime.manifest import Manifest
 from components.runtime.step import StepContext
 from model.context import original_window
-from model.data.mixtures import LONG_TEXT, LONG_VISION, blend
+from model.data.folder import DataFolder
+from model.data.mixtures import LONG_TEXT, LONG_VISION, Mixture, blend
 from model.train.checkpoint import load_parent
 from model.train.loop import train
 from model.train.phase import Phase
@@ -15,17 +16,20 @@ from model.train.phase import Phase
 def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
     # 1. Data: reasoning and long, high-quality text beside the vision mixture with long videos.
     data = context.data(inputs["data"])
-    weights = blend((LONG_TEXT, 1 - config.vision_ratio), (LONG_VISION, config.vision_ratio))
 
-    # 2. Model: the context that it was pre-trained in.
+    # 2. Model: in the context that it was pre-trained in.
     model = load_parent(context.fetch(inputs["parent"]), data.tokenizer)
-    seen = original_window(model)
 
-    # 3. Train, in rows as long as the context, which grows from phase to phase; each reads the data in an order of
-    # its own.
-    phases = [
+    # 3. Train, in rows as long as the context, which grows from phase to phase.
+    train(model, phases(config, data, original_window(model)), data.path, context, context.ranks)
+    return context.checkpoints.newest
+
+
+def phases(config: Config, data: DataFolder, seen: int) -> list[Phase]:
+    """A phase for each context step after a context of ``seen``; each reads the data in an order of its own."""
+    return [
         Phase(
-            data.mixture(weights, tokens_per_row=window, rows=rows, seed=config.seed + 100 * number),
+            data.mixture(mixture(config), tokens_per_row=window, rows=rows, seed=config.seed + 100 * number),
             steps,
             config.learning_rate,
             checkpoint_every=config.checkpoint_every,
@@ -34,8 +38,10 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         )
         for number, (window, rows, steps) in enumerate(shapes(config, seen))
     ]
-    train(model, phases, data.path, context, context.ranks)
-    return context.checkpoints.newest
+
+
+def mixture(config: Config) -> Mixture:
+    return blend((LONG_TEXT, 1 - config.vision_ratio), (LONG_VISION, config.vision_ratio))
 
 
 def shapes(config: Config, seen: int) -> list[tuple[int, int, int]]:
