@@ -247,6 +247,32 @@ def plan(
         planned.show(Console())
 
 
+data_app = typer.Typer(no_args_is_help=True, help="Look at data before training on it.")
+app.add_typer(data_app, name="data")
+
+
+@data_app.command()
+def check(
+    uri: Annotated[
+        str, typer.Argument(help="A folder or s3://... of shards, of images with texts, or of prepare_data's output.")
+    ],
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="A data or checkpoint folder whose tokenizer counts. Default: the data's own.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with all problems.")] = False,
+) -> None:
+    """Show samples, tokens by modality and problems of data; status 1 if there is any problem."""
+    from pipelines.data_check import examine
+
+    found = examine(uri, tokenizer)
+    if as_json:
+        print(found.as_json())
+    else:
+        found.show(uri, Console())
+    if found.problems:
+        raise typer.Exit(1)
+
+
 @app.command()
 def doctor(
     run_dir: Annotated[Path, typer.Option("--run-dir", "-d", help="Where runs will be written.")] = Path("runs"),

@@ -16,6 +16,7 @@ def prepare_data(
     long_samples: int,
     long_documents: int,
     long_videos: int,
+    sources: str,
     eval_samples: int,
     tokenizer_ranks: int,
     samples_per_shard: int,

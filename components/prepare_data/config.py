@@ -23,6 +23,12 @@ class Config(StepConfig):
     long_videos: int = Field(
         50, ge=3, description="chunks of 4 frames of the longest video, about 18 tokens each (source: ours)"
     )
+    sources: str = Field(
+        "",
+        description="your own data, as name=URI or name:weight=URI, separated by commas: a folder or s3:// address of "
+        "WebDataset shards in our sample format, or a folder of images with texts; the weight (1) stands beside those "
+        "of the built-in families in model/data/mixtures.py",
+    )
     eval_samples: int = Field(128, ge=1, description="held-out samples of each family (source: ours)")
     tokenizer_ranks: int = Field(768, ge=256, description="BPE ranks, special slots apart (source: ours; K2: 163584)")
     samples_per_shard: int = Field(1_000, ge=1, description="samples in one tar shard (source: ours)")

@@ -1,4 +1,4 @@
-"""Data preparation: real sources become a tokenizer and WebDataset shards, split by held-out sources.
+"""Data preparation: real sources, and the user's own, become a tokenizer and WebDataset shards, split by sources.
 
 A killed attempt starts again from nothing: it takes seconds, and every sample is a function of (seed, split, family,
 index), so the new shards are the same bytes.
@@ -10,22 +10,34 @@ import json
 import multiprocessing
 import multiprocessing.connection
 import os
+import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
 
 from components.prepare_data.config import Config
+from components.prepare_data.lengths import measured
+from components.prepare_data.own import entries, summary, write_part
 from components.runtime.manifest import Manifest
+from components.runtime.own_data import parts_at
 from components.runtime.step import StepContext
 from model.chat import render
 from model.data.families import FAMILIES, lengthened
+from model.data.lengths import write_lengths
+from model.data.own import parse_sources
 from model.data.sample import Sample, Split
 from model.data.shards import write_shard
+from model.errors import MoonflowError
 from model.image import ImageConfig
 from model.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 # Shares of `text_samples` and of `image_samples` (ours). Copying (recall, fact_qa) needs the most different samples.
 TEXT_WEIGHTS = {
@@ -63,25 +75,51 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     counts = train_counts(config)
     shards = list(plan(counts, config.eval_samples, config.samples_per_shard))
     total = sum(shard.count for shard in shards)
+    sources = parse_sources(config.sources)
+    for source in sources:
+        if source.name in FAMILIES:
+            raise MoonflowError(f"source {source.name!r} has the name of a built-in family: choose another name")
+    parts = [(source, number, part) for source in sources for number, part in enumerate(parts_at(source.uri))]
     for split in ("train", "eval"):
         (folder / split).mkdir(parents=True, exist_ok=True)
 
     # 2. Shards, in parallel, while this process trains the tokenizer on the train split.
     with pool(min(config.processes, len(shards))) as executor:
         context.progress.update(0, total)
-        futures = [executor.submit(write, shard, folder, config) for shard in shards]
+        futures = {executor.submit(write, shard, folder, config): shard for shard in shards}
         tokenizer = Tokenizer.train(tokenizer_texts(config), config.tokenizer_ranks)
         tokenizer.save(folder)
-        done = 0
+
+        # 3. The user's own samples, and how long every train sample is: what the order of data is planned from.
+        own = [executor.submit(write_part, part, source.name, number, folder) for source, number, part in parts]
+        done, measuring = 0, []
         for future in as_completed(futures):
+            shard = futures[future]
             done += finished(future, futures)
+            if shard.split == "train":
+                measuring.append(executor.submit(measured, folder, shard.name, shard.count))
             context.progress.update(done, total, samples_per_s=done / (time.monotonic() - started))
 
-    # 3. The index that trainers open, then one manifest over everything.
-    index = {"families": index_of(shards), "image": ImageConfig().model_dump(mode="json")}
+        lengths = dict(finished(future, measuring) for future in measuring)
+        added = [finished(future, own) for future in own]
+
+    # 4. The index that trainers open, then one manifest over everything.
+    index: dict[str, Any] = {"families": index_of(shards), "image": ImageConfig().model_dump(mode="json"), "own": {}}
+    for source in sources:
+        written = [one for (named, _, _), one in zip(parts, added, strict=True) if named == source]
+        index["own"][source.name] = summary(source, written)
+        index["families"][source.name] = entries(written)
+        lengths |= {name: np.array(sizes) for one in written for (_, name), sizes in one.lengths.items()}
+        for problem in (problem for one in written for problem in one.problems):
+            print(f"prepare_data: left out of {source.name}: {problem}", file=sys.stderr, flush=True)
+    write_lengths(folder, lengths)
     (folder / "index.json").write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
+    tokens, media = (sum(int(values[:, column].sum()) for values in lengths.values()) for column in (0, 1))
     figures = {
-        "samples": total,
+        "samples": total + sum(len(sizes) for one in added for sizes in one.lengths.values()),
+        "own_left_out": sum(len(one.problems) for one in added),
+        "train_tokens": tokens,
+        "train_media_tokens": media,
         "samples_per_s": round(total / (time.monotonic() - started), 1),
         "characters_per_token": round(characters_per_token(tokenizer, counts, config.seed), 3),
     }
@@ -161,8 +199,8 @@ def index_of(shards: list[Shard]) -> dict[str, dict[str, list[dict[str, object]]
     return families
 
 
-def finished(future: Future[int], futures: list[Future[int]]) -> int:
-    """The future's samples; if it failed, what has not begun is dropped before the error goes up."""
+def finished(future: Future[T], futures: Iterable[Future[T]]) -> T:
+    """The future's result; if it failed, what has not begun is dropped before the error goes up."""
     try:
         return future.result()
     except BaseException:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from model.data.lengths import Lengths, measure, read_lengths
+from model.data.mixtures import Mixture
 from model.data.order import FamilyShards
 from model.data.sample import Sample, Split
 from model.data.schedule import Schedule
@@ -82,6 +83,14 @@ class DataFolder:
             self._lengths[name] = measure(shard, entry["samples"], self.tokenizer, self.image_config)[0]
             shard.close()
         return self._lengths[name]
+
+    def joined(self, text: Mapping[str, float], vision: Mapping[str, float]) -> tuple[Mixture, Mixture]:
+        """The two mixtures with the user's own families: each by its weight, where most of its tokens belong."""
+        own = self.index.get("own", {})
+        return (
+            {**text, **{name: entry["weight"] for name, entry in own.items() if not entry["vision"]}},
+            {**vision, **{name: entry["weight"] for name, entry in own.items() if entry["vision"]}},
+        )
 
     def mixture(
         self, weights: Mapping[str, float] | Schedule, *, tokens_per_row: int, rows: int, seed: int, steps: int = 0

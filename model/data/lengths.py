@@ -40,7 +40,8 @@ def measure(shard: Shard, samples: int, tokenizer: Tokenizer, image_config: Imag
 
 def write_lengths(folder: Path, lengths: Mapping[str, Lengths]) -> None:
     """Write the file into a data folder."""
-    save_file({name: np.ascontiguousarray(values) for name, values in lengths.items()}, folder / LENGTHS)
+    values = {name: np.ascontiguousarray(lengths[name], dtype=np.int32) for name in sorted(lengths)}
+    save_file(values, folder / LENGTHS)
 
 
 def read_lengths(folder: Path) -> dict[str, Lengths]:
