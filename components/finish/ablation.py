@@ -274,7 +274,8 @@ def render(summary: Mapping[str, Any], events: Mapping[str, Sequence[Event]], ex
         "compare the order of the arms, not the values.</p>\n"
         + "\n".join(_table(found, measure) for measure in MEASURES)
         + '\n<h2>On the way</h2><p class="quiet">Means over the seeds of an arm, from a tenth of the training on.</p>'
-        f'<div class="grid2">{"".join(cards)}</div>\n<h2>In words</h2><ul class="reasons">{notes}</ul>\n</main></body></html>\n'
+        f'<div class="grid2">{"".join(cards)}</div>\n<h2>In words</h2><ul class="reasons">{notes}</ul>\n'
+        "</main></body></html>\n"
     )
 
 
