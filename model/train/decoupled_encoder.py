@@ -197,12 +197,13 @@ class DecoupledEncoder:
             grad_MD = torch.zeros_like(step.features_MD)
         grad_SD = self._exchanged(grad_MD.index_select(0, step.place_M), step.received, step.sent)
         grad_MD = grad_SD.new_zeros(step.encoded, grad_SD.shape[1]).index_add_(0, step.leaving_S, grad_SD)
-        with products_in(step.products):
+        with torch.enable_grad(), products_in(step.products):  # a hook within a backward may have called
             tower_learns = _learns(self.model.vision_tower)
             merged = self.model.vision_tower(step.held, step.grids) if tower_learns else step.held
             encoded_MD = self.model.mm_projector(merged)
-        # Its gradient by the encoder's output is exactly grad_MD.
-        run((encoded_MD.float() * grad_MD.float()).sum())
+            # Its gradient by the encoder's output is exactly grad_MD.
+            weighted = (encoded_MD.float() * grad_MD.float()).sum()
+        run(weighted)
 
     def _exchanged(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
         assert self.ranks.everyone is not None
