@@ -14,12 +14,12 @@ from PIL import Image
 from scipy import ndimage
 from sklearn.datasets import load_digits
 
-from model.data.families import chart, digits, ocr, photo, video
+from model.data.families import chart, digits, ocr, photo, scenes, video
 from model.data.families.family import Family
 from model.data.sample import Sample, Split
 from model.image import ImageConfig, decode_video, encode_image, encode_video
 
-FAMILIES = {family.name: family for room in (digits, ocr, photo, chart, video) for family in room.FAMILIES}
+FAMILIES = {family.name: family for room in (digits, ocr, photo, scenes, chart, video) for family in room.FAMILIES}
 SPLITS: tuple[Split, ...] = ("train", "eval")
 
 
@@ -140,8 +140,15 @@ def test_count_equals_the_number_of_blobs() -> None:
 
 
 def test_every_count_is_equally_likely() -> None:
-    counts = Counter(sample.answer for sample in questions(digits.DIGIT_COUNT, 600))
-    assert set(counts) == set("123456") and min(counts.values()) > 60
+    for family, largest in ((digits.DIGIT_COUNT, 6), (digits.DIGIT_TALLY, 9)):
+        counts = Counter(sample.answer for sample in questions(family, 600))
+        assert set(counts) == {str(n + 1) for n in range(largest)} and min(counts.values()) > 0.6 * 600 / largest
+
+
+def test_a_tally_is_the_number_of_blobs_up_to_nine() -> None:
+    samples = questions(digits.DIGIT_TALLY, 60)
+    blobs = [ndimage.label(pixels(sample) >= 30, np.ones((3, 3)))[1] for sample in samples]
+    assert sum(found == int(sample.answer) for found, sample in zip(blobs, samples, strict=True)) > 0.7 * len(samples)
 
 
 def test_box_is_tight_around_the_ink() -> None:
@@ -227,6 +234,20 @@ def test_lines_fit_their_picture_and_are_inked_end_to_end() -> None:
             columns = np.flatnonzero(ink.any(0))
             assert (columns[-1] - columns[0]) / len(sample.answer) > 3  # pixels a character: nothing is missing
             assert set(sample.answer.split()) <= set(ocr.words(split)) and len(sample.answer) <= 10
+
+
+def test_typewritten_lines_have_a_character_in_every_patch() -> None:
+    train, held = ({word.lower() for word in ocr.all_words(split)} for split in SPLITS)
+    assert train.isdisjoint(held) and len(train) > 7000 and len(held) > 700
+    for split in SPLITS:
+        for sample in questions(ocr.OCR_TEXT, 150, split):
+            image, text = pixels(sample).astype(int), sample.answer
+            assert image.shape[0] == 28 and image.shape[1] % 28 == 0 and len(text) <= ocr.LONGEST_TYPED
+            ink = np.abs(image - np.median(image)) > 60
+            assert ink[:, 14 * len(text) + 4 :].sum() == 0  # nothing behind the last character
+            cells = [ink[:, 14 * n : 14 * n + 16].any() for n in range(len(text))]
+            assert [inked or char == " " for inked, char in zip(cells, text, strict=True)] == [True] * len(text)
+            assert set(text.split()) <= set(ocr.all_words(split))
 
 
 # --- charts ---

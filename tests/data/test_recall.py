@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from model.data.families.recall import RECALL, recall_sources, words
+import numpy as np
+
+from model.data.families.recall import RECALL, names_only, recall_sources, words
 
 
 def kind(segments: list[dict]) -> str:
@@ -46,3 +48,17 @@ def test_no_word_is_in_both_splits() -> None:
     held_out = {word for source in recall_sources("eval") for word in words(source, "eval")}
     assert len(train) > 20_000 and len(held_out) > 2000
     assert not train & held_out
+
+
+def test_documents_of_names_hold_words_of_their_split_alone() -> None:
+    rng = np.random.default_rng(0)
+    held_out = {word for source in recall_sources("eval") for word in words(source, "eval")}
+    for index in range(100):
+        sample = names_only(rng, "eval", index)
+        for segment in sample.segments:
+            text = segment["text"]
+            if not segment["loss"] or "\n" in text.strip():
+                continue
+            value = text.strip()
+            if kind(sample.segments) == "pairs":
+                assert value in held_out

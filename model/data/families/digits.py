@@ -5,7 +5,7 @@ A fifth of the digits is held out, by sample as everywhere here; the writers are
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,7 +113,7 @@ def scatter(
     Args:
         rng: the only source of chance.
         split: training digits are varied, see `write`.
-        ids: which digits; up to 6 find room.
+        ids: which digits; up to 6 find room, 9 if none is wider than 16 pixels.
         smallest, largest: bounds of a digit's side in pixels.
 
     Returns:
@@ -145,9 +145,9 @@ def scatter(
     return canvas, boxes
 
 
-def _draw_count(rng: np.random.Generator, split: Split) -> Drawn:
-    ids = pick(rng, split, int(rng.integers(1, 7)))
-    canvas, _ = scatter(rng, split, ids)
+def _draw_count(rng: np.random.Generator, split: Split, most: int, smallest: int, largest: int) -> Drawn:
+    ids = pick(rng, split, int(rng.integers(1, most + 1)))
+    canvas, _ = scatter(rng, split, ids, smallest, largest)
     question = ("How many digits?", "Count the digits.")[rng.integers(2)]
     caption = f"digits shown: {len(ids)}"
     return Drawn(encode_png(add_noise(rng, canvas)), question, str(len(ids)), caption, source_of(ids[0]))
@@ -175,6 +175,12 @@ def _draw_grounding(rng: np.random.Generator, split: Split) -> Drawn:
 
 
 DIGIT_STRING = visual_family("digit_string", "knowledge", "image", "exact", _draw_string, digit_sources)
-DIGIT_COUNT = visual_family("digit_count", "reasoning", "image", "number", _draw_count, digit_sources)
+DIGIT_COUNT = visual_family(
+    "digit_count", "reasoning", "image", "number", partial(_draw_count, most=6, smallest=20, largest=24), digit_sources
+)
+# Nine digits find room only where they are smaller.
+DIGIT_TALLY = visual_family(
+    "digit_tally", "reasoning", "image", "number", partial(_draw_count, most=9, smallest=13, largest=16), digit_sources
+)
 GROUNDING = visual_family("grounding", "reasoning", "image", "box", _draw_grounding, digit_sources)
-FAMILIES = (DIGIT_STRING, DIGIT_COUNT, GROUNDING)
+FAMILIES = (DIGIT_STRING, DIGIT_COUNT, DIGIT_TALLY, GROUNDING)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import string
 import zlib
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -25,6 +26,7 @@ LETTERS = np.array(list(string.ascii_letters))
 CHARACTERS = np.array(list(string.ascii_letters + string.digits + "-_.:/#+*=()[]<>"))
 DIGITS = np.array(list(string.digits))
 JOINTS = ("=", ": ", ":", " is ")
+NAMES, NUMBERS, MIXED = (0,), (1,), (0, 0, 1, 2)  # styles of `_item`
 SEPARATORS = (" ", " ", " ", ", ", "\n", "; ")
 
 
@@ -60,26 +62,27 @@ def _item(rng: np.random.Generator, pool: list[str], style: int) -> str:
     return first + "".join(CHARACTERS[rng.integers(len(CHARACTERS), size=length - 1)]) + last
 
 
-def _items(rng: np.random.Generator, pool: list[str], count: int) -> list[str]:
-    """``count`` different items; in most calls numbers only, whose ten tokens are the first that get copied."""
-    numbers_only = rng.random() < NUMBERS_SHARE
+def _items(rng: np.random.Generator, pool: list[str], count: int, styles: Sequence[int] | None) -> list[str]:
+    """``count`` different items; if no styles are given, then in most calls numbers only, whose ten tokens are the
+    first that get copied."""
+    styles = styles or (NUMBERS if rng.random() < NUMBERS_SHARE else MIXED)
     found: dict[str, None] = {}
     while len(found) < count:
-        found[_item(rng, pool, 1 if numbers_only else (0, 0, 1, 2)[int(rng.integers(4))])] = None
+        found[_item(rng, pool, styles[int(rng.integers(len(styles)))])] = None
     return list(found)
 
 
-def _repeat(rng: np.random.Generator, pool: list[str]) -> list[tuple[str, bool]]:
+def _repeat(rng: np.random.Generator, pool: list[str], styles: Sequence[int] | None) -> list[tuple[str, bool]]:
     """A string, then the same string again and again: most of the document is determined by its beginning."""
     separator = SEPARATORS[int(rng.integers(len(SEPARATORS)))]
-    text = separator.join(_items(rng, pool, int(rng.integers(2, 8))))
+    text = separator.join(_items(rng, pool, int(rng.integers(2, 8)), styles))
     times = int(np.clip(CHARACTERS_PER_DOCUMENT // len(text) - 1, 1, 8))
     return [(text, False)] + [("\n" + text, True)] * times
 
 
-def _pairs(rng: np.random.Generator, pool: list[str]) -> list[tuple[str, bool]]:
+def _pairs(rng: np.random.Generator, pool: list[str], styles: Sequence[int] | None) -> list[tuple[str, bool]]:
     """``key=value`` lines, then all keys again, twice, in other orders; the loss covers the values that follow."""
-    items = _items(rng, pool, 2 * int(rng.integers(2, 5)))
+    items = _items(rng, pool, 2 * int(rng.integers(2, 5)), styles)
     pairs = list(zip(items[::2], items[1::2], strict=True))
     joint = JOINTS[int(rng.integers(len(JOINTS)))]
     segments = [("\n".join(key + joint + value for key, value in pairs), False)]
@@ -91,9 +94,18 @@ def _pairs(rng: np.random.Generator, pool: list[str]) -> list[tuple[str, bool]]:
 
 
 def recall(rng: np.random.Generator, split: Split, index: int) -> Sample:
+    return _sample(rng, split, index, None)
+
+
+def names_only(rng: np.random.Generator, split: Split, index: int) -> Sample:
+    """A document as `recall` makes them, of the split's words alone: what copying of unseen names is measured on."""
+    return _sample(rng, split, index, NAMES)
+
+
+def _sample(rng: np.random.Generator, split: Split, index: int, styles: Sequence[int] | None) -> Sample:
     names = recall_sources(split)
     source = names[int(rng.integers(len(names)))]
-    segments = (_repeat if rng.random() < 0.5 else _pairs)(rng, words(source, split))
+    segments = (_repeat if rng.random() < 0.5 else _pairs)(rng, words(source, split), styles)
     return Sample(
         key=f"recall-{index:08d}", family="recall", ability="knowledge", modality="text", source=source,
         segments=[{"type": "text", "text": text, "loss": loss} for text, loss in segments],
