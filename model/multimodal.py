@@ -28,13 +28,7 @@ if TYPE_CHECKING:
 
 
 class KimiK25(nn.Module):
-    """The whole network. ``seed`` fixes the initial weights.
-
-    ``encodes_blank`` makes a batch without media pass a blank one through the vision side, with nothing of it in the
-    result: ranks whose weights are divided have to run the same modules in the same order.
-    """
-
-    encodes_blank = False
+    """The whole network. ``seed`` fixes the initial weights."""
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         super().__init__()
@@ -50,10 +44,12 @@ class KimiK25(nn.Module):
         pixel_values: Tensor | None,
         grid_thws: Sequence[GridTHW],
         features_MD: Tensor | None = None,
+        pads_BT: Tensor | None = None,
     ) -> Tensor:
         """Token embeddings [..., D] with the media pads replaced, in reading order, by projected vision features.
 
-        ``features_MD``: these features where they were computed elsewhere; nothing is encoded then.
+        ``features_MD``: these features where they were computed elsewhere; nothing is encoded then. ``pads_BT``: where
+        ranks share rows, the pads of the whole rows, whose features the media are; this rank's are chosen from them.
 
         Raises:
             ValueError: if the number of media pads is not the number of vision features.
@@ -61,20 +57,16 @@ class KimiK25(nn.Module):
         x = self.language_model.model.embed_tokens(input_ids)
         if features_MD is None:
             if pixel_values is None:
-                return x + self._nothing(x) if self.encodes_blank else x
+                return x
             features_MD = self.mm_projector(self.vision_tower(pixel_values, grid_thws))
+        sharing = sequence_group()
+        if sharing is not None and pads_BT is not None:
+            features_MD = sharing.of_columns(features_MD, pads_BT)
         features = features_MD.to(x.dtype)
         positions = (input_ids.flatten() == self.config.media_placeholder_token_id).nonzero().squeeze(1)
         if len(positions) != len(features):
             raise ValueError(f"{len(positions)} media pads for {len(features)} vision features")
         return x.flatten(0, -2).index_copy(0, positions, features).view_as(x)
-
-    def _nothing(self, like: Tensor) -> Tensor:
-        """Zero, with a gradient of zero for every parameter of the vision side."""
-        vision = self.config.vision_config
-        height, width = vision.merge_kernel_size
-        blank = like.new_zeros(height * width, 3, vision.patch_size, vision.patch_size)
-        return 0 * self.mm_projector(self.vision_tower(blank, [(1, height, width)])).sum().to(like.dtype)
 
     def hidden_states(self, batch: Batch, features_MD: Tensor | None = None) -> Tensor:
         """Final hidden states [B, T, D] of a packed batch; ``features_MD`` as in ``embed``.
@@ -82,15 +74,13 @@ class KimiK25(nn.Module):
         Where ranks share the rows (``model.sequence_parallel``), the batch and the states are this rank's columns; the
         features are those of the whole rows.
         """
-        positions_BT, documents_BT, sharing = batch.position_ids_BT, batch.document_ids_BT, sequence_group()
+        positions_BT, documents_BT, pads_BT = batch.position_ids_BT, batch.document_ids_BT, None
+        sharing = sequence_group()
         if sharing is not None:
             own = torch.stack((positions_BT, documents_BT, batch.input_ids_BT))
             positions_BT, documents_BT, ids_BT = sharing.whole_rows(own)
-            if features_MD is None and batch.pixel_values is not None:
-                features_MD = self.mm_projector(self.vision_tower(batch.pixel_values, batch.grid_thws))
-            if features_MD is not None:
-                features_MD = sharing.of_columns(features_MD, ids_BT == self.config.media_placeholder_token_id)
-        x_BTD = self.embed(batch.input_ids_BT, batch.pixel_values, batch.grid_thws, features_MD)
+            pads_BT = ids_BT == self.config.media_placeholder_token_id
+        x_BTD = self.embed(batch.input_ids_BT, batch.pixel_values, batch.grid_thws, features_MD, pads_BT)
         return self.language_model.model(x_BTD, positions_BT, Documents.of(documents_BT))
 
     def forward(self, batch: Batch) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from model.data.columns import columns
 from model.data.packing import Batch
-from model.expert_parallel import divide_experts
+from model.expert_parallel import divide_experts, gather_experts, whole_state
 from model.multimodal import KimiK25
 from model.precision import products_in
 from model.quantization import experts_in
@@ -57,6 +57,18 @@ class Engine(Protocol):
 
     def load_named_state(self, tensors: Mapping[str, Tensor]) -> None: ...
 
+    def weights(self) -> Mapping[str, Tensor]:
+        """The model's ``state_dict``, whole, on every rank."""
+        ...
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Take the weights of a whole ``state_dict``; the optimizer's state stays."""
+        ...
+
+    def close(self) -> None:
+        """Give the model back, whole on every rank. The engine is of no use after it."""
+        ...
+
 
 def batch_loss(
     model: KimiK25, batch: Batch, ranks: Ranks | None = None, features_MD: Tensor | None = None
@@ -92,7 +104,7 @@ def batch_loss(
 class PlainEngine:
     """Every rank holds the whole model and optimizer, or its own experts of them; gradients are summed over the ranks.
 
-    Where the layout divides the experts, the model holds this rank's own from now on (``model.expert_parallel``).
+    Where the layout divides the experts, the model holds this rank's own until ``close`` (``model.expert_parallel``).
     """
 
     def __init__(self, model: KimiK25, phase: Phase, ranks: Ranks | None = None) -> None:
@@ -144,6 +156,15 @@ class PlainEngine:
 
     def load_named_state(self, tensors: Mapping[str, Tensor]) -> None:
         self.optimizer.load_named_state(own_state(tensors, self.model))
+
+    def weights(self) -> Mapping[str, Tensor]:
+        return whole_state(self.model)
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        self.model.load_state_dict(dict(weights))
+
+    def close(self) -> None:
+        gather_experts(self.model)
 
 
 def open_engine(model: KimiK25, phase: Phase, ranks: Ranks) -> Engine:
