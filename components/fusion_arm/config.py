@@ -15,7 +15,7 @@ class Config(StepConfig):
     arm: str = Field("early", pattern="^(early|mid|late)$", description="when vision begins (source: K2.5 Table 1)")
     seed: int = Field(0, ge=0, description="seed of the initial weights and of the data order (source: ours)")
     preset: str = Field("tiny", description="the model's shape: a file in model/presets")
-    steps: int = Field(1000, ge=1, description="optimizer steps, the same for every arm (source: ours)")
+    steps: int = Field(900, ge=1, description="optimizer steps, the same for every arm (source: ours)")
     learning_rate: float = Field(6e-3, gt=0, description="peak learning rate (source: ours)")
     final_ratio: float = Field(
         0.5,
@@ -31,10 +31,10 @@ class Config(StepConfig):
         pattern="^(float32|bfloat16)$",
         description="precision of matrix products; weights are float32 (ours)",
     )
-    checkpoint_every: int = Field(250, ge=0, description="steps between saved states (source: ours)")
+    checkpoint_every: int = Field(300, ge=0, description="steps between saved states (source: ours)")
     probe_every: int = Field(
-        20, ge=10, multiple_of=10, description="steps between looks at the held-out losses (source: ours)"
+        30, ge=10, multiple_of=10, description="steps between looks at the held-out losses (source: ours)"
     )
-    probe_samples: int = Field(16, ge=1, description="held-out samples of each family in such a look (source: ours)")
+    probe_samples: int = Field(12, ge=1, description="held-out samples of each family in such a look (source: ours)")
     samples: int = Field(128, ge=2, description="held-out tasks per suite at the end (source: ours)")
     max_batch: int = Field(128, ge=1, description="completions generated at once (source: ours)")
