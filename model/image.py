@@ -9,7 +9,6 @@ import io
 import math
 from typing import Literal
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
@@ -144,6 +143,8 @@ def decode_video(data: bytes, config: ImageConfig) -> tuple[NDArray[np.uint8], l
     Raises:
         MoonflowError: the bytes are no video or hold no frame.
     """
+    import av  # here, so that text and images can be trained on where it is not installed
+
     try:
         with av.open(io.BytesIO(data), "r") as container:
             stream = container.streams.video[0]
@@ -216,6 +217,8 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
 
 def encode_mp4(frames: NDArray[np.uint8], fps: int = 2) -> bytes:
     """uint8 [N, H, W, 3], H and W even, as MPEG-4 part 2: quick to write, and every FFmpeg build reads it (ours)."""
+    import av
+
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream("mpeg4", rate=fps, options={"qscale": "3", "flags": "+qscale"})

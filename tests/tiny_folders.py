@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from model.data.shards import write_shard
 from model.multimodal import KimiK25
 from model.tokenizer import Tokenizer
 from model.train.checkpoint import save_checkpoint
+from tests.corpus import small_tokenizer
 
 TASKS = sorted(name for name, family in FAMILIES.items() if family.kind == "task")
 
@@ -43,6 +45,19 @@ def write_data_folder(folder: Path, count: int = 4) -> Path:
         shard.parent.mkdir(exist_ok=True)
         shard.write_bytes(write_shard(eval_samples(name, count)))
         families[name] = {"train": [], "eval": [{"shard": f"eval/{shard.name}", "samples": count}]}
+    (folder / "index.json").write_text(json.dumps({"families": families, "image": {}}))
+    return folder
+
+
+def write_training_folder(
+    folder: Path, names: Iterable[str] = ("recall", "fact_qa", "digit_string"), count: int = 16
+) -> Path:
+    """Tokenizer, index and one train shard of each family."""
+    small_tokenizer().save(folder)
+    families = {}
+    for name in names:
+        (folder / f"{name}.tar").write_bytes(write_shard(FAMILIES[name].sample(0, "train", n) for n in range(count)))
+        families[name] = {"train": [{"shard": f"{name}.tar", "samples": count}], "eval": []}
     (folder / "index.json").write_text(json.dumps({"families": families, "image": {}}))
     return folder
 

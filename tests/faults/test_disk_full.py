@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from components.runtime import store as store_module
+from components.runtime import s3
 from components.runtime.manifest import fetch
 from components.runtime.step import read_metrics, run_step
 from components.runtime.store import ObjectStore
@@ -56,7 +56,7 @@ def test_a_full_disk_of_the_store_is_told_and_what_was_written_stays(
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "moonflow", disk], capture_output=True)
     if made.returncode:
         pytest.skip("mounting a tmpfs needs root")
-    monkeypatch.setattr(store_module, "_ATTEMPTS", 2)  # not half a minute of patience
+    monkeypatch.setattr(s3, "_ATTEMPTS", 2)  # not half a minute of patience
     try:
         with Services.start(tmp_path / "run") as services:
             store = ObjectStore.from_env(services.environment)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
-from model.data.families import FAMILIES
 from model.data.folder import DataFolder
-from model.data.shards import write_shard
-from tests.corpus import small_tokenizer
+from tests.tiny_folders import write_training_folder
 
 
 class Killed(BaseException):
@@ -53,14 +50,7 @@ class Around:
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataFolder:
-    folder = tmp_path_factory.mktemp("data")
-    small_tokenizer().save(folder)
-    families = {}
-    for name in ("recall", "fact_qa", "digit_string"):
-        (folder / f"{name}.tar").write_bytes(write_shard(FAMILIES[name].sample(0, "train", n) for n in range(16)))
-        families[name] = {"train": [{"shard": f"{name}.tar", "samples": 16}], "eval": []}
-    (folder / "index.json").write_text(json.dumps({"families": families, "image": {}}))
-    return DataFolder(folder)
+    return DataFolder(write_training_folder(tmp_path_factory.mktemp("data")))
 
 
 @pytest.fixture(scope="session")

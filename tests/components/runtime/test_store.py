@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from components.runtime import store as store_module
+from components.runtime import s3
 from components.runtime.store import NotInStore, ObjectStore
 from model.errors import MoonflowError
 from pipelines.services import Services
@@ -91,7 +91,7 @@ def test_unreachable_store_is_one_line_within_ten_seconds(services: Services, li
 def test_refused_connection_is_one_line_in_every_method(
     services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "_ATTEMPTS", 2)  # not half a minute of patience each
+    monkeypatch.setattr(s3, "_ATTEMPTS", 2)  # not half a minute of patience each
     (tmp_path / "file").write_bytes(b"x")
     store = ObjectStore.from_env({**services.environment, "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"})
     for act in (
