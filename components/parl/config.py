@@ -17,7 +17,7 @@ class Config(TrainingConfig):
     ptx_weight: float = Field(
         0.5, ge=0, description="of the pre-training loss beside the policy's; 0 = none (source: K2; value ours)"
     )
-    ptx_rows: int = Field(2, ge=1, description="full rows of pre-training data per gradient step (source: ours)")
+    ptx_rows: int = Field(1, ge=1, description="full rows of pre-training data per gradient step (source: ours)")
     expert_precision: str = Field(
         "full",
         pattern="^(full|int4)$",
