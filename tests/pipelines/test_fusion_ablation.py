@@ -113,7 +113,7 @@ def test_killed_in_its_arms_it_goes_on_and_compares_them(tmp_path: Path) -> None
     assert set(found["arms"]) == set(ARMS)
     for name, arm in found["arms"].items():
         (vision,), (text,) = arm["tokens"]["vision"], arm["tokens"]["text"]
-        assert abs(vision - ARMS[name].budget * (vision + text)) < 512
+        assert abs(vision - ARMS[name].budget * (vision + text)) <= 1000
     table = (run_dir / "table.md").read_text()
     assert "| early, K2.5 Table 1 | 0% | 10:90 | 25.8 |" in table
     page = (run_dir / "report.html").read_text()

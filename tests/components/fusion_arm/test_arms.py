@@ -62,7 +62,7 @@ def test_a_budget_that_was_missed_is_an_error() -> None:
         batches=1, taken={}, passed={}, tokens={"recall": 90_000, "photo": 10_000}, vision=10_000, skipped=0
     )
     assert trained_tokens(state) == {"vision": 10_000, "text": 90_000}
-    require_budget(0.1, {"vision": 100_400, "text": 899_600})
+    require_budget(0.1, {"vision": 1_004_000, "text": 8_996_000})
     require_budget(0.1, {"vision": 700, "text": 9_300})  # a document of every family
-    with pytest.raises(MoonflowError, match="budget is 100000"):
-        require_budget(0.1, {"vision": 100_600, "text": 899_400})
+    with pytest.raises(MoonflowError, match="budget is 1000000"):
+        require_budget(0.1, {"vision": 1_006_000, "text": 8_994_000})
