@@ -231,9 +231,8 @@ class DecoupledEncoder:
         """
         rank, config = self.ranks.rank, self.model.config.vision_config
         sides, device = (3, config.patch_size, config.patch_size), batch.input_ids_BT.device
-        pixels = batch.pixel_values
-        if pixels is None:
-            pixels = torch.empty(0, *sides, device=device)
+        pixels = torch.empty(0, *sides, device=device) if batch.pixel_values is None else batch.pixel_values
+        pixels = pixels.to(self.model.vision_tower.patch_embed.proj.weight.dtype)
         pieces = pixels.split([t * h * w for t, h, w in batch.grid_thws])
         sent, received = [0] * self.ranks.world, [0] * self.ranks.world
         leaving = []

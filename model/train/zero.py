@@ -6,7 +6,8 @@ ours. Its own Muon is not used: it falls back to other rules in some modes witho
 
 Three things are kept in our own hands. The routers' correction biases, which no gradient moves, stay whole on every
 rank and out of DeepSpeed's sight. QK-clip multiplies the float32 pieces within the optimizer's step, so weights and
-master copies stay one. And ranks without an image run the vision side on a blank one whenever another rank has some.
+master copies stay one. And media are shared out over the ranks (``model.train.decoupled_encoder``), whose backward of
+the vision side runs within DeepSpeed's: all ranks run the same modules, also those whose rows hold no image.
 
 Shapes: L elements of a piece; H heads; E routed experts.
 """
@@ -16,7 +17,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from model.moe import Router
 from model.multimodal import KimiK25
 from model.precision import products_in
 from model.quantization import experts_in
+from model.train.decoupled_encoder import DecoupledEncoder
 from model.train.engine import Figures, batch_loss
 from model.train.optimizer import clip_factors
 from model.train.phase import Phase
@@ -47,12 +48,18 @@ class _Loss(nn.Module):
     def __init__(self, model: KimiK25, phase: Phase, ranks: Ranks) -> None:
         super().__init__()
         self.model, self.phase, self.ranks = model, phase, ranks
+        self.encoder = DecoupledEncoder(model, ranks)
         self.figures: Figures = {}
+        self.media = False  # whether the last global batch had any
 
     def forward(self, batch: Batch) -> Tensor:
         products = torch.bfloat16 if self.phase.products == "bfloat16" else None
         with products_in(products), experts_in(self.phase.expert_precision):
-            loss, self.figures = batch_loss(self.model, batch, self.ranks)
+            features_MD = self.encoder.forward(batch)
+            self.media = features_MD is not None
+            if features_MD is not None and features_MD.requires_grad:
+                features_MD.register_post_accumulate_grad_hook(lambda _: self.encoder.backward())
+            loss, self.figures = batch_loss(self.model, batch, self.ranks, features_MD)
         return loss * self.ranks.world  # DeepSpeed averages over the ranks; the shares are to be added
 
 
@@ -115,14 +122,12 @@ class ZeroEngine:
         return Piece(name, self._shapes[name], start, length, offset)
 
     def backward(self, batch: Batch) -> Figures:
-        some = bool(self.ranks.max_(torch.tensor(float(batch.pixel_values is not None), device=self._device)))
-        self.model.encodes_blank = some
-        self.optimizer.idle = frozenset() if some else self._vision_side
-        if not some and self.stage == 3:  # nothing is written over the vision side's gradients of an earlier step
+        loss = self._engine(batch)
+        self.optimizer.idle = frozenset() if self._loss.media else self._vision_side
+        if not self._loss.media and self.stage == 3:
+            # Nothing is written over the vision side's gradients of an earlier step.
             self._zero.grad_partitions_flat_buffer.zero_()
-        if batch.pixel_values is not None:
-            batch = replace(batch, pixel_values=batch.pixel_values.to(self._dtype))
-        self._engine.backward(self._engine(batch))
+        self._engine.backward(loss)
         return self._loss.figures | {"gradient_norm": self._gradient_norm()}
 
     def _gradient_norm(self) -> float:
@@ -221,7 +226,6 @@ class ZeroEngine:
         """Give the model back, whole and float32 on every rank; all ranks call it. The engine is of no use after it."""
         weights = self.weights()
         self._engine.destroy()
-        self.model.encodes_blank = False
         for path, module in list(self.model.named_modules()):
             parameters = dict(module._parameters)
             if isinstance(module, Router):
