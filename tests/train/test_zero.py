@@ -22,7 +22,7 @@ from model.train.slices import SliceReader, as_slices, write_slices
 from model.train.zero import ZeroEngine
 from tests.gloo import on_ranks
 
-STEPS, SAVED, RESUMED = 50, 25, 10  # a state is saved after 25 steps, and ten steps are taken from it elsewhere
+STEPS, SAVED, RESUMED = 50, 25, 6  # a state is saved after 25 steps, and six steps are taken from it elsewhere
 CLIPPED, DISCARDED = 10, 7  # in this step a head of one rank's rows is too loud; before this one a batch is put aside
 ROWS, TOKENS = 4, 16
 GOES_ON = {1: 3, 3: 2, 0: 1}  # the stage that saved -> the stage that resumes; 0 is one process, which resumes 2's
@@ -78,6 +78,10 @@ def rows_of(whole: Batch, rank: int, world: int) -> Batch:
     )
 
 
+def fresh() -> KimiK25:
+    return KimiK25(config(), seed=1).train()
+
+
 def phase(**settings: Any) -> Phase:
     stream: Any = None
     return Phase(stream, STEPS, 3e-3, warmup_steps=2, **settings)
@@ -94,10 +98,10 @@ def take_steps(engine: Any, ranks: Ranks, first: int, last: int) -> dict[str, An
     found = {"losses": [], "norms": [], "heads": [], "matrices": []}
     for step in range(first, last):
         if step == DISCARDED:
-            engine.backward(rows_of(batch(1000), ranks.rank, ranks.world))
+            engine.backward(rows_of(batch(1000), ranks.data_rank, ranks.data_ranks))
             engine.discard()
         before = getattr(engine.optimizer, "orthogonalised", 0)
-        figures = engine.backward(rows_of(batch(step), ranks.rank, ranks.world))
+        figures = engine.backward(rows_of(batch(step), ranks.data_rank, ranks.data_ranks))
         if step == CLIPPED and ranks.rank == ranks.world - 1:  # only one rank has seen it
             next(engine.model.attentions()).max_logit_h[1] = 900.0
         figures |= engine.update(step)
@@ -125,7 +129,7 @@ def resume(folder: Path, ranks: Ranks) -> list[float]:
 
 def run(ranks: Ranks, folder: Path) -> dict[str, Any]:
     """One stage, from a fresh model to the end, with a state saved on the way."""
-    model = KimiK25(config(), seed=1).train()
+    model = fresh()
     engine: Any = open_engine(model, ranks)
     found = take_steps(engine, ranks, 0, SAVED)
     weights = engine.weights() if ranks.world > 1 else model.state_dict()
@@ -156,8 +160,10 @@ def of_rank(rank: int, folder: Path) -> dict[str, Any]:
     for saved, stage in GOES_ON.items():
         found[f"{saved} to {stage}"] = resume(folder / str(saved), Ranks.join(Layout(zero_stage=stage)))
     for stage in (1, 3):
+        ranks = Ranks.join(Layout(zero_stage=stage, sequence_parallel=2))
+        found[f"sequence {stage}"] = take_steps(open_engine(fresh(), ranks), ranks, 0, 4)["losses"]
         ranks = Ranks.join(Layout(zero_stage=stage))
-        engine = ZeroEngine(KimiK25(config(), seed=1).train(), phase(), ranks, bfloat16=True)
+        engine = ZeroEngine(fresh(), phase(), ranks, bfloat16=True)
         found[f"bfloat16 {stage}"] = take_steps(engine, ranks, 0, 4)["losses"]
         found[f"dtypes {stage}"] = sorted({str(p.dtype) for p in engine.model.parameters()})
         found[f"masters {stage}"] = engine.weights()
@@ -180,6 +186,7 @@ def largest_difference(ours: list[float], theirs: list[float]) -> float:
     return max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
 
 
+pytestmark = pytest.mark.slow
 STAGES = pytest.mark.parametrize("stage", ["1", "2", "3"])
 
 
@@ -200,8 +207,8 @@ def test_they_end_with_its_weights(single, ranks, stage):
         assert list(found[stage]["weights"]) == list(reference["weights"])
         for name, value in reference["weights"].items():
             assert float((found[stage]["weights"][name] - value).norm()) <= 1e-3 * float(value.norm()) + 1e-5, name
-    divided = ranks[0][stage]["divided"]
-    assert divided > 40 if stage == "3" else divided == 0
+    large = sum(value.numel() > 100 for name, value in reference["weights"].items())
+    assert ranks[0][stage]["divided"] == (large if stage == "3" else 0)
 
 
 @STAGES
@@ -246,6 +253,13 @@ def test_a_state_of_two_ranks_goes_on_in_one_process(single, ranks, stage):
     reference, folder = single
     losses = resume(folder / stage, Ranks())
     assert largest_difference(losses, reference["losses"][SAVED : SAVED + RESUMED]) < 1e-4
+
+
+@pytest.mark.parametrize("stage", ["1", "3"])
+def test_ranks_that_share_rows_give_the_same_curve(single, ranks, stage):
+    reference, _ = single
+    for found in ranks:
+        assert largest_difference(found[f"sequence {stage}"], reference["losses"][:4]) < 1e-4
 
 
 @pytest.mark.parametrize("stage", ["1", "3"])
