@@ -30,10 +30,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from components.mid_train.config import Config  # noqa: E402
-from components.mid_train.stage import mixture, phases  # noqa: E402
+from components.mid_train.stage import phases  # noqa: E402
 from model.context import original_window  # noqa: E402
 from model.data.families import FAMILIES, needle, video_needle  # noqa: E402
 from model.data.folder import DataFolder  # noqa: E402
+from model.data.mixtures import LONG_TEXT, LONG_VISION  # noqa: E402
 from model.data.packing import pack  # noqa: E402
 from model.data.shards import write_shard  # noqa: E402
 from model.data.tokenize import TokenizedSample, tokenize  # noqa: E402
@@ -72,7 +73,7 @@ def training_data(folder: Path, checkpoint: Path) -> DataFolder:
     for name in TOKENIZER_FILES:
         (folder / name).write_bytes((checkpoint / name).read_bytes())
     families = {}
-    for name in mixture(Config()):
+    for name in {**LONG_TEXT, **LONG_VISION}:
         shard = f"{name}.tar"
         (folder / shard).write_bytes(write_shard(FAMILIES[name].sample(0, "train", n) for n in range(SAMPLES)))
         families[name] = {"train": [{"shard": shard, "samples": SAMPLES}]}
