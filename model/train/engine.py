@@ -169,4 +169,8 @@ class PlainEngine:
 
 def open_engine(model: KimiK25, phase: Phase, ranks: Ranks) -> Engine:
     """The engine that the ranks' layout asks for, with a fresh optimizer."""
+    if ranks.world > 1 and ranks.layout.zero_stage > 0:
+        from model.train.zero import ZeroEngine  # and DeepSpeed with it, which one process does not need
+
+        return ZeroEngine(model, phase, ranks)
     return PlainEngine(model, phase, ranks)

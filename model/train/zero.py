@@ -9,6 +9,9 @@ rank and out of DeepSpeed's sight. QK-clip multiplies the float32 pieces within 
 master copies stay one. And media are shared out over the ranks (``model.train.decoupled_encoder``), whose backward of
 the vision side runs within DeepSpeed's: all ranks run the same modules, also those whose rows hold no image.
 
+Experts that ranks divide (``model.expert_parallel``) are other ones on every rank. DeepSpeed takes such in layers of
+its own making alone, so they stay out of its sight with an optimizer of their own (``model.train.own_experts``).
+
 Shapes: L elements of a piece; H heads; E routed experts.
 """
 
@@ -31,6 +34,7 @@ from model.quantization import experts_in
 from model.train.decoupled_encoder import DecoupledEncoder
 from model.train.engine import Figures, batch_loss
 from model.train.optimizer import clip_factors
+from model.train.own_experts import OwnExperts
 from model.train.phase import Phase
 from model.train.ranks import Ranks
 from model.train.sharded_optimizer import Piece, ShardedMuonClip
@@ -83,6 +87,7 @@ class ZeroEngine:
         self._order = list(model.state_dict())
         self._shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         self._biases = _take_biases(model)
+        self._experts = None if ranks.experts is None else OwnExperts(model, phase, ranks)
         trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         self._trained = {name for name, _ in trained}
         self._vision_side = frozenset(name for name in self._trained if name.startswith(VISION_SIDE))
@@ -94,6 +99,7 @@ class ZeroEngine:
         )
         self._zero = self._engine.optimizer
         flats = list(self._flats())
+        assert ranks.everyone is not None
         self.optimizer.place(flats, ranks.everyone)
         self._pieces = {piece.name: (flat, piece) for flat, pieces in flats for piece in pieces}
 
@@ -128,7 +134,9 @@ class ZeroEngine:
             # Nothing is written over the vision side's gradients of an earlier step.
             self._zero.grad_partitions_flat_buffer.zero_()
         self._engine.backward(loss)
-        return self._loss.figures | {"gradient_norm": self._gradient_norm()}
+        # The loss was scaled for DeepSpeed, which averages; these are summed.
+        of_experts = 0.0 if self._experts is None else self._experts.sum_gradients(1 / self.ranks.world)
+        return self._loss.figures | {"gradient_norm": (self._gradient_norm() ** 2 + of_experts) ** 0.5}
 
     def _gradient_norm(self) -> float:
         parts = [part for parts in self._zero.averaged_gradients.values() for part in parts]
@@ -140,6 +148,8 @@ class ZeroEngine:
         self.optimizer.set_learning_rate(rate)
         clipped = self._clip() if self.phase.learns("self_attn.q_b_proj.weight") else 0
         self._engine.step()
+        if self._experts is not None:
+            self._experts.update(rate)
         self.optimizer.row_factors = {}
         if self._zero.overflow:
             raise MoonflowError("DeepSpeed left out a step: its gradient was not finite and should have been discarded")
@@ -171,22 +181,30 @@ class ZeroEngine:
         zero.averaged_gradients.clear()
         if self.stage < 3:
             zero.all_grad_tensors.clear()
+        if self._experts is not None:
+            self._experts.discard()
         for router in self.model.routers():
             router.load_E.zero_()
 
-    def named_state(self) -> dict[str, Slice]:
-        return self.optimizer.named_state()
+    def named_state(self) -> Mapping[str, Tensor | Slice]:
+        own = {} if self._experts is None else self._experts.named_state()
+        return {**self.optimizer.named_state(), **own}
 
     def load_named_state(self, tensors: Mapping[str, Tensor]) -> None:
         self.optimizer.load_named_state(tensors)
+        if self._experts is not None:
+            self._experts.load_named_state(tensors)
 
     @torch.no_grad()
     def weights(self) -> dict[str, Tensor]:
         """The model's ``state_dict``, whole and float32, on every rank; all ranks call it together."""
         parameters, whole = dict(self.model.named_parameters()), {}
+        experts = {} if self._experts is None else self._experts.weights()
         for name in self._order:
             if name in self._biases:
                 whole[name] = self._biases[name].data
+            elif name in experts:
+                whole[name] = experts[name]
             elif self.stage < 3 and (self._dtype == torch.float32 or name not in self._trained):
                 whole[name] = parameters[name].data.float()
             else:
@@ -209,7 +227,8 @@ class ZeroEngine:
     @torch.no_grad()
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Take the weights of ``state_dict``, whole, master weights included; the optimizer's state stays."""
-        for name, parameter in self.model.named_parameters():
+        parameters: Iterator[tuple[str, Any]] = self.model.named_parameters()
+        for name, parameter in parameters:
             value = weights[name].to(self._device)
             if name in self._pieces:
                 flat, piece = self._pieces[name]
@@ -221,11 +240,15 @@ class ZeroEngine:
                 parameter.data.copy_(value)
         for name, bias in self._biases.items():
             bias.data.copy_(weights[name])
+        if self._experts is not None:
+            self._experts.load_weights(weights)
 
     def close(self) -> None:
         """Give the model back, whole and float32 on every rank; all ranks call it. The engine is of no use after it."""
         weights = self.weights()
         self._engine.destroy()
+        if self._experts is not None:
+            self._experts.close()
         for path, module in list(self.model.named_modules()):
             parameters = dict(module._parameters)
             if isinstance(module, Router):

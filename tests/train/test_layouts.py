@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,13 +14,14 @@ from torch import Tensor
 
 import model.train.optimizer as optimizer
 from model.data.packing import Batch, pack
-from model.expert_parallel import gather_experts, is_expert, whole_state
+from model.expert_parallel import is_expert
 from model.hf import unstacked_tensors
 from model.multimodal import KimiK25
-from model.train.engine import PlainEngine
+from model.train.engine import PlainEngine, open_engine
+from model.train.layout import Layout
 from model.train.optimizer import is_muon
 from model.train.phase import Phase
-from model.train.ranks import Layout, Ranks
+from model.train.ranks import Ranks
 from model.train.slices import SliceReader, as_slices, write_slices
 from tests.gloo import on_ranks
 from tests.test_multimodal import sample
@@ -26,10 +29,15 @@ from tests.test_sequence_parallel import CONFIG
 
 STEPS, ROWS, TOKENS = 50, 2, 32
 LAYOUTS = {
-    "experts": (2, Layout(expert_parallel=2)),
-    "rows": (2, Layout(sequence_parallel=2)),
-    "experts and rows": (4, Layout(expert_parallel=2, sequence_parallel=2)),
-    "experts of all, rows of two": (4, Layout(expert_parallel=4, sequence_parallel=2)),
+    "experts": (2, Layout(expert_parallel=2), STEPS),
+    "rows": (2, Layout(sequence_parallel=2), STEPS),
+    "experts beside ZeRO-1": (2, Layout(1, expert_parallel=2), STEPS),
+    "experts beside ZeRO-2": (2, Layout(2, expert_parallel=2), 4),
+    "rows under ZeRO-1": (2, Layout(1, sequence_parallel=2), STEPS),
+    "rows under ZeRO-2": (2, Layout(2, sequence_parallel=2), 4),
+    "experts and rows, ZeRO-3": (2, Layout(3, 2, 2), 4),
+    "experts and rows": (4, Layout(0, 2, 2), 4),
+    "experts of all, rows of two": (4, Layout(0, 4, 2), 4),
 }
 
 
@@ -57,11 +65,18 @@ def rows_of(step: int, part: int, parts: int) -> Batch:
     return whole
 
 
-def phase(steps: int) -> Phase:
-    return Phase(lambda state: None, steps, 3e-3, warmup_steps=5)  # type: ignore[arg-type, return-value]
+def begin(model: KimiK25, ranks: Ranks) -> Any:
+    stream: Any = None
+    engine: Any = open_engine(model, Phase(stream, STEPS, 3e-3, warmup_steps=5), ranks)
+    assert isinstance(engine, PlainEngine) == (ranks.layout.zero_stage == 0)
+    # bfloat16 rounds otherwise where matrices are batched otherwise
+    for part in (engine, getattr(engine, "_experts", None)):
+        if part is not None:
+            part.optimizer.precision = torch.float32
+    return engine
 
 
-def train(ranks: Ranks, steps: int) -> tuple[list[dict[str, float]], PlainEngine, int]:
+def train(ranks: Ranks, steps: int) -> tuple[list[dict[str, float]], Any, int]:
     """Figures of every step, the engine, and how many matrices the last step orthogonalised here."""
     counted: list[int] = []
     plain = optimizer.orthogonalise
@@ -72,45 +87,48 @@ def train(ranks: Ranks, steps: int) -> tuple[list[dict[str, float]], PlainEngine
 
     optimizer.orthogonalise = counting
     try:
-        engine, figures = PlainEngine(KimiK25(CONFIG, seed=4).train(), phase(STEPS), ranks), []
-        engine.optimizer.precision = torch.float32  # bfloat16 rounds otherwise where matrices are batched otherwise
+        engine, figures = begin(KimiK25(CONFIG, seed=4).train(), ranks), []
         for step in range(steps):
             counted.clear()
-            figures.append(engine.step(rows_of(step, ranks.data_rank, ranks.data_ranks), step))
+            batch = rows_of(step, ranks.data_rank, ranks.data_ranks)
+            figures.append(engine.backward(batch) | engine.update(step))
     finally:
         optimizer.orthogonalise = plain
     return figures, engine, sum(counted)
 
 
-def on_rank(rank: int, names: list[str], steps: int, folder) -> dict[str, dict]:
+def on_rank(rank: int, names: list[str], folder: Path) -> dict[str, dict[str, Any]]:
     results = {}
     for name in names:
-        world, layout = LAYOUTS[name]
-        os.environ["WORLD_SIZE"] = str(world)
+        world, layout, steps = LAYOUTS[name]
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
         ranks = Ranks.join(layout)
         figures, engine, counted = train(ranks, steps)
-        place = folder / name
-        place.mkdir(exist_ok=True)
+        (place := folder / name).mkdir(exist_ok=True)
+        write_slices(place, as_slices(engine.named_state()), rank, world)
+        weights = {key: value.clone() for key, value in engine.weights().items()}
+        engine.load_weights(weights)
+        assert same(engine.weights(), weights)
+        ranks.wait()
+        with SliceReader(place) as reader:
+            momenta = {key: value.clone() for key, value in reader.items()}
+            engine.close()
+            assert same(engine.model.state_dict(), weights)
+            engine = begin(engine.model, ranks)
+            engine.load_named_state(reader)
         write_slices(place, as_slices(engine.named_state()), rank, world)
         ranks.wait()
-        state = whole_state(engine.model)
         with SliceReader(place) as reader:
-            other = PlainEngine(engine.model, phase(STEPS), ranks)
-            other.load_named_state(reader)
-            again = other.optimizer.named_state()
-            assert all(torch.equal(value, again[key]) for key, value in engine.optimizer.named_state().items())
-            momenta = dict(reader) if ranks.first else {}
-        biases = [router.e_score_correction_bias.detach().clone() for router in engine.model.routers()]
-        gather_experts(engine.model)
-        assert all(torch.equal(value, state[key]) for key, value in engine.model.state_dict().items())
-        results[name] = {
-            "figures": figures,
-            "counted": counted,
-            "biases": torch.stack(biases),
-            "weights": state if ranks.first else {},
-            "momenta": momenta,
-        }
+            assert same(dict(reader), momenta)
+        engine.close()
+        first = {"weights": weights, "momenta": momenta} if ranks.first else {}
+        results[name] = {"figures": figures, "counted": counted, **first}
+        results[name]["biases"] = torch.stack([router.e_score_correction_bias for router in engine.model.routers()])
     return results
+
+
+def same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
+    return found.keys() == expected.keys() and all(torch.equal(found[key], value) for key, value in expected.items())
 
 
 @pytest.fixture(scope="module")
@@ -121,14 +139,11 @@ def alone():
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    by_world = {2: STEPS, 4: 5}
-    found: dict[str, list[dict]] = {}
-    for world, steps in by_world.items():
-        names = [name for name, (size, _) in LAYOUTS.items() if size == world]
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in LAYOUTS}
+    for world in (2, 4):
         folder = tmp_path_factory.mktemp(f"ranks{world}")
-        for name in names:
-            found[name] = []
-        for each in on_ranks(world, on_rank, folder, names, steps, folder):
+        names = [name for name, (size, *_) in LAYOUTS.items() if size == world]
+        for each in on_ranks(world, on_rank, folder, names, folder):
             for name in names:
                 found[name].append(each[name])
     return found
@@ -147,18 +162,24 @@ def test_the_loss_curve_is_that_of_one_process(results, alone, name):
     assert expected[-1]["loss/total"] < expected[0]["loss/total"] - 0.5
 
 
-@pytest.mark.parametrize("name", ["experts", "experts and rows"])
-def test_each_expert_is_orthogonalised_by_its_owner_alone(results, alone, name):
+def test_every_matrix_is_orthogonalised_and_an_expert_by_its_owners_alone(results, alone):
     matrices = {n: len(p) if p.ndim == 3 else 1 for n, p in alone[1].model.named_parameters() if is_muon(n, p)}
     experts = sum(count for n, count in matrices.items() if is_expert(n))
-    assert alone[2] == sum(matrices.values()) and experts == 2 * 8
-    for each in results[name]:
-        assert each["counted"] == sum(matrices.values()) - experts + experts // LAYOUTS[name][1].expert_parallel
+    others = sum(matrices.values()) - experts
+    assert alone[2] == others + experts and experts == 2 * 8
+    for name, (world, layout, _) in LAYOUTS.items():
+        counted = [each["counted"] for each in results[name]]
+        if layout.zero_stage:  # what is no expert's is dealt out
+            divided = world * experts // layout.expert_parallel if layout.expert_parallel > 1 else experts
+            assert sum(counted) == others + divided, name
+        else:
+            assert counted == [others + experts // layout.expert_parallel] * world, name
 
 
-def test_weights_and_momenta_are_whole_when_saved(results, alone):
+@pytest.mark.parametrize("name", [name for name, (*_, steps) in LAYOUTS.items() if steps == STEPS])
+def test_weights_and_momenta_are_whole_when_saved(results, alone, name):
     model, expected = alone[1].model, alone[1].optimizer.named_state()
-    found = results["experts"][0]
+    found = results[name][0]
     assert unstacked_tensors(found["weights"]).keys() == unstacked_tensors(model.state_dict()).keys()
     assert {key: value.shape for key, value in found["momenta"].items()} == {k: v.shape for k, v in expected.items()}
     for key, value in model.state_dict().items():
