@@ -83,6 +83,11 @@ def load_checkpoint(folder: Path, model: KimiK25, optimizer: Optimizing) -> dict
         MoonflowError: naming the missing or damaged file.
     """
     load_weights(model, folder)
+    return load_training_state(folder, optimizer)
+
+
+def load_training_state(folder: Path, optimizer: Optimizing) -> dict[str, Any]:
+    """``load_checkpoint`` without the weights, for an engine that was opened on them."""
     with SliceReader(folder) as reader:
         optimizer.load_named_state(reader)
     state = read_state(folder)

@@ -18,7 +18,7 @@ from model.data.stream import StreamState
 from model.errors import MoonflowError
 from model.hf import load_weights
 from model.multimodal import KimiK25
-from model.train.checkpoint import load_checkpoint, read_state
+from model.train.checkpoint import load_training_state, read_state
 from model.train.engine import Engine, Figures, open_engine
 from model.train.guard import ROLLBACKS, SpikeGuard
 from model.train.phase import Phase
@@ -104,6 +104,7 @@ class _Run:
                     log.warning("step %d is not trained: %s; its samples: %s", step, guard.reason, _samples(batch))
                 if verdict == "roll back":
                     rollbacks = rollbacks + 1 if rolled_at == self.loop.saved else 1
+                    engine.close()
                     engine, guard = self._roll_back(number, phase, guard.reason, rollbacks)
                     rolled_at = self.loop.saved
                     break  # the data goes on behind the batches that led here
@@ -113,16 +114,17 @@ class _Run:
                 self._report(done_before, phase, {**figures, **stream.figures()})
                 if phase.saves_at(self.loop.step):
                     self._save(done_before, engine, guard, after)
+        engine.close()
 
     def _open(self, phase: Phase, found: Path | None) -> tuple[Engine, SpikeGuard, StreamState | None]:
         """The phase's engine, guard and data position: at its beginning, or as ``found`` left them."""
-        engine = open_engine(self.model, phase, self.ranks)
-        if found is not None and self.loop.step < phase.steps:
-            state = load_checkpoint(found, self.model, engine)
-            return engine, SpikeGuard(state["guard"]), StreamState(**state["data_position"])
-        if found is not None:  # it was saved at a phase's end
+        if found is not None:  # before the engine is opened: it may divide the weights among the ranks
             load_weights(self.model, found)
-        return engine, SpikeGuard(), None
+        engine = open_engine(self.model, phase, self.ranks)
+        if found is None or self.loop.step == phase.steps:  # it was saved at a phase's end
+            return engine, SpikeGuard(), None
+        state = load_training_state(found, engine)
+        return engine, SpikeGuard(state["guard"]), StreamState(**state["data_position"])
 
     def _roll_back(self, number: int, phase: Phase, reason: str, rollbacks: int) -> tuple[Engine, SpikeGuard]:
         """Go back to the newest checkpoint, but not in the data."""
@@ -139,10 +141,9 @@ class _Run:
         self.loop = LoopState(**read_state(found)["loop"])
         log.warning("rolled back to the checkpoint of step %d; the data goes on", self.loop.step)
         if self.loop.phase < number:  # this phase has not saved anything yet
-            engine = open_engine(self.model, phase, self.ranks)
             load_weights(self.model, found)
             self.loop.phase, self.loop.step = number, 0
-            return engine, SpikeGuard()
+            return open_engine(self.model, phase, self.ranks), SpikeGuard()
         engine, guard, _ = self._open(phase, found)
         return engine, guard
 
@@ -156,7 +157,7 @@ class _Run:
         self.loop.saved += 1
         self.saver.save(
             self.model.config,
-            self.model.state_dict(),
+            engine.weights(),
             engine.named_state(),
             {"loop": vars(self.loop), "data_position": vars(position), "guard": guard.state()},
             index=self.loop.saved - 1,
