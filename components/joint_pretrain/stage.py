@@ -9,7 +9,7 @@ from __future__ import annotations
 from components.joint_pretrain.config import Config
 from components.runtime.manifest import Manifest
 from components.runtime.step import StepContext
-from model.data.mixtures import TEXT, VISION
+from model.data.mixtures import TEXT, VISION, Mixture
 from model.data.schedule import Schedule
 from model.train.checkpoint import load_parent
 from model.train.loop import train
@@ -20,7 +20,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     # 1. Data: one mixture for the whole stage, unless vision is to come later.
     data = context.data(inputs["data"])
     stream = data.mixture(
-        fusion(config.vision_ratio, config.vision_start),
+        fusion(config.vision_ratio, config.vision_start, *data.joined(TEXT, VISION)),
         tokens_per_row=config.tokens_per_row,
         rows=config.rows,
         seed=config.seed,
@@ -38,7 +38,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     return context.checkpoints.newest
 
 
-def fusion(vision_ratio: float, vision_start: float) -> Schedule:
+def fusion(vision_ratio: float, vision_start: float, text: Mixture = TEXT, vision: Mixture = VISION) -> Schedule:
     """Text alone for a share ``vision_start`` of the training, then ``vision_ratio`` of the tokens are vision."""
     points = [(0.0, vision_ratio)] if vision_start == 0 else [(0.0, 0.0), (vision_start, vision_ratio)]
-    return Schedule.of_vision(points, TEXT, VISION)
+    return Schedule.of_vision(points, text, vision)

@@ -29,7 +29,7 @@ def phases(config: Config, data: DataFolder, seen: int) -> list[Phase]:
     """A phase for each context step after a context of ``seen``; each reads the data in an order of its own."""
     return [
         Phase(
-            data.mixture(mixture(config), tokens_per_row=window, rows=rows, seed=config.seed + 100 * number),
+            data.mixture(mixture(config, data), tokens_per_row=window, rows=rows, seed=config.seed + 100 * number),
             steps,
             config.learning_rate,
             checkpoint_every=config.checkpoint_every,
@@ -40,8 +40,9 @@ def phases(config: Config, data: DataFolder, seen: int) -> list[Phase]:
     ]
 
 
-def mixture(config: Config) -> Mixture:
-    return blend((LONG_TEXT, 1 - config.vision_ratio), (LONG_VISION, config.vision_ratio))
+def mixture(config: Config, data: DataFolder) -> Mixture:
+    text, vision = data.joined(LONG_TEXT, LONG_VISION)
+    return blend((text, 1 - config.vision_ratio), (vision, config.vision_ratio))
 
 
 def shapes(config: Config, seen: int) -> list[tuple[int, int, int]]:

@@ -22,7 +22,8 @@ from model.train.phase import Phase
 def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
     # 1. Data: captions, OCR, grounding, counts, charts and video; text for the captioner.
     data = context.data(inputs["data"])
-    weights = blend((TEXT, config.text_ratio), (VISION, 1 - config.text_ratio))
+    text, vision = data.joined(TEXT, VISION)
+    weights = blend((text, config.text_ratio), (vision, 1 - config.text_ratio))
     stream = data.mixture(weights, tokens_per_row=config.tokens_per_row, rows=config.rows, seed=config.seed)
 
     # 2. Model: random weights in the preset's shape.

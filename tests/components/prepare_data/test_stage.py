@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from components.prepare_data.config import Config
+from components.prepare_data.own import summary, write_part
 from components.prepare_data.stage import (
     IMAGE_WEIGHTS,
     LONG_WEIGHTS,
@@ -25,13 +27,17 @@ from components.prepare_data.stage import (
     write,
 )
 from components.runtime.manifest import Manifest
+from components.runtime.own_data import parts_at
 from components.runtime.step import run_step
 from components.runtime.store import ObjectStore
 from model.data.families import FAMILIES
 from model.data.folder import DataFolder
-from model.data.shards import read_shard
+from model.data.lengths import measure, read_lengths
+from model.data.own import Named
+from model.data.shards import Shard, read_shard
 from model.data.tokenize import tokenize
 from model.errors import MoonflowError
+from model.image import ImageConfig, encode_png
 from model.tokenizer import Tokenizer
 from pipelines.services.local import Services
 
@@ -87,7 +93,17 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
         yield running.environment
 
 
-def start(environment: dict[str, str], run_id: str, config: dict[str, int]) -> subprocess.Popen[bytes]:
+def pictures(folder: Path) -> Path:
+    """Forty pictures, all but one with a text beside them."""
+    folder.mkdir(exist_ok=True)
+    for number in range(40):
+        (folder / f"{number}.png").write_bytes(encode_png(np.full((28, 28, 3), number, np.uint8)))
+        if number:
+            (folder / f"{number}.txt").write_text(f"grey {number}")
+    return folder
+
+
+def start(environment: dict[str, str], run_id: str, config: Mapping[str, object]) -> subprocess.Popen[bytes]:
     program = (
         "import json, sys\n"
         "from components.runtime.step import run_step\n"
@@ -139,10 +155,11 @@ def test_killed_and_started_again_it_writes_the_same_data(
     # Two whole runs, with two processes and with one, hold the same bytes.
     manifests: list[Manifest] = []
     for run_id, processes in (("first", 2), ("second", 1)):
-        step = start(services, run_id, {**SMALL, "processes": processes})
+        config = {**SMALL, "processes": processes, "sources": f"dots:2={pictures(tmp_path / 'dots')}"}
+        step = start(services, run_id, config)
         assert step.wait(120) == 0
         monkeypatch.setenv("MOONFLOW_RUN_ID", run_id)
-        manifests.append(run_step("prepare_data", {**SMALL, "processes": processes}))  # returns at once what is there
+        manifests.append(run_step("prepare_data", config))  # returns at once what is there
     first, second = ({f.name: f.sha256 for f in m.files if f.name != "metrics.jsonl"} for m in manifests)
     assert first == second
     assert manifests[0].kind == "data" and manifests[0].complete and len(manifests[0].tokenizer_sha256) == 64
@@ -152,12 +169,39 @@ def test_killed_and_started_again_it_writes_the_same_data(
 
     manifest.fetch(ObjectStore.from_env(), manifests[0].uri, tmp_path)
     data = DataFolder(tmp_path)
-    assert set(data.families()) == PREPARED
+    assert set(data.families()) == {*PREPARED, "dots"}
+    stored = read_lengths(tmp_path)
+    for family in data.families():
+        for entry in data.entries(family, "train"):
+            with (tmp_path / entry["shard"]).open("rb") as opened:
+                lengths, problems = measure(Shard(opened, "again"), entry["samples"], data.tokenizer, ImageConfig())
+            assert np.array_equal(stored[entry["shard"]], lengths) and not problems
+
+    # The user's own family: the picture without a text is left out, the others join the vision mixture.
+    dots = [sample for split in ("train", "eval") for sample in data.samples("dots", split)]
+    assert len(dots) == 39 and len({sample.key for sample in dots}) == 39
+    assert manifests[0].extra["own_left_out"] == 1
+    assert data.joined({"recall": 1.0}, {"photo": 1.0}) == ({"recall": 1.0}, {"photo": 1.0, "dots": 2.0})
+    batch = data.mixture({"dots": 1.0, "recall": 1.0}, tokens_per_row=256, rows=1, seed=0)(None).next_batch()
+    assert any(key.startswith("dots-00000-") for key in batch.keys)
     assert data.tokenizer.vocab_size == 1024
     for family in PREPARED:
         assert len(list(data.samples(family, "eval"))) == SMALL["eval_samples"]
         for sample in [*data.samples(family, "eval"), next(data.samples(family, "train"))]:
             assert 0 < len(tokenize(sample, data.tokenizer, data.image_config).input_ids) <= 512
+
+
+def test_a_source_of_which_too_much_is_useless_stops_the_step(tmp_path: Path) -> None:
+    source = Named("dots", str(pictures(tmp_path / "dots")))
+    for number in range(10):
+        (tmp_path / "dots" / f"{number}.txt").write_text(" ")
+    Tokenizer.train(["a"], 256).save(tmp_path)
+    for split in ("train", "eval"):
+        (tmp_path / split).mkdir()
+    (part,) = parts_at(source.uri)
+    written = write_part(part, "dots", 0, tmp_path)
+    with pytest.raises(MoonflowError, match=r"dots.*10 of 40 samples.*moonflow data check.*0\.txt is empty"):
+        summary(source, [written])
 
 
 def test_bad_parameters_are_named() -> None:

@@ -1,0 +1,84 @@
+"""What making batches costs a training step: in the trainer's thread, and in a process beside it.
+
+    python tests/benchmarks/data_speed.py DATA_FOLDER [--steps 40] [--json]
+
+DATA_FOLDER is prepare_data's output. Both ways train the same steps of the tiny preset on the joint mixture, on one
+thread and in turns. The last line under --json is one object: seconds of a step each way, their ratio, seconds to make a
+batch, and the fill of rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from model.config import preset  # noqa: E402
+from model.data.folder import DataFolder  # noqa: E402
+from model.data.mixtures import TEXT, VISION, blend  # noqa: E402
+from model.multimodal import KimiK25  # noqa: E402
+from model.precision import products_in  # noqa: E402
+
+ROUNDS = 3
+WARM = 5  # steps not counted: the process beside starts, torch allocates
+
+
+def step_seconds(data: DataFolder, steps: int, beside: bool, seed: int) -> list[float]:
+    """Seconds from one batch asked for to the next."""
+    model = KimiK25(preset("tiny"), seed=0).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    stream = data.mixture(blend((TEXT, 0.65), (VISION, 0.35)), tokens_per_row=256, rows=4, seed=seed)(None)
+    times, begun = [], time.perf_counter()
+    for batch, _ in stream.batches(WARM + steps, beside=beside):
+        with products_in(torch.bfloat16):
+            loss = -model.logprobs(batch).float().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        ended = time.perf_counter()
+        times.append(ended - begun)
+        begun = ended
+    return times[WARM:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    data = DataFolder(given.folder)
+    times: dict[bool, list[float]] = {False: [], True: []}
+    for number in range(ROUNDS):
+        for beside in (False, True):
+            times[beside] += step_seconds(data, given.steps, beside, seed=number)
+    stream = data.mixture(blend((TEXT, 0.65), (VISION, 0.35)), tokens_per_row=256, rows=4, seed=0)(None)
+    stream.next_batch()
+    begun = time.perf_counter()
+    for _ in range(20):
+        stream.next_batch()
+    making = (time.perf_counter() - begun) / 20
+    within, beside = (statistics.median(times[how]) for how in (False, True))
+    figures = {
+        "step_in_thread_s": round(within, 4),
+        "step_beside_s": round(beside, 4),
+        "beside_over_in_thread": round(beside / within, 3),
+        "make_batch_s": round(making, 4),
+        "fill": round(stream.figures()["data/fill"], 4),
+    }
+    for name, value in figures.items():
+        print(f"{name}: {value}")
+    if given.json:
+        print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
