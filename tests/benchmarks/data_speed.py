@@ -3,8 +3,8 @@
     python tests/benchmarks/data_speed.py DATA_FOLDER [--steps 40] [--json]
 
 DATA_FOLDER is prepare_data's output. Both ways train the same steps of the tiny preset on the joint mixture, on one
-thread and in turns. The last line under --json is one object: seconds of a step each way, their ratio, seconds to make a
-batch, and the fill of rows.
+thread and in turns. The last line under --json is one object: seconds of a step each way, their ratio, seconds to make
+a batch, and the fill of rows.
 """
 
 from __future__ import annotations
