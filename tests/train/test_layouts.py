@@ -31,9 +31,9 @@ STEPS, ROWS, TOKENS = 50, 2, 32
 LAYOUTS = {
     "experts": (2, Layout(expert_parallel=2), STEPS),
     "rows": (2, Layout(sequence_parallel=2), STEPS),
-    "experts beside ZeRO-1": (2, Layout(1, expert_parallel=2), STEPS),
+    "experts beside ZeRO-1": (2, Layout(1, expert_parallel=2), 12),
     "experts beside ZeRO-2": (2, Layout(2, expert_parallel=2), 4),
-    "rows under ZeRO-1": (2, Layout(1, sequence_parallel=2), STEPS),
+    "rows under ZeRO-1": (2, Layout(1, sequence_parallel=2), 12),
     "rows under ZeRO-2": (2, Layout(2, sequence_parallel=2), 4),
     "experts and rows, ZeRO-3": (2, Layout(3, 2, 2), 4),
     "experts and rows": (4, Layout(0, 2, 2), 4),
