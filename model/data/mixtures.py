@@ -26,6 +26,45 @@ TEXT: Mixture = {
     "sub_search": 1,
 }
 
+# What a pre-training of most of an hour learns; one of minutes would learn the half of each. Reading takes most.
+BROAD_VISION: Mixture = {
+    "ocr_text": 5,
+    "scene_box": 4,
+    "scene_caption": 2.5,
+    "digit_string": 2,
+    "digit_tally": 1.5,
+    "digit_count": 0.5,
+    "grounding": 1,
+    "ocr_line": 0.6,
+    "chart": 0.4,
+    "photo": 0.3,
+}
+
+# What is read soon gives its place to what is found slowly: where things are, and how many.
+PLACES_VISION: Mixture = {
+    "ocr_text": 2.5,
+    "scene_box": 5,
+    "scene_caption": 3,
+    "digit_string": 3,
+    "digit_tally": 3,
+    "digit_count": 0.3,
+    "grounding": 1,
+    "ocr_line": 0.3,
+    "chart": 0.3,
+    "photo": 0.3,
+}
+
+BROAD_TEXT: Mixture = {
+    "code_window": 3,
+    "prose_window": 2.5,
+    "recall": 3,
+    "fact_qa": 1.5,
+    "array_tool": 0.7,
+    "sub_search": 0.5,
+    "reasoning_gym": 0.4,
+    "fact_prose": 0.3,
+}
+
 LONG_TEXT: Mixture = {
     "recall": 1,
     "fact_qa": 2,
@@ -37,7 +76,7 @@ LONG_TEXT: Mixture = {
     "needle": 4,
 }
 
-LONG_VISION: Mixture = {**VISION, "video_needle": 4}
+LONG_VISION: Mixture = {**VISION, "video_needle": 8}
 
 TRAJECTORIES: Mixture = {
     "array_tool": 2.5,
