@@ -121,8 +121,8 @@ class PlainEngine:
         with products_in(products), experts_in(self.phase.expert_precision):
             features_MD = self.encoder.forward(batch)
             loss, figures = batch_loss(self.model, batch, self.ranks, features_MD)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.encoder.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.encoder.backward()  # a second forward, in the precision of the first
         if self.ranks.world > 1:
             sum_gradients(self.model, self.ranks)
         return figures | {"gradient_norm": gradient_norm(self.model, self.ranks)}
@@ -132,14 +132,14 @@ class PlainEngine:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         figures = {"learning_rate": self.phase.rate(step), "qk_clip/heads": 0.0}
-        if self.phase.learns("self_attn.q_b_proj.weight"):
+        if self.phase.learns_attention:
             for attention in self.model.attentions():
                 if attention.max_logit_h is not None:
                     self.ranks.max_(attention.max_logit_h)
             figures["qk_clip/heads"] = float(qk_clip(self.model.attentions()))
         for router in self.model.routers():
             self.ranks.sum_(router.load_E)
-            router.update_bias(self.phase.bias_update_rate if self.phase.learns("mlp.gate.weight") else 0.0)
+            router.update_bias(self.phase.bias_update_rate if self.phase.learns_routing else 0.0)
         return figures
 
     def step(self, batch: Batch, number: int) -> Figures:

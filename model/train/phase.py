@@ -50,6 +50,16 @@ class Phase:
         moved_by_load = name.endswith("e_score_correction_bias")
         return not moved_by_load and (not self.trainable or any(part in name for part in self.trainable))
 
+    @property
+    def learns_attention(self) -> bool:
+        """Whether queries and keys learn, so that their logits may have to be clipped."""
+        return self.learns("language_model.model.layers.0.self_attn.q_b_proj.weight")
+
+    @property
+    def learns_routing(self) -> bool:
+        """Whether the routers learn, so that their correction bias follows the load."""
+        return self.learns("language_model.model.layers.1.mlp.gate.weight")
+
     def saves_at(self, step: int) -> bool:
         """Whether a checkpoint follows once ``step`` steps are done."""
         return step == self.steps or (self.checkpoint_every > 0 and step % self.checkpoint_every == 0)

@@ -146,7 +146,7 @@ class ZeroEngine:
     def update(self, step: int) -> Figures:
         rate, model = self.phase.rate(step), self.model
         self.optimizer.set_learning_rate(rate)
-        clipped = self._clip() if self.phase.learns("self_attn.q_b_proj.weight") else 0
+        clipped = self._clip() if self.phase.learns_attention else 0
         self._engine.step()
         if self._experts is not None:
             self._experts.update(rate)
@@ -158,7 +158,7 @@ class ZeroEngine:
             loads = self.ranks.sum_(torch.stack([router.load_E for router in routers]))
             for router, load_E in zip(routers, loads, strict=True):
                 router.load_E.copy_(load_E)
-                router.update_bias(self.phase.bias_update_rate if self.phase.learns("mlp.gate.weight") else 0.0)
+                router.update_bias(self.phase.bias_update_rate if self.phase.learns_routing else 0.0)
         return {"learning_rate": rate, "qk_clip/heads": float(clipped)}
 
     def _clip(self) -> int:
