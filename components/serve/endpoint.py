@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import openai
 
-from components.runtime.progress import StepProgress
 from model.errors import MoonflowError
+from model.train.protocol import Progress
 
 POLL_S = 15.0
 _ANSWER_S = 60.0
@@ -45,7 +45,7 @@ def ask(address: str, model_name: str, question: str, image: str, max_tokens: in
 
 
 def await_answer(
-    asked: Callable[[str], Answered], address: str, manifest_sha256: str, timeout: float, progress: StepProgress
+    asked: Callable[[str], Answered], address: str, manifest_sha256: str, timeout: float, progress: Progress
 ) -> Answered:
     """Ask again and again until the answer is from the promoted weights.
 

@@ -9,14 +9,14 @@ from typing import Any
 from components.promote import gitops
 from components.promote.forge import Forge
 from components.promote.gitops import Promoted
-from components.runtime.progress import StepProgress
 from model.errors import MoonflowError
+from model.train.protocol import Progress
 
 POLL_S = 15.0
 
 
 def promoted_as(
-    repository: str, environment: str, record: Mapping[str, Any], timeout: float, progress: StepProgress
+    repository: str, environment: str, record: Mapping[str, Any], timeout: float, progress: Progress
 ) -> Promoted:
     """What the environment serves, once that is the promotion of ``record`` (the promote step's).
 
