@@ -16,7 +16,7 @@ proxy. First nothing disturbs it. Then, once per point, a fresh run is killed an
 A point survives if what was published at the kill can be fetched and verified (but for ``torn``), if every loss that
 the killed and the resumed process logged equals the undisturbed run's, and if the final weights, optimizer and data
 position are the same bits. ``survived_fraction`` is of the points ``tried``: those whose process really was killed.
-Everything random comes from the printed seed. Expect about five minutes on a quiet CPU core, twenty on one that many share.
+Everything random comes from the printed seed. Expect five minutes or more, by how many share the machine.
 """
 
 from __future__ import annotations
