@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from model.data import mixtures
 from model.data.families import FAMILIES
 from model.data.families.family import Family
 from model.data.sample import ABILITIES, MODALITIES, Sample
@@ -17,6 +18,13 @@ ALL_TEXT = pytest.mark.parametrize("family", TEXT, ids=[family.name for family i
 
 def some(family: Family, count: int, split: str = "train", seed: int = 0) -> list[Sample]:
     return [family.sample(seed, split, index) for index in range(count)]  # type: ignore[arg-type]
+
+
+def test_mixtures_are_of_families_by_their_modality() -> None:
+    found = {name: mixture for name, mixture in vars(mixtures).items() if name.endswith(("TEXT", "VISION"))}
+    assert {"TEXT", "VISION", "BROAD_TEXT", "BROAD_VISION", "PLACES_VISION"} <= set(found)
+    for name, mixture in found.items():
+        assert mixture and all((FAMILIES[family].modality == "text") == name.endswith("TEXT") for family in mixture)
 
 
 @ALL
