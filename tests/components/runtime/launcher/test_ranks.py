@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from components.runtime import manifest
+from components.runtime.launcher.launch import launch
+from components.runtime.launcher.placement import Placement
+from components.runtime.manifest import Manifest
+from components.runtime.step import read_metrics
+from components.runtime.store import ObjectStore
+from model.data.mixtures import TEXT, VISION
+from model.errors import MoonflowError
+from tests.tiny_folders import write_training_folder
+
+SHORT = {"steps": 10, "projector_steps": 1, "rows": 2, "tokens_per_row": 128, "products": "float32"}
+
+
+def trained(placement: dict[str, object], run_id: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Manifest:
+    """ViT pre-training of a run of its own, at that placement."""
+    monkeypatch.setenv("MOONFLOW_RUN_ID", run_id)
+    monkeypatch.setenv("MOONFLOW_RUN_DIR", str(folder / run_id))
+    store = ObjectStore.from_env()
+    named = {"run_id": run_id, "step": "prepare_data", "index": 0, "kind": "data"}
+    data = manifest.publish(store, f"{run_id}/prepare_data/0", folder / "data", **named)
+    return launch("vit_pretrain", SHORT, {"data": data.uri}, Placement.parse(placement, "test"))
+
+
+@pytest.mark.slow
+def test_two_ranks_train_as_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step by torchrun and DeepSpeed, media and all: the same losses, one manifest, one log."""
+    monkeypatch.setenv("MOONFLOW_STORE", f"file://{tmp_path}/objects")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    (tmp_path / "data").mkdir()
+    write_training_folder(tmp_path / "data", TEXT | VISION, 4)
+    alone = trained({}, "alone", tmp_path, monkeypatch)
+    shared = trained({"launcher": "ranks", "processes": 2, "zero_stage": 1}, "shared", tmp_path, monkeypatch)
+    store = ObjectStore.from_env()
+    histories = []
+    for made in (alone, shared):
+        manifest.fetch(store, made.uri, tmp_path / "fetched" / made.run_id)
+        histories.append(read_metrics(tmp_path / "fetched" / made.run_id))
+    assert [row["step"] for row in histories[1]] == [row["step"] for row in histories[0]] == [10, 11]
+    for one, two in zip(*histories, strict=True):
+        for name in ("loss/total", "loss/text", "loss/vision", "gradient_norm", "data/fill"):
+            assert two[name] == pytest.approx(one[name], rel=2e-3), name
+    assert shared.tokens_seen == alone.tokens_seen
+    written = {file.name for file in shared.files} - {file.name for file in alone.files}
+    assert written == {f"optimizer-{rank:05d}-of-00002.safetensors" for rank in range(2)}
+    assert launch(
+        "vit_pretrain", SHORT, {"data": f"{store.uri('shared')}/prepare_data/0"}, Placement.parse({}, "test")
+    ) == shared, "a finished step runs again under another layout"  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"launcher": "ranks", "processes": 2, "expert_parallel": 3}, "expert_parallel = 3 does not divide 2 ranks"),
+        ({"launcher": "ranks", "processes": 2, "zero_stage": 4}, "zero_stage"),
+        ({"sequence_parallel": 2}, "sequence_parallel = 2 does not divide 1 ranks"),
+    ],
+)
+def test_a_layout_that_does_not_fit_is_refused_by_name(values: dict[str, object], told: str) -> None:
+    with pytest.raises(MoonflowError, match=told):
+        Placement.parse(values, "test")
