@@ -169,7 +169,9 @@ class MuonClip(torch.optim.Optimizer):
         for key, value in tensors.items():
             name, _, slot = key.rpartition("/")
             if name in by_name:
-                self.state[by_name[name]][slot] = value.clone()
+                parameter = by_name[name]
+                # A count of steps is no matter of the device's; everything else lies beside its parameter.
+                self.state[parameter][slot] = value.to(parameter.device if value.ndim else value.device, copy=True)
 
 
 def _lying(matrices: Tensor) -> Tensor:

@@ -249,6 +249,23 @@ def test_clip_brings_both_parts_of_the_logits_down_and_leaves_other_heads_alone(
         assert torch.equal(forward.attention.state_dict()[name], value), name
 
 
+def test_clip_equals_the_formula_in_float64():
+    attention = MultiheadLatentAttention(TINY)
+    randomise(attention, seed=2)
+    attention.max_logit_h = torch.tensor([250.0, 99.9, 100.1, 4000.0])
+    nope, heads = TINY.qk_nope_head_dim, TINY.num_attention_heads
+    q = attention.q_b_proj.weight.detach().double().view(heads, TINY.qk_head_dim, -1).clone()
+    kv = attention.kv_b_proj.weight.detach().double().view(heads, nope + TINY.v_head_dim, -1).clone()
+    for head, largest in ((0, 250.0), (2, float(torch.tensor(100.1))), (3, 4000.0)):
+        gamma = 100.0 / largest
+        q[head, :nope] *= math.sqrt(gamma)
+        q[head, nope:] *= gamma
+        kv[head, :nope] *= math.sqrt(gamma)
+    assert qk_clip([attention]) == 3
+    for weight, expected in ((attention.q_b_proj.weight, q), (attention.kv_b_proj.weight, kv)):
+        torch.testing.assert_close(weight.detach().double(), expected.view_as(weight), rtol=3e-7, atol=0)
+
+
 def test_clip_does_nothing_below_the_threshold_or_before_a_forward():
     forward = Forward()
     before = {name: value.clone() for name, value in forward.attention.state_dict().items()}

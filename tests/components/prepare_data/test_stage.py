@@ -188,7 +188,7 @@ def test_killed_and_started_again_it_writes_the_same_data(
     for family in PREPARED:
         assert len(list(data.samples(family, "eval"))) == SMALL["eval_samples"]
         for sample in [*data.samples(family, "eval"), next(data.samples(family, "train"))]:
-            assert 0 < len(tokenize(sample, data.tokenizer, data.image_config).input_ids) <= 512
+            assert 0 < len(tokenize(sample, data.tokenizer, data.image_config).input_ids) <= 1024
 
 
 def test_a_source_of_which_too_much_is_useless_stops_the_step(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from components.runtime import checkpoints
 from components.runtime.manifest import Manifest, find, publish, read
 from components.runtime.manifest import fetch as fetch_manifest
+from components.runtime.s3 import S3Store
 from components.runtime.store import ObjectStore
 from model.errors import MoonflowError
 
@@ -76,14 +77,14 @@ def test_prefix_without_manifest_does_not_exist(store: ObjectStore, folder: Path
 def test_failed_upload_leaves_no_manifest(
     store: ObjectStore, folder: Path, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    upload = ObjectStore.upload
+    upload = S3Store.upload
 
-    def broken(self: ObjectStore, path: Path, key: str) -> None:
+    def broken(self: S3Store, path: Path, key: str) -> None:
         if key.endswith(".tar"):
             raise MoonflowError("the store's disk is full")
         upload(self, path, key)
 
-    monkeypatch.setattr(ObjectStore, "upload", broken)
+    monkeypatch.setattr(S3Store, "upload", broken)
     with pytest.raises(MoonflowError, match="disk is full"):
         publish(store, prefix, folder, **fields())
     assert not store.exists(f"{prefix}/manifest.json")

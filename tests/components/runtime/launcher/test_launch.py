@@ -174,8 +174,8 @@ def test_a_failing_rank_is_told_by_its_own_line(
 
 @pytest.mark.parametrize("values", [{"launcher": "ranks", "processes": 2}, {"launcher": "trainjob", "nodes": 2}])
 def test_no_step_trains_twice_under_the_name_of_parallelism(values: dict[str, object]) -> None:
-    with pytest.raises(MoonflowError, match="joint_pretrain cannot run as 2 ranks: .*each rank would repeat"):
-        launch("joint_pretrain", {}, {}, Placement.parse(values, "test"))
+    with pytest.raises(MoonflowError, match="joint_rl cannot run as 2 ranks: .*each rank would repeat"):
+        launch("joint_rl", {}, {}, Placement.parse(values, "test"))
 
 
 @pytest.mark.parametrize("values", [{"processes": 2}, {"nodes": 2}, {"launcher": "ranks", "nodes": 2}, {"rdma": 1}])
