@@ -39,7 +39,7 @@ class Engine(Protocol):
         """Make the gradient of the mean loss over the *global* batch; its figures are the global batch's too.
 
         ``loss/total`` in nats a target (balance loss included), ``loss/text`` and ``loss/vision`` where there are such
-        targets, ``gradient_norm``.
+        targets, ``targets/text`` and ``targets/vision``, ``gradient_norm``.
         """
         ...
 
@@ -92,7 +92,7 @@ def batch_loss(
         total, vision, targets, vision_targets = ranks.sum_(counted).tolist()
     balance = model.auxiliary_loss() / ranks.data_ranks
     loss = losses_N.sum() / max(1.0, targets) + balance
-    figures = {}
+    figures = {"targets/text": targets - vision_targets, "targets/vision": vision_targets}
     if vision_targets:
         figures["loss/vision"] = vision / vision_targets
     if targets > vision_targets:

@@ -17,6 +17,7 @@ Verdict = Literal["train", "skip", "roll back"]
 JUDGED = ("loss/text", "loss/vision")  # apart: a mixture that turns to images is no spike
 WINDOW = 128  # trained steps that a loss is compared with
 KNOWN = 32  # that many are needed before anything is called a spike
+ENOUGH = 256  # targets: a mean over fewer is that of one or two documents, which may be hard
 SIGMAS = 10.0  # above the window's mean ...
 OVER_LARGEST = 1.25  # ... and so many times its largest value: small batches have heavy tails
 PATIENCE = 3  # spikes in a row that are skipped; the next rolls back
@@ -48,7 +49,7 @@ class SpikeGuard:
         if not self.reason:
             self._in_a_row = 0
             for name, values in self._recent.items():
-                if name in figures:
+                if _says_something(name, figures):
                     values.append(figures[name])
                     del values[:-WINDOW]
             return "train"
@@ -57,13 +58,18 @@ class SpikeGuard:
 
     def _spike(self, figures: Mapping[str, float]) -> str:
         for name, values in self._recent.items():
-            if name not in figures or len(values) < KNOWN:
+            if not _says_something(name, figures) or len(values) < KNOWN:
                 continue
             mean, spread = float(np.mean(values)), float(np.std(values))
             bound = max(mean + SIGMAS * spread, OVER_LARGEST * max(values))
             if figures[name] > bound:
                 return f"{name} is {figures[name]:.3g} nats, after {mean:.3g} +- {spread:.2g} before it"
         return ""
+
+
+def _says_something(name: str, figures: Mapping[str, float]) -> bool:
+    """Whether the batch has a loss of that modality, over targets enough to be compared."""
+    return name in figures and figures[name.replace("loss/", "targets/")] >= ENOUGH
 
 
 def _not_finite(figures: Mapping[str, float]) -> str:

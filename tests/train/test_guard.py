@@ -15,13 +15,14 @@ from model.data.stream import StreamState
 from model.errors import MoonflowError
 from model.hf import WEIGHTS
 from model.multimodal import KimiK25
-from model.train.guard import KNOWN, PATIENCE, ROLLBACKS, SIGMAS, WINDOW, SpikeGuard
+from model.train.guard import ENOUGH, KNOWN, PATIENCE, ROLLBACKS, SIGMAS, WINDOW, SpikeGuard
 from model.train.loop import train
 from model.train.phase import Phase
 
 
 def figures(text: float, **more: float) -> dict[str, float]:
-    return {"loss/text": text, "loss/total": text, "gradient_norm": 1.0, **more}
+    counts = {"targets/text": 500.0, "targets/vision": 500.0}
+    return {"loss/text": text, "loss/total": text, "gradient_norm": 1.0, **counts, **more}
 
 
 def noisy(guard: SpikeGuard, steps: int, level: float = 2.0) -> None:
@@ -52,6 +53,14 @@ def test_heavy_tails_are_no_spikes() -> None:
     assert guard.judge(figures(2.65)) == "train"
     noisy(guard, 40)
     assert guard.judge(figures(3.2)) == "train"
+
+
+def test_the_loss_of_a_few_tokens_is_no_spike_and_no_measure() -> None:
+    guard = SpikeGuard()
+    noisy(guard, WINDOW)
+    before = guard.state()
+    assert guard.judge(figures(9.0, **{"targets/text": ENOUGH - 1.0})) == "train"
+    assert guard.state() == before
 
 
 def test_the_first_images_are_no_spike() -> None:
