@@ -230,12 +230,12 @@ def curves(events: Mapping[str, Sequence[Event]], metric: str) -> dict[str, Poin
 
 
 def against_early(series: Mapping[str, Points]) -> dict[str, Points]:
-    """Each other arm's curve minus early's, where both have a value."""
+    """Each arm's curve minus early's, where both have a value; early's own is the line at 0 and keeps the colours."""
     early = dict(series.get("early", ()))
     return {
         name: [(step, value - early[step]) for step, value in points if step in early]
         for name, points in series.items()
-        if name != "early" and early
+        if early
     }
 
 
