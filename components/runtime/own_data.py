@@ -26,9 +26,7 @@ def parts_at(uri: str) -> list[Part]:
 
 
 def store_of(uri: str) -> ObjectStore:
-    """The store that the environment names, for a full URI; MOONFLOW_STORE need not be set for that."""
-    if os.environ.get("MOONFLOW_STORE"):
-        return ObjectStore.from_env()
+    """The store of a full URI, whatever MOONFLOW_STORE names: a run may keep its own objects elsewhere."""
     return ObjectStore.from_env({**os.environ, "MOONFLOW_STORE": uri})
 
 
