@@ -16,7 +16,7 @@ Shapes: P patches, M merged vision tokens, D hidden of the backbone.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -184,10 +184,10 @@ class DecoupledEncoder:
             )
         return features_MD
 
-    def backward(self, run: Callable[[Tensor], object] = Tensor.backward) -> None:
+    def backward(self) -> None:
         """Send the features' gradients to where they were encoded, encode again and add to the parameters' gradients.
 
-        ``run`` does the backward of a scalar: an engine that reduces gradients on the way brings its own.
+        The second forward has the precision of the first.
         """
         step, self._step = self._step, None
         if step is None:
@@ -203,7 +203,7 @@ class DecoupledEncoder:
             encoded_MD = self.model.mm_projector(merged)
             # Its gradient by the encoder's output is exactly grad_MD.
             weighted = (encoded_MD.float() * grad_MD.float()).sum()
-        run(weighted)
+        weighted.backward()
 
     def _exchanged(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
         assert self.ranks.everyone is not None

@@ -121,8 +121,8 @@ class PlainEngine:
         with products_in(products), experts_in(self.phase.expert_precision):
             features_MD = self.encoder.forward(batch)
             loss, figures = batch_loss(self.model, batch, self.ranks, features_MD)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.encoder.backward()  # a second forward, in the precision of the first
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.encoder.backward()
         if self.ranks.world > 1:
             sum_gradients(self.model, self.ranks)
         return figures | {"gradient_norm": gradient_norm(self.model, self.ranks)}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from model.train.layout import Layout
 
@@ -105,15 +105,6 @@ class Ranks:
             import torch.distributed as dist
 
             dist.barrier(group=self.everyone)
-
-    def from_first(self, value: Any) -> Any:
-        """What the first rank passed in, on every rank (pickled between processes that trust each other)."""
-        box = [value]
-        if self.world > 1:
-            import torch.distributed as dist
-
-            dist.broadcast_object_list(box, src=0, group=self.everyone)
-        return box[0]
 
 
 def _neighbours(rank: int, world: int, size: int) -> tuple[ProcessGroup | None, ProcessGroup | None]:

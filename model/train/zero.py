@@ -20,7 +20,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -58,23 +57,14 @@ class _Loss(nn.Module):
         self.media = False  # whether the last global batch had any
 
     def forward(self, batch: Batch) -> Tensor:
-        with self._precision():
+        products = torch.bfloat16 if self.phase.products == "bfloat16" else None
+        with products_in(products), experts_in(self.phase.expert_precision):
             features_MD = self.encoder.forward(batch)
             self.media = features_MD is not None
             if features_MD is not None and features_MD.requires_grad:
-                features_MD.register_post_accumulate_grad_hook(self._encode_again)
+                features_MD.register_post_accumulate_grad_hook(lambda _: self.encoder.backward())
             loss, self.figures = batch_loss(self.model, batch, self.ranks, features_MD)
         return loss * self.ranks.world  # DeepSpeed averages over the ranks; the shares are to be added
-
-    def _encode_again(self, _: Tensor) -> None:
-        with self._precision():
-            self.encoder.backward()
-
-    @contextmanager
-    def _precision(self) -> Iterator[None]:
-        products = torch.bfloat16 if self.phase.products == "bfloat16" else None
-        with products_in(products), experts_in(self.phase.expert_precision):
-            yield
 
 
 class ZeroEngine:
