@@ -11,7 +11,7 @@ run: .venv/.ready ## train, evaluate, promote and serve the tiny model on this m
 	$(BIN)/moonflow run --profile $(PROFILE)
 
 test: .venv/.ready ## unit tests per room and one end-to-end run
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
 test-long: .venv/.ready ## what takes minutes more: the images' installs, a minute of load on the server
 	$(BIN)/pytest -q -m long

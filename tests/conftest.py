@@ -21,6 +21,26 @@ from tests.counted import Stage, modules
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Files of minutes start first, so that no worker is left with one at the end.
+FIRST = (
+    "pipelines/test_kill_resume.py",
+    "pipelines/test_smoke_run.py",
+    "pipelines/",
+    "faults/",
+    "train/",
+    "components/",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+
+    def rank(item: pytest.Item) -> int:
+        path = item.path.relative_to(here).as_posix()
+        return next((place for place, start in enumerate(FIRST) if path.startswith(start)), len(FIRST))
+
+    items.sort(key=rank)
+
 
 @pytest.fixture(scope="session")
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
