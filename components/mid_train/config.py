@@ -20,7 +20,12 @@ class Config(TrainingConfig):
         "(source: K2.5 has 8,64: from 4096 over 32768 to 262144)",
     )
     vision_ratio: float = Field(0.4, ge=0, le=1, description="share of vision tokens (source: ours)")
-    learning_rate: float = Field(4e-3, gt=0, description="peak learning rate, of each context step (source: ours)")
+    learning_rate: float = Field(
+        4e-3,
+        gt=0,
+        description="peak learning rate of the first context step; a later one's is lower as its context is longer "
+        "(source: ours)",
+    )
     rows: int = Field(
         1, ge=1, description="sequences per step at the longest context; at a shorter one as many tokens (source: ours)"
     )

@@ -26,12 +26,16 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
 
 
 def phases(config: Config, data: DataFolder, seen: int) -> list[Phase]:
-    """A phase for each context step after a context of ``seen``; each reads the data in an order of its own."""
+    """A phase for each context step after a context of ``seen``; each reads the data in an order of its own.
+
+    The longer the context, the lower the rate: a second extension at the first one's rate wears down what was learned
+    in short contexts, such as reading digits.
+    """
     return [
         Phase(
             data.mixture(mixture(config, data), tokens_per_row=window, rows=rows, seed=config.seed + 100 * number),
             steps,
-            config.learning_rate,
+            config.learning_rate * config.factors[0] * seen / window,
             checkpoint_every=config.checkpoint_every,
             products=config.products,
             window=window,

@@ -73,10 +73,10 @@ LONG_TEXT: Mixture = {
     "array_tool": 1.5,
     "wide_search": 3,
     "sub_search": 0.5,
-    "needle": 4,
+    "needle": 2,
 }
 
-LONG_VISION: Mixture = {**VISION, "video_needle": 8}
+LONG_VISION: Mixture = {**VISION, "video_needle": 4}
 
 TRAJECTORIES: Mixture = {
     "array_tool": 2.5,

@@ -71,7 +71,7 @@ def test_one_chunk_of_a_video_shows_the_digit() -> None:
         sample = VIDEO_NEEDLE.sample(0, "eval", index)
         contrast = _frames(sample).astype(float).std((1, 2, 3)).reshape(-1, CHUNK)  # an empty frame has none
         assert (contrast > 30).all(1).sum() == 1 and (contrast < 10).all(1).sum() == len(contrast) - 1
-        assert sample.answer == label(int(sample.source.split("/")[1]))
+        assert sample.segments[-1] == {"type": "text", "text": label(int(sample.source.split("/")[1])), "loss": True}
 
 
 @pytest.mark.parametrize(("depth", "shown"), [((0.0, 0.1), 0), ((0.95, 1.0), 9)])

@@ -1,7 +1,10 @@
-"""``video_needle``: a long video of empty frames in which a digit is shown for two seconds, and which it was (ours).
+"""``video_needle``: a long video of empty frames in which a digit is shown for two seconds, and its label (ours).
 
 Frames are as small as one language-model token, so a long video is many chunks of 4 frames (each with its timestamp)
 rather than many pixels. The best constant answer is right in a tenth of the cases.
+
+A document and no conversation: a mixture full of short answers to questions about pictures teaches a tiny model to
+answer any such question at once, also where it has a tool.
 
 Data: scikit-learn's digits, held out as in ``digits``.
 """
@@ -21,13 +24,13 @@ SIZE = 28  # pixels of a frame: one language-model token
 CHUNK = 4  # frames that share their tokens (``ImageConfig.temporal_merge_kernel_size``)
 SHORTEST, LONGEST = 3, 50  # chunks of a video, about 17 tokens each (ours)
 BACKGROUND = 50  # of 255: the brightest empty frame
-QUESTION = "Which digit?"
+LABEL = "digit: "
 
 
 def video_needle_sample(
     rng: np.random.Generator, split: Split, index: int, chunks: int, depth: tuple[float, float] = (0.0, 1.0)
 ) -> Sample:
-    """One video with its question.
+    """One video with its label.
 
     Args:
         chunks: length of the video in chunks of 4 frames.
@@ -42,13 +45,14 @@ def video_needle_sample(
     ink = write(rng, split, digit_id, size, rng.uniform(0.7, 1.0))
     for canvas in frames[shown * CHUNK : (shown + 1) * CHUNK]:
         paste(canvas, ink, int(top), int(left))
-    answer = label(digit_id)
-    question = [{"type": "video", "media": "mp4"}, {"type": "text", "text": QUESTION}]
     return Sample(
         key=f"video_needle-{split}-{index:06d}", family="video_needle", ability="knowledge", modality="video",
         source=source_of(digit_id),
-        messages=[{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
-        answer=answer, reward="exact",
+        segments=[
+            {"type": "video", "media": "mp4"},
+            {"type": "text", "text": LABEL, "loss": False},
+            {"type": "text", "text": label(digit_id), "loss": True},
+        ],
         media={"mp4": encode_mp4(np.repeat(frames[..., None], 3, axis=-1))},
     )  # fmt: skip
 
@@ -60,7 +64,7 @@ def video_needle_family(longest: int) -> Family:
         chunks = round(math.exp(rng.uniform(math.log(SHORTEST), math.log(longest))))
         return video_needle_sample(rng, split, index, chunks)
 
-    return Family("video_needle", "knowledge", "video", "task", generate, digit_sources)
+    return Family("video_needle", "knowledge", "video", "document", generate, digit_sources)
 
 
 VIDEO_NEEDLE = video_needle_family(LONGEST)

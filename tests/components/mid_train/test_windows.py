@@ -1,16 +1,27 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from components.mid_train.config import Config
-from components.mid_train.stage import shapes
+from components.mid_train.stage import phases, shapes
+from model.data.folder import DataFolder
+from model.data.mixtures import LONG_TEXT, LONG_VISION
 from model.errors import MoonflowError
+from tests.tiny_folders import write_training_folder
 
 
 def test_every_context_step_has_as_many_tokens() -> None:
     assert shapes(Config(steps=9, context_steps="2,4", rows=1), 256) == [(512, 2, 5), (1024, 1, 4)]
     assert shapes(Config(steps=10, context_steps="1.5", rows=3), 256) == [(384, 3, 10)]
     assert shapes(Config(steps=10, context_steps="8,64", rows=64), 4096) == [(32_768, 512, 5), (262_144, 64, 5)]
+
+
+def test_the_rate_falls_as_the_context_grows(tmp_path: Path) -> None:
+    data = DataFolder(write_training_folder(tmp_path, (*LONG_TEXT, *LONG_VISION), count=1))
+    grown = phases(Config(context_steps="2,4,16", learning_rate=0.8), data, 64)
+    assert [(phase.window, phase.learning_rate) for phase in grown] == [(128, 0.8), (256, 0.4), (1024, 0.1)]
 
 
 @pytest.mark.parametrize("steps", ["", "2,", "a", "1,2", "4,2", "2,2", "0.5", "2;4"])
