@@ -46,7 +46,7 @@ TEXT_WEIGHTS = {
 }  # fmt: skip
 IMAGE_WEIGHTS = {
     "digit_string": 6, "digit_count": 6, "grounding": 2, "ocr_line": 1.5, "photo": 1, "chart": 1.5,
-    "array_tool_image": 0.3, "video_digits": 0.8, "video_clip": 0.4,
+    "interleaved": 1.5, "array_tool_image": 0.3, "video_digits": 0.8, "video_clip": 0.4,
 }  # fmt: skip
 LONG_WEIGHTS = {"needle": 5, "video_needle": 3}  # shares of `long_samples` (ours)
 TOKENIZER_SAMPLES = 6_000  # of the train split, by the same shares: more do not change the first ranks (ours)

@@ -6,11 +6,12 @@ Mixture = dict[str, float]
 
 VISION: Mixture = {
     "digit_string": 7,
-    "digit_count": 6,
+    "digit_count": 7,
     "grounding": 1,
     "ocr_line": 0.4,
     "photo": 0.5,
     "chart": 0.8,
+    "interleaved": 2.5,
     "video_digits": 0.3,
     "video_clip": 0.15,
 }

@@ -6,6 +6,7 @@ from model.data.families import chart, digits, ocr, photo, scenes, video
 from model.data.families.array_tool import ARRAY_TOOL, ARRAY_TOOL_IMAGE
 from model.data.families.facts import FACT_PROSE, FACT_QA
 from model.data.families.family import Family
+from model.data.families.interleaved import INTERLEAVED
 from model.data.families.needle import NEEDLE, needle_family
 from model.data.families.reasoning import REASONING_GYM
 from model.data.families.recall import RECALL
@@ -18,8 +19,8 @@ FAMILIES: dict[str, Family] = {
     for family in (
         STDLIB_TEXT, STDLIB_CODE, PROSE_WINDOW, CODE_WINDOW, FACT_PROSE, RECALL,
         FACT_QA, REASONING_GYM, ARRAY_TOOL, WIDE_SEARCH, SUB_SEARCH, NEEDLE,
-        *digits.FAMILIES, *ocr.FAMILIES, *scenes.FAMILIES, *photo.FAMILIES, *chart.FAMILIES, ARRAY_TOOL_IMAGE,
-        *video.FAMILIES, VIDEO_NEEDLE,
+        *digits.FAMILIES, *ocr.FAMILIES, *scenes.FAMILIES, *photo.FAMILIES, *chart.FAMILIES, INTERLEAVED,
+        ARRAY_TOOL_IMAGE, *video.FAMILIES, VIDEO_NEEDLE,
     )
 }  # fmt: skip
 

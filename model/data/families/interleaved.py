@@ -1,0 +1,59 @@
+"""``interleaved``: a picture and a text in one context that have nothing to do with each other (source: ours).
+
+As on the web, where pictures stand between texts. Where every context with a picture is a short answer about it, what
+a tiny model can do with text does not work behind a picture: it begins a program, or copies a name, and loses the
+thread. A caption goes on with a document, a question with one about a text, or a picture stands above such a question.
+
+Both parts are samples of other families, with their losses and their held-out sources.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from model.data.families import digits, photo
+from model.data.families.facts import FACT_PROSE, FACT_QA
+from model.data.families.family import Family
+from model.data.families.reasoning import REASONING_GYM
+from model.data.families.recall import RECALL
+from model.data.families.stdlib import STDLIB_CODE
+from model.data.sample import Sample, Split
+
+PICTURES = (digits.DIGIT_STRING, digits.DIGIT_COUNT, photo.PHOTO)
+DOCUMENTS = (RECALL, STDLIB_CODE, FACT_PROSE)
+QUESTIONS = (FACT_QA, FACT_QA, REASONING_GYM)
+BREAK = {"type": "text", "text": "\n", "loss": False}
+
+
+def interleaved(rng: np.random.Generator, split: Split, index: int) -> Sample:
+    """One context of two parts."""
+    picture = PICTURES[int(rng.integers(len(PICTURES)))].generate(rng, split, index)
+    texts = QUESTIONS if picture.messages else DOCUMENTS
+    text = texts[int(rng.integers(len(texts)))].generate(rng, split, index)
+    segments, messages = [], []
+    order = int(rng.integers(4))
+    if picture.segments:
+        first, second = (text, picture) if order == 0 else (picture, text)
+        segments = [*first.segments, BREAK, *second.segments]
+    elif order == 0:
+        messages = text.messages + picture.messages
+    elif order == 1:
+        messages = picture.messages + text.messages
+    else:  # the picture stands above a question that is not about it
+        asked, *answered = text.messages
+        shown = [picture.messages[0]["content"][0], {"type": "text", "text": asked["content"]}]
+        messages = [asked | {"content": shown}, *answered]
+    return replace(
+        picture,
+        key=f"interleaved-{split}-{index:06d}", family="interleaved", ability="knowledge", modality="image",
+        segments=segments, messages=messages, answer=None, reward="",
+    )  # fmt: skip
+
+
+def _sources(split: Split) -> list[str]:
+    return sorted({source for family in PICTURES for source in family.sources(split)})
+
+
+INTERLEAVED = Family("interleaved", "knowledge", "image", "document", interleaved, _sources)
