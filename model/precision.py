@@ -87,13 +87,14 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight_D, inverse = ctx.saved_tensors
-        grad = grads[0].to(weight_D.dtype)
-        normed = x * inverse
-        grad_weight_D = (grad * normed).flatten(0, -2).sum(0)
-        grad = grad * weight_D
-        along = (grad * normed).mean(-1, keepdim=True)
-        grad_x = grad.sub_(normed.mul_(along)).mul_(inverse)
-        return grad_x.to(x.dtype), grad_weight_D, None, None
+        # The sums are matrix-vector products, one pass over memory each.
+        rows, inverse_N = x.flatten(0, -2).to(weight_D.dtype), inverse.flatten()
+        grad = grads[0].flatten(0, -2).to(weight_D.dtype)
+        along_ND = grad * rows
+        grad_weight_D = along_ND.T @ inverse_N
+        along_N = (along_ND @ weight_D) * inverse_N.pow(3) / -len(weight_D)
+        grad_x = (grad * weight_D).mul_(inverse_N.unsqueeze(1)).addcmul_(rows, along_N.unsqueeze(1))
+        return grad_x.view_as(x).to(x.dtype), grad_weight_D, None, None
 
 
 class RMSNorm(nn.RMSNorm):

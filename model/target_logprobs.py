@@ -31,24 +31,26 @@ class _TargetLogprobs(torch.autograd.Function):
         for rows in _chunks(len(hidden), len(head)):
             logprobs_CV = torch.log_softmax(hidden[rows] @ head.T, 1, dtype=head_VD.dtype)
             logprobs_N[rows] = logprobs_CV.gather(1, targets_N[rows].unsqueeze(1)).squeeze(1)
-        ctx.save_for_backward(hidden, head, targets_N)
+        ctx.save_for_backward(hidden, head, targets_N, logprobs_N)
         ctx.dtypes = hidden_ND.dtype, head_VD.dtype
         return logprobs_N[: len(hidden_ND)]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, head, targets_N = ctx.saved_tensors
+        hidden, head, targets_N, logprobs_N = ctx.saved_tensors
         of_hidden, of_head = ctx.dtypes
-        grad_N1 = F.pad(grads[0], (0, len(hidden) - len(grads[0]))).unsqueeze(1)
+        # The gradient of a row is -grad * (p - onehot): its factor goes to the narrow side of both products.
+        factor_N1 = F.pad(-grads[0], (0, len(hidden) - len(grads[0]))).unsqueeze(1)
+        scaled = (hidden * factor_N1).to(head.dtype)
+        # What is left of a well-known target is small: from the wide log-prob, not from a difference of narrow numbers.
+        left_N1 = torch.expm1(logprobs_N).to(head.dtype).unsqueeze(1)
         grad_hidden_ND = torch.empty_like(hidden)
         grad_head_VD = torch.zeros(head.shape, dtype=of_head, device=head.device)
         for rows in _chunks(len(hidden), len(head)):
-            # Wide until the target's own part is subtracted: what is left of a well-known target is small.
-            grad_CV = torch.softmax(hidden[rows] @ head.T, 1, dtype=of_head).mul_(-grad_N1[rows])
-            grad_CV = grad_CV.scatter_add_(1, targets_N[rows].unsqueeze(1), grad_N1[rows]).to(head.dtype)
+            grad_CV = torch.softmax(hidden[rows] @ head.T, 1).scatter_(1, targets_N[rows].unsqueeze(1), left_N1[rows])
             torch.mm(grad_CV, head, out=grad_hidden_ND[rows])
-            grad_head_VD += grad_CV.T @ hidden[rows]
-        return grad_hidden_ND[: len(grads[0])].to(of_hidden), grad_head_VD, None, None
+            grad_head_VD += grad_CV.T @ scaled[rows]
+        return (grad_hidden_ND * factor_N1)[: len(grads[0])].to(of_hidden), grad_head_VD, None, None
 
 
 def _chunks(rows: int, vocabulary: int) -> Iterator[slice]:

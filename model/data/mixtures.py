@@ -12,6 +12,7 @@ VISION: Mixture = {
     "photo": 0.5,
     "chart": 0.8,
     "interleaved": 2.5,
+    "video_needle": 1.5,
     "video_digits": 0.3,
     "video_clip": 0.15,
 }
@@ -74,10 +75,10 @@ LONG_TEXT: Mixture = {
     "array_tool": 1.5,
     "wide_search": 3,
     "sub_search": 0.5,
-    "needle": 2,
+    "needle": 3,
 }
 
-LONG_VISION: Mixture = {**VISION, "video_needle": 4}
+LONG_VISION: Mixture = {**VISION, "video_needle": 5}
 
 TRAJECTORIES: Mixture = {
     "array_tool": 2.5,

@@ -204,8 +204,10 @@ class EmbeddedEngine:
                     model.eval()
                 threads = torch.get_num_threads()
                 # One intra-op thread: split reductions would make a completion depend, in its last bits, on what else
-                # is in the batch, and a resumed RL run must sample what the killed one would have.
-                torch.set_num_threads(1)
+                # is in the batch, and a resumed RL run must sample what the killed one would have. Where prompts are
+                # read in another precision, it does so anyway.
+                if self._prompt_products is None:
+                    torch.set_num_threads(1)
                 try:
                     self._iterate(model, cache)
                 finally:
