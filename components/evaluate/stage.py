@@ -61,7 +61,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         for done, step in enumerate(steps):
             if step in results:
                 continue
-            count = config.samples if step in (UNTRAINED, trained[-1]) else config.samples_intermediate
+            count = config.samples if step == trained[-1] else config.samples_intermediate
             chosen = {suite.name: tasks[suite.name][: suite.tasks(count)] for suite in suites}
             model = _untrained(context.fetch(inputs[trained[0]]), config.seed) if step == UNTRAINED else None
             model = model or served(step)
