@@ -10,7 +10,7 @@ from components.runtime.config import StepConfig
 class Config(StepConfig):
     samples: int = Field(64, ge=2, description="held-out tasks per suite for the final model (source: ours)")
     samples_intermediate: int = Field(
-        16, ge=2, description="held-out tasks per suite for the checkpoints before and the untrained model (source: ours)"
+        16, ge=2, description="held-out tasks per suite for the untrained model and for checkpoints between (ours)"
     )
     temperature: float = Field(
         0.0, ge=0, description="sampling temperature; 0 is greedy (source: ours; K2.5 evaluates at 1.0)"
