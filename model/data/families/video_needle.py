@@ -3,8 +3,8 @@
 Frames are as small as one language-model token, so a long video is many chunks of 4 frames (each with its timestamp)
 rather than many pixels. The best constant answer is right in a tenth of the cases.
 
-A document and no conversation: a mixture full of short answers to questions about pictures teaches a tiny model to
-answer any such question at once, also where it has a tool.
+A document and no conversation, so that a mixture full of it is not one of short answers to questions about pictures;
+what such a mixture costs is said in ``interleaved``.
 
 Data: scikit-learn's digits, held out as in ``digits``.
 """
