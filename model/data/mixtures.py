@@ -5,8 +5,8 @@ from __future__ import annotations
 Mixture = dict[str, float]
 
 VISION: Mixture = {
-    "digit_string": 10,
-    "digit_count": 8,
+    "digit_string": 7,
+    "digit_count": 7,
     "grounding": 1,
     "ocr_line": 0.4,
     "photo": 0.5,
