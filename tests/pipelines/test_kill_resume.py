@@ -62,9 +62,9 @@ def test_killed_in_pretraining_and_in_rl_it_goes_on_to_the_same_weights(
     smoke_run: tuple[Path, str], tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    # Each is killed beyond its first durable checkpoint: joint_pretrain saves every 6 steps, joint_rl every round; a
-    # second save waits for the first.
-    offsets = {"joint_pretrain": kill_in(run_dir, "joint_pretrain", 14), "joint_rl": kill_in(run_dir, "joint_rl", 2)}
+    # Each is killed beyond its first durable checkpoint: joint_pretrain saves every 6 steps, joint_rl every round. A
+    # second save waits for the first and begins after its round is reported: at the third report the first is durable.
+    offsets = {"joint_pretrain": kill_in(run_dir, "joint_pretrain", 14), "joint_rl": kill_in(run_dir, "joint_rl", 3)}
     complete(run_dir)
     assert begun_at(run_dir, "joint_pretrain", offsets["joint_pretrain"]) >= 7
     assert begun_at(run_dir, "joint_rl", offsets["joint_rl"]) >= 2

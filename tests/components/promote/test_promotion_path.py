@@ -63,7 +63,7 @@ def test_from_checkpoints_to_an_answer_over_http(inputs: dict[str, str], step_en
     steps = list(dict.fromkeys(row["step"] for row in rows))
     assert steps == ["init", *TRAINING_STEPS]
     counts = {(row["step"], row["suite"]): row["n"] for row in rows}
-    assert [counts[step, "photo"] for step in ("init", "mid_train", "parl")] == [4, 2, 4]
+    assert [counts[step, "photo"] for step in ("init", "mid_train", "parl")] == [2, 2, 4]
     assert [counts[step, "wide_search_swarm"] for step in ("init", "mid_train", "parl")] == [2, 2, 2]
     assert {(row["ability"], row["modality"]) for row in rows} >= {
         ("knowledge", "image"),
