@@ -23,7 +23,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_threa
 
 # Files of minutes start first, so that no worker is left with one at the end.
 FIRST = (
-    "pipelines/test_kill_resume.py",
     "pipelines/test_smoke_run.py",
     "pipelines/",
     "faults/",
