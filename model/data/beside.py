@@ -92,7 +92,7 @@ def main() -> None:
             ready.put(("batch", _as_fields(batch), after, stream.broken))
     except MoonflowError as error:
         ready.put(("bad input", str(error)))
-    except Exception:
+    except Exception:  # whatever it is: the parent raises it, with this traceback
         import traceback
 
         ready.put(("bug", traceback.format_exc()))

@@ -32,7 +32,6 @@ from model.precision import product_dtype, products_in
 MIN_ROWS = 4
 SPAN = 32
 VALUE_SPAN = 128
-SPARE_ROWS = 3  # rows that a batch of all experts' products may have for each token-expert pair (ours)
 
 
 def round_up(tokens: int) -> int:
@@ -160,37 +159,25 @@ def _feed_forward(mlp: nn.Module, x_BTD: Tensor) -> Tensor:
 
 
 def _routed(experts: Experts, x_ND: Tensor, weights_NK: Tensor, chosen_NK: Tensor) -> Tensor:
-    """As ``Experts.forward``, with at least ``MIN_ROWS`` rows in each expert's product.
-
-    Every expert has as many rows as the fullest, in one batch of products, where that is not many more than there are
-    pairs: with few tokens the number of calls counts. Else it is one product after the other. A row's bits are the
-    same either way.
-    """
-    k, device = chosen_NK.shape[1], x_ND.device
+    """As ``Experts.forward``, with at least ``MIN_ROWS`` rows in each expert's product."""
+    k = chosen_NK.shape[1]
     order_S = chosen_NK.flatten().argsort(stable=True)
-    count_E = chosen_NK.flatten().bincount(minlength=len(experts.gate_up_proj))
-    counts = count_E.tolist()
-    room = max(MIN_ROWS, *counts)
-    batched = room * len(counts) <= SPARE_ROWS * len(order_S)
-    begin_E = torch.arange(len(counts), device=device) * room if batched else count_E.cumsum(0) - count_E
-    shift_E = begin_E - (count_E.cumsum(0) - count_E)
-    row_S = torch.arange(len(order_S), device=device) + shift_E.repeat_interleave(count_E, output_size=len(order_S))
-    rows = room * len(counts) if batched else len(order_S) + MIN_ROWS
-    token_S = order_S.new_zeros(rows).index_copy_(0, row_S, order_S.div(k, rounding_mode="floor"))
+    counts = chosen_NK.flatten().bincount(minlength=len(experts.gate_up_proj)).tolist()
+    token_S = order_S.new_zeros(len(order_S) + MIN_ROWS)
+    torch.div(order_S, k, rounding_mode="floor", out=token_S[: len(order_S)])
     x_SD = x_ND.index_select(0, token_S)
-    if batched:
-        gate, up = torch.bmm(x_SD.view(len(counts), room, -1), experts.gate_up_proj.mT).chunk(2, dim=-1)
-        y_SD = torch.bmm(F.silu(gate) * up, experts.down_proj.mT).flatten(0, 1)
-    else:
-        y_SD, start = torch.empty_like(x_SD), 0
-        for expert, count in enumerate(counts):
-            if count:
-                # Borrowed rows of the next experts are computed for nothing, and overwritten by theirs.
-                end = start + max(count, MIN_ROWS)
-                gate, up = torch.mm(x_SD[start:end], experts.gate_up_proj[expert].T).chunk(2, dim=-1)
-                torch.mm(F.silu(gate) * up, experts.down_proj[expert].T, out=y_SD[start:end])
-                start += count
-    place_NK = torch.empty_like(order_S).scatter_(0, order_S, row_S).view(-1, k)
+    y_SD = torch.empty_like(x_SD)
+    start = 0
+    for expert, count in enumerate(counts):
+        if count:
+            # Borrowed rows of the next experts are computed for nothing, and overwritten by theirs.
+            end = start + max(count, MIN_ROWS)
+            gate_SF, up_SF = torch.mm(x_SD[start:end], experts.gate_up_proj[expert].T).chunk(2, dim=-1)
+            torch.mm(F.silu(gate_SF) * up_SF, experts.down_proj[expert].T, out=y_SD[start:end])
+            start += count
+    place_NK = (
+        torch.empty_like(order_S).scatter_(0, order_S, torch.arange(len(order_S), device=order_S.device)).view(-1, k)
+    )
     return F.embedding_bag(place_NK, y_SD, mode="sum", per_sample_weights=weights_NK.to(y_SD.dtype))
 
 

@@ -39,11 +39,3 @@ def test_rows_are_those_of_the_network_and_the_same_bits_in_any_batch(rows: int,
         torch.set_num_threads(threads)
     torch.testing.assert_close(out_ND, experts(x_ND, weights_NK, chosen_NK))
     assert torch.equal(out_ND, torch.cat(alone))
-
-
-def test_both_ways_are_taken() -> None:
-    def batched(rows: int, skewed: bool) -> bool:
-        fullest = int(case(rows, skewed)[3].flatten().bincount().max())
-        return max(decoding.MIN_ROWS, fullest) * TEXT.n_routed_experts <= decoding.SPARE_ROWS * 2 * rows
-
-    assert batched(64, False) and batched(16, False) and not batched(64, True) and not batched(1, False)

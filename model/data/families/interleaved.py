@@ -23,12 +23,12 @@ from model.data.sample import Sample, Split
 
 PICTURES = (digits.DIGIT_STRING, digits.DIGIT_COUNT, photo.PHOTO)
 DOCUMENTS = (RECALL, STDLIB_CODE, FACT_PROSE)
-QUESTIONS = (FACT_QA, FACT_QA, REASONING_GYM)
+QUESTIONS = (FACT_QA, FACT_QA, REASONING_GYM)  # copying from the context twice as often (ours)
 BREAK = {"type": "text", "text": "\n", "loss": False}
 
 
 def interleaved(rng: np.random.Generator, split: Split, index: int) -> Sample:
-    """One context of two parts."""
+    """One context of two parts; three in four begin with the picture."""
     picture = PICTURES[int(rng.integers(len(PICTURES)))].generate(rng, split, index)
     texts = QUESTIONS if picture.messages else DOCUMENTS
     text = texts[int(rng.integers(len(texts)))].generate(rng, split, index)
