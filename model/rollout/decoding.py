@@ -26,7 +26,6 @@ from model.decoder import Decoder, DecoderLayer
 from model.documents import Documents
 from model.moe import Experts, MixtureOfExperts
 from model.multimodal import KimiK25
-from model.packed_attention import looks
 from model.precision import product_dtype, products_in
 
 MIN_ROWS = 4
@@ -78,14 +77,13 @@ def prefill(model: KimiK25, x_BTD: Tensor, lengths: Sequence[int]) -> tuple[Tens
     rows, tokens = x_BTD.shape[:2]
     positions_BT = torch.arange(tokens, device=x_BTD.device).expand(rows, -1)
     documents = Documents(rows, tokens, x_BTD.device)
-    seen = looks(documents, decoder.heads)
     feed_forward = _feed_forward if product_dtype() is None else lambda mlp, x: mlp(x)
     cos_BTR, sin_BTR = decoder.rotary(positions_BT)
     latents = []
     for layer in _layers(decoder):
         normed_BTD = layer.input_layernorm(x_BTD)
         latents.append(torch.cat(layer.self_attn.latents(normed_BTD, cos_BTR, sin_BTR), dim=-1))
-        x_BTD = x_BTD + layer.self_attn(normed_BTD, cos_BTR, sin_BTR, seen).to(x_BTD.dtype)
+        x_BTD = x_BTD + layer.self_attn(normed_BTD, cos_BTR, sin_BTR, documents).to(x_BTD.dtype)
         x_BTD = x_BTD + feed_forward(layer.mlp, layer.post_attention_layernorm(x_BTD)).to(x_BTD.dtype)
     last = torch.tensor(lengths, device=x_BTD.device) - 1
     with products_in(None):
