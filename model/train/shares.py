@@ -67,7 +67,7 @@ class RowShares:
         if len(parts) == 1:
             return [work(self.model, parts[0])]
         assert self._pool is not None and len(parts) <= self.count
-        replicas = self._blank_replicas()[: len(parts) - 1]
+        replicas = self._blank_replicas(len(parts) - 1)
         before, threads = torch.get_num_threads(), max(1, self.count // len(parts))
 
         def one(model: KimiK25, part: Part) -> Result:
@@ -91,20 +91,21 @@ class RowShares:
         if self._pool is not None:
             self._pool.shutdown()
 
-    def _blank_replicas(self) -> list[KimiK25]:
+    def _blank_replicas(self, count: int) -> list[KimiK25]:
         """Replicas of the model as it is now, with nothing left on them: made anew only where it is another one."""
-        made_of = [(p.data_ptr(), p.shape, p.requires_grad) for p in self.model.parameters()]
-        if self._replicated != (self.model.config, made_of):
-            self._replicas = [_replica(self.model) for _ in range(self.count - 1)]
-            self._replicated = (self.model.config, made_of)
-        for replica in self._replicas:
+        weights = [(p.data_ptr(), p.shape, p.requires_grad) for p in self.model.parameters()]
+        if self._replicated != (self.model.config, weights):
+            self._replicas, self._replicated = [], (self.model.config, weights)
+        while len(self._replicas) < count:
+            self._replicas.append(_replica(self.model))
+        for replica in self._replicas[:count]:
             replica.train(self.model.training)
             replica.zero_grad(set_to_none=True)  # of a run that failed
             for router in replica.routers():
                 router.load_E.zero_()
             for attention in replica.attentions():
                 attention.max_logit_h = None
-        return self._replicas
+        return self._replicas[:count]
 
 
 def _replica(model: KimiK25) -> KimiK25:
