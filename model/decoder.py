@@ -11,7 +11,7 @@ from model.attention import MultiheadLatentAttention, Rotary
 from model.config import TextConfig
 from model.documents import Documents
 from model.moe import MixtureOfExperts, SwiGLU
-from model.precision import RMSNorm
+from model.precision import RMSNorm, add_norm
 
 
 class DecoderLayer(nn.Module):
@@ -26,8 +26,9 @@ class DecoderLayer(nn.Module):
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size) if dense else MixtureOfExperts(config)
 
     def forward(self, x_BTD: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, documents: Documents) -> Tensor:
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), cos_BTR, sin_BTR, documents).to(x_BTD.dtype)
-        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD)).to(x_BTD.dtype)
+        attended_BTD = self.self_attn(self.input_layernorm(x_BTD), cos_BTR, sin_BTR, documents)
+        x_BTD, normed_BTD = add_norm(x_BTD, attended_BTD, self.post_attention_layernorm)
+        return x_BTD + self.mlp(normed_BTD).to(x_BTD.dtype)
 
 
 class Decoder(nn.Module):

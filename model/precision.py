@@ -121,6 +121,37 @@ class RMSNorm(nn.RMSNorm):
         return _RMSNorm.apply(x, self.weight, self.eps, _products)
 
 
+class _AddNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, result: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        total, y = torch.empty_like(x), torch.empty_like(x, dtype=dtype)
+        inverse_N = weight_D.new_empty(x.shape[:-1].numel())
+        rows = (each.flatten(0, -2) for each in (x, result.contiguous(), total))
+        norm.add_norm(*map(array, (*rows, weight_D, y.flatten(0, -2), inverse_N)), eps)
+        ctx.save_for_backward(total, weight_D, inverse_N)
+        ctx.of_result = result.dtype
+        return total, y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        total, weight_D, inverse_N = ctx.saved_tensors
+        grad_x, grad_result = torch.empty_like(total), torch.empty_like(total, dtype=ctx.of_result)
+        grad_weight_D = torch.zeros_like(weight_D)
+        rows = (each.contiguous().flatten(0, -2) for each in (*grads, total, grad_x, grad_result))
+        norm.add_norm_backward(*map(array, (*rows, weight_D, inverse_N, grad_weight_D)))
+        return grad_x, grad_result, grad_weight_D, None, None
+
+
+def add_norm(x: Tensor, result: Tensor, norm: RMSNorm) -> tuple[Tensor, Tensor]:
+    """A residual stream that takes up a sub-layer's result, and what the next sub-layer reads: ``norm`` of it."""
+    if _products is None or not compiled_for(x):
+        x = x + result.to(x.dtype)
+        return x, norm(x)
+    return _AddNorm.apply(x.contiguous(), result, norm.weight, norm.eps, _products)
+
+
 def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
     """``norm(x)``, computed in the weights' dtype and handed on in the precision of products."""
     y = norm(x.to(norm.weight.dtype))

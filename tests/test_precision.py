@@ -14,7 +14,7 @@ from model.documents import Documents
 from model.moe import GroupedExperts
 from model.multimodal import KimiK25
 from model.packed_attention import PackedAttention
-from model.precision import RMSNorm, gated_ffn, linear, products_in
+from model.precision import RMSNorm, add_norm, gated_ffn, linear, products_in
 from tests.peers import randomise
 
 TINY = preset("tiny").text_config
@@ -49,6 +49,16 @@ def test_a_norm_is_torchs(either_way):
     with products_in(torch.float64):
         got = norm(x)
     same_gradients(got, F.rms_norm(x, (12,), norm.weight, 1e-3), [x, norm.weight])
+
+
+def test_a_stream_takes_up_a_result_and_is_normed(either_way):
+    norm = RMSNorm(12, eps=1e-3, dtype=torch.float64)
+    randomise(norm, seed=1)
+    x, result = (draw(2, 5, 12, seed=n).requires_grad_() for n in range(2))
+    with products_in(torch.float64):
+        got = torch.stack(add_norm(x, result, norm))
+    expected = torch.stack((x + result, F.rms_norm(x + result, (12,), norm.weight, 1e-3)))
+    same_gradients(got, expected, [x, result, norm.weight])
 
 
 def test_a_gated_ffn_is_three_products(either_way):
