@@ -17,6 +17,7 @@ expert.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ from model.multimodal import KimiK25
 from model.precision import product_dtype
 from model.rollout.shares import RowShares
 
-MIN_ROWS = 4
+MIN_ROWS = kernels.ROWS
 SPAN = 32
 
 
@@ -65,6 +66,19 @@ class LatentCache:
 
     def move(self, source: int, target: int) -> None:
         self.latents[:, target] = self.latents[:, source]
+
+
+@contextmanager
+def evaluating(model: KimiK25) -> Iterator[None]:
+    """A shared model in training would count what it reads here as training load; its mode is back afterwards."""
+    training = model.training
+    if training:
+        model.eval()
+    try:
+        yield
+    finally:
+        if training:
+            model.train()
 
 
 def prefill(decoder: Decoder, x_BTD: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -121,7 +135,8 @@ class Steps:
             lengths: how many tokens each row has in the cache already.
         """
         if not self._by_kernels:
-            return decode(self.model, cache, tokens, lengths)
+            with evaluating(self.model):
+                return decode(self.model, cache, tokens, lengths)
         idle = -len(tokens) % MIN_ROWS
         ids_B, lengths_B = np.array([*tokens, *[0] * idle]), np.array([*lengths, *[0] * idle])
         angles = self.model.language_model.model.rotary(torch.from_numpy(lengths_B))

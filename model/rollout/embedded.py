@@ -20,7 +20,7 @@ from model.errors import MoonflowError
 from model.hf import load_model
 from model.multimodal import KimiK25
 from model.precision import products_in
-from model.rollout.decoding import MIN_ROWS, LatentCache, Steps, logits, prefill, round_up
+from model.rollout.decoding import MIN_ROWS, LatentCache, Steps, evaluating, logits, prefill, round_up
 from model.rollout.protocol import Completion, Request
 from model.rollout.sampling import sample, uniforms
 from model.rollout.shares import RowShares
@@ -65,10 +65,10 @@ class _Sequence:
 class EmbeddedEngine:
     """``model.rollout.protocol.Engine`` in this process, on the device of the model.
 
-    On the CPU in float32 with one intra-op thread (``OMP_NUM_THREADS=1``) a completion is a function of (weights,
-    request) alone, bit for bit: see ``model.rollout.decoding``. With more threads, or on a GPU, batch mates can change
-    the last bits of a log-prob. So can ``prompt_products`` (bfloat16), which reads prompts several times as fast, with
-    the arithmetic of supervised training: for who asks for answers, not for log-probs to train on.
+    On the CPU in float32 a completion is a function of (weights, request) alone, bit for bit: see
+    ``model.rollout.decoding``. As many threads as torch may use share the rows of the batch. On a GPU batch mates can
+    change the last bits of a log-prob. So can ``prompt_products`` (bfloat16), which reads prompts several times as
+    fast, with the arithmetic of supervised training: for who asks for answers, not for log-probs to train on.
     """
 
     def __init__(self, model: KimiK25, max_batch: int = 64, *, prompt_products: torch.dtype | None = None) -> None:
@@ -203,20 +203,13 @@ class EmbeddedEngine:
                     model, cache = self._model, LatentCache(self._model, self._max_batch)
                 if not self._active:
                     steps = Steps(model)
-                # A shared model in training would count this as training load; its mode is back before others run.
-                training = model.training
-                if training:
-                    model.eval()
-                # One intra-op thread: split reductions would make a completion depend, in its last bits, on what else
-                # is in the batch, and a resumed RL run must sample what the killed one would have. Several threads
-                # share the rows.
+                # One intra-op thread to a share of rows: split reductions would make a completion depend, in its last
+                # bits, on what else is in the batch, and a resumed RL run must sample what the killed one would have.
                 torch.set_num_threads(1)
                 try:
                     self._iterate(steps, cache, shares)
                 finally:
                     torch.set_num_threads(threads)
-                    if training:
-                        model.train()
                 await asyncio.sleep(0)
         except Exception as error:
             for sequence in [*self._waiting, *self._active]:
@@ -279,7 +272,7 @@ class EmbeddedEngine:
             # A single prompt has no rows to share; in another precision its bits hang on the threads anyway.
             if len(prompts) == 1 and self._prompt_products is not None:
                 torch.set_num_threads(shares.threads)
-            with products_in(self._prompt_products):
+            with products_in(self._prompt_products), evaluating(model):
                 shares.over(len(prompts), read)
             torch.set_num_threads(1)
         last_BD = torch.stack([last[first_row + index] for index in range(len(admitted))])
