@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from model.kernels.numbers import exp, kernel, narrow, wide, zero
+from model.kernels.numbers import exp, kernel, narrow, one, wide
 
 
 @kernel
 def swiglu(h_NG: Any, act_NF: Any) -> None:
     rows, width = act_NF.shape
-    one = zero(act_NF) + 1
+    unit = one(act_NF)
     for n in range(rows):
         for f in range(width):
             gate, up = wide(h_NG[n, f]), wide(h_NG[n, width + f])
-            act_NF[n, f] = narrow(gate / (one + exp(-gate)) * up, act_NF)
+            act_NF[n, f] = narrow(gate / (unit + exp(-gate)) * up, act_NF)
 
 
 @kernel
 def swiglu_backward(grad_NF: Any, h_NG: Any, grad_h_NG: Any) -> None:
     rows, width = grad_NF.shape
-    one = zero(grad_NF) + 1
+    unit = one(grad_NF)
     for n in range(rows):
         for f in range(width):
             gate, up, grad = wide(h_NG[n, f]), wide(h_NG[n, width + f]), wide(grad_NF[n, f])
-            sigmoid = one / (one + exp(-gate))
-            grad_h_NG[n, f] = narrow(grad * up * sigmoid * (one + gate * (one - sigmoid)), grad_h_NG)
+            sigmoid = unit / (unit + exp(-gate))
+            grad_h_NG[n, f] = narrow(grad * up * sigmoid * (unit + gate * (unit - sigmoid)), grad_h_NG)
             grad_h_NG[n, width + f] = narrow(grad * gate * sigmoid, grad_h_NG)

@@ -56,7 +56,13 @@ def narrow(x: Any, like: Any) -> Any:
 
 
 def zero(like: Any) -> Any:
-    """0 in the precision that sums over the array ``like`` have."""
+    """0 in the precision that sums over the array ``like`` have. A whole number or a ``float`` added to it, or to any
+    float32, makes float64 of it: see ``one``."""
+    raise NotImplementedError("for kernels only")
+
+
+def one(like: Any) -> Any:
+    """1 likewise."""
     raise NotImplementedError("for kernels only")
 
 
@@ -126,6 +132,13 @@ def _ranked(rank):
     return lambda rank: np.int32(rank ^ np.int32(np.int32(rank >> np.int32(31)) & np.int32(0x7FFFFFFF))).view(
         np.float32
     )
+
+
+@overload(one, inline="always")
+def _one(like):
+    if like.dtype == types.float64:
+        return lambda like: 1.0
+    return lambda like: np.float32(1)
 
 
 LOG2_E = np.float32(1 / math.log(2))
