@@ -103,8 +103,6 @@ class RowShares:
             replica.zero_grad(set_to_none=True)  # of a run that failed
             for router in replica.routers():
                 router.load_E.zero_()
-            for attention in replica.attentions():
-                attention.max_logit_h = None
         return self._replicas[:count]
 
 
@@ -127,7 +125,7 @@ def _add(model: KimiK25, replica: KimiK25) -> None:
         else:
             sums.append(own.grad)
             terms.append(other.grad)
-        other.grad = None
+        other.grad = None  # its memory is free until the next step
     if sums:
         torch._foreach_add_(sums, terms)
     for router, counted in zip(model.routers(), replica.routers(), strict=True):
