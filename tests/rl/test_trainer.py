@@ -240,3 +240,14 @@ def test_the_pretraining_loss_alone_teaches_too(data_folder, tokenizer, tokenize
     assert all(row["groups/with_signal"] == 0.0 for row in around.logged)
     losses = [row["loss/vision"] for row in around.logged]
     assert np.mean(losses[-2:]) < 0.7 * losses[0]
+
+
+def test_the_weight_of_the_pretraining_loss_scales_its_gradient(
+    data_folder, tokenizer, tokenizer_folder, tmp_path
+) -> None:
+    norms = []
+    for weight in (0.25, 1.0):
+        pretraining = ptx(DataFolder(data_folder), weight=weight, rows=2, tokens=256, seed=0)
+        rl = trainer(tokenizer, tokenizer_folder, Around(tmp_path), SETTINGS, ptx=pretraining)
+        norms.append(rl.learn([Group(Tasks()[0], [], [])])["gradient_norm"])
+    assert norms[1] == pytest.approx(4 * norms[0], rel=1e-5) and norms[0] > 0
