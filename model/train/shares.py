@@ -99,7 +99,8 @@ class RowShares:
         while len(self._replicas) < count:
             self._replicas.append(_replica(self.model))
         for replica in self._replicas[:count]:
-            replica.train(self.model.training)
+            if replica.training != self.model.training:
+                replica.train(self.model.training)
             replica.zero_grad(set_to_none=True)  # of a run that failed
             for router in replica.routers():
                 router.load_E.zero_()
