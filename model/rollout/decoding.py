@@ -33,7 +33,7 @@ from model.kernels.numbers import Array, array
 from model.moe import Experts, MixtureOfExperts, SwiGLU
 from model.multimodal import KimiK25
 from model.precision import product_dtype
-from model.rollout.shares import RowShares
+from model.rollout.threads import RowThreads
 
 MIN_ROWS = kernels.ROWS
 SPAN = 32
@@ -127,7 +127,9 @@ class Steps:
             self._embeddings = array(model.language_model.model.embed_tokens.weight)
             self._head = (array(model.language_model.model.norm.weight), array(weight))
 
-    def __call__(self, cache: LatentCache, tokens: Sequence[int], lengths: Sequence[int], shares: RowShares) -> Tensor:
+    def __call__(
+        self, cache: LatentCache, tokens: Sequence[int], lengths: Sequence[int], threads: RowThreads
+    ) -> Tensor:
         """One step of rows 0 .. B-1: append each row's newest token to the cache and return its logits [B, V].
 
         Args:
@@ -152,7 +154,7 @@ class Steps:
                 feed_forward(x_BD[rows], *weights)
             kernels.normed_product(x_BD[rows], *self._head, eps, logits_BV[rows])
 
-        shares.over(len(ids_B), step, MIN_ROWS)
+        threads.over(len(ids_B), step, MIN_ROWS)
         return torch.from_numpy(logits_BV[: len(tokens)])
 
 

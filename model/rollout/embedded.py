@@ -23,7 +23,7 @@ from model.precision import products_in
 from model.rollout.decoding import MIN_ROWS, LatentCache, Steps, evaluating, logits, prefill, round_up
 from model.rollout.protocol import Completion, Request
 from model.rollout.sampling import sample, uniforms
-from model.rollout.shares import RowShares
+from model.rollout.threads import RowThreads
 from model.vision import GridTHW, media_tokens
 
 PREFILL_TOKENS = 8192  # bounds the memory of one prefill product (ours)
@@ -195,7 +195,7 @@ class EmbeddedEngine:
         """Run the batch until nothing is left. A failure is every caller's failure: none is left waiting."""
         model, cache = self._model, LatentCache(self._model, self._max_batch)
         threads = torch.get_num_threads()
-        shares = RowShares(threads if cache.latents.device.type == "cpu" else 1)
+        row_threads = RowThreads(threads if cache.latents.device.type == "cpu" else 1)
         try:
             while self._waiting or self._active:
                 self._swap_model()
@@ -207,7 +207,7 @@ class EmbeddedEngine:
                 # bits, on what else is in the batch, and a resumed RL run must sample what the killed one would have.
                 torch.set_num_threads(1)
                 try:
-                    self._iterate(steps, cache, shares)
+                    self._iterate(steps, cache, row_threads)
                 finally:
                     torch.set_num_threads(threads)
                 await asyncio.sleep(0)
@@ -219,18 +219,18 @@ class EmbeddedEngine:
             for sequence in [*self._waiting, *self._active]:
                 sequence.done.cancel()
             self._waiting, self._active = [], []
-            shares.close()
+            row_threads.close()
 
     @torch.inference_mode()
-    def _iterate(self, steps: Steps, cache: LatentCache, shares: RowShares) -> None:
+    def _iterate(self, steps: Steps, cache: LatentCache, threads: RowThreads) -> None:
         """Fill free rows, then one decode step."""
         self._sweep(cache)
         if self._next_model is None:
-            self._admit(steps.model, cache, shares)
+            self._admit(steps.model, cache, threads)
             self._sweep(cache)
         if self._active:
             tokens = [sequence.tokens[-1] for sequence in self._active]
-            self._sample(self._active, steps(cache, tokens, [sequence.cached for sequence in self._active], shares))
+            self._sample(self._active, steps(cache, tokens, [sequence.cached for sequence in self._active], threads))
             self._sweep(cache)
 
     def _sweep(self, cache: LatentCache) -> None:
@@ -243,7 +243,7 @@ class EmbeddedEngine:
                     cache.move(len(self._active), row)
                     self._active[row] = last
 
-    def _admit(self, model: KimiK25, cache: LatentCache, shares: RowShares) -> None:
+    def _admit(self, model: KimiK25, cache: LatentCache, threads: RowThreads) -> None:
         free = self._max_batch - len(self._active)
         # A prefill of one prompt costs about a decode step, so freed rows are refilled an eighth at a time (ours).
         if not self._waiting or free < min(len(self._waiting), max(1, self._max_batch // 8)):
@@ -271,9 +271,9 @@ class EmbeddedEngine:
 
             # A single prompt has no rows to share; in another precision its bits hang on the threads anyway.
             if len(prompts) == 1 and self._prompt_products is not None:
-                torch.set_num_threads(shares.threads)
+                torch.set_num_threads(threads.count)
             with products_in(self._prompt_products), evaluating(model):
-                shares.over(len(prompts), read)
+                threads.over(len(prompts), read)
             torch.set_num_threads(1)
         last_BD = torch.stack([last[first_row + index] for index in range(len(admitted))])
         self._sample(admitted, logits(model, last_BD))

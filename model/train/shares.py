@@ -25,6 +25,9 @@ from model.multimodal import KimiK25
 from model.plan.flops import text_forward
 from model.train.decoupled_encoder import encoding_cost
 
+MOST = 4
+"""Shares. Each runs its own Python under the one interpreter's lock, a tenth of its time at the tiny shape (ours)."""
+
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 
@@ -33,8 +36,9 @@ class RowShares:
     """Runs work on parts of a batch at once, and adds what it leaves on the model.
 
     Args:
-        count: shares; None: as many as torch has threads where the model is on a CPU, elsewhere one. One share is the
-            model on the calling thread and nothing else.
+        count: threads; None: as many as torch has where the model is on a CPU, elsewhere one. Up to ``MOST`` of them
+            take a share each, more divide the operators of the shares. One is the model on the calling thread and
+            nothing else.
     """
 
     def __init__(self, model: KimiK25, count: int | None = None) -> None:
@@ -44,13 +48,15 @@ class RowShares:
         self.model, self.count = model, count
         self._replicas: list[KimiK25] = []
         self._replicated: object = None
-        self._pool = ThreadPoolExecutor(count - 1, "rows") if count > 1 else None  # threads start when they are needed
+        self._pool = (
+            ThreadPoolExecutor(min(count, MOST) - 1, "rows") if count > 1 else None
+        )  # threads start when they are needed
 
     def cut(self, batch: Batch) -> list[Batch]:
-        """Neighbouring rows together, in at most ``count`` parts of about as much work; no part is empty."""
+        """Neighbouring rows together, in at most ``MOST`` parts of about as much work; no part is empty."""
         if self.count == 1:
             return [batch]
-        bounds = balanced(row_costs(batch, self.model), self.count)
+        bounds = balanced(row_costs(batch, self.model), min(self.count, MOST))
         if len(bounds) == 2:
             return [batch]
         return [rows_of(batch, *part, self.model.config) for part in zip(bounds, bounds[1:], strict=False)]
@@ -66,7 +72,7 @@ class RowShares:
         """
         if len(parts) == 1:
             return [work(self.model, parts[0])]
-        assert self._pool is not None and len(parts) <= self.count
+        assert self._pool is not None and len(parts) <= min(self.count, MOST)
         replicas = self._blank_replicas(len(parts) - 1)
         before, threads = torch.get_num_threads(), max(1, self.count // len(parts))
 

@@ -15,7 +15,7 @@ from model.multimodal import KimiK25
 from model.rollout.decoding import LatentCache, Steps, decode
 from model.rollout.embedded import EmbeddedEngine
 from model.rollout.protocol import Completion, Request
-from model.rollout.shares import RowShares
+from model.rollout.threads import RowThreads
 
 TINY: dict[str, int] = {}
 # Sizes that are no multiple of what the kernels take at a time; one expert more than there are rows.
@@ -57,9 +57,9 @@ def step(model: KimiK25, latents: torch.Tensor, rows: list[int], threads: int = 
     cache = LatentCache(model, len(rows))
     cache.reserve(latents.shape[3])
     cache.latents[:, : len(rows)] = latents[:, rows]
-    shares = RowShares(threads)
-    logits = Steps(model)(cache, [7 * row for row in rows], [LENGTHS[row] for row in rows], shares)
-    shares.close()
+    pool = RowThreads(threads)
+    logits = Steps(model)(cache, [7 * row for row in rows], [LENGTHS[row] for row in rows], pool)
+    pool.close()
     return logits, cache.latents[:, : len(rows)]
 
 
@@ -126,13 +126,13 @@ def test_other_dtypes_are_decoded_by_torch(tiny_model: KimiK25) -> None:
 
 @pytest.mark.parametrize(("rows", "bounds"), [(1, [(0, 1)]), (8, [(0, 4), (4, 8)]), (13, [(0, 4), (4, 8), (8, 13)])])
 def test_shares_are_whole_granules_in_order(rows: int, bounds: list[tuple[int, int]]) -> None:
-    shares = RowShares(3)
-    assert shares.over(rows, lambda start, end: (start, end), granule=4) == bounds
-    shares.close()
+    pool = RowThreads(3)
+    assert pool.over(rows, lambda start, end: (start, end), granule=4) == bounds
+    pool.close()
 
 
 def test_an_error_of_one_share_waits_for_the_others() -> None:
-    shares, first, ended = RowShares(2), threading.Event(), []
+    pool, first, ended = RowThreads(2), threading.Event(), []
 
     def work(start: int, end: int) -> None:
         if start == 0:
@@ -142,6 +142,6 @@ def test_an_error_of_one_share_waits_for_the_others() -> None:
         ended.append(end)
 
     with pytest.raises(ValueError, match="first share"):
-        shares.over(2, work)
+        pool.over(2, work)
     assert ended == [2]
-    shares.close()
+    pool.close()

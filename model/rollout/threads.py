@@ -14,12 +14,12 @@ import torch
 T = TypeVar("T")
 
 
-class RowShares:
-    """``threads`` threads, the caller's among them; torch's kernels and ours run without the interpreter's lock."""
+class RowThreads:
+    """``count`` threads, the caller's among them; torch's kernels and ours run without the interpreter's lock."""
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-        self._others = ThreadPoolExecutor(max(threads - 1, 1), initializer=torch.set_num_threads, initargs=(1,))
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._others = ThreadPoolExecutor(max(count - 1, 1), initializer=torch.set_num_threads, initargs=(1,))
 
     def close(self) -> None:
         self._others.shutdown()
@@ -27,7 +27,7 @@ class RowShares:
     def over(self, rows: int, work: Callable[[int, int], T], granule: int = 1) -> list[T]:
         """``work(start, end)`` of each share of ``rows`` rows, in order; all but the last are whole granules."""
         granules = -(-rows // granule)
-        shares = min(self.threads, granules)
+        shares = min(self.count, granules)
         bounds = [min(share * granules // shares * granule, rows) for share in range(shares + 1)]
         later = [
             self._others.submit(_without_gradients, work, start, end)
