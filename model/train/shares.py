@@ -28,6 +28,9 @@ from model.train.decoupled_encoder import encoding_cost
 MOST = 4
 """Shares. Each runs its own Python under the one interpreter's lock, a tenth of its time at the tiny shape (ours)."""
 
+LEAST = 2e9
+"""FLOP of a share's forward. With less, what it costs to share, and to divide operators, is what it brings (ours)."""
+
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 
@@ -46,6 +49,7 @@ class RowShares:
             on_cpu = next(model.parameters()).device.type == "cpu"
             count = torch.get_num_threads() if on_cpu else 1
         self.model, self.count = model, count
+        self._alone = count
         self._replicas: list[KimiK25] = []
         self._replicated: object = None
         self._pool = (
@@ -53,10 +57,14 @@ class RowShares:
         )  # threads start when they are needed
 
     def cut(self, batch: Batch) -> list[Batch]:
-        """Neighbouring rows together, in at most ``MOST`` parts of about as much work; no part is empty."""
+        """Neighbouring rows together, in at most ``MOST`` parts of about as much work, none of less than ``LEAST`` on
+        average; no part is empty."""
         if self.count == 1:
             return [batch]
-        bounds = balanced(row_costs(batch, self.model), min(self.count, MOST))
+        costs = row_costs(batch, self.model)
+        worth = int(min(self.count, MOST, sum(costs) // LEAST))
+        self._alone = self.count if worth > 1 else 1
+        bounds = balanced(costs, max(1, worth))
         if len(bounds) == 2:
             return [batch]
         return [rows_of(batch, *part, self.model.config) for part in zip(bounds, bounds[1:], strict=False)]
@@ -68,19 +76,22 @@ class RowShares:
         holds the sum of the gradients and loads, and the largest logits. What fails is raised when no part runs any
         more; the first part's error where several do, and the model's gradient is then of no use.
 
-        A single part has all of torch's threads, several divide them.
+        Several parts divide torch's threads; a single one has them all, or one if there was too little to cut.
         """
-        if len(parts) == 1:
+        if self.count == 1:
             return [work(self.model, parts[0])]
-        assert self._pool is not None and len(parts) <= min(self.count, MOST)
-        replicas = self._blank_replicas(len(parts) - 1)
-        before, threads = torch.get_num_threads(), max(1, self.count // len(parts))
+        replicas = self._blank_replicas(len(parts) - 1) if len(parts) > 1 else []
+        before = torch.get_num_threads()
+        threads = max(1, self.count // len(parts)) if replicas else min(before, self._alone)
 
         def one(model: KimiK25, part: Part) -> Result:
             torch.set_num_threads(threads)  # holds for the thread that calls it
             return work(model, part)
 
-        others = [self._pool.submit(one, *pair) for pair in zip(replicas, parts[1:], strict=True)]
+        others = []
+        if replicas:
+            assert self._pool is not None and len(parts) <= min(self.count, MOST)
+            others = [self._pool.submit(one, *pair) for pair in zip(replicas, parts[1:], strict=True)]
         try:
             first = one(self.model, parts[0])
         finally:

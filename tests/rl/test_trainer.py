@@ -96,8 +96,11 @@ def test_the_trainer_recomputes_the_engines_own_log_probs(tokenizer, tokenizer_f
     assert learned["policy/masked_fraction"] == 0.0
 
 
-def test_several_threads_give_the_gradient_of_one(data_folder, tokenizer, tokenizer_folder, tmp_path) -> None:
+def test_several_threads_give_the_gradient_of_one(
+    data_folder, tokenizer, tokenizer_folder, tmp_path, monkeypatch
+) -> None:
     """Text and pictures, the pre-training loss beside them; twice on several threads, once on one."""
+    monkeypatch.setattr("model.train.shares.LEAST", 1)
     pretraining = ptx(DataFolder(data_folder), weight=0.5, rows=3, tokens=256, seed=0)
 
     def learned(threads: int, groups: list[Group] | None) -> tuple[list[Group], dict, dict, list]:

@@ -19,6 +19,7 @@ from model.data.stream import MixtureStream, StreamState
 from model.data.tokenize import TokenizedSample
 from model.multimodal import KimiK25
 from model.precision import product_dtype
+from model.train import shares as module
 from model.train.engine import PlainEngine, add_gradient, batch_loss
 from model.train.phase import Phase
 from model.train.shares import RowShares, balanced, row_costs
@@ -28,6 +29,12 @@ CONFIG = preset("tiny").model_copy(deep=True)
 CONFIG.text_config.num_hidden_layers = 2
 PAD = CONFIG.media_placeholder_token_id
 WIDTH = 40
+
+
+@pytest.fixture(autouse=True)
+def small_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These batches would be too small to share."""
+    monkeypatch.setattr(module, "LEAST", 1)
 
 
 def sample(seed: int, *parts: int | GridTHW, trained: bool = True) -> TokenizedSample:
@@ -334,3 +341,19 @@ def test_shares_are_of_equal_cost_as_far_as_rows_allow() -> None:
     with_images = [row for row, ids in enumerate(batch.input_ids_BT) if (ids == PAD).any()]
     plain = {cost for row, cost in enumerate(costs) if row not in with_images}
     assert len(plain) == 1 and min(costs[row] for row in with_images) > 1.5 * plain.pop()
+
+
+def test_a_batch_too_small_to_share_is_one_part_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, model = pack(MIXED, 0), KimiK25(CONFIG, 0)
+    work = sum(row_costs(batch, model))
+    shares, threads = RowShares(model, 3), torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        for least, parts, used in ((work, 1, 1), (work / 2, 2, 1), (work / 3, 3, 1), (work / 9, 3, 1)):
+            monkeypatch.setattr(module, "LEAST", least * 0.999)
+            cut = shares.cut(batch)
+            assert len(cut) == parts and shares.run(lambda *_: torch.get_num_threads(), cut) == [used] * parts
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+        shares.close()
