@@ -82,7 +82,7 @@ def linear(x: Tensor, layer: nn.Linear) -> Tensor:
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        if compiled_for(x):
+        if compiled_for(x, weight_D):
             x = x.contiguous()
             y, inverse = torch.empty(x.shape, dtype=dtype), weight_D.new_empty(x.shape[:-1])
             arrays = map(array, (x.flatten(0, -2), weight_D, y.flatten(0, -2), inverse.flatten()))
@@ -97,7 +97,7 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight_D, inverse = ctx.saved_tensors
-        if compiled_for(x):
+        if compiled_for(x, weight_D):
             grad_x, grad_weight_D = torch.empty_like(x), torch.zeros_like(weight_D)
             rows = (each.flatten(0, -2) for each in (grads[0].contiguous(), x, grad_x))
             norm.rms_norm_backward(*map(array, (*rows, weight_D, inverse.flatten(), grad_weight_D)))
@@ -146,7 +146,7 @@ class _AddNorm(torch.autograd.Function):
 
 def add_norm(x: Tensor, result: Tensor, norm: RMSNorm) -> tuple[Tensor, Tensor]:
     """A residual stream that takes up a sub-layer's result, and what the next sub-layer reads: ``norm`` of it."""
-    if _products is None or not compiled_for(x):
+    if _products is None or not compiled_for(x, norm.weight):
         x = x + result.to(x.dtype)
         return x, norm(x)
     return _AddNorm.apply(x.contiguous(), result, norm.weight, norm.eps, _products)

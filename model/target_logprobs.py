@@ -32,7 +32,7 @@ class _TargetLogprobs(torch.autograd.Function):
         logprobs_N = head_VD.new_empty(len(targets_N))
         for rows in _chunks(len(hidden), len(head)):
             logits_CV = hidden[rows] @ head.T
-            if compiled_for(logits_CV):
+            if compiled_for(logits_CV, logprobs_N):
                 kernels.target_logprobs(*map(array, (logits_CV, targets_N[rows], logprobs_N[rows])))
             else:
                 logprobs_CV = torch.log_softmax(logits_CV, 1, dtype=head_VD.dtype)
@@ -62,7 +62,7 @@ def _less_target(logits_CV: Tensor, targets_C: Tensor, logprobs_C: Tensor) -> Te
 
     What is left of a well-known target is small: from the wide log-prob, not from a difference of narrow numbers.
     """
-    if compiled_for(logits_CV):
+    if compiled_for(logits_CV, logprobs_C):
         kernels.target_logprobs_backward(*map(array, (logits_CV, targets_C, logprobs_C)))
         return logits_CV
     left_C1 = torch.expm1(logprobs_C).to(logits_CV.dtype).unsqueeze(1)

@@ -94,4 +94,4 @@ def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """What surrounds the products by compiled kernels, and by torch's operators as on an accelerator."""
     if request.param == "torch":
         for module in (moe, precision, target_logprobs):
-            monkeypatch.setattr(module, "compiled_for", lambda _: False)
+            monkeypatch.setattr(module, "compiled_for", lambda *_: False)

@@ -34,9 +34,9 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     return numba.njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")(function)
 
 
-def compiled_for(x: Tensor) -> bool:
-    """Whether kernels take the tensor."""
-    return x.is_cpu
+def compiled_for(x: Tensor, *wide: Tensor) -> bool:
+    """Whether kernels take ``x``; ``wide`` are what they read or write beside it as float32 or float64."""
+    return x.is_cpu and all(each.dtype in (torch.float32, torch.float64) for each in wide)
 
 
 def array(x: Tensor) -> Array:
