@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from model.config import RopeScaling, TextConfig
 from model.documents import Documents
-from model.packed_attention import CHUNK, LONGEST, PackedAttention
+from model.packed_attention import CHUNK, LONGEST, PackedAttention, attends_by_products
 from model.precision import RMSNorm, linear
 from model.sequence_parallel import sequence_group
 
@@ -65,8 +65,9 @@ class Rotary(nn.Module):
 class MultiheadLatentAttention(nn.Module):
     """Queries and keys-values pass through low-rank latents; one rope key is shared by all heads.
 
-    In training it keeps ``max_logit_h``, the largest scaled logit of each head in the last forward, for MuonClip. A
-    Cauchy-Schwarz bound is computed first, and the exact maximum only where that bound passes ``clip_threshold``.
+    In training it keeps ``max_logit_h``, the largest scaled logit of each head in the last forward, for MuonClip. Where
+    a fused kernel hides the logits, a Cauchy-Schwarz bound is computed first, and the exact maximum only where that
+    bound passes ``clip_threshold``.
     """
 
     clip_threshold = 100.0
@@ -110,19 +111,17 @@ class MultiheadLatentAttention(nn.Module):
         c_BTC, rope_BTR = self._project_latents(x_BTD)
         return c_BTC, rotate(rope_BTR.unsqueeze(2), cos_BTR, sin_BTR).squeeze(2)
 
-    def forward(self, x_BTD: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, seen: Documents | Tensor) -> Tensor:
-        """``seen``: the rows' documents, or their ``score_bias`` [B, H, T, T] to attend by plain products.
-
-        Where ranks share the rows (``model.sequence_parallel``), x and the result are this rank's columns; cos, sin and
-        ``seen`` are of whole rows, and the bias of this rank's heads.
-        """
+    def forward(self, x_BTD: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, documents: Documents) -> Tensor:
+        """Where ranks share the rows (``model.sequence_parallel``), x and the result are this rank's columns; cos, sin
+        and ``documents`` are of whole rows."""
         q_BTx = self._project_queries(x_BTD)
         c_BTC, rope_BTR = self._project_latents(x_BTD)
         kv_BTx = linear(c_BTC, self.kv_b_proj)
-        sharing = sequence_group()
+        sharing, heads = sequence_group(), self.config.num_attention_heads
         if sharing is not None:
+            heads = sharing.heads_of(heads)
             q_BTx, kv_BTx, rope_BTR = sharing.to_heads(q_BTx, kv_BTx, rope_BTR)
-        out_BTx, largest_h = self._attend(q_BTx, kv_BTx, rope_BTR, cos_BTR, sin_BTR, seen)
+        out_BTx, largest_h = self._attend(heads, q_BTx, kv_BTx, rope_BTR, cos_BTR, sin_BTR, documents)
         if sharing is not None:
             out_BTx = sharing.to_columns(out_BTx)
         if self.training:
@@ -132,38 +131,31 @@ class MultiheadLatentAttention(nn.Module):
 
     def _attend(
         self,
+        heads: int,
         q_BTx: Tensor,
         kv_BTx: Tensor,
         rope_BTR: Tensor,
         cos_BTR: Tensor,
         sin_BTR: Tensor,
-        seen: Documents | Tensor,
+        documents: Documents,
     ) -> tuple[Tensor, Tensor | None]:
         """Outputs [B, T, H * V] and, in training, largest logits [H], of the heads that the projections have."""
         config = self.config
-        heads = q_BTx.shape[-1] // config.qk_head_dim
-        if isinstance(seen, Tensor):
-            return PackedAttention.apply(
-                q_BTx,
-                kv_BTx,
-                rope_BTR,
-                torch.complex(cos_BTR, sin_BTR),
-                seen,
-                (heads, config.qk_nope_head_dim, config.v_head_dim),
-                config.softmax_scale,
-                self.clip_threshold,
-            )
+        if attends_by_products(documents):
+            sizes = (heads, config.qk_nope_head_dim, config.v_head_dim)
+            turned = (cos_BTR, sin_BTR, documents.first_BT)
+            return PackedAttention.apply(q_BTx, kv_BTx, rope_BTR, *turned, sizes, config.softmax_scale)
         q_BTHK = self._turned_queries(q_BTx, cos_BTR, sin_BTR)
         k_rope_BT1R = rotate(rope_BTR.unsqueeze(2), cos_BTR, sin_BTR)
         kv = kv_BTx.unflatten(-1, (heads, -1))
         k_nope_BTHN, v_BTHV = kv.split((config.qk_nope_head_dim, config.v_head_dim), dim=-1)
         k_BTHK = torch.cat((k_nope_BTHN, k_rope_BT1R.expand(-1, -1, heads, -1)), dim=-1)
-        largest_h = self._max_logit(q_BTHK.detach(), k_BTHK.detach(), seen) if self.training else None
+        largest_h = self._max_logit(q_BTHK.detach(), k_BTHK.detach(), documents) if self.training else None
         q, k, v = q_BTHK.transpose(1, 2), k_BTHK.transpose(1, 2), v_BTHV.transpose(1, 2)
         # Fused CPU and GPU kernels want one head size for q, k and v: zero columns of v change nothing.
         pad = config.qk_head_dim - config.v_head_dim
         v = F.pad(v, (0, pad)) if pad > 0 else v
-        out_BHTV = _attend(q, k, v, seen, config.softmax_scale)
+        out_BHTV = _attend(q, k, v, documents, config.softmax_scale)
         return out_BHTV[..., : config.v_head_dim].transpose(1, 2).flatten(2), largest_h
 
     @torch.no_grad()

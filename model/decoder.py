@@ -11,9 +11,7 @@ from model.attention import MultiheadLatentAttention, Rotary
 from model.config import TextConfig
 from model.documents import Documents
 from model.moe import MixtureOfExperts, SwiGLU
-from model.packed_attention import looks
-from model.precision import RMSNorm
-from model.sequence_parallel import sequence_group
+from model.precision import RMSNorm, add_norm
 
 
 class DecoderLayer(nn.Module):
@@ -27,9 +25,10 @@ class DecoderLayer(nn.Module):
         dense = index < config.first_k_dense_replace or index % config.moe_layer_freq != 0
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size) if dense else MixtureOfExperts(config)
 
-    def forward(self, x_BTD: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, seen: Documents | Tensor) -> Tensor:
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), cos_BTR, sin_BTR, seen).to(x_BTD.dtype)
-        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD)).to(x_BTD.dtype)
+    def forward(self, x_BTD: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, documents: Documents) -> Tensor:
+        attended_BTD = self.self_attn(self.input_layernorm(x_BTD), cos_BTR, sin_BTR, documents)
+        x_BTD, normed_BTD = add_norm(x_BTD, attended_BTD, self.post_attention_layernorm)
+        return x_BTD + self.mlp(normed_BTD).to(x_BTD.dtype)
 
 
 class Decoder(nn.Module):
@@ -41,15 +40,12 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary = Rotary(config)
-        self.heads = config.num_attention_heads
 
     def forward(self, x_BTD: Tensor, position_ids_BT: Tensor, documents: Documents) -> Tensor:
         """Where ranks share the rows, x holds this rank's columns; positions and documents are those of whole rows."""
         cos_BTR, sin_BTR = self.rotary(position_ids_BT)
-        sharing = sequence_group()
-        seen = looks(documents, self.heads if sharing is None else sharing.heads_of(self.heads))
         for layer in self.layers:
-            x_BTD = layer(x_BTD, cos_BTR, sin_BTR, seen)
+            x_BTD = layer(x_BTD, cos_BTR, sin_BTR, documents)
         return self.norm(x_BTD)
 
 

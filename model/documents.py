@@ -9,6 +9,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 class Documents:
@@ -35,10 +36,14 @@ class Documents:
             return causal_TT.expand(self.rows, 1, -1, -1)
         return ((self._ids_BT.unsqueeze(2) == self._ids_BT.unsqueeze(1)) & causal_TT).unsqueeze(1)
 
-    def score_bias(self, heads: int, dtype: torch.dtype) -> Tensor:
-        """What is added to the scores, [B, H, T, T]: 0 where the mask allows, else minus infinity."""
-        bias_B1TT = torch.zeros(self.mask_B1TT.shape, dtype=dtype, device=self.device)
-        return bias_B1TT.masked_fill_(~self.mask_B1TT, -torch.inf).expand(-1, heads, -1, -1).contiguous()
+    @cached_property
+    def first_BT(self) -> Tensor:
+        """Int64: the column at which each token's document begins."""
+        if self._ids_BT is None:
+            return torch.zeros(self.rows, self.tokens, dtype=torch.int64, device=self.device)
+        column_T = torch.arange(self.tokens, device=self.device)
+        begins_BT = F.pad(self._ids_BT[:, 1:] != self._ids_BT[:, :-1], (1, 0), value=True)
+        return (column_T * begins_BT).cummax(1).values
 
     @cached_property
     def segments(self) -> list[tuple[int, int, int]]:

@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from model.config import TextConfig
 from model.grouped_product import grouped_outer, grouped_product
+from model.kernels import experts as kernels
+from model.kernels.numbers import array, compiled_for
 from model.precision import GRANULE, gated_ffn, product_dtype, swiglu, swiglu_backward
 from model.quantization import in_use
 from model.sequence_parallel import sequence_group
@@ -92,7 +94,7 @@ class Router(nn.Module):
 
 class GroupedExperts(torch.autograd.Function):
     """All routed experts at once: sort pairs by expert, one GEMM per expert and matrix, gathers instead of scatters;
-    a token's experts are gathered, weighted and summed in one pass over memory (``embedding_bag``).
+    a token's experts are gathered, weighted and summed in one pass over memory.
 
     Written by hand because autograd's backward of the token gather is a scatter-add, the slowest part of a small MoE.
     """
@@ -107,46 +109,82 @@ class GroupedExperts(torch.autograd.Function):
         down_EDF: Tensor,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
-        k, dtype = chosen_NK.shape[1], dtype or x_ND.dtype
+        dtype = dtype or x_ND.dtype
         ctx.dtypes = (x_ND.dtype, weights_NK.dtype, gate_up_EGD.dtype)
-        x_ND, weights_NK, gate_up_EGD, down_EDF = (t.to(dtype) for t in (x_ND, weights_NK, gate_up_EGD, down_EDF))
-        order_S = chosen_NK.flatten().argsort(stable=True)
-        count_E = chosen_NK.flatten().bincount(minlength=len(gate_up_EGD))
-        # Rows that fill up a granule read token 0 with weight 0: they change neither output nor gradients.
+        x_ND, gate_up_EGD, down_EDF = (t.to(dtype) for t in (x_ND, gate_up_EGD, down_EDF))
         granule = 1 if dtype == ctx.dtypes[2] else GRANULE
-        room_E = (count_E + granule - 1) // granule * granule
-        end_E = room_E.cumsum(0)
-        rows = int(end_E[-1])
-        shift_E = (end_E - room_E) - (count_E.cumsum(0) - count_E)
-        rank_S = torch.arange(len(order_S), device=order_S.device)
-        row_S = rank_S + shift_E.repeat_interleave(count_E, output_size=len(order_S))
-        place_S = torch.empty_like(order_S).scatter_(0, order_S, row_S)
-        token_S = order_S.new_zeros(rows).scatter_(0, row_S, order_S // k)
-        weight_S = weights_NK.new_zeros(rows).scatter_(0, place_S, weights_NK.flatten())
+        place_NK, token_S, weight_S, end_E = _sorted(chosen_NK, weights_NK, len(gate_up_EGD), granule)
         x_SD = x_ND.index_select(0, token_S)
         h_SG = grouped_product(x_SD, gate_up_EGD.mT, end_E)
-        act_SF, silu_SF = swiglu(h_SG)
+        act_SF = swiglu(h_SG)
         y_SD = grouped_product(act_SF, down_EDF.mT, end_E)
-        place_NK = place_S.view(-1, k)
-        out_ND = F.embedding_bag(place_NK, y_SD, mode="sum", per_sample_weights=weights_NK)
-        kept = (x_SD, weight_S, token_S, place_NK, end_E, h_SG, silu_SF, act_SF, y_SD, gate_up_EGD, down_EDF)
+        kept = (x_SD, weight_S, token_S, place_NK, end_E, h_SG, act_SF, y_SD, gate_up_EGD, down_EDF)
         ctx.save_for_backward(*kept)
-        return out_ND
+        return _combined(y_SD, place_NK, weight_S)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_ND,) = grads
-        x_SD, weight_S, token_S, place_NK, end_E, h_SG, silu_SF, act_SF, y_SD, gate_up_EGD, down_EDF = ctx.saved_tensors
+        x_SD, weight_S, token_S, place_NK, end_E, h_SG, act_SF, y_SD, gate_up_EGD, down_EDF = ctx.saved_tensors
         of_x, of_weights, of_experts = ctx.dtypes
-        grad_SD = grad_ND.index_select(0, token_S)
-        grad_weights_NK = (grad_SD * y_SD).sum(-1, dtype=of_weights)[place_NK]
-        grad_SD.mul_(weight_S.unsqueeze(-1))
+        grad_SD, grad_weight_S = _combined_backward(grad_ND, y_SD, token_S, weight_S)
+        grad_weights_NK = grad_weight_S[place_NK].to(of_weights)
         grad_down_EDF = grouped_outer(grad_SD, act_SF, end_E)
-        grad_h_SG = swiglu_backward(grouped_product(grad_SD, down_EDF, end_E), h_SG, silu_SF)
+        grad_h_SG = swiglu_backward(grouped_product(grad_SD, down_EDF, end_E), h_SG)
         grad_gate_up_EGD = grouped_outer(grad_h_SG, x_SD, end_E)
         grad_x_SD = grouped_product(grad_h_SG, gate_up_EGD, end_E)
-        grad_x_ND = F.embedding_bag(place_NK, grad_x_SD, mode="sum").to(of_x)
+        grad_x_ND = _combined(grad_x_SD, place_NK, torch.ones_like(weight_S)).to(of_x)
         return grad_x_ND, grad_weights_NK, None, grad_gate_up_EGD.to(of_experts), grad_down_EDF.to(of_experts), None
+
+
+def _sorted(chosen_NK: Tensor, weights_NK: Tensor, experts: int, granule: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Pairs sorted by expert, each expert's rows filled up to a whole number of granules.
+
+    Returns each pair's row [N, K], each row's token [S] and combine weight [S], and where each expert's rows end [E].
+    Rows that fill up a granule read token 0 with weight 0: they change neither output nor gradients.
+    """
+    k = chosen_NK.shape[1]
+    if compiled_for(chosen_NK):
+        place_NK, end_E = torch.empty_like(chosen_NK), chosen_NK.new_zeros(experts)
+        token_S = chosen_NK.new_zeros(chosen_NK.numel() + experts * (granule - 1))
+        weight_S = weights_NK.new_zeros(len(token_S))
+        arrays = map(array, (chosen_NK, weights_NK, end_E, place_NK, token_S, weight_S))
+        rows = kernels.sort_by_expert(*arrays, granule)
+        return place_NK, token_S[:rows], weight_S[:rows], end_E
+    order_S = chosen_NK.flatten().argsort(stable=True)
+    count_E = chosen_NK.flatten().bincount(minlength=experts)
+    room_E = (count_E + granule - 1) // granule * granule
+    end_E = room_E.cumsum(0)
+    rows = int(end_E[-1])
+    shift_E = (end_E - room_E) - (count_E.cumsum(0) - count_E)
+    rank_S = torch.arange(len(order_S), device=order_S.device)
+    row_S = rank_S + shift_E.repeat_interleave(count_E, output_size=len(order_S))
+    place_S = torch.empty_like(order_S).scatter_(0, order_S, row_S)
+    token_S = order_S.new_zeros(rows).scatter_(0, row_S, order_S // k)
+    weight_S = weights_NK.new_zeros(rows).scatter_(0, place_S, weights_NK.flatten())
+    return place_S.view(-1, k), token_S, weight_S, end_E
+
+
+def _combined(y_SD: Tensor, place_NK: Tensor, weight_S: Tensor) -> Tensor:
+    """Each token's rows, weighted and summed, [N, D]."""
+    if compiled_for(y_SD):
+        out_ND, room_D = y_SD.new_empty(len(place_NK), y_SD.shape[1]), weight_S.new_empty(y_SD.shape[1])
+        kernels.combine(*map(array, (y_SD, place_NK, weight_S, out_ND, room_D)))
+        return out_ND
+    weights_NK = weight_S[place_NK].to(y_SD.dtype)
+    return F.embedding_bag(place_NK, y_SD, mode="sum", per_sample_weights=weights_NK)
+
+
+def _combined_backward(grad_ND: Tensor, y_SD: Tensor, token_S: Tensor, weight_S: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of y [S, D] and of the rows' weights [S]."""
+    if compiled_for(y_SD):
+        grad_y_SD, grad_weight_S = torch.empty_like(y_SD), torch.empty_like(weight_S)
+        arrays = (grad_ND.contiguous(), y_SD, token_S, weight_S, grad_y_SD, grad_weight_S)
+        kernels.combine_backward(*map(array, arrays))
+        return grad_y_SD, grad_weight_S
+    grad_SD = grad_ND.index_select(0, token_S)
+    grad_weight_S = (grad_SD * y_SD).sum(-1, dtype=weight_S.dtype)
+    return grad_SD.mul_(weight_S.unsqueeze(-1).to(grad_SD.dtype)), grad_weight_S
 
 
 class Experts(nn.Module):

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.kernels import head as kernels
+from model.kernels.numbers import array, compiled_for
 from model.precision import GRANULE, product_dtype, whole_rows
 
 CHUNK_ELEMENTS = 1 << 19  # logits of a chunk: in float32 they fill a core's cache and not more (ours)
@@ -29,8 +31,12 @@ class _TargetLogprobs(torch.autograd.Function):
             hidden, targets_N = whole_rows(hidden, dtype), F.pad(targets_N, (0, -len(targets_N) % GRANULE))
         logprobs_N = head_VD.new_empty(len(targets_N))
         for rows in _chunks(len(hidden), len(head)):
-            logprobs_CV = torch.log_softmax(hidden[rows] @ head.T, 1, dtype=head_VD.dtype)
-            logprobs_N[rows] = logprobs_CV.gather(1, targets_N[rows].unsqueeze(1)).squeeze(1)
+            logits_CV = hidden[rows] @ head.T
+            if compiled_for(logits_CV, logprobs_N):
+                kernels.target_logprobs(*map(array, (logits_CV, targets_N[rows], logprobs_N[rows])))
+            else:
+                logprobs_CV = torch.log_softmax(logits_CV, 1, dtype=head_VD.dtype)
+                logprobs_N[rows] = logprobs_CV.gather(1, targets_N[rows].unsqueeze(1)).squeeze(1)
         ctx.save_for_backward(hidden, head, targets_N, logprobs_N)
         ctx.dtypes = hidden_ND.dtype, head_VD.dtype
         return logprobs_N[: len(hidden_ND)]
@@ -42,15 +48,25 @@ class _TargetLogprobs(torch.autograd.Function):
         # The gradient of a row is -grad * (p - onehot): its factor goes to the narrow side of both products.
         factor_N1 = F.pad(-grads[0], (0, len(hidden) - len(grads[0]))).unsqueeze(1)
         scaled = (hidden * factor_N1).to(head.dtype)
-        # What is left of a well-known target is small: from the wide log-prob, not from a difference of narrow numbers.
-        left_N1 = torch.expm1(logprobs_N).to(head.dtype).unsqueeze(1)
         grad_hidden_ND = torch.empty_like(hidden)
         grad_head_VD = torch.zeros(head.shape, dtype=of_head, device=head.device)
         for rows in _chunks(len(hidden), len(head)):
-            grad_CV = torch.softmax(hidden[rows] @ head.T, 1).scatter_(1, targets_N[rows].unsqueeze(1), left_N1[rows])
+            grad_CV = _less_target(hidden[rows] @ head.T, targets_N[rows], logprobs_N[rows])
             torch.mm(grad_CV, head, out=grad_hidden_ND[rows])
             grad_head_VD += grad_CV.T @ scaled[rows]
         return (grad_hidden_ND * factor_N1)[: len(grads[0])].to(of_hidden), grad_head_VD, None, None
+
+
+def _less_target(logits_CV: Tensor, targets_C: Tensor, logprobs_C: Tensor) -> Tensor:
+    """softmax(logits) less 1 at the target, in the memory of the logits where they are on a CPU.
+
+    What is left of a well-known target is small: from the wide log-prob, not from a difference of narrow numbers.
+    """
+    if compiled_for(logits_CV, logprobs_C):
+        kernels.target_logprobs_backward(*map(array, (logits_CV, targets_C, logprobs_C)))
+        return logits_CV
+    left_C1 = torch.expm1(logprobs_C).to(logits_CV.dtype).unsqueeze(1)
+    return torch.softmax(logits_CV, 1).scatter_(1, targets_C.unsqueeze(1), left_C1)
 
 
 def _chunks(rows: int, vocabulary: int) -> Iterator[slice]:

@@ -90,9 +90,11 @@ def _run(profile: Profile, run_dir: Path, *, keep: bool, console: Console, start
             "MOONFLOW_STARTED": str(started),
             "TMPDIR": str(run_dir / "tmp"),  # kfp leaves a folder behind for every task
             "PYTHONUNBUFFERED": "1",
-            # At this size a second thread waits more than it works, and other work beside it makes steps several
-            # times slower (measured on 2 cores).
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+            # Training gives every core some rows of the batch (model.train.shares). The threads of operators, the
+            # optimizer's above all, spin for an instant only: longer, and they take a core from the next share of rows;
+            # not at all (OMP_WAIT_POLICY=PASSIVE), and a second thread costs the optimizer more than it brings.
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0)))),
+            "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "1000"),
         }
         with (run_dir / "logs" / "pipeline.log").open("ab") as log:
             worker = subprocess.Popen(

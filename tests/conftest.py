@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from components.runtime.store import ObjectStore
+from model import moe, precision, target_logprobs
 from pipelines.services import Services
 from tests.counted import Stage, modules
 
@@ -86,3 +87,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("mounting a tmpfs needs root")
     yield folder
     subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.fixture(params=["kernels", "torch"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What surrounds the products by compiled kernels, and by torch's operators as on an accelerator."""
+    if request.param == "torch":
+        for module in (moe, precision, target_logprobs):
+            monkeypatch.setattr(module, "compiled_for", lambda *_: False)

@@ -19,12 +19,13 @@ def test_segments_by_hand() -> None:
     documents = Documents.of(torch.tensor([[0, 0, 1, -1, -1], [0, 1, 2, 2, 2]]))
     assert documents.segments == [(0, 0, 2), (0, 2, 3), (0, 3, 5), (1, 0, 1), (1, 1, 2), (1, 2, 5)]
     assert not documents.whole_rows
+    assert documents.first_BT.tolist() == [[0, 0, 2, 3, 3], [0, 1, 2, 2, 2]]
 
 
 def test_whole_rows_are_rows_of_one_document() -> None:
     whole, packed = Documents(2, 4, torch.device("cpu")), Documents.of(torch.zeros(2, 4, dtype=torch.long))
     assert whole.whole_rows and whole.segments == packed.segments == [(0, 0, 4), (1, 0, 4)]
-    assert torch.equal(whole.mask_B1TT, packed.mask_B1TT)
+    assert torch.equal(whole.mask_B1TT, packed.mask_B1TT) and torch.equal(whole.first_BT, packed.first_BT)
 
 
 @pytest.mark.parametrize("ids", [None, [[0] * 9 + [1] * 20 + [-1] * 3, [0] * 32]])

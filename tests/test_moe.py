@@ -70,7 +70,7 @@ def expert_inputs():
     return x, weights, chosen, gate_up, down
 
 
-def test_grouped_experts_and_their_gradients_equal_a_loop_over_tokens():
+def test_grouped_experts_and_their_gradients_equal_a_loop_over_tokens(either_way):
     x, weights, chosen, gate_up, down = expert_inputs()
     learned, cotangent = (x, weights, gate_up, down), draw(6, 3, seed=9, dtype=torch.float64)
     expected = plain_experts(x, weights, chosen, gate_up, down)
@@ -82,7 +82,7 @@ def test_grouped_experts_and_their_gradients_equal_a_loop_over_tokens():
     assert not wanted[2][3].any() and wanted[2][0].any()
 
 
-def test_grouped_experts_pass_gradcheck():
+def test_grouped_experts_pass_gradcheck(either_way):
     x, weights, chosen, gate_up, down = expert_inputs()
     run = GroupedExperts.apply
     assert torch.autograd.gradcheck(
@@ -90,7 +90,7 @@ def test_grouped_experts_pass_gradcheck():
     )
 
 
-def test_all_tokens_to_one_expert():
+def test_all_tokens_to_one_expert(either_way):
     x, weights, _, gate_up, down = expert_inputs()
     chosen = torch.full((6, 1), 4)
     got = GroupedExperts.apply(x, weights[:, :1], chosen, gate_up, down)

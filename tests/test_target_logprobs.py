@@ -20,7 +20,9 @@ def drawn(rows: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, 
 
 
 @pytest.mark.parametrize("rows", [1, 10, 11, 37])
-def test_values_and_gradients_are_those_of_a_log_softmax(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_and_gradients_are_those_of_a_log_softmax(
+    rows: int, monkeypatch: pytest.MonkeyPatch, either_way: None
+) -> None:
     monkeypatch.setattr(module, "CHUNK_ELEMENTS", 10 * 50)  # ten rows at a time
     hidden, head, targets, cotangent = drawn(rows)
     expected = head(hidden).log_softmax(-1)[torch.arange(rows), targets]
@@ -31,13 +33,13 @@ def test_values_and_gradients_are_those_of_a_log_softmax(rows: int, monkeypatch:
         torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
 
 
-def test_large_logits_do_not_overflow() -> None:
+def test_large_logits_do_not_overflow(either_way: None) -> None:
     hidden, head, targets, _ = drawn(5, torch.float32)
     got = target_logprobs(hidden * 1e4, head, targets)
     assert got.isfinite().all() and torch.equal(got, target_logprobs(hidden * 1e4, head, targets))
 
 
-def test_narrow_products_stay_near_and_keep_the_gradients_types() -> None:
+def test_narrow_products_stay_near_and_keep_the_gradients_types(either_way: None) -> None:
     hidden, head, targets, cotangent = drawn(70, torch.float32)
     expected = torch.autograd.grad(target_logprobs(hidden, head, targets), [hidden, head.weight], cotangent)
     with products_in(torch.bfloat16):

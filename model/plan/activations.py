@@ -32,15 +32,15 @@ def attention_bytes(config: ModelConfig, tokens: int) -> float:
 def dense_ffn_bytes(config: ModelConfig) -> int:
     """A dense layer's FFN with its norm, one token."""
     text = config.text_config
-    return 6 * text.hidden_size + 4 + 8 * text.intermediate_size
+    return 6 * text.hidden_size + 4 + 6 * text.intermediate_size
 
 
 def mixture_bytes(config: ModelConfig) -> int:
     """Router, chosen experts and shared expert with their norm, one token."""
     text = config.text_config
     router = 4 * text.hidden_size + 8 * text.n_routed_experts + 16 * text.num_experts_per_tok
-    pair = 4 * text.hidden_size + 8 * text.moe_intermediate_size + 18
-    shared = 8 * text.moe_intermediate_size * text.n_shared_experts
+    pair = 4 * text.hidden_size + 6 * text.moe_intermediate_size + 20
+    shared = 6 * text.moe_intermediate_size * text.n_shared_experts
     return 6 * text.hidden_size + 4 + router + text.num_experts_per_tok * pair + shared
 
 
@@ -99,12 +99,12 @@ def activation_figures(config: ModelConfig, tokens: int) -> list[Figure]:
             f"6D + 4q + 4c + 2r + 4H(h+v) + H * {scores} + 12",
             _OURS if tokens <= LONGEST_KEPT else _FLASH,
         ),
-        Figure("dense FFN of a layer, token", dense_ffn_bytes(config), BYTE, "6D + 8I + 4", _OURS),
+        Figure("dense FFN of a layer, token", dense_ffn_bytes(config), BYTE, "6D + 6I + 4", _OURS),
         Figure(
             "experts of a layer, token",
             mixture_bytes(config),
             BYTE,
-            "10D + 8E + k(4D + 8F + 34) + 8FS + 4",
+            "10D + 8E + k(4D + 6F + 36) + 6FS + 4",
             _OURS,
         ),
         Figure("head and loss, token", head_bytes(config), BYTE, "6D + 16", _OURS),

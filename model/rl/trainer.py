@@ -11,28 +11,31 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from model.data.packing import pack
+from model.data.packing import Batch, pack
 from model.data.sample import Sample
 from model.data.stream import StreamState
 from model.data.tokenize import TokenizedSample
 from model.multimodal import KimiK25
 from model.quantization import experts_in
 from model.rl.environment import Episode, derive_seed
-from model.rl.objective import ObjectiveConfig, advantages, policy_loss, token_weights
+from model.rl.objective import Objective, ObjectiveConfig, advantages, policy_loss, token_weights
 from model.rl.ptx import PTX
 from model.rl.toggle import Toggle
 from model.train.checkpoint import load_checkpoint
-from model.train.engine import batch_loss
+from model.train.engine import add_gradient
 from model.train.optimizer import MuonClip, build_optimizer, qk_clip
 from model.train.protocol import Surroundings
 from model.train.saving import AsyncSaver
+from model.train.shares import RowShares
 
 TOKENS_PER_BATCH = 16384  # episodes are split into parts of about so many tokens, whose gradients add up
 
@@ -128,11 +131,12 @@ class RLTrainer:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not name.endswith("e_score_correction_bias"))
         self.optimizer: MuonClip = build_optimizer(model, settings.learning_rate, weight_decay=0.0)
+        self.shares = RowShares(model)
         self.loop = LoopState()
 
     def train(self) -> LoopState:
         """All iterations, from the newest checkpoint of this step if there is one."""
-        with AsyncSaver(self.around, self.tokenizer_folder) as saver:
+        with closing(self.shares), AsyncSaver(self.around, self.tokenizer_folder) as saver:
             return asyncio.run(self._train(saver))
 
     async def _train(self, saver: AsyncSaver) -> LoopState:
@@ -213,7 +217,7 @@ class RLTrainer:
         self.model.train()
         for update in range(self.settings.updates):
             totals = {"loss/policy": 0.0, "policy/masked_fraction": 0.0}
-            gaps: list[torch.Tensor] = []
+            gaps: list[Tensor] = []
             for part in _parts(rows):
                 loss, masked, gap_N = self._backward(part)
                 totals["loss/policy"] += loss
@@ -221,9 +225,7 @@ class RLTrainer:
                 gaps.append(gap_N)
             if self.ptx is not None and self.pretraining is not None:
                 with experts_in(self.settings.expert_precision):
-                    cross_entropy, parts = batch_loss(self.model, self.pretraining.next_batch())
-                (self.ptx.weight * cross_entropy).backward()  # type: ignore[no-untyped-call]
-                figures |= parts
+                    figures |= add_gradient(self.shares, self.pretraining.next_batch(), self.ptx.weight)
             # Before the first step the two policies should be one: what is left is the engine's error.
             if update == 0 and gaps:
                 gap_N = torch.cat(gaps)
@@ -235,7 +237,7 @@ class RLTrainer:
             figures |= totals | {"gradient_norm": float(norm), "qk_clip/heads": float(qk_clip(self.model.attentions()))}
         return figures
 
-    def _backward(self, rows: list[tuple[Episode, float, float]]) -> tuple[float, float, torch.Tensor]:
+    def _backward(self, rows: list[tuple[Episode, float, float]]) -> tuple[float, float, Tensor]:
         """Add the gradient of some episodes; loss, masked fraction, log-ratios [N] before this step."""
         batch = pack([as_training_sample(episode) for episode, _, _ in rows], self.pad_id)
         # Targets stand in row order, each episode's own in reading order: sorting by episode lines them up with lists.
@@ -244,11 +246,22 @@ class RLTrainer:
         old_N[order_N] = torch.tensor([value for episode, _, _ in rows for value in episode.policy_logprobs])
         advantages_N = torch.tensor([advantage for _, advantage, _ in rows])[batch.sample_N]
         weights_N = torch.tensor([weight for _, _, weight in rows])[batch.sample_N]
+
+        def backward(model: KimiK25, part: tuple[Batch, Tensor, Tensor, Tensor]) -> tuple[Objective, Tensor]:
+            share, old_N, advantages_N, weights_N = part
+            logprobs_N = model.logprobs(share).float()
+            objective = policy_loss(logprobs_N, old_N, advantages_N, weights_N, self.settings.objective)
+            objective.loss.backward()  # type: ignore[no-untyped-call]
+            return objective, (logprobs_N - old_N).detach()
+
+        shares = self.shares.cut(batch)
+        targets = [len(share.targets_N) for share in shares]
+        split = (values_N.split(targets) for values_N in (old_N, advantages_N, weights_N))
         with experts_in(self.settings.expert_precision):
-            logprobs_N = self.model.logprobs(batch).float()
-        objective = policy_loss(logprobs_N, old_N, advantages_N, weights_N, self.settings.objective)
-        objective.loss.backward()  # type: ignore[no-untyped-call]
-        return float(objective.loss.detach()), objective.masked_fraction, (logprobs_N - old_N).detach()
+            results = self.shares.run(backward, list(zip(shares, *split, strict=True)))
+        loss = sum(float(objective.loss.detach()) for objective, _ in results)
+        masked = sum(objective.masked_fraction for objective, _ in results)
+        return loss, masked, torch.cat([gap_N for _, gap_N in results])
 
     def _save(self, saver: AsyncSaver) -> None:
         every, t = self.settings.checkpoint_every, self.loop.iteration

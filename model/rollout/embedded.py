@@ -20,9 +20,10 @@ from model.errors import MoonflowError
 from model.hf import load_model
 from model.multimodal import KimiK25
 from model.precision import products_in
-from model.rollout.decoding import MIN_ROWS, LatentCache, decode, prefill, round_up
+from model.rollout.decoding import MIN_ROWS, LatentCache, Steps, evaluating, logits, prefill, round_up
 from model.rollout.protocol import Completion, Request
 from model.rollout.sampling import sample, uniforms
+from model.rollout.threads import RowThreads
 from model.vision import GridTHW, media_tokens
 
 PREFILL_TOKENS = 8192  # bounds the memory of one prefill product (ours)
@@ -64,10 +65,10 @@ class _Sequence:
 class EmbeddedEngine:
     """``model.rollout.protocol.Engine`` in this process, on the device of the model.
 
-    On the CPU in float32 with one intra-op thread (``OMP_NUM_THREADS=1``) a completion is a function of (weights,
-    request) alone, bit for bit: see ``model.rollout.decoding``. With more threads, or on a GPU, batch mates can change
-    the last bits of a log-prob. So can ``prompt_products`` (bfloat16), which reads prompts several times as fast, with
-    the arithmetic of supervised training: for who asks for answers, not for log-probs to train on.
+    On the CPU in float32 a completion is a function of (weights, request) alone, bit for bit: see
+    ``model.rollout.decoding``. As many threads as torch may use share the rows of the batch. On a GPU batch mates can
+    change the last bits of a log-prob. So can ``prompt_products`` (bfloat16), which reads prompts several times as
+    fast, with the arithmetic of supervised training: for who asks for answers, not for log-probs to train on.
     """
 
     def __init__(self, model: KimiK25, max_batch: int = 64, *, prompt_products: torch.dtype | None = None) -> None:
@@ -193,27 +194,22 @@ class EmbeddedEngine:
     async def _work(self) -> None:
         """Run the batch until nothing is left. A failure is every caller's failure: none is left waiting."""
         model, cache = self._model, LatentCache(self._model, self._max_batch)
+        threads = torch.get_num_threads()
+        row_threads = RowThreads(threads if cache.latents.device.type == "cpu" else 1)
         try:
             while self._waiting or self._active:
                 self._swap_model()
                 if model is not self._model:
                     model, cache = self._model, LatentCache(self._model, self._max_batch)
-                # A shared model in training would count this as training load; its mode is back before others run.
-                training = model.training
-                if training:
-                    model.eval()
-                threads = torch.get_num_threads()
-                # One intra-op thread: split reductions would make a completion depend, in its last bits, on what else
-                # is in the batch, and a resumed RL run must sample what the killed one would have. Where prompts are
-                # read in another precision, it does so anyway.
-                if self._prompt_products is None:
-                    torch.set_num_threads(1)
+                if not self._active:
+                    steps = Steps(model)
+                # One intra-op thread to a share of rows: split reductions would make a completion depend, in its last
+                # bits, on what else is in the batch, and a resumed RL run must sample what the killed one would have.
+                torch.set_num_threads(1)
                 try:
-                    self._iterate(model, cache)
+                    self._iterate(steps, cache, row_threads)
                 finally:
                     torch.set_num_threads(threads)
-                    if training:
-                        model.train()
                 await asyncio.sleep(0)
         except Exception as error:
             for sequence in [*self._waiting, *self._active]:
@@ -223,17 +219,18 @@ class EmbeddedEngine:
             for sequence in [*self._waiting, *self._active]:
                 sequence.done.cancel()
             self._waiting, self._active = [], []
+            row_threads.close()
 
     @torch.inference_mode()
-    def _iterate(self, model: KimiK25, cache: LatentCache) -> None:
+    def _iterate(self, steps: Steps, cache: LatentCache, threads: RowThreads) -> None:
         """Fill free rows, then one decode step."""
         self._sweep(cache)
         if self._next_model is None:
-            self._admit(model, cache)
+            self._admit(steps.model, cache, threads)
             self._sweep(cache)
         if self._active:
             tokens = [sequence.tokens[-1] for sequence in self._active]
-            self._sample(self._active, decode(model, cache, tokens, [sequence.cached for sequence in self._active]))
+            self._sample(self._active, steps(cache, tokens, [sequence.cached for sequence in self._active], threads))
             self._sweep(cache)
 
     def _sweep(self, cache: LatentCache) -> None:
@@ -246,7 +243,7 @@ class EmbeddedEngine:
                     cache.move(len(self._active), row)
                     self._active[row] = last
 
-    def _admit(self, model: KimiK25, cache: LatentCache) -> None:
+    def _admit(self, model: KimiK25, cache: LatentCache, threads: RowThreads) -> None:
         free = self._max_batch - len(self._active)
         # A prefill of one prompt costs about a decode step, so freed rows are refilled an eighth at a time (ours).
         if not self._waiting or free < min(len(self._waiting), max(1, self._max_batch // 8)):
@@ -259,17 +256,27 @@ class EmbeddedEngine:
         rows: dict[_PromptKey, list[int]] = {}
         for row, sequence in enumerate(admitted, first_row):
             rows.setdefault(_prompt_key(sequence.request), []).append(row)
-        logits: dict[int, Tensor] = {}
+        last: dict[int, Tensor] = {}
         for prompts in _buckets(rows):
             requests = [self._active[rows[key][0]].request for key in prompts]
-            with products_in(self._prompt_products):
-                x_BTD = _embed(model, requests)
-                latents, last_BV = prefill(model, x_BTD, [len(request.input_ids) for request in requests])
-            for index, key in enumerate(prompts):
-                for row in rows[key]:
-                    cache.store(row, latents[:, index])
-                    logits[row] = last_BV[index]
-        self._sample(admitted, torch.stack([logits[first_row + index] for index in range(len(admitted))]))
+
+            def read(start: int, end: int, prompts=prompts, requests=requests) -> None:
+                x_BTD = _embed(model, requests[start:end])
+                lengths = [len(request.input_ids) for request in requests[start:end]]
+                latents, last_BD = prefill(model.language_model.model, x_BTD, lengths)
+                for index, key in enumerate(prompts[start:end]):
+                    for row in rows[key]:
+                        cache.store(row, latents[:, index])
+                        last[row] = last_BD[index]
+
+            # A single prompt has no rows to share; in another precision its bits hang on the threads anyway.
+            if len(prompts) == 1 and self._prompt_products is not None:
+                torch.set_num_threads(threads.count)
+            with products_in(self._prompt_products), evaluating(model):
+                threads.over(len(prompts), read)
+            torch.set_num_threads(1)
+        last_BD = torch.stack([last[first_row + index] for index in range(len(admitted))])
+        self._sample(admitted, logits(model, last_BD))
 
     def _sample(self, sequences: list[_Sequence], logits_BV: Tensor) -> None:
         chances = [s.chances[len(s.tokens)] if s.chances else 0.0 for s in sequences]

@@ -3,13 +3,14 @@
 ``Engine`` is all that the loop knows of it. ``PlainEngine`` is PyTorch alone; DeepSpeed's ZeRO stages are in
 ``model.train.zero``.
 
-Shapes: N positions with a target, M merged vision tokens, D hidden.
+Shapes: N positions with a target, M merged vision tokens, D hidden; four sums.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, Self
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,7 @@ from model.train.optimizer import build_optimizer, qk_clip
 from model.train.phase import Phase
 from model.train.ranks import Ranks
 from model.train.reduction import gradient_norm, held_state, own_state, sum_gradients
+from model.train.shares import RowShares
 from model.train.slices import Slice
 
 Figures = dict[str, float]
@@ -70,6 +72,47 @@ class Engine(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class RowLosses:
+    """What one forward says of some rows.
+
+    Attributes:
+        nats: the sum over their targets, with gradient.
+        balance: the mean of their balance losses, with gradient.
+        counted_4: float64; nats of all targets and of those beside an image, number of all and of those.
+    """
+
+    nats: Tensor
+    balance: Tensor
+    counted_4: Tensor
+
+    @classmethod
+    def of(cls, model: KimiK25, batch: Batch, features_MD: Tensor | None = None) -> Self:
+        losses_N = -model.logprobs(batch, features_MD).float()
+        with torch.no_grad():
+            of_vision_N = batch.vision_N
+            counted = [losses_N.sum(), (losses_N * of_vision_N).sum(), losses_N.new_tensor(len(losses_N))]
+            counted_4 = torch.stack([*counted, of_vision_N.sum()]).double()
+        return cls(losses_N.sum(), model.auxiliary_loss(), counted_4)
+
+    def loss(self, targets: float, share: float) -> Tensor:
+        """Their part of the loss of a batch with so many ``targets``, of whose rows they are this ``share``: the mean
+        cross-entropy over targets, plus the mean balance loss over rows."""
+        return self.nats / max(1.0, targets) + self.balance * share
+
+
+def _figures(counted_4: Tensor, balance: Tensor) -> Figures:
+    """Of a whole batch: ``RowLosses.counted_4``, summed over all of its rows, and its balance loss."""
+    total, vision, targets, vision_targets = counted_4.tolist()
+    figures = {"targets/text": targets - vision_targets, "targets/vision": vision_targets}
+    if vision_targets:
+        figures["loss/vision"] = vision / vision_targets
+    if targets > vision_targets:
+        figures["loss/text"] = (total - vision) / (targets - vision_targets)
+    figures["loss/total"] = total / max(1.0, targets) + float(balance)
+    return figures
+
+
 def batch_loss(
     model: KimiK25, batch: Batch, ranks: Ranks | None = None, features_MD: Tensor | None = None
 ) -> tuple[Tensor, Figures]:
@@ -83,28 +126,33 @@ def batch_loss(
     if ranks.sequence is not None:
         batch = columns(batch, dist.get_rank(ranks.sequence), ranks.layout.sequence_parallel)
     with sequence_shared_by(ranks.sequence):
-        losses_N = -model.logprobs(batch, features_MD).float()
-    of_vision_N = batch.vision_N
-    with torch.no_grad():
-        counted = torch.stack(
-            [losses_N.sum(), (losses_N * of_vision_N).sum(), losses_N.new_tensor(len(losses_N)), of_vision_N.sum()]
-        ).double()
-        total, vision, targets, vision_targets = ranks.sum_(counted).tolist()
-    balance = model.auxiliary_loss() / ranks.data_ranks
-    loss = losses_N.sum() / max(1.0, targets) + balance
-    figures = {"targets/text": targets - vision_targets, "targets/vision": vision_targets}
-    if vision_targets:
-        figures["loss/vision"] = vision / vision_targets
-    if targets > vision_targets:
-        figures["loss/text"] = (total - vision) / (targets - vision_targets)
-    figures["loss/total"] = total / max(1.0, targets) + float(ranks.sum_(balance.detach().clone()))
-    return loss, figures
+        losses = RowLosses.of(model, batch, features_MD)
+    counted_4, share = ranks.sum_(losses.counted_4), 1 / ranks.data_ranks
+    balance = ranks.sum_(losses.balance.detach() * share)
+    return losses.loss(float(counted_4[2]), share), _figures(counted_4, balance)
+
+
+def add_gradient(shares: RowShares, batch: Batch, weight: float = 1.0) -> Figures:
+    """Add ``weight`` times the gradient of one process's ``batch_loss``, by shares of the rows; the batch's figures."""
+    targets, rows = len(batch.targets_N), len(batch.input_ids_BT)
+
+    def backward(model: KimiK25, part: Batch) -> tuple[Tensor, Tensor]:
+        losses, share = RowLosses.of(model, part), len(part.input_ids_BT) / rows
+        loss = weight * losses.loss(targets, share)
+        if loss.requires_grad:  # rows without an image depend on nothing that learns where vision alone does
+            loss.backward()  # type: ignore[no-untyped-call]
+        return losses.counted_4, losses.balance.detach() * share
+
+    counted, balances = zip(*shares.run(backward, shares.cut(batch)), strict=True)
+    return _figures(torch.stack(counted).sum(0), torch.stack(balances).sum())
 
 
 class PlainEngine:
     """Every rank holds the whole model and optimizer, or its own experts of them; gradients are summed over the ranks.
 
     Where the layout divides the experts, the model holds this rank's own until ``close`` (``model.expert_parallel``).
+    One process on a CPU divides each batch among the threads that torch has when the engine is made
+    (``model.train.shares``); with one thread, or several ranks, it does not.
     """
 
     def __init__(self, model: KimiK25, phase: Phase, ranks: Ranks | None = None) -> None:
@@ -115,17 +163,21 @@ class PlainEngine:
             parameter.requires_grad_(phase.learns(name))
         self.optimizer = build_optimizer(model, phase.learning_rate, weight_decay=phase.weight_decay)
         self.encoder = DecoupledEncoder(model, self.ranks)
+        self.shares = RowShares(model, None if self.ranks.world == 1 else 1)
 
     def backward(self, batch: Batch) -> Figures:
         products = torch.bfloat16 if self.phase.products == "bfloat16" else None
         with products_in(products), experts_in(self.phase.expert_precision):
-            features_MD = self.encoder.forward(batch)
-            loss, figures = batch_loss(self.model, batch, self.ranks, features_MD)
+            figures = self._backward_on_ranks(batch) if self.ranks.world > 1 else add_gradient(self.shares, batch)
+        return figures | {"gradient_norm": gradient_norm(self.model, self.ranks)}
+
+    def _backward_on_ranks(self, batch: Batch) -> Figures:
+        features_MD = self.encoder.forward(batch)
+        loss, figures = batch_loss(self.model, batch, self.ranks, features_MD)
         loss.backward()  # type: ignore[no-untyped-call]
         self.encoder.backward()
-        if self.ranks.world > 1:
-            sum_gradients(self.model, self.ranks)
-        return figures | {"gradient_norm": gradient_norm(self.model, self.ranks)}
+        sum_gradients(self.model, self.ranks)
+        return figures
 
     def update(self, step: int) -> Figures:
         self.optimizer.set_learning_rate(self.phase.rate(step))
@@ -164,6 +216,7 @@ class PlainEngine:
         self.model.load_state_dict(dict(weights))
 
     def close(self) -> None:
+        self.shares.close()
         gather_experts(self.model)
 
 

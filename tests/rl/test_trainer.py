@@ -25,7 +25,7 @@ from model.rl.objective import ObjectiveConfig
 from model.rl.ptx import PTX, ptx
 from model.rl.toggle import Toggle
 from model.rl.tools.toolset import Toolset
-from model.rl.trainer import RLSettings, RLTrainer
+from model.rl.trainer import Group, RLSettings, RLTrainer
 from model.rollout.embedded import EmbeddedEngine
 from model.tokenizer import Tokenizer
 from model.train.optimizer import build_optimizer
@@ -94,6 +94,43 @@ def test_the_trainer_recomputes_the_engines_own_log_probs(tokenizer, tokenizer_f
     assert learned["rollout/mismatch_max"] < 1e-4
     assert abs(learned["rollout/mismatch_kl"]) < 1e-5
     assert learned["policy/masked_fraction"] == 0.0
+
+
+def test_several_threads_give_the_gradient_of_one(
+    data_folder, tokenizer, tokenizer_folder, tmp_path, monkeypatch
+) -> None:
+    """Text and pictures, the pre-training loss beside them; twice on several threads, once on one."""
+    monkeypatch.setattr("model.train.shares.LEAST", 1)
+    pretraining = ptx(DataFolder(data_folder), weight=0.5, rows=3, tokens=256, seed=0)
+
+    def learned(threads: int, groups: list[Group] | None) -> tuple[list[Group], dict, dict, list]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        rl = trainer(tokenizer, tokenizer_folder, Around(tmp_path), SETTINGS, ptx=pretraining)
+        assert rl.shares.count == threads
+        groups = groups or asyncio.run(rl.collect())[0]
+        with torch.no_grad():  # off-policy: the loss is not zero, and some tokens are masked
+            head = rl.model.language_model.lm_head.weight
+            head += 0.1 * torch.randn(head.shape, generator=torch.Generator().manual_seed(5))
+        gradients: dict[str, torch.Tensor] = {}
+        rl.optimizer.step = lambda: gradients.update({name: p.grad.clone() for name, p in rl.model.named_parameters()
+                                                      if p.grad is not None})  # fmt: skip
+        figures = rl.learn(groups)
+        rl.shares.close()
+        torch.set_num_threads(before)
+        return groups, figures, gradients, [router.load_E for router in rl.model.routers()]
+
+    groups, figures, gradients, loads = learned(1, None)
+    assert figures["targets/vision"] > 0 and figures["policy/masked_fraction"] > 0
+    assert abs(figures["loss/policy"]) > 1e-3
+    _, found, sums, counted = learned(3, groups)
+    assert found == pytest.approx(figures, rel=1e-3)
+    assert sums.keys() == gradients.keys() and any("vision_tower" in name for name in sums)
+    for name, value in gradients.items():
+        assert float((sums[name] - value).norm()) <= 1e-4 * float(value.norm()) + 1e-8, name
+    assert all(torch.equal(*pair) for pair in zip(counted, loads, strict=True))
+    _, same, again, _ = learned(3, groups)
+    assert same == found and all(torch.equal(again[name], value) for name, value in sums.items())
 
 
 @pytest.mark.parametrize("acts", ["int4", "full"])
@@ -206,3 +243,14 @@ def test_the_pretraining_loss_alone_teaches_too(data_folder, tokenizer, tokenize
     assert all(row["groups/with_signal"] == 0.0 for row in around.logged)
     losses = [row["loss/vision"] for row in around.logged]
     assert np.mean(losses[-2:]) < 0.7 * losses[0]
+
+
+def test_the_weight_of_the_pretraining_loss_scales_its_gradient(
+    data_folder, tokenizer, tokenizer_folder, tmp_path
+) -> None:
+    norms = []
+    for weight in (0.25, 1.0):
+        pretraining = ptx(DataFolder(data_folder), weight=weight, rows=2, tokens=256, seed=0)
+        rl = trainer(tokenizer, tokenizer_folder, Around(tmp_path), SETTINGS, ptx=pretraining)
+        norms.append(rl.learn([Group(Tasks()[0], [], [])])["gradient_norm"])
+    assert norms[1] == pytest.approx(4 * norms[0], rel=1e-5) and norms[0] > 0

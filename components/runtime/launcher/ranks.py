@@ -22,12 +22,14 @@ def run(work: Work, processes: int) -> None:
     SIGTERM and Ctrl-C end the ranks. They stay in our process group, so whatever ends the group ends them too.
     """
     command = torchrun("--standalone", f"--nproc-per-node={processes}")
-    _run([sys.executable, *command[1:]], work)
+    # The ranks divide the threads that one process would have.
+    threads = max(1, int(os.environ.get("OMP_NUM_THREADS", "1")) // processes)
+    _run([sys.executable, *command[1:]], work, threads)
 
 
-def _run(command: Sequence[str], work: Work) -> None:
+def _run(command: Sequence[str], work: Work, threads: int) -> None:
     tail: deque[str] = deque(maxlen=200)
-    environment = os.environ | work.environment | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    environment = os.environ | work.environment | {"OMP_NUM_THREADS": str(threads)}
     with (
         stop_on_sigterm(),
         subprocess.Popen(

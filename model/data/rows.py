@@ -1,0 +1,61 @@
+"""Some of a packed batch's rows as a batch of their own, with their targets and media (source: ours).
+
+Shapes: as in ``model.data.packing``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from model.config import ModelConfig
+from model.data.packing import Batch
+from model.vision import media_tokens
+
+
+def media_of_rows(batch: Batch, config: ModelConfig) -> list[slice]:
+    """Which of ``grid_thws`` each row holds, told by its media pads: a medium lies within one row.
+
+    Raises:
+        ValueError: if the pads of a row are not those of whole media, or media are left over.
+    """
+    merge, media = config.vision_config.merge_kernel_size, len(batch.grid_thws)
+    if not media:
+        return [slice(0, 0)] * len(batch.input_ids_BT)
+    held, end = [], 0
+    for row, pads in enumerate((batch.input_ids_BT == config.media_placeholder_token_id).sum(1).tolist()):
+        start = end
+        while pads > 0 and end < media:
+            pads -= media_tokens(batch.grid_thws[end], merge)
+            end += 1
+        if pads:
+            raise ValueError(f"the media pads of row {row} are not those of whole media")
+        held.append(slice(start, end))
+    if end < media:
+        raise ValueError(f"{media - end} media have no pads in any row")
+    return held
+
+
+def rows_of(batch: Batch, start: int, end: int, config: ModelConfig) -> Batch:
+    """Rows [start, end), at least one; ``sample_N`` and ``keys`` number the documents of the whole batch."""
+    tokens = batch.input_ids_BT.shape[1]
+    row_N = batch.target_positions_N // tokens
+    mine_N = (row_N >= start) & (row_N < end)
+    held = media_of_rows(batch, config)[start:end]
+    media = slice(held[0].start, held[-1].stop)
+    grids, pixels = batch.grid_thws[media], None
+    if grids and batch.pixel_values is not None:
+        patches = [t * h * w for t, h, w in batch.grid_thws]
+        first = sum(patches[: media.start])
+        pixels = batch.pixel_values[first : first + sum(patches[media])]
+    return replace(
+        batch,
+        input_ids_BT=batch.input_ids_BT[start:end],
+        position_ids_BT=batch.position_ids_BT[start:end],
+        document_ids_BT=batch.document_ids_BT[start:end],
+        target_positions_N=batch.target_positions_N[mine_N] - start * tokens,
+        targets_N=batch.targets_N[mine_N],
+        vision_N=batch.vision_N[mine_N],
+        sample_N=batch.sample_N[mine_N],
+        pixel_values=pixels,
+        grid_thws=grids,
+    )

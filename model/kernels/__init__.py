@@ -1,0 +1,6 @@
+"""What surrounds the matrix products on a CPU, each idea one pass over memory, compiled by Numba (source: ours).
+
+A kernel runs on the thread that calls it and lets others run meanwhile: whoever wants several cores gives each some
+rows (``model.train.shares``). Kernels take float32, float64 and bfloat16 (as its bits) and compute in float32, or in
+float64 where that is what they are given. On an accelerator torch's own operators are used.
+"""

@@ -1,0 +1,167 @@
+"""Numbers as kernels see them: bfloat16 by its bits, sums in float32 or wider, an exponential that vectorises."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numba import types
+from numba.extending import overload
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array = NDArray[Any]
+
+# Sums may be reordered, so that they vectorise; infinities and NaN are kept.
+FAST = {"contract", "reassoc", "nsz", "arcp"}
+
+
+# Numba renews machine code when the kernel's own file changes, and does not know that it holds code of this one.
+_version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+numba.config.CACHE_DIR = str(  # type: ignore[attr-defined]
+    Path(__file__).with_name("__pycache__") / f"kernels-{_version}"
+)
+
+
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile at the first call and keep the machine code beside the source; other threads run meanwhile."""
+    return numba.njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")(function)
+
+
+def compiled_for(x: Tensor, *wide: Tensor) -> bool:
+    """Whether kernels take ``x``; ``wide`` are what they read or write beside it as float32 or float64."""
+    return x.is_cpu and all(each.dtype in (torch.float32, torch.float64) for each in wide)
+
+
+def array(x: Tensor) -> Array:
+    """The tensor's memory; bfloat16 as uint16."""
+    x = x.detach() if x.requires_grad else x
+    return x.view(torch.uint16).numpy() if x.dtype == torch.bfloat16 else x.numpy()
+
+
+def wide(x: Any) -> Any:
+    """A number to compute with: float32 of the bits of a bfloat16, else the number itself."""
+    raise NotImplementedError("for kernels only")
+
+
+def narrow(x: Any, like: Any) -> Any:
+    """``x`` as the array ``like`` stores it; to bfloat16 it is rounded to the nearest, ties to even."""
+    raise NotImplementedError("for kernels only")
+
+
+def zero(like: Any) -> Any:
+    """0 in the precision that sums over the array ``like`` have. A whole number or a ``float`` added to it, or to any
+    float32, makes float64 of it: see ``one``."""
+    raise NotImplementedError("for kernels only")
+
+
+def one(like: Any) -> Any:
+    """1 likewise."""
+    raise NotImplementedError("for kernels only")
+
+
+def rank(x: Any) -> Any:
+    """An integer that orders float32 numbers as they are ordered, NaN of either sign at the ends; float64 itself.
+
+    Maxima of integers vectorise, those of floating point numbers do not.
+    """
+    raise NotImplementedError("for kernels only")
+
+
+def ranked(rank: Any) -> Any:
+    """The number of a rank."""
+    raise NotImplementedError("for kernels only")
+
+
+def exp(x: Any) -> Any:
+    """e^x; in float32 within 1e-5 of it (1e-6 for -9 < x < 9), and that of -87 or 88 beyond these."""
+    raise NotImplementedError("for kernels only")
+
+
+@overload(wide, inline="always")
+def _wide(x):
+    if x == types.uint16:
+        return lambda x: np.uint32(np.uint32(x) << np.uint32(16)).view(np.float32)
+    return lambda x: x
+
+
+@overload(narrow, inline="always")
+def _narrow(x, like):
+    if like.dtype == types.float64:
+        return lambda x, like: x
+    if like.dtype == types.float32:
+        return lambda x, like: np.float32(x)
+
+    def rounded(x, like):
+        bits = np.float32(x).view(np.uint32)
+        odd = np.uint32(bits >> np.uint32(16)) & np.uint32(1)
+        return np.uint16(np.uint32(bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+
+    return rounded
+
+
+@overload(zero, inline="always")
+def _zero(like):
+    if like.dtype == types.float64:
+        return lambda like: 0.0
+    return lambda like: np.float32(0)
+
+
+@overload(rank, inline="always")
+def _rank(x):
+    if x == types.float64:
+        return lambda x: x
+
+    def of_float32(x):
+        bits = np.float32(x).view(np.int32)
+        return np.int32(bits ^ np.int32(np.int32(bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+
+    return of_float32
+
+
+@overload(ranked, inline="always")
+def _ranked(rank):
+    if rank == types.float64:
+        return lambda rank: rank
+    return lambda rank: np.int32(rank ^ np.int32(np.int32(rank >> np.int32(31)) & np.int32(0x7FFFFFFF))).view(
+        np.float32
+    )
+
+
+@overload(one, inline="always")
+def _one(like):
+    if like.dtype == types.float64:
+        return lambda like: 1.0
+    return lambda like: np.float32(1)
+
+
+LOG2_E = np.float32(1 / math.log(2))
+LN2 = np.float32(math.log(2))
+TAYLOR = tuple(np.float32(1 / math.factorial(n)) for n in range(7))
+SMALLEST, LARGEST = np.float32(-87), np.float32(88)
+
+
+@overload(exp, inline="always")
+def _exp(x):
+    if x == types.float64:
+        return lambda x: math.exp(x)
+
+    def by_taylor(x):
+        held = SMALLEST if x < SMALLEST else (LARGEST if x > LARGEST else x)
+        power = np.floor(held * LOG2_E + np.float32(0.5))
+        r = held - power * LN2
+        series = TAYLOR[5] + r * TAYLOR[6]
+        series = TAYLOR[4] + r * series
+        series = TAYLOR[3] + r * series
+        series = TAYLOR[2] + r * series
+        series = TAYLOR[1] + r * series
+        series = TAYLOR[0] + r * series
+        return series * np.int32(np.int32(np.int32(power) + np.int32(127)) << np.int32(23)).view(np.float32)
+
+    return by_taylor

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from model.kernels.numbers import array, exp, kernel, narrow, rank, ranked, wide
+
+
+@kernel
+def narrowed(x_N, y_N):
+    for n in range(len(x_N)):
+        y_N[n] = narrow(wide(x_N[n]), y_N)
+
+
+@kernel
+def exponentials(x_N, y_N):
+    for n in range(len(x_N)):
+        y_N[n] = exp(x_N[n])
+
+
+@kernel
+def largest(x_N):
+    highest = rank(wide(x_N[0]))
+    for n in range(len(x_N)):
+        highest = max(highest, rank(wide(x_N[n])))
+    return ranked(highest)
+
+
+def test_rounding_to_bfloat16_is_torchs_bit_for_bit():
+    drawn = torch.randn(100_000, generator=torch.Generator().manual_seed(0)) * torch.logspace(-38, 38, 100_000)
+    ties = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8, 3.3895e38, math.inf, -math.inf, 0.0, -0.0, 1e-40])
+    x_N = torch.cat((drawn, ties))
+    y_N = torch.empty(len(x_N), dtype=torch.bfloat16)
+    narrowed(array(x_N), array(y_N))
+    assert torch.equal(y_N.view(torch.int16), x_N.bfloat16().view(torch.int16))
+    back_N = torch.empty_like(x_N)
+    narrowed(array(y_N), array(back_N))
+    assert torch.equal(back_N, y_N.float())
+
+
+def test_nan_stays_nan():
+    nan_N = torch.tensor([math.nan, -math.nan])
+    y_N, e_N = torch.empty(2, dtype=torch.bfloat16), torch.empty(2)
+    narrowed(array(nan_N), array(y_N))
+    exponentials(array(nan_N), array(e_N))
+    assert y_N.isnan().all() and e_N.isnan().all() and np.isnan(largest(np.float32([1, math.nan, 3])))
+
+
+def test_the_exponential_is_that_of_float64_and_levels_off():
+    x_N = torch.linspace(-87, 88, 200_001)
+    y_N = torch.empty_like(x_N)
+    exponentials(array(x_N), array(y_N))
+    error_N = (y_N.double() / x_N.double().exp() - 1).abs()
+    assert error_N.max() < 1e-5 and error_N[x_N.abs() < 9].max() < 1e-6
+    ends_N, y_N = torch.tensor([-math.inf, -1e9, -88, 89, 1e9, math.inf]), torch.empty(6)
+    exponentials(array(ends_N), array(y_N))
+    assert (y_N[:3] < 2e-38).all() and (y_N[3:] > 1e38).all() and y_N.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_the_maximum_of_ranks_is_the_maximum(dtype):
+    generator = torch.Generator().manual_seed(1)
+    for scale, shift in ((1, 0), (1e-3, -5), (1e30, 0), (1, 5)):
+        x_N = (torch.randn(257, generator=generator) * scale + shift).to(dtype)
+        assert largest(array(x_N)) == float(x_N.max())
+    assert largest(array(torch.tensor([-math.inf, -3.0, -0.0]).to(dtype))) == 0
+    assert largest(array(torch.tensor([2.0, math.inf]).to(dtype))) == math.inf

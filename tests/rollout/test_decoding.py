@@ -1,0 +1,147 @@
+"""Decode steps: kernels against torch's operators in float64, and the same bits whatever the threads and the batch."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import random
+import threading
+
+import pytest
+import torch
+
+from model.config import preset
+from model.multimodal import KimiK25
+from model.rollout.decoding import LatentCache, Steps, decode
+from model.rollout.embedded import EmbeddedEngine
+from model.rollout.protocol import Completion, Request
+from model.rollout.threads import RowThreads
+
+TINY: dict[str, int] = {}
+# Sizes that are no multiple of what the kernels take at a time; one expert more than there are rows.
+ODD = {
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+    "kv_lora_rank": 21,
+    "q_lora_rank": 19,
+    "qk_nope_head_dim": 5,
+    "qk_rope_head_dim": 6,
+    "v_head_dim": 7,
+    "hidden_size": 33,
+    "moe_intermediate_size": 13,
+    "intermediate_size": 35,
+    "n_routed_experts": 9,
+    "num_experts_per_tok": 3,
+    "vocab_size": 1025,
+}
+LENGTHS = [0, 1, 30, 31, 32, 77, 5, 64]
+
+
+def case(sizes: dict[str, int], seed: int = 3) -> tuple[KimiK25, LatentCache]:
+    """A model whose logits differ, and latents as if ``LENGTHS`` tokens had been read."""
+    config = preset("tiny").model_copy(deep=True)
+    config.text_config = config.text_config.model_copy(update=sizes)
+    config.vision_config.text_hidden_size = config.text_config.hidden_size
+    model = KimiK25(config, seed=seed).eval()
+    with torch.no_grad():
+        for parameter in model.language_model.parameters():
+            parameter.mul_(2.5 if parameter.dim() > 1 else 1.0)
+    cache = LatentCache(model, len(LENGTHS))
+    cache.reserve(max(LENGTHS) + 1)
+    cache.latents.normal_(generator=torch.Generator().manual_seed(seed))
+    return model, cache
+
+
+def step(model: KimiK25, latents: torch.Tensor, rows: list[int], threads: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of these rows of the batch, and their cache."""
+    cache = LatentCache(model, len(rows))
+    cache.reserve(latents.shape[3])
+    cache.latents[:, : len(rows)] = latents[:, rows]
+    pool = RowThreads(threads)
+    logits = Steps(model)(cache, [7 * row for row in rows], [LENGTHS[row] for row in rows], pool)
+    pool.close()
+    return logits, cache.latents[:, : len(rows)]
+
+
+@pytest.mark.parametrize("sizes", [TINY, ODD], ids=["tiny", "odd"])
+@torch.inference_mode()
+def test_a_step_of_the_kernels_is_that_of_torch_in_float64(sizes: dict[str, int]) -> None:
+    model, cache = case(sizes)
+    rows = list(range(len(LENGTHS)))
+    logits_BV, latents = step(model, cache.latents, rows)
+    wide = copy.deepcopy(model).double()
+    cache.latents = cache.latents.double()
+    expected_BV = decode(wide, cache, [7 * row for row in rows], LENGTHS)
+    assert expected_BV.std() > 0.5
+    torch.testing.assert_close(logits_BV, expected_BV, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(latents, cache.latents.float(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("sizes", [TINY, ODD], ids=["tiny", "odd"])
+@torch.inference_mode()
+def test_a_row_has_the_same_bits_in_any_place_of_any_batch_on_any_threads(sizes: dict[str, int]) -> None:
+    model, cache = case(sizes)
+    alone = [step(model, cache.latents, [row]) for row in range(len(LENGTHS))]
+    for seed in range(4):
+        order = random.Random(seed).sample(range(len(LENGTHS)), len(LENGTHS) - seed)
+        logits_BV, latents = step(model, cache.latents, order, threads=1 + seed)
+        for place, row in enumerate(order):
+            assert torch.equal(logits_BV[place], alone[row][0][0])
+            assert torch.equal(latents[:, place], alone[row][1][:, 0])
+
+
+def completions(engine: EmbeddedEngine, threads: int = 1) -> list[Completion]:
+    prompts = [random.Random(seed).choices(range(768), k=5 + 11 * seed) for seed in range(9)]
+    requests = [Request(prompt, max_new_tokens=9, seed=seed) for seed, prompt in enumerate(prompts)]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return asyncio.run(engine.generate(requests))
+    finally:
+        assert torch.get_num_threads() == threads
+        torch.set_num_threads(before)
+
+
+def test_completions_are_the_same_bits_on_any_number_of_threads(tiny_model: KimiK25) -> None:
+    engine = EmbeddedEngine(tiny_model, max_batch=6)
+    assert completions(engine) == completions(engine, threads=2) == completions(engine, threads=3)
+
+
+def test_weights_in_other_tensors_are_seen_by_the_next_generation() -> None:
+    model = KimiK25(preset("tiny"), seed=5)
+    engine = EmbeddedEngine(model)
+    before = completions(engine)
+    with torch.no_grad():
+        for parameter in model.language_model.parameters():
+            parameter.data = parameter * 1.5
+    assert before != completions(engine) == completions(EmbeddedEngine(model))
+
+
+def test_other_dtypes_are_decoded_by_torch(tiny_model: KimiK25) -> None:
+    wide = completions(EmbeddedEngine(copy.deepcopy(tiny_model).double()))
+    for ours, theirs in zip(completions(EmbeddedEngine(tiny_model)), wide, strict=True):
+        assert ours.token_ids == theirs.token_ids
+        assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize(("rows", "bounds"), [(1, [(0, 1)]), (8, [(0, 4), (4, 8)]), (13, [(0, 4), (4, 8), (8, 13)])])
+def test_shares_are_whole_granules_in_order(rows: int, bounds: list[tuple[int, int]]) -> None:
+    pool = RowThreads(3)
+    assert pool.over(rows, lambda start, end: (start, end), granule=4) == bounds
+    pool.close()
+
+
+def test_an_error_of_one_share_waits_for_the_others() -> None:
+    pool, first, ended = RowThreads(2), threading.Event(), []
+
+    def work(start: int, end: int) -> None:
+        if start == 0:
+            first.set()
+            raise ValueError("of the first share")
+        first.wait(timeout=5)
+        ended.append(end)
+
+    with pytest.raises(ValueError, match="first share"):
+        pool.over(2, work)
+    assert ended == [2]
+    pool.close()
