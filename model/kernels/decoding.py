@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from model.kernels.numbers import exp, kernel, narrow, zero
+from model.kernels.numbers import exp, kernel, narrow, piece, zero
 
 ROWS = 4
 
 
-@kernel
+@piece
 def product(x_ND: Any, weight_FD: Any, depth: int, y_NF: Any) -> None:
     """y = x @ weight.T over the first ``depth`` columns of both."""
     rows, features = y_NF.shape
@@ -43,7 +43,7 @@ def product(x_ND: Any, weight_FD: Any, depth: int, y_NF: Any) -> None:
             y_NF[n, g], y_NF[n + 1, g], y_NF[n + 2, g], y_NF[n + 3, g] = g0, g1, g2, g3
 
 
-@kernel
+@piece
 def rms_norm(x_ND: Any, weight_D: Any, eps: float, y_ND: Any) -> None:
     rows, width = y_ND.shape
     for n in range(rows):
@@ -55,7 +55,7 @@ def rms_norm(x_ND: Any, weight_D: Any, eps: float, y_ND: Any) -> None:
             y_ND[n, d] = x_ND[n, d] * inverse * weight_D[d]
 
 
-@kernel
+@piece
 def add(x_ND: Any, y_ND: Any) -> None:
     rows, width = y_ND.shape
     for n in range(rows):
@@ -63,7 +63,7 @@ def add(x_ND: Any, y_ND: Any) -> None:
             x_ND[n, d] += y_ND[n, d]
 
 
-@kernel
+@piece
 def normed_product(x_ND: Any, norm_D: Any, weight_FD: Any, eps: float, y_NF: Any) -> None:
     """y = rms_norm(x) @ weight.T"""
     normed_ND = np.empty_like(x_ND)
@@ -72,6 +72,12 @@ def normed_product(x_ND: Any, norm_D: Any, weight_FD: Any, eps: float, y_NF: Any
 
 
 @kernel
+def logits(x_ND: Any, norm_D: Any, head_VD: Any, eps: float, y_NV: Any) -> None:
+    """The last norm and the head."""
+    normed_product(x_ND, norm_D, head_VD, eps, y_NV)
+
+
+@piece
 def rotate(x_R: Any, cos_r: Any, sin_r: Any, y_R: Any) -> None:
     """Interleaved pairs by the angles of one position."""
     for r in range(len(cos_r)):
@@ -80,7 +86,7 @@ def rotate(x_R: Any, cos_r: Any, sin_r: Any, y_R: Any) -> None:
         y_R[2 * r + 1] = even * sin_r[r] + odd * cos_r[r]
 
 
-@kernel
+@piece
 def probabilities(query_HW: Any, latents_WT: Any, length: int, scale: float, probs_HT: Any) -> None:
     """Softmax over the first ``length`` tokens of one row."""
     heads, width = query_HW.shape
@@ -187,7 +193,7 @@ def attention(
     add(x_ND, normed_ND)
 
 
-@kernel
+@piece
 def gated(x_ND: Any, gate_FD: Any, up_FD: Any, down_DF: Any, y_ND: Any) -> None:
     """y = down(silu(gate(x)) * up(x))"""
     rows, features = len(x_ND), len(gate_FD)
@@ -210,7 +216,7 @@ def dense(x_ND: Any, norm_D: Any, gate_FD: Any, up_FD: Any, down_DF: Any, eps: f
     add(x_ND, y_ND)
 
 
-@kernel
+@piece
 def choose(scores_E: Any, bias_E: Any, factor: float, chosen_k: Any, weights_k: Any) -> None:
     """The experts with the largest score + bias, by score + bias falling, and their combine weights."""
     total = zero(scores_E)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import math
+import os
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +26,51 @@ Array = NDArray[Any]
 FAST = {"contract", "reassoc", "nsz", "arcp"}
 
 
-# Numba renews machine code when the kernel's own file changes, and does not know that it holds code of this one.
-_version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
-numba.config.CACHE_DIR = str(  # type: ignore[attr-defined]
-    Path(__file__).with_name("__pycache__") / f"kernels-{_version}"
-)
+def _folder() -> Path | None:
+    """Where machine code is kept, the first place that can be written: Numba renews it when a kernel's own file
+    changes, and does not know that it holds code of this one."""
+    version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+    asked, own = os.environ.get("NUMBA_CACHE_DIR"), Path(__file__).with_name("__pycache__")
+    for place in (*([Path(asked)] if asked else []), own, Path(tempfile.gettempdir()) / f"moonflow-{os.getuid()}"):
+        folder = place / f"kernels-{version}"
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK):
+                return folder
+    return None
+
+
+FOLDER = _folder()
+numba.config.CACHE_DIR = str(FOLDER or "")  # type: ignore[attr-defined]
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile at the first call and keep the machine code beside the source; other threads run meanwhile."""
-    return numba.njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")(function)
+    """Compile at the first call and keep the machine code; other threads run meanwhile.
+
+    A kernel calls no other kernel, only a ``piece``: one compiled with its caller would be linked, not optimised
+    together, when it is loaded, and sum in another order.
+    """
+    compiled = numba.njit(nogil=True, cache=FOLDER is not None, fastmath=FAST, error_model="numpy")(function)
+    if FOLDER is not None:
+        _one_at_a_time(compiled, FOLDER / "lock")
+    return compiled
+
+
+def piece(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A part of kernels, compiled into each of them."""
+    return numba.njit(fastmath=FAST, error_model="numpy", inline="always")(function)
+
+
+def _one_at_a_time(compiled: Any, lock: Path) -> None:
+    """Two processes that keep code of one kernel at once could name the one's code by the other's types."""
+    save = compiled._cache.save_overload
+
+    def save_alone(*code: Any) -> None:
+        with lock.open("w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            save(*code)
+
+    compiled._cache.save_overload = save_alone
 
 
 def compiled_for(x: Tensor, *wide: Tensor) -> bool:

@@ -152,7 +152,7 @@ class Steps:
             for layer, (attention, feed_forward, weights) in zip(latents, self._layers, strict=True):
                 kernels.attention(x_BD[rows], layer[rows], lengths_B[rows], cos_BR[rows], sin_BR[rows], *attention)
                 feed_forward(x_BD[rows], *weights)
-            kernels.normed_product(x_BD[rows], *self._head, eps, logits_BV[rows])
+            kernels.logits(x_BD[rows], *self._head, eps, logits_BV[rows])
 
         threads.over(len(ids_B), step, MIN_ROWS)
         return torch.from_numpy(logits_BV[: len(tokens)])

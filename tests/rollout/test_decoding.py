@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import os
 import random
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +21,7 @@ from model.rollout.embedded import EmbeddedEngine
 from model.rollout.protocol import Completion, Request
 from model.rollout.threads import RowThreads
 
+ROOT = Path(__file__).parents[2]
 TINY: dict[str, int] = {}
 # Sizes that are no multiple of what the kernels take at a time; one expert more than there are rows.
 ODD = {
@@ -145,3 +150,32 @@ def test_an_error_of_one_share_waits_for_the_others() -> None:
         pool.over(2, work)
     assert ended == [2]
     pool.close()
+
+
+COMPLETIONS = """
+import asyncio, torch
+from model.config import preset
+from model.multimodal import KimiK25
+from model.rollout.embedded import EmbeddedEngine
+from model.rollout.protocol import Request
+torch.set_num_threads(1)
+prompts = [[(7 * n + i) % 768 for i in range(20 + 30 * n)] for n in range(6)]
+requests = [Request(ids, max_new_tokens=30, temperature=1.0, seed=n) for n, ids in enumerate(prompts)]
+done = asyncio.run(EmbeddedEngine(KimiK25(preset("tiny"), seed=7), 6).generate(requests))
+print([(one.token_ids, one.logprobs) for one in done])
+"""
+
+
+def test_kernels_compiled_now_and_kernels_compiled_before_give_the_same_bits(tmp_path: Path) -> None:
+    """A resumed run loads what the killed one compiled."""
+
+    def completions() -> str:
+        environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+        return subprocess.run(
+            [sys.executable, "-c", COMPLETIONS], cwd=ROOT, env=environment, check=True, capture_output=True, text=True
+        ).stdout
+
+    assert not list(tmp_path.iterdir())
+    compiled = completions()
+    assert list(tmp_path.rglob("*.nbc"))
+    assert completions() == compiled
