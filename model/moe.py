@@ -168,7 +168,8 @@ def _sorted(chosen_NK: Tensor, weights_NK: Tensor, experts: int, granule: int) -
 def _combined(y_SD: Tensor, place_NK: Tensor, weight_S: Tensor) -> Tensor:
     """Each token's rows, weighted and summed, [N, D]."""
     if compiled_for(y_SD):
-        out_ND, room_D = y_SD.new_empty(len(place_NK), y_SD.shape[1]), weight_S.new_empty(y_SD.shape[1])
+        out_ND = y_SD.new_empty(len(place_NK), y_SD.shape[1])
+        room_D = y_SD.new_empty(y_SD.shape[1], dtype=torch.promote_types(y_SD.dtype, torch.float32))
         kernels.combine(*map(array, (y_SD, place_NK, weight_S, out_ND, room_D)))
         return out_ND
     weights_NK = weight_S[place_NK].to(y_SD.dtype)

@@ -76,5 +76,13 @@ def _chunks(rows: int, vocabulary: int) -> Iterator[slice]:
 
 
 def target_logprobs(hidden_ND: Tensor, head: nn.Linear, targets_N: Tensor) -> Tensor:
-    """log p(target) [N] in nats under ``softmax(head(hidden))``, in the dtype of the head's weights."""
+    """log p(target) [N] in nats under ``softmax(head(hidden))``, in the dtype of the head's weights.
+
+    Raises:
+        IndexError: a target outside the vocabulary.
+    """
+    if targets_N.is_cpu and len(targets_N):  # kernels write where they are told
+        lowest, highest = map(int, targets_N.aminmax())
+        if lowest < 0 or highest >= len(head.weight):
+            raise IndexError(f"targets from {lowest} to {highest} for a vocabulary of {len(head.weight)}")
     return _TargetLogprobs.apply(hidden_ND, head.weight, targets_N, product_dtype() or head.weight.dtype)

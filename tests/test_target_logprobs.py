@@ -48,3 +48,23 @@ def test_narrow_products_stay_near_and_keep_the_gradients_types(either_way: None
     assert got.dtype == torch.float32 and all(gradient.dtype == torch.float32 for gradient in gradients)
     for ours, theirs in zip(gradients, expected, strict=True):
         assert (ours - theirs).norm() < 0.02 * theirs.norm()
+
+
+@pytest.mark.parametrize("target", [-1, 50])
+def test_a_target_outside_the_vocabulary_is_refused(target: int) -> None:
+    hidden, head, targets, _ = drawn(5)
+    targets[3] = target
+    with pytest.raises(IndexError, match="vocabulary of 50"):
+        target_logprobs(hidden, head, targets)
+
+
+def test_bfloat16_weights_on_a_cpu_are_torchs_business() -> None:
+    hidden, head, targets, cotangent = drawn(70, torch.float32)
+    expected = target_logprobs(hidden, head, targets)
+    narrow = nn.Linear(12, 50, bias=False, dtype=torch.bfloat16)
+    narrow.weight.data.copy_(head.weight)
+    got = target_logprobs(hidden.bfloat16(), narrow, targets)
+    torch.testing.assert_close(got.float(), expected, atol=0.05, rtol=0.05)
+    wanted = torch.autograd.grad(expected, head.weight, cotangent)[0]
+    gradient = torch.autograd.grad(got, narrow.weight, cotangent.bfloat16())[0].float()
+    assert (gradient - wanted).norm() < 0.05 * wanted.norm()
