@@ -22,6 +22,7 @@ from rich.live import Live
 from model.config import preset
 from model.errors import MoonflowError
 from pipelines.compile import compile_ir
+from pipelines.fusion_ablation import AT_ONCE
 from pipelines.memory import PeakMemory
 from pipelines.profile import Profile
 from pipelines.progress import progress_table, task_state
@@ -32,6 +33,14 @@ from pipelines.worker import LOCK
 STOP_SECONDS = 5.0
 LOCK_SECONDS = 2.0
 """The worker of a killed run holds the lock for an instant before it ends its own group."""
+
+
+def _cores(profile: Profile) -> int:
+    """Cores for each of the tasks that run at once, of those that this process may use."""
+    cores, quota = len(os.sched_getaffinity(0)), Path("/sys/fs/cgroup/cpu.max")
+    if quota.exists() and (limit := quota.read_text().split())[0] != "max":
+        cores = min(cores, -(-int(limit[0]) // int(limit[1])))
+    return max(1, cores // AT_ONCE) if profile.run.pipeline == "fusion_ablation" else cores
 
 
 def run_locally(profile: Profile, run_dir: Path, *, keep: bool, console: Console) -> None:
@@ -93,7 +102,7 @@ def _run(profile: Profile, run_dir: Path, *, keep: bool, console: Console, start
             # Training gives every core some rows of the batch (model.train.shares). The threads of operators, the
             # optimizer's above all, spin for an instant only: longer, and they take a core from the next share of rows;
             # not at all (OMP_WAIT_POLICY=PASSIVE), and a second thread costs the optimizer more than it brings.
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0)))),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(_cores(profile))),
             "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "1000"),
         }
         with (run_dir / "logs" / "pipeline.log").open("ab") as log:
