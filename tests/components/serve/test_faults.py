@@ -62,12 +62,12 @@ def test_an_engine_failure_is_every_callers_500_and_the_next_is_answered(
     (tmp_path / "sitecustomize.py").write_text(  # run in the engine's process as it starts
         "import os\n"
         "from model.rollout import embedded\n"
-        "decode = embedded.decode\n"
+        "step = embedded.Steps.__call__\n"
         "def breaks(*arguments):\n"
         f"    if os.path.exists({str(broken)!r}):\n"
         "        raise RuntimeError('out of memory')\n"
-        "    return decode(*arguments)\n"
-        "embedded.decode = breaks\n"
+        "    return step(*arguments)\n"
+        "embedded.Steps.__call__ = breaks\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with serving(checkpoint, "moonflow", 60) as address:
