@@ -11,8 +11,8 @@ from model.config import ModelConfig
 from model.plan.figure import BYTE, Figure
 from model.plan.flops import keys_per_query
 
-# Scores of rows up to this long are kept; longer rows keep one sum per query and compute them again
-# (model.packed_attention, FlashAttention).
+# Scores of rows up to this long are kept, by model.packed_attention on a CPU; longer rows, and a fused kernel that an
+# accelerator has for these too, keep one sum per query and compute them again (FlashAttention).
 LONGEST_KEPT = 1024
 
 _OURS = "ours: what the derivative reads"
