@@ -37,6 +37,9 @@ class EngineWorker:
         threading.Thread(target=self._listen, name="listen", daemon=True).start()
         try:
             self._engine = EmbeddedEngine.load(checkpoint)
+            # Decoding is compiled at its first step, where no code of it is kept: who asks first need not wait.
+            step = Request([0], max_new_tokens=2, temperature=0.0)
+            self._loop.run_until_complete(self._engine.generate([step]))
         except Exception as error:
             self._send(Loaded(str(error) or type(error).__name__))
             return

@@ -22,8 +22,8 @@ def run(work: Work, processes: int) -> None:
     SIGTERM and Ctrl-C end the ranks. They stay in our process group, so whatever ends the group ends them too.
     """
     command = torchrun("--standalone", f"--nproc-per-node={processes}")
-    # The ranks divide the threads that one process would have.
-    threads = max(1, int(os.environ.get("OMP_NUM_THREADS", "1")) // processes)
+    # The ranks divide the threads that one process would have; OpenMP takes a list too, of its nested levels.
+    threads = max(1, int(os.environ.get("OMP_NUM_THREADS", "1").split(",")[0]) // processes)
     _run([sys.executable, *command[1:]], work, threads)
 
 
