@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ import numba
 import numpy as np
 import torch
 from numba import types
+from numba.core.errors import NumbaIRAssumptionWarning
 from numba.extending import overload
 from numpy.typing import NDArray
 from torch import Tensor
@@ -26,21 +28,31 @@ Array = NDArray[Any]
 FAST = {"contract", "reassoc", "nsz", "arcp"}
 
 
-def _folder() -> Path | None:
-    """Where machine code is kept, the first place that can be written: Numba renews it when a kernel's own file
-    changes, and does not know that it holds code of this one."""
+def _folder(beside: Path, temporary: Path) -> Path | None:
+    """Where machine code is kept, the first place that can be written: NUMBA_CACHE_DIR, ``beside`` the source, or a
+    folder of this user's in ``temporary`` that nobody else can write, for what lies there is run.
+
+    Numba renews code when a kernel's own file changes, and does not know that it holds code of this one.
+    """
     version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
-    asked, own = os.environ.get("NUMBA_CACHE_DIR"), Path(__file__).with_name("__pycache__")
-    for place in (*([Path(asked)] if asked else []), own, Path(tempfile.gettempdir()) / f"moonflow-{os.getuid()}"):
+    asked, private = os.environ.get("NUMBA_CACHE_DIR"), temporary / f"moonflow-{os.getuid()}"
+    for place in (*([Path(asked)] if asked else []), beside, private):
         folder = place / f"kernels-{version}"
         with suppress(OSError):
+            if place == private:
+                place.mkdir(mode=0o700, exist_ok=True)
+                if place.lstat().st_uid != os.getuid() or place.lstat().st_mode & 0o077:
+                    continue
             folder.mkdir(parents=True, exist_ok=True)
             if os.access(folder, os.W_OK):
                 return folder
     return None
 
 
-FOLDER = _folder()
+# What it says when a piece with a branch is compiled into another; the branch is compiled as it should be.
+warnings.filterwarnings("ignore", category=NumbaIRAssumptionWarning)
+
+FOLDER = _folder(Path(__file__).with_name("__pycache__"), Path(tempfile.gettempdir()))
 numba.config.CACHE_DIR = str(FOLDER or "")  # type: ignore[attr-defined]
 
 

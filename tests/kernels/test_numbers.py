@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from model.kernels import numbers
 from model.kernels.numbers import array, exp, kernel, narrow, rank, ranked, wide
 
 
@@ -68,3 +70,32 @@ def test_the_maximum_of_ranks_is_the_maximum(dtype):
         assert largest(array(x_N)) == float(x_N.max())
     assert largest(array(torch.tensor([-math.inf, -3.0, -0.0]).to(dtype))) == 0
     assert largest(array(torch.tensor([2.0, math.inf]).to(dtype))) == math.inf
+
+
+def test_machine_code_is_kept_where_nobody_else_can_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocked, temporary = tmp_path / "file", tmp_path / "temporary"
+    blocked.touch()
+    temporary.mkdir()
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    kept = numbers._folder(blocked, temporary)
+    assert kept is not None and temporary in kept.parents
+    private = kept.parent
+    assert private.stat().st_mode & 0o077 == 0
+    private.chmod(0o777)  # as somebody else would have made it
+    assert numbers._folder(blocked, temporary) is None
+    assert tmp_path in (numbers._folder(tmp_path, temporary) or blocked).parents
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "asked"))
+    assert (tmp_path / "asked") in (numbers._folder(blocked, temporary) or blocked).parents
+
+
+def test_without_a_place_kernels_are_compiled_and_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numbers, "FOLDER", None)
+
+    @numbers.kernel
+    def doubled(x_N):
+        for n in range(len(x_N)):
+            x_N[n] *= 2
+
+    x_N = np.arange(3.0)
+    doubled(x_N)
+    assert x_N.tolist() == [0, 2, 4]
