@@ -8,7 +8,7 @@ from components.runtime.config import TrainingConfig
 
 
 class Config(TrainingConfig):
-    steps: int = Field(1350, ge=1, description="optimizer steps (source: ours)")
+    steps: int = Field(1750, ge=1, description="optimizer steps (source: ours)")
     vision_ratio: float = Field(
         0.35, ge=0, le=1, description="share of vision tokens, constant (source: K2.5 Table 1; early fusion has 0.1)"
     )

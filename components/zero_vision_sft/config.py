@@ -8,7 +8,7 @@ from components.runtime.config import TrainingConfig
 
 
 class Config(TrainingConfig):
-    steps: int = Field(200, ge=1, description="optimizer steps (source: ours)")
+    steps: int = Field(400, ge=1, description="optimizer steps (source: ours)")
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate (source: ours)")
     tokens_per_row: int = Field(512, ge=64, description="sequence length in tokens (source: ours)")
     rows: int = Field(2, ge=1, description="sequences per step (source: ours)")
