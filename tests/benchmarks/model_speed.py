@@ -172,9 +172,13 @@ def language(times: int, repeats: int) -> dict[str, object]:
     ours = Ours(model)
     for _ in range(4):  # experts' row counts differ from batch to batch, and each new shape is compiled once
         ours.forward(next(batches)), ours.step(next(batches))
+    for each in (model, *(peer.model for peer in peers)):
+        each.eval()
     reader = fastest(peers, lambda side: side.forward(first))
     # A forward is too short for a turn of its own.
     forward = ratio(lambda: [*map(ours.forward, four)], lambda: [*map(reader.forward, four)], repeats)
+    for each in (model, *(peer.model for peer in peers)):
+        each.train()
     trainer = fastest(peers, lambda side: side.step(first))
     train = ratio(lambda: ours.step_adamw(next(batches)), lambda: trainer.step(next(batches)), repeats)
     muonclip = ratio(lambda: ours.step(next(batches)), lambda: trainer.step(next(batches)), repeats)
