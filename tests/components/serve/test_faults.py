@@ -58,7 +58,6 @@ def test_an_engine_failure_is_every_callers_500_and_the_next_is_answered(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     broken = tmp_path / "broken"
-    broken.touch()
     (tmp_path / "sitecustomize.py").write_text(  # run in the engine's process as it starts
         "import os\n"
         "from model.rollout import embedded\n"
@@ -71,6 +70,7 @@ def test_an_engine_failure_is_every_callers_500_and_the_next_is_answered(
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with serving(checkpoint, "moonflow", 60) as address:
+        broken.touch()  # once it is ready, which takes a step
         url = f"{address}/v1/chat/completions"
         failed = httpx.post(url, json=ASK | {"max_tokens": 3})
         assert (failed.status_code, failed.json()["error"]["type"]) == (500, "server_error")
