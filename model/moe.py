@@ -55,7 +55,15 @@ class Router(nn.Module):
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """Expert ids and combine weights, both [B*T, K]."""
         config = self.config
-        scores_BTE = F.linear(x_BTD.float(), self.weight.float()).sigmoid()
+        logits_BTE = F.linear(x_BTD.float(), self.weight.float())
+        if not self.training and not torch.is_grad_enabled() and compiled_for(logits_BTE, self.e_score_correction_bias):
+            logits_NE = logits_BTE.flatten(0, 1)
+            weights_NK = logits_NE.new_empty(len(logits_NE), config.num_experts_per_tok)
+            chosen_NK = torch.empty_like(weights_NK, dtype=torch.int64)
+            arrays = array(chosen_NK), array(weights_NK)
+            kernels.route(array(logits_NE), array(self.e_score_correction_bias), config.routed_scaling_factor, *arrays)
+            return chosen_NK, weights_NK
+        scores_BTE = logits_BTE.sigmoid()
         chosen_BTK = (
             (scores_BTE.detach() + self.e_score_correction_bias)
             .topk(config.num_experts_per_tok, dim=-1, sorted=False)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.nn import functional as F
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
@@ -36,9 +37,12 @@ def test_equals_the_mixture_of_experts_of_transformers():
     assert not torch.equal(with_bias.sort().values, ours.gate(x)[0].sort().values)
 
 
-def test_routing_by_hand():
+@pytest.mark.parametrize("learns", [True, False])
+def test_routing_by_hand(learns, either_way):
     router, x = make_router(), draw(1, 5, SMALL.hidden_size)
-    chosen, weights = router.eval()(x)
+    with torch.set_grad_enabled(learns):
+        chosen, weights = router.eval()(x)
+    assert weights.requires_grad == learns
     for token in range(5):
         scores = [1 / (1 + float(torch.exp(-(row @ x[0, token])))) for row in router.weight.detach()]
         biased = [score + float(bias) for score, bias in zip(scores, router.e_score_correction_bias, strict=True)]

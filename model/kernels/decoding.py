@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from model.kernels.experts import choose
 from model.kernels.numbers import exp, kernel, narrow, piece, zero
 
 ROWS = 4
@@ -214,24 +215,6 @@ def dense(x_ND: Any, norm_D: Any, gate_FD: Any, up_FD: Any, down_DF: Any, eps: f
     rms_norm(x_ND, norm_D, eps, normed_ND)
     gated(normed_ND, gate_FD, up_FD, down_DF, y_ND)
     add(x_ND, y_ND)
-
-
-@piece
-def choose(scores_E: Any, bias_E: Any, factor: float, chosen_k: Any, weights_k: Any) -> None:
-    """The experts with the largest score + bias, by score + bias falling, and their combine weights."""
-    total = zero(scores_E)
-    for i in range(len(chosen_k)):
-        best = -1
-        for e in range(len(scores_E)):
-            taken = False
-            for j in range(i):
-                taken = taken or chosen_k[j] == e
-            if not taken and (best < 0 or scores_E[e] + bias_E[e] > scores_E[best] + bias_E[best]):
-                best = e
-        chosen_k[i], weights_k[i] = best, scores_E[best]
-        total += scores_E[best]
-    for i in range(len(chosen_k)):
-        weights_k[i] *= narrow(factor / (total + 1e-20), weights_k)
 
 
 @kernel

@@ -1,14 +1,45 @@
 """What surrounds the products of routed experts.
 
-Shapes: N tokens, K experts per token, E experts, D hidden, S token-expert pairs sorted by expert, where each expert's
-rows are filled up to a multiple of ``granule`` by rows without weight.
+Shapes: N tokens, K or k experts per token, E experts, D hidden, S token-expert pairs sorted by expert, where each
+expert's rows are filled up to a multiple of ``granule`` by rows without weight.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from model.kernels.numbers import kernel, narrow, wide, zero
+import numpy as np
+
+from model.kernels.numbers import exp, kernel, narrow, one, piece, wide, zero
+
+
+@piece
+def choose(scores_E: Any, bias_E: Any, factor: float, chosen_k: Any, weights_k: Any) -> None:
+    """The experts with the largest score + bias, by score + bias falling, and their combine weights."""
+    total = zero(scores_E)
+    for i in range(len(chosen_k)):
+        best = -1
+        for e in range(len(scores_E)):
+            taken = False
+            for j in range(i):
+                taken = taken or chosen_k[j] == e
+            if not taken and (best < 0 or scores_E[e] + bias_E[e] > scores_E[best] + bias_E[best]):
+                best = e
+        chosen_k[i], weights_k[i] = best, scores_E[best]
+        total += scores_E[best]
+    for i in range(len(chosen_k)):
+        weights_k[i] *= narrow(factor / (total + 1e-20), weights_k)
+
+
+@kernel
+def route(logits_NE: Any, bias_E: Any, factor: float, chosen_NK: Any, weights_NK: Any) -> None:
+    """Every token's experts and their combine weights, of the router's logits."""
+    tokens, experts = logits_NE.shape
+    unit, scores_E = one(logits_NE), np.empty_like(logits_NE[0])
+    for n in range(tokens):
+        for e in range(experts):
+            scores_E[e] = unit / (unit + exp(-logits_NE[n, e]))
+        choose(scores_E, bias_E, factor, chosen_NK[n], weights_NK[n])
 
 
 @kernel

@@ -32,9 +32,10 @@ def _folder(beside: Path, temporary: Path) -> Path | None:
     """Where machine code is kept, the first place that can be written: NUMBA_CACHE_DIR, ``beside`` the source, or a
     folder of this user's in ``temporary`` that nobody else can write, for what lies there is run.
 
-    Numba renews code when a kernel's own file changes, and does not know that it holds code of this one.
+    Numba renews code when a kernel's own file changes, and does not know that it holds pieces of the others.
     """
-    version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    version = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
     asked, private = os.environ.get("NUMBA_CACHE_DIR"), temporary / f"moonflow-{os.getuid()}"
     for place in (*([Path(asked)] if asked else []), beside, private):
         folder = place / f"kernels-{version}"

@@ -13,14 +13,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from model.attention import MultiheadLatentAttention
 from model.data.packing import Batch
 from model.data.rows import media_of_rows, rows_of
+from model.moe import Router
 from model.multimodal import KimiK25
 from model.plan.flops import text_forward
 from model.train.decoupled_encoder import encoding_cost
@@ -33,6 +36,20 @@ LEAST = 2e9
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """A model and what a run leaves something on; to look through its modules for them takes a while."""
+
+    model: KimiK25
+    parameters: list[nn.Parameter]
+    routers: list[Router]
+    attentions: list[MultiheadLatentAttention]
+
+    @classmethod
+    def of(cls, model: KimiK25) -> Self:
+        return cls(model, list(model.parameters()), list(model.routers()), list(model.attentions()))
 
 
 class RowShares:
@@ -50,7 +67,8 @@ class RowShares:
             count = torch.get_num_threads() if on_cpu else 1
         self.model, self.count = model, count
         self._alone = count
-        self._replicas: list[KimiK25] = []
+        self._own = _Parts.of(model)
+        self._replicas: list[_Parts] = []
         self._replicated: object = None
         self._pool = (
             ThreadPoolExecutor(min(count, MOST) - 1, "rows") if count > 1 else None
@@ -91,7 +109,8 @@ class RowShares:
         others = []
         if replicas:
             assert self._pool is not None and len(parts) <= min(self.count, MOST)
-            others = [self._pool.submit(one, *pair) for pair in zip(replicas, parts[1:], strict=True)]
+            models = [replica.model for replica in replicas]
+            others = [self._pool.submit(one, *pair) for pair in zip(models, parts[1:], strict=True)]
         try:
             first = one(self.model, parts[0])
         finally:
@@ -99,7 +118,7 @@ class RowShares:
             torch.set_num_threads(before)
         results = [first, *(other.result() for other in others)]
         for replica in replicas:
-            _add(self.model, replica)
+            _add(self._own, replica)
         return results
 
     def close(self) -> None:
@@ -108,18 +127,20 @@ class RowShares:
         if self._pool is not None:
             self._pool.shutdown()
 
-    def _blank_replicas(self, count: int) -> list[KimiK25]:
+    def _blank_replicas(self, count: int) -> list[_Parts]:
         """Replicas of the model as it is now, with nothing left on them: made anew only where it is another one."""
-        weights = [(p.data_ptr(), p.shape, p.requires_grad) for p in self.model.parameters()]
+        weights = [(id(p), p.data_ptr(), p.shape, p.requires_grad) for p in self.model.parameters()]
         if self._replicated != (self.model.config, weights):
+            self._own = _Parts.of(self.model)
             self._replicas, self._replicated = [], (self.model.config, weights)
         while len(self._replicas) < count:
-            self._replicas.append(_replica(self.model))
+            self._replicas.append(_Parts.of(_replica(self.model)))
         for replica in self._replicas[:count]:
-            if replica.training != self.model.training:
-                replica.train(self.model.training)
-            replica.zero_grad(set_to_none=True)  # of a run that failed
-            for router in replica.routers():
+            if replica.model.training != self.model.training:
+                replica.model.train(self.model.training)
+            for parameter in replica.parameters:
+                parameter.grad = None  # of a run that failed
+            for router in replica.routers:
                 router.load_E.zero_()
         return self._replicas[:count]
 
@@ -132,10 +153,10 @@ def _replica(model: KimiK25) -> KimiK25:
 
 
 @torch.no_grad()
-def _add(model: KimiK25, replica: KimiK25) -> None:
+def _add(own_parts: _Parts, replica: _Parts) -> None:
     """What the replica's forwards and backwards left there goes to the model."""
     sums, terms = [], []
-    for own, other in zip(model.parameters(), replica.parameters(), strict=True):
+    for own, other in zip(own_parts.parameters, replica.parameters, strict=True):
         if other.grad is None:  # its rows did not touch the parameter: no image, say
             continue
         if own.grad is None:
@@ -146,9 +167,9 @@ def _add(model: KimiK25, replica: KimiK25) -> None:
         other.grad = None  # its memory is free until the next step
     if sums:
         torch._foreach_add_(sums, terms)
-    for router, counted in zip(model.routers(), replica.routers(), strict=True):
+    for router, counted in zip(own_parts.routers, replica.routers, strict=True):
         router.load_E += counted.load_E
-    for attention, seen in zip(model.attentions(), replica.attentions(), strict=True):
+    for attention, seen in zip(own_parts.attentions, replica.attentions, strict=True):
         if attention.max_logit_h is not None and seen.max_logit_h is not None:
             attention.max_logit_h = torch.maximum(attention.max_logit_h, seen.max_logit_h)
 
