@@ -35,10 +35,14 @@ LOCK_SECONDS = 2.0
 """The worker of a killed run holds the lock for an instant before it ends its own group."""
 
 
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""A container's: microseconds of CPU time, or max, in a period of so many; it has as many cores as its machine."""
+
+
 def _cores(profile: Profile) -> int:
     """Cores for each of the tasks that run at once, of those that this process may use."""
-    cores, quota = len(os.sched_getaffinity(0)), Path("/sys/fs/cgroup/cpu.max")
-    if quota.exists() and (limit := quota.read_text().split())[0] != "max":
+    cores = len(os.sched_getaffinity(0))
+    if CPU_QUOTA.exists() and (limit := CPU_QUOTA.read_text().split())[0] != "max":
         cores = min(cores, -(-int(limit[0]) // int(limit[1])))
     return max(1, cores // AT_ONCE) if profile.run.pipeline == "fusion_ablation" else cores
 

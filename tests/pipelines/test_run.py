@@ -1,0 +1,25 @@
+"""What a local run gives its tasks; whole runs are in test_smoke_run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines import run
+from pipelines.profile import load_profile
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores", "of_an_arm"),
+    [("max 100000", 8, 4), ("300000 100000", 3, 1), ("150000 100000", 2, 1), ("50000 100000", 1, 1), (None, 8, 4)],
+)
+def test_tasks_get_the_cores_that_a_containers_quota_leaves(
+    quota: str | None, cores: int, of_an_arm: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(quota + "\n")
+    monkeypatch.setattr(run, "CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(run.os, "sched_getaffinity", lambda _: set(range(8)))
+    assert run._cores(load_profile("tiny")) == cores
+    assert run._cores(load_profile("fusion")) == of_an_arm  # two at once
