@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+
 from model.config import ModelConfig
 from model.data.packing import Batch
 from model.vision import media_tokens
@@ -38,8 +40,8 @@ def media_of_rows(batch: Batch, config: ModelConfig) -> list[slice]:
 def rows_of(batch: Batch, start: int, end: int, config: ModelConfig) -> Batch:
     """Rows [start, end), at least one; ``sample_N`` and ``keys`` number the documents of the whole batch."""
     tokens = batch.input_ids_BT.shape[1]
-    row_N = batch.target_positions_N // tokens
-    mine_N = (row_N >= start) & (row_N < end)
+    of_rows = torch.tensor((start * tokens, end * tokens), device=batch.target_positions_N.device)
+    mine = slice(*torch.searchsorted(batch.target_positions_N, of_rows).tolist())
     held = media_of_rows(batch, config)[start:end]
     media = slice(held[0].start, held[-1].stop)
     grids, pixels = batch.grid_thws[media], None
@@ -52,10 +54,10 @@ def rows_of(batch: Batch, start: int, end: int, config: ModelConfig) -> Batch:
         input_ids_BT=batch.input_ids_BT[start:end],
         position_ids_BT=batch.position_ids_BT[start:end],
         document_ids_BT=batch.document_ids_BT[start:end],
-        target_positions_N=batch.target_positions_N[mine_N] - start * tokens,
-        targets_N=batch.targets_N[mine_N],
-        vision_N=batch.vision_N[mine_N],
-        sample_N=batch.sample_N[mine_N],
+        target_positions_N=batch.target_positions_N[mine] - start * tokens,
+        targets_N=batch.targets_N[mine],
+        vision_N=batch.vision_N[mine],
+        sample_N=batch.sample_N[mine],
         pixel_values=pixels,
         grid_thws=grids,
     )

@@ -39,7 +39,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class _Parts:
+class _Instance:
     """A model and what a run leaves something on; to look through its modules for them takes a while."""
 
     model: KimiK25
@@ -67,8 +67,8 @@ class RowShares:
             count = torch.get_num_threads() if on_cpu else 1
         self.model, self.count = model, count
         self._alone = count
-        self._own = _Parts.of(model)
-        self._replicas: list[_Parts] = []
+        self._own = _Instance.of(model)
+        self._replicas: list[_Instance] = []
         self._replicated: object = None
         self._pool = (
             ThreadPoolExecutor(min(count, MOST) - 1, "rows") if count > 1 else None
@@ -127,14 +127,14 @@ class RowShares:
         if self._pool is not None:
             self._pool.shutdown()
 
-    def _blank_replicas(self, count: int) -> list[_Parts]:
+    def _blank_replicas(self, count: int) -> list[_Instance]:
         """Replicas of the model as it is now, with nothing left on them: made anew only where it is another one."""
         weights = [(id(p), p.data_ptr(), p.shape, p.requires_grad) for p in self.model.parameters()]
         if self._replicated != (self.model.config, weights):
-            self._own = _Parts.of(self.model)
+            self._own = _Instance.of(self.model)
             self._replicas, self._replicated = [], (self.model.config, weights)
         while len(self._replicas) < count:
-            self._replicas.append(_Parts.of(_replica(self.model)))
+            self._replicas.append(_Instance.of(_replica(self.model)))
         for replica in self._replicas[:count]:
             if replica.model.training != self.model.training:
                 replica.model.train(self.model.training)
@@ -153,10 +153,10 @@ def _replica(model: KimiK25) -> KimiK25:
 
 
 @torch.no_grad()
-def _add(own_parts: _Parts, replica: _Parts) -> None:
+def _add(model: _Instance, replica: _Instance) -> None:
     """What the replica's forwards and backwards left there goes to the model."""
     sums, terms = [], []
-    for own, other in zip(own_parts.parameters, replica.parameters, strict=True):
+    for own, other in zip(model.parameters, replica.parameters, strict=True):
         if other.grad is None:  # its rows did not touch the parameter: no image, say
             continue
         if own.grad is None:
@@ -167,9 +167,9 @@ def _add(own_parts: _Parts, replica: _Parts) -> None:
         other.grad = None  # its memory is free until the next step
     if sums:
         torch._foreach_add_(sums, terms)
-    for router, counted in zip(own_parts.routers, replica.routers, strict=True):
+    for router, counted in zip(model.routers, replica.routers, strict=True):
         router.load_E += counted.load_E
-    for attention, seen in zip(own_parts.attentions, replica.attentions, strict=True):
+    for attention, seen in zip(model.attentions, replica.attentions, strict=True):
         if attention.max_logit_h is not None and seen.max_logit_h is not None:
             attention.max_logit_h = torch.maximum(attention.max_logit_h, seen.max_logit_h)
 
