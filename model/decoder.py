@@ -12,6 +12,7 @@ from model.config import TextConfig
 from model.documents import Documents
 from model.moe import MixtureOfExperts, SwiGLU
 from model.precision import RMSNorm, add_norm
+from model.reading import read, reads_by_kernels
 
 
 class DecoderLayer(nn.Module):
@@ -36,6 +37,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
+        self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -44,6 +46,8 @@ class Decoder(nn.Module):
     def forward(self, x_BTD: Tensor, position_ids_BT: Tensor, documents: Documents) -> Tensor:
         """Where ranks share the rows, x holds this rank's columns; positions and documents are those of whole rows."""
         cos_BTR, sin_BTR = self.rotary(position_ids_BT)
+        if reads_by_kernels(self, x_BTD, documents):
+            return read(self, x_BTD, cos_BTR, sin_BTR, documents)
         for layer in self.layers:
             x_BTD = layer(x_BTD, cos_BTR, sin_BTR, documents)
         return self.norm(x_BTD)

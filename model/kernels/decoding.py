@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from model.kernels.experts import choose
+from model.kernels.experts import route
 from model.kernels.numbers import exp, kernel, narrow, piece, zero
 
 ROWS = 4
@@ -241,12 +241,8 @@ def experts(
     add(x_ND, y_ND)
     scores_NE = np.empty((rows, count_E), dtype)
     product(normed_ND, router_ED, hidden, scores_NE)
-    one = narrow(1, x_ND)
     chosen_Nk, weights_Nk = np.empty((rows, k), np.int64), np.empty((rows, k), dtype)
-    for n in range(rows):
-        for e in range(count_E):
-            scores_NE[n, e] = one / (one + exp(-scores_NE[n, e]))
-        choose(scores_NE[n], bias_E, factor, chosen_Nk[n], weights_Nk[n])
+    route(scores_NE, bias_E, factor, chosen_Nk, weights_Nk)
     # An expert's rows are filled up to whole fours by rows of an earlier one, whose results nobody takes.
     gathered_ND = np.zeros_like(x_ND)
     row_N, weight_N = np.empty(rows, np.int64), np.empty(rows, dtype)

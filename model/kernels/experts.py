@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from model.kernels.numbers import exp, kernel, narrow, one, piece, wide, zero
 
 
@@ -33,13 +31,13 @@ def choose(scores_E: Any, bias_E: Any, factor: float, chosen_k: Any, weights_k: 
 
 @kernel
 def route(logits_NE: Any, bias_E: Any, factor: float, chosen_NK: Any, weights_NK: Any) -> None:
-    """Every token's experts and their combine weights, of the router's logits."""
+    """Every token's experts and their combine weights. The logits become scores."""
     tokens, experts = logits_NE.shape
-    unit, scores_E = one(logits_NE), np.empty_like(logits_NE[0])
+    unit = one(logits_NE)
     for n in range(tokens):
         for e in range(experts):
-            scores_E[e] = unit / (unit + exp(-logits_NE[n, e]))
-        choose(scores_E, bias_E, factor, chosen_NK[n], weights_NK[n])
+            logits_NE[n, e] = unit / (unit + exp(-logits_NE[n, e]))
+        choose(logits_NE[n], bias_E, factor, chosen_NK[n], weights_NK[n])
 
 
 @kernel

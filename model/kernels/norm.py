@@ -10,8 +10,9 @@ from model.kernels.numbers import kernel, narrow, wide, zero
 
 @kernel
 def rms_norm(x_ND: Any, weight_D: Any, y_ND: Any, inverse_N: Any, eps: float) -> None:
-    """y = x / rms(x) * weight; ``inverse_N`` gets 1 / rms(x), which the backward wants."""
-    rows, width = x_ND.shape
+    """y = x / rms(x) * weight; ``inverse_N`` gets 1 / rms(x), which the backward wants. x may have more rows than that,
+    and more features than weights; these are not looked at."""
+    rows, width = len(inverse_N), len(weight_D)
     for n in range(rows):
         square = zero(inverse_N)
         for d in range(width):

@@ -54,24 +54,36 @@ def _folder(beside: Path, temporary: Path) -> Path | None:
 warnings.filterwarnings("ignore", category=NumbaIRAssumptionWarning)
 
 FOLDER = _folder(Path(__file__).with_name("__pycache__"), Path(tempfile.gettempdir()))
+if FOLDER is None:
+    warnings.warn(
+        "no folder for compiled kernels: every process takes seconds to compile them; set NUMBA_CACHE_DIR to "
+        "one that can be written",
+        stacklevel=2,
+    )
 numba.config.CACHE_DIR = str(FOLDER or "")  # type: ignore[attr-defined]
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile at the first call and keep the machine code; other threads run meanwhile.
 
-    A kernel calls no other kernel, only a ``piece``: one compiled with its caller would be linked, not optimised
-    together, when it is loaded, and sum in another order.
+    A kernel that another calls is compiled into it, as a ``piece`` is. Were it not, the two would be optimised together
+    when they are compiled and only linked when they are loaded, and sum in another order.
     """
-    compiled = numba.njit(nogil=True, cache=FOLDER is not None, fastmath=FAST, error_model="numpy")(function)
+    cached = FOLDER is not None
+    compiled = numba.njit(nogil=True, cache=cached, fastmath=FAST, error_model="numpy", inline="always")(function)
     if FOLDER is not None:
         _one_at_a_time(compiled, FOLDER / "lock")
     return compiled
 
 
 def piece(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A part of kernels, compiled into each of them."""
+    """A part of kernels that is none itself."""
     return numba.njit(fastmath=FAST, error_model="numpy", inline="always")(function)
+
+
+def routine(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A part of kernels that they call: compiled once for all of them. For what sums nothing."""
+    return numba.njit(fastmath=FAST, error_model="numpy")(function)
 
 
 def _one_at_a_time(compiled: Any, lock: Path) -> None:

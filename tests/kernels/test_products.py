@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from model.kernels.numbers import array, kernel
+from model.kernels.products import product, products
+
+
+@kernel
+def multiply(left_MK, right_KN, out_MN):
+    product(left_MK, right_KN, out_MN)
+
+
+@kernel
+def multiply_many(left_GMK, right_GKN, out_GMN):
+    products(left_GMK, right_GKN, out_GMN)
+
+
+@kernel
+def multiply_copies(left_MK, right_NK, out_MN):
+    """Copies that nothing but the products hold; the memory of one that went too early is the next one's."""
+    for n in range(len(out_MN)):
+        product(left_MK[n : n + 1].copy(), right_NK.copy().T, out_MN[n : n + 1])
+
+
+def draw(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)), dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_products_are_torchs(dtype: torch.dtype) -> None:
+    left, right, out = draw(7, 33, dtype=dtype), draw(12, 33, dtype=dtype), torch.empty(7, 12, dtype=dtype)
+    multiply(*map(array, (left, right.T, out)))
+    assert torch.equal(out, left @ right.T)
+    multiply(*map(array, (left[2:4], right.T[:, 3:8], out[1:3, 5:10])))  # the rest of the memory stays as it is
+    expected = left @ right.T
+    expected[1:3, 5:10] = left[2:4] @ right.T[:, 3:8]
+    assert torch.equal(out, expected)
+    many_left, many_right = draw(3, 8, 16, dtype=dtype), draw(3, 20, 16, dtype=dtype)
+    many = torch.zeros(3, 10, 20, dtype=dtype)
+    multiply_many(*map(array, (many_left, many_right.mT, many[:, 1:9])))
+    assert torch.equal(many[:, 1:9], many_left @ many_right.mT) and not many[:, ::9].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_arrays_outlive_their_products(dtype: torch.dtype) -> None:
+    left, right, out = draw(64, 128, dtype=dtype), draw(96, 128, dtype=dtype), torch.empty(64, 96, dtype=dtype)
+    multiply_copies(*map(array, (left, right, out)))
+    torch.testing.assert_close(out, left @ right.T)
+
+
+def test_shapes_that_do_not_fit_are_an_error() -> None:
+    left, right, out = torch.zeros(2, 3), torch.zeros(4, 5), torch.zeros(2, 5)
+    with pytest.raises(RuntimeError, match="matrix product failed"):
+        multiply(*map(array, (left, right, out)))
+    with pytest.raises(RuntimeError, match="matrix product failed"):
+        multiply_many(*map(array, (left[None], right[None], out[None])))

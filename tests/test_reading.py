@@ -1,0 +1,141 @@
+"""A forward from which nothing is learned gives what the modules give."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor
+
+from model import decoder as module
+from model.config import RopeScaling, TextConfig, preset
+from model.decoder import Decoder
+from model.documents import Documents
+from model.packed_attention import CHUNK, LONGEST
+from model.precision import products_in
+from model.quantization import experts_in
+from tests.peers import randomise
+
+NARROW = torch.bfloat16
+SHAPES: dict[str, dict[str, object]] = {
+    "tiny": {},
+    "yarn": {"rope_scaling": RopeScaling(factor=4.0, original_max_position_embeddings=256)},
+    "unequal dims": {
+        "num_attention_heads": 3, "q_lora_rank": 40, "kv_lora_rank": 56, "qk_nope_head_dim": 24, "qk_rope_head_dim": 8,
+        "v_head_dim": 20, "num_experts_per_tok": 3, "n_shared_experts": 2, "routed_scaling_factor": 2.5,
+    },
+    "all dense": {"first_k_dense_replace": 3},
+}  # fmt: skip
+# Rows, tokens; the second is no multiple of a granule of rows, the third none of a chunk, the last has one token.
+SIZES = [(4, 64), (3, 37), (2, CHUNK + 41), (1, 2 * CHUNK), (1, 1)]
+
+
+def make(shape: str = "tiny") -> Decoder:
+    config: TextConfig = preset("tiny").text_config.model_copy(update={"num_hidden_layers": 3, **SHAPES[shape]})
+    decoder = Decoder(config)
+    randomise(decoder, seed=3, std=0.1)
+    return decoder.eval()
+
+
+def inputs(rows: int, tokens: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Documents]:
+    """Three documents in a row, where it is long enough."""
+    draw = torch.Generator().manual_seed(rows * 1000 + tokens)
+    x_BTD = torch.randn(rows, tokens, 128, generator=draw, dtype=dtype)
+    ids_BT = torch.arange(tokens).mul(3).div(tokens, rounding_mode="floor").repeat(rows, 1)
+    documents = Documents.of(ids_BT)
+    return x_BTD, torch.arange(tokens) - documents.first_BT, documents
+
+
+def by_modules(decoder: Decoder, *given: object) -> Tensor:
+    """With gradients, so that it is no reading."""
+    with torch.enable_grad():
+        return decoder(*given).detach()
+
+
+def distance(got: Tensor, expected: Tensor) -> float:
+    """Relative; a rounding is 0.004 of a number in bfloat16, and most are the same on both sides."""
+    return float((got - expected).float().norm() / expected.float().norm())
+
+
+@pytest.fixture
+def readings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry a reading."""
+    seen: list[int] = []
+
+    def noted(*given: object) -> Tensor:
+        seen.append(1)
+        return read(*given)
+
+    read = module.read
+    monkeypatch.setattr(module, "read", noted)
+    return seen
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_is_what_the_modules_give(shape: str, size: tuple[int, int], readings: list[int]) -> None:
+    decoder, given = make(shape), inputs(*size)
+    before = given[0].clone()
+    with products_in(NARROW):
+        expected = by_modules(decoder, *given)
+        assert not readings
+        with torch.no_grad():
+            got = decoder(*given)
+    assert readings == [1] and got.dtype == expected.dtype == NARROW and expected.float().std() > 0.1
+    assert torch.equal(given[0], before)
+    assert distance(got, expected) < 0.005
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_in_wide_products_it_is_what_torchs_operators_give(
+    size: tuple[int, int], readings: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tensor, "float", Tensor.double)  # nothing rounds to less than the weights
+    decoder, given = make("unequal dims").double(), inputs(*size, dtype=torch.float64)
+    with torch.no_grad():
+        expected = decoder(*given)
+        with products_in(torch.float64):
+            got = decoder(*given)
+    assert readings == [1]
+    torch.testing.assert_close(got, expected, atol=1e-11, rtol=1e-11)
+
+
+def test_experts_are_rounded_where_the_forward_rounds_them(readings: list[int]) -> None:
+    decoder, given = make(), inputs(2, 64)
+    with products_in(NARROW), torch.no_grad():
+        plain = decoder(*given)
+        with experts_in("int4"):
+            got, expected = decoder(*given), by_modules(decoder, *given)
+    assert readings == [1, 1]
+    assert distance(got, expected) < 0.005 < 0.02 < distance(plain, expected)
+
+
+def test_threads_read_at_once(readings: list[int]) -> None:
+    decoder, parts = make(), [inputs(4, 96 + 8 * number) for number in range(4)]
+
+    def one(part: tuple[Tensor, Tensor, Documents]) -> Tensor:
+        torch.set_num_threads(1)
+        with torch.no_grad():
+            return decoder(*part)
+
+    with products_in(NARROW), ThreadPoolExecutor(4) as pool:
+        alone = [one(part) for part in parts]
+        for got, expected in zip(pool.map(one, parts * 4), alone * 4, strict=True):
+            assert torch.equal(got, expected)
+    assert len(readings) == 20
+
+
+def test_modules_are_used_where_something_is_learned_or_a_kernel_would_not_do(readings: list[int]) -> None:
+    decoder, given, long = make(), inputs(1, 16), inputs(1, LONGEST + 1)
+    with torch.no_grad():
+        decoder(*given)  # in the precision of the weights
+    with products_in(NARROW):
+        decoder(*given)
+        with torch.no_grad():
+            decoder(*long)
+            make().bfloat16()(given[0].bfloat16(), *given[1:])
+            decoder.train()(*given)
+            decoder.eval().layers[1].mlp.experts.group = lambda held, *tokens: held(*tokens)
+            decoder(*given)
+    assert not readings and decoder.layers[1].mlp.gate.load_E.sum() == 16 * 2
