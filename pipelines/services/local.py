@@ -39,6 +39,7 @@ _STARTS = 5
 _STORE_S = 30.0
 _MLFLOW_S = 90.0
 _STOP_S = 10.0
+_CLOSE_S = 1.0  # a killed process closes its ports a little later
 _MARK = "MOONFLOW_SERVICES_DIR"  # in the environment of every service process: tells whose it is
 
 
@@ -153,7 +154,7 @@ class Services:
                 start_new_session=True,  # Ctrl-C reaches the CLI alone, which then stops the services in order
             )
         assert self._supervisor.stdin is not None and self._supervisor.stdout is not None
-        sockets = [f"/tmp/seaweedfs-{name}.sock" for name in self._socket_names()]
+        sockets = [str(path) for path in unix_sockets(ports)]
         self._supervisor.stdin.write(json.dumps({"commands": commands, "remove": sockets}) + "\n")
         self._supervisor.stdin.flush()
         for _ in commands:
@@ -168,12 +169,12 @@ class Services:
     def _choose_ports(self, fresh: bool) -> dict[str, int]:
         """The ports of this folder's last start if they are still free, so that addresses stay; else new ones."""
         last = _read_state(self.run_dir / "ports.json")
-        if not fresh and set(last) == set(PORTS) and _free([*last.values(), last["admin"] + _ADMIN_GRPC]):
+        if not fresh and set(last) == set(PORTS) and _free(_all_ports(last)):
             return last
         for _ in range(100):
             first = random.randrange(PORT_RANGE.start, PORT_RANGE.stop - len(PORTS))
             chosen = {name: first + offset for offset, name in enumerate(PORTS)}
-            if _free([*chosen.values(), chosen["admin"] + _ADMIN_GRPC]):
+            if _free(_all_ports(chosen)):
                 (self.run_dir / "ports.json").write_text(json.dumps(chosen))
                 return chosen
         raise MoonflowError(f"no {len(PORTS)} free ports in a row in {PORT_RANGE}: end what occupies them")
@@ -230,13 +231,6 @@ class Services:
         # Another MLflow or store configured in the user's shell must not reach our servers.
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "AWS_", "S3_"))}
         return {**kept, _MARK: str(self.run_dir), "TMPDIR": str(self.run_dir / "work")}
-
-    def _socket_names(self) -> list[str]:
-        """SeaweedFS puts unix sockets into /tmp and does not remove all of them."""
-        ports = self._ports
-        names = [f"{server}-grpc-{ports[f'{server}.grpc']}" for server in ("s3", "master", "volume", "filer")]
-        names.append(f"admin-grpc-{ports['admin'] + _ADMIN_GRPC}")
-        return [*names, f"s3-{ports['s3']}", f"filer-{ports['filer']}"]
 
     def _wait(self, name: str, log: Path, deadline: float, ready: Callable[[], bool]) -> None:
         while not ready():
@@ -313,7 +307,8 @@ def _acquire(run_dir: Path) -> IO[str]:
 def _end_strays(run_dir: Path, supervisor: int = 0) -> list[int]:
     """Stop the service processes of ``run_dir`` that this process does not own; returns their ids.
 
-    The supervisor, if given, is asked first: it stops the others in order. The rest is what a SIGKILL left.
+    The supervisor, if given, is asked first: it stops the others in order. The rest is what a SIGKILL left; so are the
+    folder's sockets, unless another run has its ports by now.
     """
     found = service_processes(run_dir)
     if supervisor in found:
@@ -326,7 +321,27 @@ def _end_strays(run_dir: Path, supervisor: int = 0) -> list[int]:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
+    ports = _read_state(run_dir / "ports.json")
+    if set(ports) == set(PORTS):
+        _remove_sockets(ports)
     return found
+
+
+def _remove_sockets(ports: dict[str, int]) -> None:
+    deadline = time.monotonic() + _CLOSE_S
+    while not _free(_all_ports(ports)):
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.05)
+    for path in unix_sockets(ports):
+        path.unlink(missing_ok=True)
+
+
+def unix_sockets(ports: dict[str, int]) -> list[Path]:
+    """What SeaweedFS puts into /tmp beside its ports, and does not remove all of."""
+    names = [f"{server}-grpc-{ports[f'{server}.grpc']}" for server in ("s3", "master", "volume", "filer")]
+    names += [f"admin-grpc-{ports['admin'] + _ADMIN_GRPC}", f"s3-{ports['s3']}", f"filer-{ports['filer']}"]
+    return [Path(f"/tmp/seaweedfs-{name}.sock") for name in names]
 
 
 def service_processes(run_dir: Path) -> list[int]:
@@ -359,6 +374,10 @@ def _credentials(run_dir: Path) -> tuple[str, str]:
         return saved["access_key"], saved["secret_key"]
     except (ValueError, KeyError):
         raise MoonflowError(f"{path} is damaged: delete it and run again") from None
+
+
+def _all_ports(ports: dict[str, int]) -> list[int]:
+    return [*ports.values(), ports["admin"] + _ADMIN_GRPC]
 
 
 def _free(ports: list[int]) -> bool:

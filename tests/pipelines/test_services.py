@@ -17,7 +17,7 @@ import pytest
 from components.runtime.store import ObjectStore
 from model.errors import MoonflowError
 from pipelines.services import Services, stop_kept
-from pipelines.services.local import service_processes
+from pipelines.services.local import service_processes, unix_sockets
 
 pytestmark = pytest.mark.services
 
@@ -81,9 +81,10 @@ def test_two_runs_side_by_side_on_loopback_with_their_own_credentials(services: 
         assert len(open_ports) == 11 and {address for address, _ in open_ports} == {"127.0.0.1"}
         mode = stat.S_IMODE((other.run_dir / "credentials.json").stat().st_mode)
         assert mode == 0o600
+        sockets = unix_sockets(json.loads((other.run_dir / "ports.json").read_text()))
+        assert [path.is_socket() for path in sockets] == [True] * 7
     assert processes and service_processes(other.run_dir) == []
-    sockets = [path.name for path in Path("/tmp").glob("seaweedfs-*.sock")]
-    assert not [name for name in sockets if any(str(port) in name for _, port in open_ports)]
+    assert [path.exists() for path in sockets] == [False] * 7
 
 
 def test_folder_in_use_is_one_line(services: Services) -> None:
@@ -130,12 +131,15 @@ def test_signal_to_the_owner_leaves_no_process(tmp_path: Path, number: signal.Si
 @pytest.mark.slow
 def test_kill_9_of_the_supervisor_leaves_only_what_the_next_start_ends(tmp_path: Path) -> None:
     process = owner(tmp_path, "wait")
+    sockets = unix_sockets(json.loads((tmp_path / "ports.json").read_text()))
     os.kill(json.loads((tmp_path / "services.json").read_text())["supervisor"], signal.SIGKILL)
     process.kill()
     process.wait()
+    assert all(path.is_socket() for path in sockets)
     with Services.start(tmp_path) as again:
         ObjectStore.from_env(again.environment).check()
     assert service_processes(tmp_path) == []
+    assert not any(path.exists() for path in sockets)
 
 
 @pytest.mark.slow
