@@ -24,6 +24,8 @@ from model.kernels.norm import add_norm, rms_norm
 from model.kernels.numbers import kernel, narrow, piece, routine, wide
 from model.kernels.products import product
 
+IN_CACHE = 2**20  # scores of as many rows as these hold are made and used up before the next rows'
+
 
 @routine
 def cast(weight: Any, out: Any) -> None:
@@ -62,9 +64,14 @@ def attention(nope: int, half: int, values: int) -> Callable[..., None]:
         k_PTK, v_PTV = np.empty_like(q_PTK), np.empty((rows * heads, tokens, values), dtype)
         split_heads(nope, half, values, linear(low_NQ, q_b_xQ), linear(low_NC, kv_b_xC), low_NW, len(kv_norm_C),
                     cos_Nr, sin_Nr, q_PTK, k_PTK, v_PTV)  # fmt: skip
-        probs_X, largest_H = np.empty(rows * heads * scores, dtype), np.zeros(heads, norm_D.dtype)
+        some = min(rows, max(1, IN_CACHE // (heads * scores)))
+        probs_X, largest_H = np.empty(some * heads * scores, dtype), np.zeros(heads, norm_D.dtype)
         out_Nx = np.zeros((len(normed_ND), heads * values), dtype)
-        attend(q_PTK, k_PTK, v_PTV, first_BT, chunk, scale, probs_X, largest_H, out_Nx)
+        for b in range(0, rows, some):
+            end = min(b + some, rows)
+            p, q = b * heads, end * heads
+            attend(q_PTK[p:q], k_PTK[p:q], v_PTV[p:q], first_BT[b:end], chunk, scale, probs_X, largest_H,
+                   out_Nx[b * tokens : end * tokens])  # fmt: skip
         add_norm(x_ND, linear(out_Nx, o_Dx), x_ND, norm_D, normed_ND, inverse_N, eps)
 
     return first_half
@@ -121,8 +128,9 @@ def experts(
         held = end - start
         if held > 0:
             for s in range(held):
+                from_D, to_D = normed_ND[token_S[start + s]], x_SD[s]
                 for d in range(hidden):
-                    x_SD[s, d] = normed_ND[token_S[start + s], d]
+                    to_D[d] = from_D[d]
             cast(gate_up_EGD[e], gate_up_GD)
             product(x_SD[:held], gate_up_GD.T, h_SG[:held])
             swiglu(h_SG[:held], act_SF[:held])
