@@ -37,14 +37,20 @@ class Decoder(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary = Rotary(config)
 
     def forward(self, x_BTD: Tensor, position_ids_BT: Tensor, documents: Documents) -> Tensor:
-        """Where ranks share the rows, x holds this rank's columns; positions and documents are those of whole rows."""
+        """Where ranks share the rows, x holds this rank's columns; positions and documents are those of whole rows.
+
+        Raises:
+            ValueError: positions and documents are of different rows.
+        """
+        if position_ids_BT.shape != (documents.rows, documents.tokens):
+            rows = f"{documents.rows} rows of {documents.tokens} tokens"
+            raise ValueError(f"positions {list(position_ids_BT.shape)}, and documents of {rows}")
         cos_BTR, sin_BTR = self.rotary(position_ids_BT)
         if reads_by_kernels(self, x_BTD, documents):
             return read(self, x_BTD, cos_BTR, sin_BTR, documents)

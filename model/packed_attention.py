@@ -1,4 +1,4 @@
-"""Attention over short packed rows as plain matrix products, for training on a CPU (source: ours).
+"""Attention over short packed rows as plain matrix products, for a CPU (source: ours).
 
 The fused kernels of torch are built for long rows; on a CPU, products of matrices in bfloat16 are several times faster
 than they are, and with a few hundred tokens to a row the scores are small. From the projections to the heads' outputs

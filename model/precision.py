@@ -1,8 +1,8 @@
-"""The precision of products in training: float32 weights, gradients and residual stream around bfloat16 products.
+"""The precision of products: float32 weights, gradients and residual stream around bfloat16 products.
 
 ``with products_in(torch.bfloat16):`` around a forward makes its products bfloat16, and those of its backward. Weights
 stay as they are and are cast where they are used; norms, softmax, router, sums over layers and loss stay float32.
-Outside, and with ``None``, everything is computed in the dtype of the weights: evaluation, generation and RL do that.
+Outside, and with ``None``, everything is computed in the dtype of the weights: generation and RL do that.
 
 Shapes: N rows, D inputs, F outputs.
 """

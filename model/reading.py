@@ -30,16 +30,27 @@ if TYPE_CHECKING:
 
 
 def reads_by_kernels(decoder: Decoder, x_BTD: Tensor, documents: Documents) -> bool:
-    """Whether ``read`` can take the place of the layers."""
-    if decoder.training or torch.is_grad_enabled() or not attends_by_products(documents):
+    """Whether ``read`` can take the place of the layers: nothing is learned, no rank or hook looks at what is in
+    between, and the weights are as they are after construction, without biases, in one dtype and in one piece each."""
+    if torch.is_grad_enabled() or not attends_by_products(documents) or not compiled_for(x_BTD, x_BTD):
         return False
-    divided = any(layer.mlp.experts.group for layer in _layers(decoder) if isinstance(layer.mlp, MixtureOfExperts))
-    return not divided and sequence_group() is None and compiled_for(x_BTD, x_BTD, decoder.norm.weight)
+    if sequence_group() is not None:
+        return False
+    for module in decoder.modules():
+        if module.training or module._forward_hooks or module._forward_pre_hooks:
+            return False
+        if isinstance(module, MixtureOfExperts) and module.experts.group is not None:
+            return False
+        for name, weight in module.named_parameters(recurse=False):
+            if name == "bias" or weight.dtype != x_BTD.dtype or not weight.is_contiguous():
+                return False
+    return True
 
 
 def read(decoder: Decoder, x_BTD: Tensor, cos_BTr: Tensor, sin_BTr: Tensor, documents: Documents) -> Tensor:
     """Normalised hidden states [B, T, D], in the precision of products."""
-    config, layers = decoder.config, _layers(decoder)
+    layers = cast("list[DecoderLayer]", list(decoder.layers))
+    config = layers[0].self_attn.config  # a longer context changes that of the attentions
     eps, scale = config.rms_norm_eps, config.softmax_scale
     x_ND = x_BTD.flatten(0, 1).clone()
     normed_ND = F.pad(layers[0].input_layernorm(x_ND), (0, 0, 0, -len(x_ND) % GRANULE))
@@ -55,10 +66,6 @@ def read(decoder: Decoder, x_BTD: Tensor, cos_BTr: Tensor, sin_BTr: Tensor, docu
         else:
             kernels.dense(*stream, *_of_swiglu(mlp), array(norm.weight), eps)
     return normed_ND[: len(x_ND)].view(x_BTD.shape)
-
-
-def _layers(decoder: Decoder) -> list[DecoderLayer]:
-    return cast("list[DecoderLayer]", list(decoder.layers))
 
 
 def _of_attention(layer: DecoderLayer) -> Iterator[Array]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from components.runtime.store import ObjectStore
-from model import moe, precision, target_logprobs
+from model import moe, precision, reading, target_logprobs
 from pipelines.services import Services
 from tests.counted import Stage, modules
 
@@ -93,5 +93,5 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What surrounds the products by compiled kernels, and by torch's operators as on an accelerator."""
     if request.param == "torch":
-        for module in (moe, precision, target_logprobs):
+        for module in (moe, precision, reading, target_logprobs):
             monkeypatch.setattr(module, "compiled_for", lambda *_: False)

@@ -9,6 +9,7 @@ from model.data.packing import pack
 from model.data.tokenize import TokenizedSample
 from model.errors import MoonflowError
 from model.multimodal import KimiK25
+from model.precision import products_in
 
 
 def made_with(window: int) -> KimiK25:
@@ -21,22 +22,23 @@ def made_with(window: int) -> KimiK25:
     return model
 
 
-def logits(model: KimiK25) -> torch.Tensor:
+def logits(model: KimiK25, products: torch.dtype | None = None) -> torch.Tensor:
     ids = torch.randint(0, 700, (300,), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
+    with torch.no_grad(), products_in(products):
         return model(pack([TokenizedSample(ids, torch.ones(300, dtype=torch.bool), None, [])], pad_id=1023))
 
 
+@pytest.mark.parametrize("products", [None, torch.bfloat16])
 @pytest.mark.parametrize("windows", [(1024,), (512, 1024), (1024, 512)])
-def test_an_extended_model_is_one_made_so(windows):
+def test_an_extended_model_is_one_made_so(windows, products):
     model = KimiK25(preset("tiny"), seed=3).eval()
-    plain = logits(model)
+    plain = logits(model, products)
     for window in windows:
         extend_context(model, window)
     same = made_with(windows[-1])
     assert model.config == same.config and original_window(model) == 256
-    assert torch.equal(logits(model), logits(same))
-    assert not torch.equal(logits(model), plain)
+    assert torch.equal(logits(model, products), logits(same, products))
+    assert not torch.equal(logits(model, products), plain)
 
 
 def test_the_softmax_is_as_sharp_as_yarn_asks():

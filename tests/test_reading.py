@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model import decoder as module
 from model.config import RopeScaling, TextConfig, preset
+from model.context import extend_context
 from model.decoder import Decoder
 from model.documents import Documents
+from model.multimodal import KimiK25
 from model.packed_attention import CHUNK, LONGEST
 from model.precision import products_in
 from model.quantization import experts_in
@@ -115,15 +118,67 @@ def test_threads_read_at_once(readings: list[int]) -> None:
     decoder, parts = make(), [inputs(4, 96 + 8 * number) for number in range(4)]
 
     def one(part: tuple[Tensor, Tensor, Documents]) -> Tensor:
-        torch.set_num_threads(1)
+        torch.set_num_threads(1)  # holds for the thread that calls it
         with torch.no_grad():
             return decoder(*part)
 
-    with products_in(NARROW), ThreadPoolExecutor(4) as pool:
-        alone = [one(part) for part in parts]
+    with products_in(NARROW), ThreadPoolExecutor(1) as first, ThreadPoolExecutor(4) as pool:
+        alone = list(first.map(one, parts))
         for got, expected in zip(pool.map(one, parts * 4), alone * 4, strict=True):
             assert torch.equal(got, expected)
     assert len(readings) == 20
+
+
+def test_a_context_that_became_longer_counts(readings: list[int]) -> None:
+    model, (x_BTD, *rest) = KimiK25(preset("tiny"), seed=3).eval(), inputs(2, 200)
+    decoder = model.language_model.model
+    randomise(decoder, seed=3, std=0.1)
+    with products_in(NARROW), torch.no_grad():
+        short = decoder(x_BTD, *rest)
+        extend_context(model, 1024)
+        got, expected = decoder(x_BTD, *rest), by_modules(decoder, x_BTD, *rest)
+    assert readings == [1, 1]
+    assert distance(got, expected) < 0.005 < 0.1 < distance(short, expected)
+
+
+def bias(decoder: Decoder) -> None:
+    attention: nn.Module = decoder.layers[1].self_attn
+    attention.o_proj.bias = nn.Parameter(torch.ones(128))
+
+
+# Where a kernel would compute something else than the modules do, or read what it cannot.
+OTHERS: dict[str, Callable[[Decoder], object]] = {
+    "narrow experts": lambda decoder: decoder.layers[1].mlp.experts.bfloat16(),
+    "a narrow projection": lambda decoder: decoder.layers[2].self_attn.o_proj.bfloat16(),
+    "a narrow norm": lambda decoder: decoder.layers[0].self_attn.q_a_layernorm.bfloat16(),
+    "a wide router": lambda decoder: decoder.layers[1].mlp.gate.double(),
+    "a transposed projection": lambda decoder: setattr(
+        decoder.layers[1].self_attn.o_proj, "weight", nn.Parameter(torch.randn(128, 128).T)
+    ),
+    "a bias": bias,
+    "a hook": lambda decoder: decoder.layers[1].mlp.experts.register_forward_hook(lambda *given: given[-1] * 2),
+    "a hook before": lambda decoder: decoder.layers[1].self_attn.register_forward_pre_hook(lambda *_: None),
+    "a layer in training": lambda decoder: decoder.layers[2].train(),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_modules_are_used_for_weights_that_kernels_do_not_take_and_where_someone_looks(
+    other: str, readings: list[int]
+) -> None:
+    decoder, given = make(), inputs(2, 48)
+    OTHERS[other](decoder)
+    with products_in(NARROW):
+        expected = by_modules(decoder, *given)
+        with torch.no_grad():
+            got = decoder(*given)
+    assert not readings and distance(got, expected) < 0.005
+
+
+def test_positions_of_other_rows_are_an_error() -> None:
+    decoder, (x_BTD, position_ids_BT, documents) = make(), inputs(2, 16)
+    with pytest.raises(ValueError, match=r"positions \[1, 16\], and documents of 2 rows of 16 tokens"):
+        decoder(x_BTD, position_ids_BT[:1], documents)
 
 
 def test_modules_are_used_where_something_is_learned_or_a_kernel_would_not_do(readings: list[int]) -> None:

@@ -1,8 +1,8 @@
 """Attention over packed rows: from the projections to the heads' outputs, and back.
 
 Shapes: B rows, T tokens in a row, N = B * T, H heads, P = B * H, R = rope dims, r = R / 2, K = nope dims + R, V value
-dims, I queries of a chunk, J keys, x: heads times their dims. ``first_BT`` (int64): the column at which the token's
-document begins.
+dims, W columns that hold the rope key among others, I queries of a chunk, J keys, x: heads times their dims.
+``first_BT`` (int64): the column at which the token's document begins.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def cast(weight: Any, out: Any) -> None:
     """Into an array of the same size."""
     given, taken = weight.reshape(-1), out.reshape(-1)
     for n in range(len(given)):
-        taken[n] = narrow(given[n], taken)
+        taken[n] = narrow(wide(given[n]), taken)
 
 
 @routine
@@ -46,7 +46,7 @@ def linear(x_ND: Any, weight_FD: Any) -> Any:
 
 @cache
 def attention(nope: int, half: int, values: int) -> Callable[..., None]:
-    """The kernel for heads of these sizes, N, r and V. ``scores`` is how many a row has in one head."""
+    """The kernel for heads of these nope, r and value dims. ``scores`` is how many a row has in one head."""
 
     @kernel
     def first_half(  # type: ignore[no-untyped-def]

@@ -48,17 +48,24 @@ def _number_of_dtype(x):
 @routine
 def _handle(x: Any) -> Any:
     """A tensor in the array's memory."""
-    sizes, strides, handle = np.empty(x.ndim, np.int64), np.empty(x.ndim, np.int64), np.empty(1, np.uintp)
+    # Sizes, strides and the handle in one array, which is read after the call: its memory lives until then.
+    words = np.zeros(2 * x.ndim + 1, np.int64)
     for d in range(x.ndim):
-        sizes[d], strides[d] = x.shape[d], x.strides[d] // x.itemsize
-    _borrow(x.ctypes.data, x.ndim, sizes.ctypes.data, strides.ctypes.data, 0, _dtype(x), 0, 0, handle.ctypes.data)
-    return handle[0]
+        words[d], words[x.ndim + d] = x.shape[d], x.strides[d] // x.itemsize
+    sizes, size = words.ctypes.data, words.itemsize
+    strides, handle = sizes + x.ndim * size, sizes + 2 * x.ndim * size
+    if _borrow(x.ctypes.data, x.ndim, sizes, strides, 0, _dtype(x), 0, 0, handle):
+        raise RuntimeError("torch takes no array of these sizes; it printed why")
+    return words[2 * x.ndim]
 
 
 @routine
 def product(left_MK: Any, right_KN: Any, out_MN: Any) -> None:
     """out = left @ right. A routine, for its arguments live until it is done: those of a piece go after their last use,
     which is when the handles are made."""
+    (rows, inner), (right_rows, columns) = left_MK.shape, right_KN.shape
+    if inner != right_rows or out_MN.shape != (rows, columns):
+        raise ValueError("a matrix product of shapes that do not fit")
     left, right, out = _handle(left_MK), _handle(right_KN), _handle(out_MN)
     _free(_mm(out, left, right), left, right, out)
 
@@ -66,6 +73,9 @@ def product(left_MK: Any, right_KN: Any, out_MN: Any) -> None:
 @routine
 def products(left_GMK: Any, right_GKN: Any, out_GMN: Any) -> None:
     """out[g] = left[g] @ right[g]."""
+    (count, rows, inner), (right_count, right_rows, columns) = left_GMK.shape, right_GKN.shape
+    if inner != right_rows or count != right_count or out_GMN.shape != (count, rows, columns):
+        raise ValueError("matrix products of shapes that do not fit")
     left, right, out = _handle(left_GMK), _handle(right_GKN), _handle(out_GMN)
     _free(_bmm(out, left, right), left, right, out)
 

@@ -7,6 +7,7 @@ Nothing listens beyond 127.0.0.1.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -334,7 +335,8 @@ def _remove_sockets(ports: dict[str, int]) -> None:
             return
         time.sleep(0.05)
     for path in unix_sockets(ports):
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone, or another user's
+            path.unlink()
 
 
 def unix_sockets(ports: dict[str, int]) -> list[Path]:

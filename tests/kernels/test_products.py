@@ -1,10 +1,17 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from model.kernels.numbers import array, kernel
 from model.kernels.products import product, products
+
+ROOT = Path(__file__).parents[2]
 
 
 @kernel
@@ -43,16 +50,31 @@ def test_products_are_torchs(dtype: torch.dtype) -> None:
     assert torch.equal(many[:, 1:9], many_left @ many_right.mT) and not many[:, ::9].any()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_arrays_outlive_their_products(dtype: torch.dtype) -> None:
-    left, right, out = draw(64, 128, dtype=dtype), draw(96, 128, dtype=dtype), torch.empty(64, 96, dtype=dtype)
-    multiply_copies(*map(array, (left, right, out)))
-    torch.testing.assert_close(out, left @ right.T)
+def products_of_copies() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        left, right, out = draw(64, 128, dtype=dtype), draw(96, 128, dtype=dtype), torch.empty(64, 96, dtype=dtype)
+        multiply_copies(*map(array, (left, right, out)))
+        torch.testing.assert_close(out, left @ right.T)
 
 
-def test_shapes_that_do_not_fit_are_an_error() -> None:
-    left, right, out = torch.zeros(2, 3), torch.zeros(4, 5), torch.zeros(2, 5)
-    with pytest.raises(RuntimeError, match="matrix product failed"):
-        multiply(*map(array, (left, right, out)))
-    with pytest.raises(RuntimeError, match="matrix product failed"):
-        multiply_many(*map(array, (left[None], right[None], out[None])))
+def test_arrays_outlive_their_products() -> None:
+    """Where memory is overwritten when it is freed, which glibc does not do to what it keeps for the next request."""
+    overwritten = {"MALLOC_PERTURB_": "165", "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
+    code = f"from {__name__} import products_of_copies; products_of_copies()"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, **overwritten}, cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("right", [(4, 5), (3, 4)], ids=["inner", "outer"])
+def test_shapes_that_do_not_fit_are_an_error(right: tuple[int, int]) -> None:
+    given = torch.zeros(2, 3), torch.zeros(right), torch.zeros(2, 5)
+    with pytest.raises(ValueError, match="shapes that do not fit"):
+        multiply(*map(array, given))
+    with pytest.raises(ValueError, match="shapes that do not fit"):
+        multiply_many(*(array(x[None]) for x in given))
+    with pytest.raises(ValueError, match="shapes that do not fit"):
+        multiply_many(*(array(x[None].repeat(count, 1, 1)) for x, count in zip(given, (2, 2, 1), strict=True)))
+
+
+def test_what_torch_refuses_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="a matrix product failed"):
+        multiply(*map(array, (torch.zeros(2, 3), torch.zeros(3, 5, dtype=torch.float64), torch.zeros(2, 5))))
