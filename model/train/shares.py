@@ -145,6 +145,7 @@ class RowShares:
         return self._replicas[:count]
 
 
+@torch.inference_mode(False)  # a replica outlives what it was made for
 def _replica(model: KimiK25) -> KimiK25:
     # Tensors that forwards left on modules (the balance loss) belong to graphs and cannot be copied.
     memo = {id(x): x.detach() for module in model.modules() for x in vars(module).values() if isinstance(x, Tensor)}

@@ -111,7 +111,6 @@ class Ours:
         self.adamw.zero_grad(set_to_none=True)
         return figures["loss/total"]
 
-    @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:
         parts = self.shares.cut(batch)
         shape = len(batch.targets_N), self.model.config.text_config.vocab_size

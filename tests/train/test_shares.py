@@ -227,6 +227,22 @@ def test_gradients_of_several_batches_add_up_and_loads_too() -> None:
         assert torch.equal(load, one + other)
 
 
+def test_replicas_made_while_nothing_is_learned_learn_later() -> None:
+    @torch.inference_mode()  # holds for the thread that calls it
+    def reading(model: KimiK25, part: Batch) -> Tensor:
+        return model.eval()(part)
+
+    read, fresh, batch = make(), make(), batch_of("text")
+    with shares_of(read, 2) as after, shares_of(fresh, 2) as at_once:
+        with torch.inference_mode():
+            after.run(reading, after.cut(batch))
+        read.train()
+        add_gradient(after, batch)
+        add_gradient(at_once, batch)
+    for got, expected in zip(gradients(read).values(), gradients(fresh).values(), strict=True):
+        assert torch.equal(got, expected)
+
+
 def test_rows_without_an_image_add_nothing_where_vision_alone_learns() -> None:
     model, batch = learning(make(), "vision_tower"), batch_of("media in some rows")
     with shares_of(model, 5) as shares:
