@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 def grouped_product(x_SD: Tensor, weight_EDF: Tensor, end_E: Tensor) -> Tensor:
     """x @ weight of the row's group, [S, F]."""
-    if x_SD.is_cuda:
+    if not x_SD.is_cpu:
         return F.grouped_mm(x_SD, weight_EDF, offs=end_E.int())
     out_SF = x_SD.new_empty(len(x_SD), weight_EDF.shape[2])
     for group, rows in _groups(end_E):
@@ -27,7 +27,7 @@ def grouped_product(x_SD: Tensor, weight_EDF: Tensor, end_E: Tensor) -> Tensor:
 
 def grouped_outer(left_SD: Tensor, right_SF: Tensor, end_E: Tensor) -> Tensor:
     """left^T @ right over each group's rows, [E, D, F]; zero for a group without rows."""
-    if left_SD.is_cuda:
+    if not left_SD.is_cpu:
         return F.grouped_mm(left_SD.T, right_SF, offs=end_E.int())
     out_EDF = left_SD.new_zeros(len(end_E), left_SD.shape[1], right_SF.shape[1])
     for group, rows in _groups(end_E):

@@ -37,7 +37,6 @@ from components.runtime import manifest as manifests  # noqa: E402
 from components.runtime.checkpoints import Publish, StoredCheckpoints  # noqa: E402
 from components.runtime.manifest import File, Manifest  # noqa: E402
 from components.runtime.store import ObjectStore  # noqa: E402
-from model.config import preset  # noqa: E402
 from model.data.packing import Batch  # noqa: E402
 from model.multimodal import KimiK25  # noqa: E402
 from model.train.checkpoint import save_checkpoint  # noqa: E402
@@ -76,10 +75,7 @@ class Training:
     """A model that learns, as wide as asked."""
 
     def __init__(self, width: int) -> None:
-        config = preset("tiny").model_copy(deep=True)
-        config.text_config = widened(config.text_config, width)
-        config.vision_config.text_hidden_size = config.text_config.hidden_size
-        self.model = KimiK25(config, seed=0).train()
+        self.model = KimiK25(widened(width), seed=0).train()
         self.engine = PlainEngine(self.model, Phase(no_stream, 10**9, 1e-3, products="bfloat16"))
         self.batch: Batch = text_batch(0, rows=1)
         self.step()  # now the optimizer has a state

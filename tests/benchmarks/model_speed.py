@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from model.config import TextConfig, preset  # noqa: E402
+from model.config import ModelConfig, TextConfig, preset  # noqa: E402
 from model.data.packing import Batch  # noqa: E402
 from model.data.stream import MixtureStream, StreamState  # noqa: E402
 from model.hf import released_tensors  # noqa: E402
@@ -55,18 +55,19 @@ PEER_EXPERTS = ("eager", "grouped_mm")
 DECODE_EXPERTS = (*PEER_EXPERTS, "batched_mm")  # copies an expert per token: out of memory on a training batch
 
 
-def widened(text: TextConfig, times: int) -> TextConfig:
-    """The same depth and head sizes, everything else ``times`` as wide."""
-    grown = ("hidden_size", "intermediate_size", "moe_intermediate_size", "num_attention_heads", "num_key_value_heads",
-             "q_lora_rank", "kv_lora_rank")  # fmt: skip
-    return text.model_copy(update={key: getattr(text, key) * times for key in grown})
-
-
-def language_model(times: int) -> KimiK25:
+def widened(times: int) -> ModelConfig:
+    """The tiny preset with the same depth and head sizes, everything else ``times`` as wide."""
     config = preset("tiny").model_copy(deep=True)
-    config.text_config = widened(config.text_config, times)
-    config.text_config.max_position_embeddings = CONTEXT
-    config.vision_config.text_hidden_size = config.text_config.hidden_size
+    text, grown = config.text_config, ("hidden_size", "intermediate_size", "moe_intermediate_size",
+                                       "num_attention_heads", "num_key_value_heads", "q_lora_rank",
+                                       "kv_lora_rank")  # fmt: skip
+    text = text.model_copy(update={key: getattr(text, key) * times for key in grown})
+    config.text_config, config.vision_config.text_hidden_size = text, text.hidden_size
+    text.max_position_embeddings = CONTEXT
+    return config
+
+
+def language_model(config: ModelConfig) -> KimiK25:
     model, generator = KimiK25(config, seed=0), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, weight in model.language_model.named_parameters():
@@ -75,13 +76,13 @@ def language_model(times: int) -> KimiK25:
     return model
 
 
-def text_batch(seed: int, rows: int = ROWS) -> Batch:
+def text_batch(seed: int, rows: int = ROWS, tokens: int = TOKENS) -> Batch:
     """One document a row; every token but the first is a target."""
-    ids_BT = torch.randint(0, 768, (rows, TOKENS), generator=torch.Generator().manual_seed(seed))
-    where_N = torch.arange(rows * TOKENS).view(rows, TOKENS)[:, :-1].flatten()
-    positions_BT, documents_BT = torch.arange(TOKENS).repeat(rows, 1), torch.zeros_like(ids_BT)
+    ids_BT = torch.randint(0, 768, (rows, tokens), generator=torch.Generator().manual_seed(seed))
+    where_N = torch.arange(rows * tokens).view(rows, tokens)[:, :-1].flatten()
+    positions_BT, documents_BT = torch.arange(tokens).repeat(rows, 1), torch.zeros_like(ids_BT)
     vision_N = torch.zeros(len(where_N), dtype=torch.bool)
-    return Batch(ids_BT, positions_BT, documents_BT, where_N, ids_BT[:, 1:].flatten(), vision_N, where_N // TOKENS,
+    return Batch(ids_BT, positions_BT, documents_BT, where_N, ids_BT[:, 1:].flatten(), vision_N, where_N // tokens,
                  None, [])  # fmt: skip
 
 
@@ -170,7 +171,7 @@ def ratio(ours: Callable[[], object], theirs: Callable[[], object], repeats: int
 
 def language(times: int, repeats: int) -> dict[str, object]:
     """Training step and forward of the language model."""
-    model = language_model(times)
+    model = language_model(widened(times))
     text, tensors = model.config.text_config, {name: value.clone() for name, value in released_tensors(model).items()}
     peers = [Theirs(text, tensors, dtype, experts)
              for dtype, experts in itertools.product((torch.float32, torch.bfloat16), PEER_EXPERTS)]  # fmt: skip
@@ -211,7 +212,7 @@ def language(times: int, repeats: int) -> dict[str, object]:
 
 def decoding(repeats: int) -> dict[str, object]:
     """Greedy generation up to a context of ``CONTEXT`` tokens."""
-    model = language_model(1).eval()
+    model = language_model(widened(1)).eval()
     tensors = released_tensors(model)
     ids_BT = torch.randint(0, 768, (ROWS, CONTEXT - NEW), generator=torch.Generator().manual_seed(0))
     exact, engine = EmbeddedEngine(model, ROWS), EmbeddedEngine(model, ROWS, prompt_products=torch.bfloat16)

@@ -1,0 +1,155 @@
+"""A training step on a GPU next to transformers' ``DeepseekV3ForCausalLM``, and what the GPU does in it.
+
+    python tests/benchmarks/gpu_speed.py [--preset small] [--rows 16] [--tokens 1024] [--repeats 5] [--json]
+
+The same weights and the same batches on both sides, whose logits in float32 are compared first. Ours keeps float32
+weights around bfloat16 products; transformers' has bfloat16 weights, sdpa attention, torch's fused AdamW and the
+fastest of its expert implementations. ``train_ratio`` has the same optimizer on both sides, ``train_muonclip_ratio`` is
+ours as it trains. Sides take turns; medians count.
+
+``mfu`` is the FLOP that forward and backward need (three times the forward's, ``model.plan.flops``) per second, over
+the data sheet's dense bfloat16 peak; ``product_tflops`` is what one large product reaches here. Of the time that
+kernels run in a step of ours, ``grouped_share`` and ``attention_share`` are those of the experts' grouped products and
+of the fused attention; ``busy`` is that time over the step's. Without a GPU it says that there is nothing to measure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from model.config import ModelConfig, preset  # noqa: E402
+from model.hf import released_tensors  # noqa: E402
+from model.plan.flops import text_forward  # noqa: E402
+from tests.benchmarks.model_speed import PEER_EXPERTS, Ours, Theirs, language_model, text_batch  # noqa: E402
+
+DENSE_BF16 = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}
+"""FLOP/s without sparsity, of the SXM modules (source: NVIDIA's data sheets)."""
+
+SIDE = 8192
+PROFILED = 3
+
+
+def seconds(device: torch.device, run: Callable[[], object]) -> float:
+    settle(device)
+    start = time.perf_counter()
+    run()
+    settle(device)
+    return time.perf_counter() - start
+
+
+def settle(device: torch.device) -> None:
+    """Wait for what the device was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def medians(device: torch.device, sides: list[Callable[[], object]], repeats: int) -> list[float]:
+    """Seconds of each side's turn; the first two turns are not counted."""
+    turns = [[seconds(device, side) for side in sides] for _ in range(repeats + 2)][2:]
+    return [sorted(column)[len(turns) // 2] for column in zip(*turns, strict=True)]
+
+
+def product_flops(device: torch.device) -> float:
+    """FLOP/s of one large bfloat16 product."""
+    left, right = torch.randn(2, SIDE, SIDE, device=device, dtype=torch.bfloat16)
+    return 2 * SIDE**3 / medians(device, [lambda: left @ right], repeats=5)[0]
+
+
+def kernel_shares(device: torch.device, step: Callable[[], object]) -> dict[str, float]:
+    """Of the time that kernels run: those of grouped products and of attention; and that time over the steps'."""
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        taken = seconds(device, lambda: [step() for _ in range(PROFILED)])
+    times = {e.key: e.self_device_time_total / 1e6 for e in seen.key_averages() if e.device_type == DeviceType.CPU}
+    total = sum(times.values())
+
+    def share(word: str) -> float:
+        return sum(spent for name, spent in times.items() if word in name) / total
+
+    return {"grouped_share": share("grouped_mm"), "attention_share": share("attention"), "busy": total / taken}
+
+
+def training(config: ModelConfig, device: torch.device, rows: int, tokens: int, repeats: int) -> dict[str, object]:
+    """Training step of the language model."""
+    model = language_model(config).to(device)
+    text, tensors = config.text_config, {name: value.cpu().clone() for name, value in released_tensors(model).items()}
+    batches = itertools.cycle(text_batch(seed, rows, tokens).to(device) for seed in range(4))
+    exact = on(device, Theirs(text, tensors, torch.float32, "eager"))
+    with torch.no_grad():
+        first = next(batches)
+        difference = float((model(first) - exact.forward(first)).abs().max())
+    if difference > 1e-3:
+        raise SystemExit(f"the logits differ by {difference}: the measurement is void")
+    del exact
+    ours = Ours(model)
+    peers = [on(device, Theirs(text, tensors, torch.bfloat16, experts)) for experts in PEER_EXPERTS]
+    for peer, _ in itertools.product(peers, range(2)):  # allocates
+        peer.step(first)
+    fastest = min(peers, key=lambda peer: min(seconds(device, lambda: peer.step(first)) for _ in range(3)))
+    turns = [ours.step_adamw, ours.step, fastest.step]
+    adamw, muonclip, peer = medians(device, [lambda side=side: side(next(batches)) for side in turns], repeats)
+    count, per_token = rows * tokens, 3 * text_forward(config, tokens)
+    result: dict[str, object] = {
+        "train_ratio": peer / adamw,
+        "train_tokens_per_s": count / adamw,
+        "peer_train_tokens_per_s": count / peer,
+        "peer_train": fastest.name,
+        "train_muonclip_ratio": peer / muonclip,
+        "train_muonclip_tokens_per_s": count / muonclip,
+        "train_tflops": per_token * count / adamw / 1e12,
+        "peer_train_tflops": per_token * count / peer / 1e12,
+        "logit_difference": difference,
+    }
+    if device.type == "cuda":
+        result |= kernel_shares(device, lambda: ours.step_adamw(next(batches)))
+    return result
+
+
+def on(device: torch.device, side: Theirs) -> Theirs:
+    side.model.to(device)  # its optimizer has no state yet
+    return side
+
+
+def utilisation(name: str, result: dict[str, object]) -> dict[str, object]:
+    """Model FLOP utilisation of both sides, where the device's peak is known."""
+    peak = next((flops for word, flops in DENSE_BF16.items() if word in name), None)
+    of = {"mfu": result["train_tflops"], "peer_mfu": result["peer_train_tflops"]}
+    return {key: None if peak is None else float(str(value)) * 1e12 / peak for key, value in of.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="small")
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=1024)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", action="store_true", help="print nothing but the JSON object")
+    options = parser.parse_args()
+    result: dict[str, object] = {"benchmark": "gpu_speed", "device": None}
+    if torch.cuda.is_available():
+        device, name = torch.device("cuda"), torch.cuda.get_device_name()
+        result |= {"device": name, "preset": options.preset, "product_tflops": product_flops(device) / 1e12}
+        result |= training(preset(options.preset), device, options.rows, options.tokens, options.repeats)
+        result |= utilisation(name, result)
+    elif not options.json:
+        print("no GPU: nothing to measure")
+    result = {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in result.items()}
+    if not options.json:
+        for name, value in result.items():
+            print(f"{name:32} {value}")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
