@@ -1,10 +1,10 @@
 """What making batches costs a training step: in the trainer's thread, and in a process beside it.
 
-    python tests/benchmarks/data_speed.py DATA_FOLDER [--steps 40] [--json]
+    python tests/benchmarks/data_speed.py [--folder DATA] [--steps 40] [--json]
 
-DATA_FOLDER is prepare_data's output. Both ways train the same steps of the tiny preset on the joint mixture, on one
-thread and in turns. The last line under --json is one object: seconds of a step each way, their ratio, seconds to make
-a batch, and the fill of rows.
+DATA is prepare_data's output, by default that of the last ``make run`` here. Both ways train the same steps of the
+tiny preset on the joint mixture, on one thread and in turns. The last line under --json is one object: seconds of a
+step each way, their ratio, seconds to make a batch, and the fill of rows.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from model.data.mixtures import TEXT, VISION, blend  # noqa: E402
 from model.multimodal import KimiK25  # noqa: E402
 from model.precision import products_in  # noqa: E402
 
+PREPARED = Path("runs/tiny/work/prepare_data/data")
 ROUNDS = 3
 WARM = 5  # steps not counted: the process beside starts, torch allocates
 
@@ -48,18 +49,12 @@ def step_seconds(data: DataFolder, steps: int, beside: bool, seed: int) -> list[
     return times[WARM:]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    data = DataFolder(given.folder)
+def measure(folder: Path, steps: int) -> dict[str, float]:
+    data = DataFolder(folder)
     times: dict[bool, list[float]] = {False: [], True: []}
     for number in range(ROUNDS):
         for beside in (False, True):
-            times[beside] += step_seconds(data, given.steps, beside, seed=number)
+            times[beside] += step_seconds(data, steps, beside, seed=number)
     stream = data.mixture(blend((TEXT, 0.65), (VISION, 0.35)), tokens_per_row=256, rows=4, seed=0)(None)
     stream.next_batch()
     begun = time.perf_counter()
@@ -67,17 +62,31 @@ def main() -> None:
         stream.next_batch()
     making = (time.perf_counter() - begun) / 20
     within, beside = (statistics.median(times[how]) for how in (False, True))
-    figures = {
+    return {
         "step_in_thread_s": round(within, 4),
         "step_beside_s": round(beside, 4),
         "beside_over_in_thread": round(beside / within, 3),
         "make_batch_s": round(making, 4),
         "fill": round(stream.figures()["data/fill"], 4),
     }
-    for name, value in figures.items():
-        print(f"{name}: {value}")
-    if given.json:
-        print(json.dumps(figures))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=PREPARED)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--json", action="store_true", help="print nothing but the JSON object")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    result: dict[str, object] = {"benchmark": "data_speed"}
+    if options.folder == PREPARED and not PREPARED.is_dir():
+        result["not_measured"] = f"no {PREPARED}: make run first, or give --folder"
+    else:
+        result |= measure(options.folder, options.steps)
+    if not options.json:
+        for name, value in result.items():
+            print(f"{name}: {value}")
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

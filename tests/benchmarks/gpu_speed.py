@@ -136,14 +136,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print nothing but the JSON object")
     options = parser.parse_args()
-    result: dict[str, object] = {"benchmark": "gpu_speed", "device": None}
+    result: dict[str, object] = {"benchmark": "gpu_speed"}
     if torch.cuda.is_available():
         device, name = torch.device("cuda"), torch.cuda.get_device_name()
         result |= {"device": name, "preset": options.preset, "product_tflops": product_flops(device) / 1e12}
         result |= training(preset(options.preset), device, options.rows, options.tokens, options.repeats)
         result |= utilisation(name, result)
-    elif not options.json:
-        print("no GPU: nothing to measure")
+    else:
+        result["not_measured"] = "no GPU"
     result = {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in result.items()}
     if not options.json:
         for name, value in result.items():
