@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,16 @@ def task_state(run_dir: Path, step: str) -> TaskState:
         progress["eta_s"],
         progress["figures"],
     )
+
+
+def busy_seconds(run_dir: Path, steps: Iterable[str]) -> float:
+    """Seconds of this call in which any of ``steps`` ran; some run side by side."""
+    tasks = [task for step in steps if (task := _read(run_dir / "tasks" / f"{step}.json"))]
+    busy = until = 0.0
+    for started, ended in sorted((task["started"], task.get("ended", time.time())) for task in tasks):
+        busy += max(0.0, ended - max(started, until))
+        until = max(until, ended)
+    return busy
 
 
 # Wide enough for what the columns will hold, so that the table does not move; together under 80 columns.

@@ -15,7 +15,7 @@ from rich.table import Table
 from components.finish import ablation
 from components.finish.report import render
 from model.errors import MoonflowError
-from pipelines.progress import task_state
+from pipelines.progress import busy_seconds, task_state
 
 LABELS = {
     "init": "init",
@@ -165,9 +165,8 @@ def _times(
             f"{row['tokens_per_s']:,.0f}" if row.get("tokens_per_s") else "",
             "kept" if now.state == "kept" else f"{now.seconds:.1f} s" if now.seconds else now.state,
         )
-    spent = sum(task_state(run_dir, step).seconds for step in names)
     table.add_row("[dim]services up", "", "", f"{services_s:.1f} s")
-    table.add_row("[dim]between steps", "", "", f"{seconds - services_s - spent:.1f} s")
+    table.add_row("[dim]between steps", "", "", f"{seconds - services_s - busy_seconds(run_dir, names):.1f} s")
     return table
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from components.steps import STEPS
 from pipelines.memory import PeakMemory
-from pipelines.progress import duration, progress_table, task_state
+from pipelines.progress import busy_seconds, duration, progress_table, task_state
 
 
 def tell(run_dir: Path, folder: str, step: str, **content: object) -> None:
@@ -49,6 +49,12 @@ def test_what_never_began_when_the_run_ends_is_skipped(tmp_path: Path) -> None:
     assert task_state(tmp_path, "promote").state == "waiting"
     tell(tmp_path, "tasks", "finish", state="done", started=1.0, ended=2.0, kept=False)
     assert {task_state(tmp_path, step).state for step in STEPS if step != "finish"} == {"skipped"}
+
+
+def test_steps_side_by_side_are_busy_once(tmp_path: Path) -> None:
+    for step, started, ended in (("early", 10, 20), ("late", 12, 15), ("mid", 19, 24), ("finish", 30, 31)):
+        tell(tmp_path, "tasks", step, state="done", started=started, ended=ended)
+    assert busy_seconds(tmp_path, ["finish", "early", "mid", "late", "never begun"]) == 14 + 1
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.04, "0.0 s"), (9.99, "10.0 s"), (97.2, "97 s"), (725.0, "12m 5s")])
