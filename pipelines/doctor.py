@@ -20,7 +20,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.services.local import PORT_RANGE
+from pipelines.services.ports import PORT_RANGE
 
 GIB = 1024**3
 MEMORY_GIB = 6

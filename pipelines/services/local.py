@@ -7,15 +7,12 @@ Nothing listens beyond 127.0.0.1.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
-import random
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -30,17 +27,13 @@ from typing import IO, Any
 from components.promote import signing
 from components.runtime.store import ObjectStore, disk_errors
 from model.errors import MoonflowError
+from pipelines.services.ports import ADMIN_GRPC, PORTS, choose, free, remove_sockets, unix_sockets
 
 BUCKET = "moonflow"
-# One name a port. SeaweedFS is told every port it would open; its worker expects admin's gRPC port 10000 above.
-PORTS = ("s3", "s3.grpc", "master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "admin", "mlflow")
-_ADMIN_GRPC = 10000
-PORT_RANGE = range(20000, 30000)  # below Linux's ephemeral ports, so that no outgoing connection takes one meanwhile
 _STARTS = 5
 _STORE_S = 30.0
 _MLFLOW_S = 90.0
 _STOP_S = 10.0
-_CLOSE_S = 1.0  # a killed process closes its ports a little later
 _MARK = "MOONFLOW_SERVICES_DIR"  # in the environment of every service process: tells whose it is
 
 
@@ -170,15 +163,11 @@ class Services:
     def _choose_ports(self, fresh: bool) -> dict[str, int]:
         """The ports of this folder's last start if they are still free, so that addresses stay; else new ones."""
         last = _read_state(self.run_dir / "ports.json")
-        if not fresh and set(last) == set(PORTS) and _free(_all_ports(last)):
+        if not fresh and set(last) == set(PORTS) and free(last):
             return last
-        for _ in range(100):
-            first = random.randrange(PORT_RANGE.start, PORT_RANGE.stop - len(PORTS))
-            chosen = {name: first + offset for offset, name in enumerate(PORTS)}
-            if _free(_all_ports(chosen)):
-                (self.run_dir / "ports.json").write_text(json.dumps(chosen))
-                return chosen
-        raise MoonflowError(f"no {len(PORTS)} free ports in a row in {PORT_RANGE}: end what occupies them")
+        chosen = choose()
+        (self.run_dir / "ports.json").write_text(json.dumps(chosen))
+        return chosen
 
     def _store_command(self) -> dict[str, Any]:
         weed = shutil.which("weed", path=f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ.get('PATH', '')}")
@@ -190,7 +179,7 @@ class Services:
             "ip": "127.0.0.1",
             "ip.bind": "127.0.0.1",
             "admin.port": ports["admin"],
-            "admin.port.grpc": ports["admin"] + _ADMIN_GRPC,
+            "admin.port.grpc": ports["admin"] + ADMIN_GRPC,
             "admin.ui": "false",
             "webdav": "false",
             "s3.port.iceberg": 0,
@@ -324,26 +313,8 @@ def _end_strays(run_dir: Path, supervisor: int = 0) -> list[int]:
             continue
     ports = _read_state(run_dir / "ports.json")
     if set(ports) == set(PORTS):
-        _remove_sockets(ports)
+        remove_sockets(ports)
     return found
-
-
-def _remove_sockets(ports: dict[str, int]) -> None:
-    deadline = time.monotonic() + _CLOSE_S
-    while not _free(_all_ports(ports)):
-        if time.monotonic() > deadline:
-            return
-        time.sleep(0.05)
-    for path in unix_sockets(ports):
-        with contextlib.suppress(OSError):  # gone, or another user's
-            path.unlink()
-
-
-def unix_sockets(ports: dict[str, int]) -> list[Path]:
-    """What SeaweedFS puts into /tmp beside its ports, and does not remove all of."""
-    names = [f"{server}-grpc-{ports[f'{server}.grpc']}" for server in ("s3", "master", "volume", "filer")]
-    names += [f"admin-grpc-{ports['admin'] + _ADMIN_GRPC}", f"s3-{ports['s3']}", f"filer-{ports['filer']}"]
-    return [Path(f"/tmp/seaweedfs-{name}.sock") for name in names]
 
 
 def service_processes(run_dir: Path) -> list[int]:
@@ -376,22 +347,6 @@ def _credentials(run_dir: Path) -> tuple[str, str]:
         return saved["access_key"], saved["secret_key"]
     except (ValueError, KeyError):
         raise MoonflowError(f"{path} is damaged: delete it and run again") from None
-
-
-def _all_ports(ports: dict[str, int]) -> list[int]:
-    return [*ports.values(), ports["admin"] + _ADMIN_GRPC]
-
-
-def _free(ports: list[int]) -> bool:
-    """Whether all of ``ports`` can be bound on 127.0.0.1 now."""
-    for port in ports:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                return False
-    return True
 
 
 def _answers(url: str) -> bool:

@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
+import statistics
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.autograd import DeviceType
@@ -32,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from model.config import ModelConfig, preset  # noqa: E402
 from model.hf import released_tensors  # noqa: E402
 from model.plan.flops import text_forward  # noqa: E402
-from tests.benchmarks.model_speed import PEER_EXPERTS, Ours, Theirs, language_model, text_batch  # noqa: E402
+from tests.benchmarks.model_speed import PEER_EXPERTS, Ours, Theirs, language_model, show, text_batch  # noqa: E402
 
 DENSE_BF16 = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}
 """FLOP/s without sparsity, of the SXM modules (source: NVIDIA's data sheets)."""
@@ -58,7 +59,7 @@ def settle(device: torch.device) -> None:
 def medians(device: torch.device, sides: list[Callable[[], object]], repeats: int) -> list[float]:
     """Seconds of each side's turn; the first two turns are not counted."""
     turns = [[seconds(device, side) for side in sides] for _ in range(repeats + 2)][2:]
-    return [sorted(column)[len(turns) // 2] for column in zip(*turns, strict=True)]
+    return [statistics.median(column) for column in zip(*turns, strict=True)]
 
 
 def product_flops(device: torch.device) -> float:
@@ -67,20 +68,23 @@ def product_flops(device: torch.device) -> float:
     return 2 * SIDE**3 / medians(device, [lambda: left @ right], repeats=5)[0]
 
 
-def kernel_shares(device: torch.device, step: Callable[[], object]) -> dict[str, float]:
-    """Of the time that kernels run: those of grouped products and of attention; and that time over the steps'."""
+def kernel_shares(step: Callable[[], object], step_s: float) -> dict[str, float]:
+    """Of the time that kernels run: those of grouped products and of attention; and that time over the step's."""
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
-        taken = seconds(device, lambda: [step() for _ in range(PROFILED)])
-    times = {e.key: e.self_device_time_total / 1e6 for e in seen.key_averages() if e.device_type == DeviceType.CPU}
-    total = sum(times.values())
+        for _ in range(PROFILED):
+            step()
+        torch.cuda.synchronize()
+    times = [(e.key, e.self_device_time_total / 1e6) for e in seen.key_averages() if e.device_type == DeviceType.CPU]
+    total = sum(spent for _, spent in times)
 
     def share(word: str) -> float:
-        return sum(spent for name, spent in times.items() if word in name) / total
+        return sum(spent for name, spent in times if word in name) / total
 
-    return {"grouped_share": share("grouped_mm"), "attention_share": share("attention"), "busy": total / taken}
+    busy = total / PROFILED / step_s
+    return {"grouped_share": share("grouped_mm"), "attention_share": share("attention"), "busy": busy}
 
 
-def training(config: ModelConfig, device: torch.device, rows: int, tokens: int, repeats: int) -> dict[str, object]:
+def training(config: ModelConfig, device: torch.device, rows: int, tokens: int, repeats: int) -> dict[str, Any]:
     """Training step of the language model."""
     model = language_model(config).to(device)
     text, tensors = config.text_config, {name: value.cpu().clone() for name, value in released_tensors(model).items()}
@@ -100,7 +104,7 @@ def training(config: ModelConfig, device: torch.device, rows: int, tokens: int, 
     turns = [ours.step_adamw, ours.step, fastest.step]
     adamw, muonclip, peer = medians(device, [lambda side=side: side(next(batches)) for side in turns], repeats)
     count, per_token = rows * tokens, 3 * text_forward(config, tokens)
-    result: dict[str, object] = {
+    result: dict[str, Any] = {
         "train_ratio": peer / adamw,
         "train_tokens_per_s": count / adamw,
         "peer_train_tokens_per_s": count / peer,
@@ -112,7 +116,7 @@ def training(config: ModelConfig, device: torch.device, rows: int, tokens: int, 
         "same_logits": same,
     }
     if device.type == "cuda":
-        result |= kernel_shares(device, lambda: ours.step_adamw(next(batches)))
+        result |= kernel_shares(lambda: ours.step_adamw(next(batches)), adamw)
     return result
 
 
@@ -121,11 +125,11 @@ def on(device: torch.device, side: Theirs) -> Theirs:
     return side
 
 
-def utilisation(name: str, result: dict[str, object]) -> dict[str, object]:
+def utilisation(name: str, result: dict[str, Any]) -> dict[str, Any]:
     """Model FLOP utilisation of both sides, where the device's peak is known."""
     peak = next((flops for word, flops in DENSE_BF16.items() if word in name), None)
     of = {"mfu": result["train_tflops"], "peer_mfu": result["peer_train_tflops"]}
-    return {key: None if peak is None else float(str(value)) * 1e12 / peak for key, value in of.items()}
+    return {key: None if peak is None else tflops * 1e12 / peak for key, tflops in of.items()}
 
 
 def main() -> None:
@@ -136,7 +140,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print nothing but the JSON object")
     options = parser.parse_args()
-    result: dict[str, object] = {"benchmark": "gpu_speed"}
+    result: dict[str, Any] = {"benchmark": "gpu_speed"}
     if torch.cuda.is_available():
         device, name = torch.device("cuda"), torch.cuda.get_device_name()
         result |= {"device": name, "preset": options.preset, "product_tflops": product_flops(device) / 1e12}
@@ -144,11 +148,7 @@ def main() -> None:
         result |= utilisation(name, result)
     else:
         result["not_measured"] = "no GPU"
-    result = {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in result.items()}
-    if not options.json:
-        for name, value in result.items():
-            print(f"{name:32} {value}")
-    print(json.dumps(result))
+    show(result, options.json)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -57,13 +57,13 @@ DECODE_EXPERTS = (*PEER_EXPERTS, "batched_mm")  # copies an expert per token: ou
 
 def widened(times: int) -> ModelConfig:
     """The tiny preset with the same depth and head sizes, everything else ``times`` as wide."""
+    grown = ("hidden_size", "intermediate_size", "moe_intermediate_size", "num_attention_heads", "num_key_value_heads",
+             "q_lora_rank", "kv_lora_rank")  # fmt: skip
     config = preset("tiny").model_copy(deep=True)
-    text, grown = config.text_config, ("hidden_size", "intermediate_size", "moe_intermediate_size",
-                                       "num_attention_heads", "num_key_value_heads", "q_lora_rank",
-                                       "kv_lora_rank")  # fmt: skip
-    text = text.model_copy(update={key: getattr(text, key) * times for key in grown})
-    config.text_config, config.vision_config.text_hidden_size = text, text.hidden_size
-    text.max_position_embeddings = CONTEXT
+    text = config.text_config
+    wide = {key: getattr(text, key) * times for key in grown}
+    config.text_config = text.model_copy(update={**wide, "max_position_embeddings": CONTEXT})
+    config.vision_config.text_hidden_size = config.text_config.hidden_size
     return config
 
 
@@ -289,6 +289,15 @@ def long_forwards() -> dict[str, object]:
     return {"long_tokens": list(LONG_TOKENS), "long_forward_mib": [int(text) >> 20 for text in taken]}
 
 
+def show(result: Mapping[str, object], only_json: bool) -> None:
+    """A line for each figure, unless ``only_json``, and all of them as one JSON object."""
+    result = {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in result.items()}
+    if not only_json:
+        for name, value in result.items():
+            print(f"{name:32} {value}")
+    print(json.dumps(result))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
@@ -307,11 +316,7 @@ def main() -> None:
         **vision(options.repeats),
         **long_forwards(),
     }
-    result = {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in result.items()}
-    if not options.json:
-        for name, value in result.items():
-            print(f"{name:32} {value}")
-    print(json.dumps(result))
+    show(result, options.json)
 
 
 if __name__ == "__main__":

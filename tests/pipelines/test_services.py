@@ -17,7 +17,8 @@ import pytest
 from components.runtime.store import ObjectStore
 from model.errors import MoonflowError
 from pipelines.services import Services, stop_kept
-from pipelines.services.local import service_processes, unix_sockets
+from pipelines.services.local import service_processes
+from pipelines.services.ports import unix_sockets
 
 pytestmark = pytest.mark.services
 
