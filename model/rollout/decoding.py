@@ -5,9 +5,9 @@ H * (K + V). Decoding never expands them: the key half of ``kv_b_proj`` is folde
 applied after the attention. On a CPU a step is ``model.kernels.decoding``; elsewhere it is torch's operators.
 
 Batch invariance on the CPU (ours): a step's kernels compute a row alike, bit for bit, whatever shares the batch. So do
-torch's of the prefill, with one intra-op thread, if a product has four rows or more (else it becomes a matrix-vector
-one) and element-wise work is whole vectors (else its tail is scalar): prompts are padded to a multiple of 32 tokens,
-and products to 4 rows. ``tests/rollout`` compares the bits.
+torch's of the prefill, with one intra-op thread, if a product has 16 rows or more (with fewer, the BLAS takes another
+way through it: below 4 on AMD's processors, below 16 on Intel's) and element-wise work is whole vectors (else its tail
+is scalar): prompts are padded to a multiple of 32 tokens, and products to 16 rows. ``tests/rollout`` compares the bits.
 
 Shapes: B rows, T tokens in a row, D hidden, H heads, N nope dims, R rope dims, K = N + R, C kv latent, W = C + R,
 V value dims (or the vocabulary where it ends logits), L layers, E experts, S = tokens * K token-expert pairs sorted by
@@ -35,7 +35,7 @@ from model.multimodal import KimiK25
 from model.precision import product_dtype
 from model.rollout.threads import RowThreads
 
-MIN_ROWS = kernels.ROWS
+PRODUCT_ROWS = 16  # of torch's products, see above
 SPAN = 32
 
 
@@ -51,7 +51,7 @@ class LatentCache:
         config = model.config.text_config
         weight = model.language_model.lm_head.weight
         self.latents = weight.new_zeros(
-            config.num_hidden_layers, rows + -rows % MIN_ROWS, config.kv_lora_rank + config.qk_rope_head_dim, SPAN
+            config.num_hidden_layers, rows + -rows % kernels.ROWS, config.kv_lora_rank + config.qk_rope_head_dim, SPAN
         ).detach()
 
     def reserve(self, tokens: int) -> None:
@@ -110,8 +110,8 @@ def prefill(decoder: Decoder, x_BTD: Tensor, lengths: Sequence[int]) -> tuple[Te
 def logits(model: KimiK25, x_BD: Tensor) -> Tensor:
     """[B, V] of the last layer's hidden states."""
     rows = len(x_BD)
-    if rows < MIN_ROWS:
-        x_BD = F.pad(x_BD, (0, 0, 0, MIN_ROWS - rows))
+    if rows < PRODUCT_ROWS:
+        x_BD = F.pad(x_BD, (0, 0, 0, PRODUCT_ROWS - rows))
     return model.language_model.lm_head(model.language_model.model.norm(x_BD))[:rows].float()
 
 
@@ -139,7 +139,7 @@ class Steps:
         if not self._by_kernels:
             with evaluating(self.model):
                 return decode(self.model, cache, tokens, lengths)
-        idle = -len(tokens) % MIN_ROWS
+        idle = -len(tokens) % kernels.ROWS
         ids_B, lengths_B = np.array([*tokens, *[0] * idle]), np.array([*lengths, *[0] * idle])
         angles = self.model.language_model.model.rotary(torch.from_numpy(lengths_B))
         cos_BR, sin_BR = (array(x) for x in angles)
@@ -154,7 +154,7 @@ class Steps:
                 feed_forward(x_BD[rows], *weights)
             kernels.logits(x_BD[rows], *self._head, eps, logits_BV[rows])
 
-        threads.over(len(ids_B), step, MIN_ROWS)
+        threads.over(len(ids_B), step, kernels.ROWS)
         return torch.from_numpy(logits_BV[: len(tokens)])
 
 
@@ -247,11 +247,11 @@ def _feed_forward(mlp: nn.Module, x_BTD: Tensor) -> Tensor:
 
 
 def _routed(experts: Experts, x_ND: Tensor, weights_NK: Tensor, chosen_NK: Tensor) -> Tensor:
-    """As ``Experts.forward``, with at least ``MIN_ROWS`` rows in each expert's product."""
+    """As ``Experts.forward``, with at least ``PRODUCT_ROWS`` rows in each expert's product."""
     k = chosen_NK.shape[1]
     order_S = chosen_NK.flatten().argsort(stable=True)
     counts = chosen_NK.flatten().bincount(minlength=len(experts.gate_up_proj)).tolist()
-    token_S = order_S.new_zeros(len(order_S) + MIN_ROWS)
+    token_S = order_S.new_zeros(len(order_S) + PRODUCT_ROWS)
     torch.div(order_S, k, rounding_mode="floor", out=token_S[: len(order_S)])
     x_SD = x_ND.index_select(0, token_S)
     y_SD = torch.empty_like(x_SD)
@@ -259,7 +259,7 @@ def _routed(experts: Experts, x_ND: Tensor, weights_NK: Tensor, chosen_NK: Tenso
     for expert, count in enumerate(counts):
         if count:
             # Borrowed rows of the next experts are computed for nothing, and overwritten by theirs.
-            end = start + max(count, MIN_ROWS)
+            end = start + max(count, PRODUCT_ROWS)
             gate_SF, up_SF = torch.mm(x_SD[start:end], experts.gate_up_proj[expert].T).chunk(2, dim=-1)
             torch.mm(F.silu(gate_SF) * up_SF, experts.down_proj[expert].T, out=y_SD[start:end])
             start += count

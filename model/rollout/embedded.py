@@ -20,7 +20,7 @@ from model.errors import MoonflowError
 from model.hf import load_model
 from model.multimodal import KimiK25
 from model.precision import products_in
-from model.rollout.decoding import MIN_ROWS, LatentCache, Steps, evaluating, logits, prefill, round_up
+from model.rollout.decoding import PRODUCT_ROWS, LatentCache, Steps, evaluating, logits, prefill, round_up
 from model.rollout.protocol import Completion, Request
 from model.rollout.sampling import sample, uniforms
 from model.rollout.threads import RowThreads
@@ -312,8 +312,8 @@ def _embed(model: KimiK25, requests: Sequence[Request]) -> Tensor:
     if not pixels:
         return model.embed(torch.tensor(ids, device=device), None, [])
     grids = [grid for request in requests for grid in request.grid_thws]
-    # The projector's products, too, have at least MIN_ROWS rows: very small images are embedded more than once.
+    # The projector's products, too, have at least PRODUCT_ROWS rows: very small images are embedded more than once.
     features = sum(media_tokens(grid, model.config.vision_config.merge_kernel_size) for grid in grids)
-    copies = -(-MIN_ROWS // features)
+    copies = -(-PRODUCT_ROWS // features)
     pixel_values = torch.cat(pixels * copies).to(device)
     return model.embed(torch.tensor(ids * copies, device=device), pixel_values, grids * copies)[: len(requests)]
