@@ -34,3 +34,8 @@ ALL_STEPS = tuple(dict.fromkeys(step for steps in PIPELINES.values() for step in
 def config_class(step: str) -> type[StepConfig]:
     """``components.<step>.config.Config``: the step's parameters with units and sources."""
     return importlib.import_module(f"components.{step}.config").Config
+
+
+def step_of(task: str) -> str:
+    """The step of a task: its name without the arm and the seed of a step that the pipeline runs several times."""
+    return task.partition("-")[0]

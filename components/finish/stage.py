@@ -8,16 +8,19 @@ import platform
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from components.finish import ablation
 from components.finish.config import Config
+from components.finish.outcome import outcome
 from components.finish.report import render
 from components.runtime import manifest as manifests
 from components.runtime.checkpoints import newest
 from components.runtime.manifest import Manifest
+from components.runtime.mlflow_runs import Outcome
 from components.runtime.step import METRICS, read_metrics
 from components.runtime.store import ObjectStore, disk_errors
 from components.steps import STEPS
@@ -25,7 +28,15 @@ from components.steps import STEPS
 PACKAGES = ("moonflow", "torch", "kfp", "mlflow", "numpy", "tokenizers")
 
 
-def run(config: Config, store: ObjectStore, run_id: str, run_dir: Path | None, error: str) -> dict[str, str]:
+@dataclass(frozen=True)
+class Finished:
+    """``files``: name -> text of what was written. ``outcome``: what the pipeline's run in MLflow is to show."""
+
+    files: Mapping[str, str]
+    outcome: Outcome
+
+
+def run(config: Config, store: ObjectStore, run_id: str, run_dir: Path | None, error: str) -> Finished:
     """Write ``summary.json``, ``events.json`` and ``report.html`` below ``<run>/finish/`` and into ``run_dir``.
 
     Where arms of the fusion ablation have ended, these files are about them, and ``table.md`` is another one.
@@ -35,9 +46,6 @@ def run(config: Config, store: ObjectStore, run_id: str, run_dir: Path | None, e
     Args:
         run_dir: folder of a local run; None on a cluster.
         error: why the run ended early, empty if it did not.
-
-    Returns:
-        File name -> text.
     """
     # 1. What each step published last, finished or not.
     names = [*STEPS, *(name for name in store.folders(f"{run_id}/") if name.startswith(f"{ablation.STEP}-"))]
@@ -69,7 +77,7 @@ def run(config: Config, store: ObjectStore, run_id: str, run_dir: Path | None, e
         store.put(f"{run_id}/finish/{name}", text.encode())
         if run_dir is not None:
             write_whole(run_dir / name, text)
-    return files
+    return Finished(files, outcome(found, summary, extra["profile"], error))
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -59,10 +59,12 @@ def register(name: str, alias: str, uri: str, tags: Mapping[str, str], run_id: s
     return number
 
 
-def describe(name: str, number: str, tags: Mapping[str, str]) -> None:
-    """Add tags to a version; MoonflowError when MLflow is away or refuses."""
+def describe(name: str, number: str, tags: Mapping[str, str], text: str | None = None) -> None:
+    """Add tags to a version and, if given, a description in Markdown; MoonflowError when MLflow is away or refuses."""
     client = _client()
     with _explained(f"describing version {number} of {name}"):
+        if text is not None:
+            client.update_model_version(name, number, text)
         for key, value in tags.items():
             client.set_model_version_tag(name, number, key, value)
 

@@ -14,6 +14,7 @@ from typing import Any
 from components.promote import gitops, registry, signing
 from components.promote.champion import repository_from_env
 from components.promote.config import Config
+from components.promote.description import describe_version
 from components.promote.export import export
 from components.promote.forge import Forge
 from components.promote.gitops import Proposal
@@ -75,7 +76,8 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     review = forge is not None
     proposal = gitops.promote(repository, config.environment, change, message, promotion_id, review=review)
     request = _pull_request(forge, proposal, message, promotion_id)
-    registry.describe(config.model_name, version, {"commit": proposal.commit, **request})
+    text = describe_version(checkpoint, evals, config.environment, proposal.commit)
+    registry.describe(config.model_name, version, {"commit": proposal.commit, **request}, text)
 
     # 5. A record of all.
     record = {"version": version, "manifest_sha256": exported.sha256, "commit": proposal.commit}

@@ -73,8 +73,8 @@ def close(arguments: Mapping[str, Any], *, error: str, report: dsl.HTML, card: d
         from components.finish import stage
         from components.finish.config import Config
         from components.runtime.card import run_card
+        from components.runtime.mlflow_runs import finish_pipeline
         from components.runtime.store import ObjectStore
-        from components.runtime.tracking import finish_pipeline
 
         if os.environ.get("KUBERNETES_SERVICE_HOST"):
             _sweep()
@@ -83,9 +83,9 @@ def close(arguments: Mapping[str, Any], *, error: str, report: dsl.HTML, card: d
         run_dir = Path(folder) if folder else None
         error = (_first_error(run_dir) if run_dir else "") or error
         store, run_id = ObjectStore.from_env(), os.environ["MOONFLOW_RUN_ID"]
-        files = stage.run(config, store, run_id, run_dir, error)
-        parent = finish_pipeline(run_id, "FAILED" if error else "FINISHED", {})
-        _write(report, files["report.html"].encode())
+        finished = stage.run(config, store, run_id, run_dir, error)
+        parent = finish_pipeline(run_id, "FAILED" if error else "FINISHED", finished.outcome)
+        _write(report, finished.files["report.html"].encode())
         _write(card, run_card(run_id, parent, store.uri(f"{run_id}/finish/report.html"), error).encode())
         state["kept"] = False
 

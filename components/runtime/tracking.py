@@ -20,11 +20,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from components.runtime import mlflow_runs
+from components.runtime.mlflow_runs import RUN_TAG, STEP_TAG, first_line
 from model.errors import MoonflowError
 
-RUN_TAG = "moonflow.run_id"
-STEP_TAG = "moonflow.step"
-PIPELINE = "pipeline"  # the value of STEP_TAG on a pipeline's parent run
 WAIT = "MOONFLOW_MLFLOW_WAIT_S"
 
 _BATCH = 1000  # MLflow's limit of metrics in one request
@@ -134,7 +133,7 @@ class Tracker:
         while True:
             closing = self._closing.is_set()
             try:
-                client = client or _client(self._uri)
+                client = client or mlflow_runs.connect(self._uri)
                 self._spool.send(client)
                 failures = 0
                 self.mlflow_run_id = self._spool.mlflow_run_id
@@ -149,7 +148,7 @@ class Tracker:
                 self._known.set()  # nobody waits for an id that does not come
                 failures += 1
                 if failures == 1:
-                    print(f"MLflow is away, metrics are kept in {self._path} ({_first_line(error)})", file=sys.stderr)
+                    print(f"MLflow is away, metrics are kept in {self._path} ({first_line(error)})", file=sys.stderr)
                 if not closing:
                     self._closing.wait(_RETRY_S)
                 elif (failures > 1 and not self._wait_s) or self._abandoned.wait(1.0):  # the last attempt at the end
@@ -196,7 +195,8 @@ class _Spool:
             with self._path.open() as stream:
                 # The newest header: a retried step reuses the file of a dead one.
                 header = [record for record, _ in _records(stream, 0) if record["kind"] == "run"][-1]
-            self.mlflow_run_id = header["adopt"] or _child_run(client, header)
+            about = header["run_id"], header["step"], header["time"]
+            self.mlflow_run_id = header["adopt"] or mlflow_runs.of_step(client, *about)
             if header["adopt"]:
                 client.set_tag(header["adopt"], RUN_TAG, header["run_id"])
                 client.set_tag(header["adopt"], STEP_TAG, header["step"])
@@ -253,78 +253,6 @@ def pod_wait_s() -> float:
     raise MoonflowError(f"{WAIT} is {text!r}: give the seconds to wait for MLflow at a step's end, or leave it out")
 
 
-def finish_pipeline(run_id: str, status: str, tags: Mapping[str, str]) -> str:
-    """End the pipeline's parent run with FINISHED, FAILED or KILLED; its id, or "" if MLflow is not set or away."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
-    if not uri:
-        return ""
-    try:
-        client = _client(uri)
-        parent = _find_or_create(client, _experiment(client), run_id, PIPELINE, {}, time.time())
-        for key, value in tags.items():
-            client.set_tag(parent, key, value)
-        client.set_terminated(parent, status)
-    except Exception as error:  # tracking never fails a pipeline
-        print(f"MLflow is away: the pipeline's run was not closed there ({_first_line(error)})", file=sys.stderr)
-        return ""
-    return parent
-
-
-def _client(uri: str) -> Any:
-    # Read by mlflow at each request: its own defaults retry for minutes, which would outlive the flush at the end.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    from mlflow import MlflowClient
-
-    return MlflowClient(uri)
-
-
-def _experiment(client: Any) -> str:
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "moonflow"
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return str(client.create_experiment(name))
-    except MlflowException:
-        found = client.get_experiment_by_name(name)  # another step created it in between
-        if found is None:
-            raise
-        return str(found.experiment_id)
-
-
-def _child_run(client: Any, header: Mapping[str, Any]) -> str:
-    run_id, began = header["run_id"], header["time"]
-    experiment = _experiment(client)
-    parent = _find_or_create(client, experiment, run_id, PIPELINE, {}, began)
-    return _find_or_create(client, experiment, run_id, header["step"], {"mlflow.parentRunId": parent}, began)
-
-
-def _find_or_create(client: Any, experiment: str, run_id: str, step: str, tags: dict[str, str], began: float) -> str:
-    """The run tagged with this run id and step, so that retries and re-runs write where the first attempt did.
-
-    ``began`` is when the step began (Unix seconds): a run made late, MLflow having been away, shows the step's time.
-    """
-
-    def oldest() -> str:
-        query = f"tags.`{RUN_TAG}` = '{run_id}' and tags.`{STEP_TAG}` = '{step}'"
-        runs = client.search_runs([experiment], query, max_results=10, order_by=["attributes.start_time ASC"])
-        return str(min(runs, key=lambda run: (run.info.start_time, run.info.run_id)).info.run_id) if runs else ""
-
-    if found := oldest():
-        return found
-    name = run_id if step == PIPELINE else step
-    named = {RUN_TAG: run_id, STEP_TAG: step, **tags}
-    made = client.create_run(experiment, int(began * 1000), named, run_name=name).info.run_id
-    kept = oldest() or made
-    if kept != made:
-        client.delete_run(made)  # two steps started at once: both keep the older run
-    return str(kept)
-
-
 def _records(stream: IO[str], offset: int) -> Iterator[tuple[dict[str, Any], int]]:
     """Whole lines from ``offset`` (bytes; the spool is ASCII) and the offset behind each; torn lines are skipped."""
     stream.seek(offset)
@@ -345,7 +273,7 @@ def _refusals() -> Iterator[None]:
     except MlflowException as error:
         if error.error_code not in {"INVALID_PARAMETER_VALUE", "BAD_REQUEST"}:
             raise
-        print(f"MLflow refused a record: {_first_line(error)}", file=sys.stderr)
+        print(f"MLflow refused a record: {first_line(error)}", file=sys.stderr)
 
 
 def _points(record: dict[str, Any]) -> list[Any]:
@@ -353,7 +281,3 @@ def _points(record: dict[str, Any]) -> list[Any]:
 
     stamp = int(record["time"] * 1000)
     return [Metric(name, value, stamp, record["at"]) for name, value in record["values"].items()]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

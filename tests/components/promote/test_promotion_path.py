@@ -99,6 +99,11 @@ def test_from_checkpoints_to_an_answer_over_http(inputs: dict[str, str], step_en
     candidate, champion = (registry.aliased(config["model_name"], alias) for alias in ("candidate", "champion"))
     assert candidate is not None and candidate.number == promotion.extra["version"]
     assert candidate.tags["commit"] == promotion.extra["commit"]
+    text = mlflow.MlflowClient().get_model_version(config["model_name"], candidate.number).description
+    assert promotion.extra["commit"] in text and inputs["parl"] in text, "where it comes from"
+    scores = {row["suite"]: row for row in rows if row["step"] == "parl"}
+    assert all(f"| {suite} | {row['ability']} | {row['modality']} |" in text for suite, row in scores.items())
+    assert evals.extra["markdown"] in text, "why the gate let it through"
     assert champion is None  # nothing has answered yet
 
     served = run_step("serve", {}, {"data": inputs["data"], "promotion": promotion.uri})

@@ -42,7 +42,9 @@ def test_registers_once_and_moves_the_alias(client: mlflow.MlflowClient):
     assert (made("a").number, made("a").number) == ("1", "1")
     assert aliased("moonflow", "champion") is None
     second = made("b")
-    describe("moonflow", second.number, {"commit": "c2"})
+    describe("moonflow", second.number, {"commit": "c2"}, "scores of **b**")
+    describe("moonflow", second.number, {"seen": "yes"})  # tags alone leave the description
+    assert client.get_model_version("moonflow", "2").description == "scores of **b**"
     candidate = aliased("moonflow", "candidate")
     assert candidate is not None and candidate.number == second.number == "2"
     assert candidate.tags["commit"] == "c2"

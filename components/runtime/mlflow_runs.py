@@ -1,0 +1,162 @@
+"""The runs of a pipeline in MLflow: one parent, one child per step, found again by tags whoever made them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+RUN_TAG = "moonflow.run_id"
+STEP_TAG = "moonflow.step"
+PIPELINE = "pipeline"  # the value of STEP_TAG on a pipeline's parent run
+COMMIT_TAG = "mlflow.source.git.commit"  # shown by MLflow's UI as the run's version
+PARENT_TAG = "mlflow.parentRunId"
+NOTE_TAG = "mlflow.note.content"  # shown as the run's description, in Markdown
+DIGEST_CHARS = 36  # MLflow keeps no more of a dataset's digest
+PARAMS_AT_ONCE = 100  # and takes no more parameters in one request
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a pipeline was trained on: ``digest`` is its manifest's sha256, ``uri`` the manifest's prefix."""
+
+    name: str
+    digest: str
+    uri: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a pipeline's parent run shows, so that two pipelines compare by their parents.
+
+    Attributes:
+        ended: Unix seconds at which its last step ended; None = now.
+        note: Markdown.
+    """
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    params: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    dataset: Dataset | None = None
+    note: str = ""
+    ended: float | None = None
+
+
+def connect(uri: str) -> Any:
+    """MLflow's client for the server at ``uri``, which gives up on an absent server within seconds."""
+    # Read by mlflow at each request: its own defaults retry for minutes, which would outlive the flush at the end.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
+
+
+def of_step(client: Any, run_id: str, step: str, began: float) -> str:
+    """The MLflow run of a step, below its pipeline's; made if there is none.
+
+    Args:
+        began: when the step began (Unix seconds): a run made late, MLflow having been away, shows the step's time.
+    """
+    experiment = _experiment(client)
+    parent = _find_or_create(client, experiment, run_id, PIPELINE, {}, began)
+    return _find_or_create(client, experiment, run_id, step, {PARENT_TAG: parent}, began)
+
+
+def finish_pipeline(run_id: str, status: str, outcome: Outcome) -> str:
+    """Write ``outcome`` to the pipeline's parent run and end it with FINISHED, FAILED or KILLED.
+
+    The same outcome again changes nothing, the run's end included.
+
+    Returns:
+        The parent's id, or "" if MLflow is not set or away: tracking never fails a pipeline.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        return ""
+    try:
+        client = connect(uri)
+        parent, ours = _parent(client, run_id)
+        _write(client, parent, outcome)
+        if ours:
+            ended = time.time() if outcome.ended is None else outcome.ended
+            client.set_terminated(parent, status, int(ended * 1000))
+    except Exception as error:
+        print(f"MLflow is away: the pipeline's run was not closed there ({first_line(error)})", file=sys.stderr)
+        return ""
+    return parent
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _parent(client: Any, run_id: str) -> tuple[str, bool]:
+    """The pipeline's parent run, and whether it is ours to end.
+
+    Where KFP keeps runs in MLflow itself, it names this task's run in MLFLOW_RUN_ID, and that run's parent is the
+    pipeline's, which KFP ends.
+    """
+    if adopted := os.environ.get("MLFLOW_RUN_ID"):
+        return client.get_run(adopted).data.tags.get(PARENT_TAG, adopted), False
+    return _find_or_create(client, _experiment(client), run_id, PIPELINE, {}, time.time()), True
+
+
+def _write(client: Any, run: str, outcome: Outcome) -> None:
+    from mlflow.entities import Dataset as MlflowDataset
+    from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
+
+    there = client.get_run(run).data
+    # MLflow never changes a parameter: what a later call of the run changed is told by a tag of the same name.
+    new = [Param(name, value) for name, value in outcome.params.items() if name not in there.params]
+    changed = {n: value for n, value in outcome.params.items() if there.params.get(n, value) != value}
+    tags = {**outcome.tags, **changed, **({NOTE_TAG: outcome.note} if outcome.note else {})}
+    now = int(time.time() * 1000)
+    metrics = [Metric(n, value, now, 0) for n, value in outcome.metrics.items() if there.metrics.get(n) != value]
+    client.log_batch(run, metrics, tags=[RunTag(name, value) for name, value in tags.items()])
+    for start in range(0, len(new), PARAMS_AT_ONCE):
+        client.log_batch(run, params=new[start : start + PARAMS_AT_ONCE])
+    if (data := outcome.dataset) is not None:
+        source = json.dumps({"uri": data.uri})
+        dataset = MlflowDataset(data.name, data.digest[:DIGEST_CHARS], "moonflow manifest", source)
+        client.log_inputs(run, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+
+
+def _experiment(client: Any) -> str:
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "moonflow"
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(client.create_experiment(name))
+    except MlflowException:
+        found = client.get_experiment_by_name(name)  # another step created it in between
+        if found is None:
+            raise
+        return str(found.experiment_id)
+
+
+def _find_or_create(client: Any, experiment: str, run_id: str, step: str, tags: dict[str, str], began: float) -> str:
+    """The run tagged with this run id and step, so that retries and re-runs write where the first attempt did."""
+
+    def oldest() -> str:
+        query = f"tags.`{RUN_TAG}` = '{run_id}' and tags.`{STEP_TAG}` = '{step}'"
+        runs = client.search_runs([experiment], query, max_results=10, order_by=["attributes.start_time ASC"])
+        return str(min(runs, key=lambda run: (run.info.start_time, run.info.run_id)).info.run_id) if runs else ""
+
+    if found := oldest():
+        return found
+    name = run_id if step == PIPELINE else step
+    named = {RUN_TAG: run_id, STEP_TAG: step, **tags}
+    made = client.create_run(experiment, int(began * 1000), named, run_name=name).info.run_id
+    kept = oldest() or made
+    if kept != made:
+        client.delete_run(made)  # two steps started at once: both keep the older run
+    return str(kept)

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from typing import Any
+
+from components.finish.outcome import outcome
+from components.finish.stage import summarise
+from components.joint_pretrain.config import Config as JointConfig
+from components.runtime.manifest import Manifest
+from components.runtime.mlflow_runs import Dataset
+from components.vit_pretrain.config import Config as VitConfig
+
+
+def manifest(step: str, second: int = 0, complete: bool = True, git_commit: str = "", **extra: Any) -> Manifest:
+    return Manifest(
+        uri=f"s3://b/r/{step}/0",
+        run_id="r",
+        step=step,
+        index=0,
+        kind="checkpoint",
+        files=(),
+        complete=complete,
+        git_commit=git_commit,
+        created_at=f"2026-01-01T00:00:{second:02d}+00:00",
+        extra=extra,
+    )
+
+
+def row(step: str, value: float) -> dict[str, Any]:
+    return {
+        "step": step, "suite": "photo", "ability": "knowledge", "modality": "image", "value": value,
+        "stderr": 0.1, "n": 4,
+    }  # fmt: skip
+
+
+def config_of(**changes: Any) -> dict[str, Any]:
+    return JointConfig(**changes).model_dump()
+
+
+FOUND = {
+    "prepare_data": manifest("prepare_data", 1, seconds=10.0),
+    "vit_pretrain": manifest("vit_pretrain", 2, config=VitConfig(preset="tiny").model_dump()),
+    "joint_pretrain": manifest(
+        "joint_pretrain", 20, git_commit="old", seconds=4.0, tokens=800, tokens_per_s=200.0, config=config_of(steps=7)
+    ),
+    "parl": manifest("parl", 30, git_commit="new", seconds=6.0, tokens=200, tokens_per_s=33.3),
+    "evaluate": manifest(
+        "evaluate", 40, seconds=5.0, tokens_per_s=1.0, candidate="parl", decision="promote", markdown="**promote**",
+        evals=[row("init", 0.0), row("joint_pretrain", 0.3), row("parl", 0.75)],
+    ),
+}  # fmt: skip
+
+
+def test_scores_are_the_candidate_s_and_speed_is_of_training_alone() -> None:
+    metrics = outcome(FOUND, summarise(FOUND), "tiny", "").metrics
+    assert metrics["eval/photo/knowledge/image"] == 0.75
+    assert metrics["tokens"] == 1000 and metrics["tokens/s"] == 100.0
+    assert metrics["seconds/evaluate"] == 5.0 and metrics["tokens/s/joint_pretrain"] == 200.0
+    assert "tokens/s/evaluate" not in metrics and metrics["seconds"] == 25.0
+
+
+def test_parameters_are_those_that_differ_from_the_defaults() -> None:
+    assert outcome(FOUND, summarise(FOUND), "tiny", "").params == {"joint_pretrain.steps": "7", "preset": "tiny"}
+
+
+def test_data_commit_decision_and_end_come_from_the_manifests() -> None:
+    seen = outcome(FOUND, summarise(FOUND), "tiny", "")
+    assert seen.dataset == Dataset("r/prepare_data", FOUND["prepare_data"].sha256, "s3://b/r/prepare_data/0")
+    assert seen.tags == {
+        "moonflow.profile": "tiny",
+        "moonflow.decision": "promote",
+        "mlflow.source.git.commit": "new",
+    }
+    assert seen.note == "**promote**"
+    assert seen.ended == 1767225640.0, "2026-01-01T00:00:40Z, when the last step published"
+
+
+def test_a_run_that_failed_has_no_scores_says_why_and_ends_now() -> None:
+    found = {"joint_pretrain": manifest("joint_pretrain", complete=False, config=config_of(steps=7))}
+    seen = outcome(found, summarise(found), "", "joint_pretrain: out of disk")
+    assert seen.ended is None and seen.dataset is None
+    assert seen.tags == {"moonflow.error": "joint_pretrain: out of disk"}
+    assert seen.params == {"joint_pretrain.steps": "7"}
+    assert not any(name.startswith(("eval/", "tokens")) for name in seen.metrics)
+
+
+def test_arms_of_an_ablation_compare_by_their_means() -> None:
+    arm = manifest("fusion_arm-early-0", 9, seconds=2.0, tokens=50, tokens_per_s=25.0, config={"arm": "early"})
+    cell = {"score": {"mean": 40.0, "sd": None, "n": 1}, "loss": {"mean": 1.5, "sd": None, "n": 1}, "paper": 45.5}
+    found = {"fusion_arm-early-0": arm}
+    summary = {**summarise(found), "ablation": {"arms": {"early": {"columns": {"text knowledge": cell}}}}}
+    metrics = outcome(found, summary, "fusion", "").metrics
+    assert metrics["score/early/text knowledge"] == 40.0 and metrics["loss/early/text knowledge"] == 1.5
+    assert metrics["tokens/s"] == 25.0 and metrics["tokens/s/fusion_arm-early-0"] == 25.0

@@ -1,0 +1,109 @@
+"""The parent run of a pipeline, on a real MLflow store in sqlite without a server."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from components.runtime.mlflow_runs import Dataset, Outcome, finish_pipeline, of_step
+
+DIGEST = "ab" * 32
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables: making them takes seconds."""
+    path = tmp_path_factory.mktemp("tracking") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def client(empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mlflow.MlflowClient:
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shutil.copy(empty, tmp_path)}")
+    return mlflow.MlflowClient()
+
+
+def outcome(**changes: object) -> Outcome:
+    values = {
+        "metrics": {"eval/photo/knowledge/image": 0.5, "seconds": 420.0, "tokens/s": 9000.0},
+        "params": {"joint_pretrain.steps": "200", "preset": "tiny"},
+        "tags": {"mlflow.source.git.commit": "c0ffee"},
+        "dataset": Dataset("r/prepare_data", DIGEST, "s3://b/r/prepare_data/0"),
+        "note": "**promote**",
+        "ended": 1_700_000_420.0,
+    }
+    return Outcome(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_a_parent_shows_scores_parameters_speed_data_and_commit(client: mlflow.MlflowClient) -> None:
+    child = of_step(client, "r", "parl", 1_700_000_000.0)
+    parent = finish_pipeline("r", "FINISHED", outcome())
+    run = client.get_run(parent)
+    assert client.get_run(child).data.tags["mlflow.parentRunId"] == parent
+    assert run.data.metrics == {"eval/photo/knowledge/image": 0.5, "seconds": 420.0, "tokens/s": 9000.0}
+    assert run.data.params == {"joint_pretrain.steps": "200", "preset": "tiny"}
+    assert run.data.tags["mlflow.source.git.commit"] == "c0ffee"
+    assert run.data.tags["mlflow.note.content"] == "**promote**"
+    (data,) = run.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("r/prepare_data", DIGEST[:36])
+    assert "s3://b/r/prepare_data/0" in data.dataset.source
+    assert (run.info.status, run.info.end_time) == ("FINISHED", 1_700_000_420_000)
+
+
+def test_finishing_again_changes_nothing(client: mlflow.MlflowClient) -> None:
+    parent = finish_pipeline("r", "FINISHED", outcome())
+    before = client.get_run(parent)
+    time.sleep(0.01)
+    assert finish_pipeline("r", "FINISHED", outcome()) == parent
+    after = client.get_run(parent)
+    assert after.info.end_time == before.info.end_time
+    assert after.to_dictionary() == before.to_dictionary()
+    assert len(client.get_metric_history(parent, "seconds")) == 1
+
+
+def test_a_failed_run_ends_now_and_its_successful_repetition_with_its_last_step(client: mlflow.MlflowClient) -> None:
+    began = time.time()
+    parent = finish_pipeline("r", "FAILED", outcome(ended=None, metrics={}, tags={"moonflow.error": "parl: away"}))
+    failed = client.get_run(parent)
+    assert failed.info.status == "FAILED" and failed.info.end_time >= int(began * 1000)
+    finish_pipeline("r", "FINISHED", outcome(ended=began + 60))
+    assert client.get_run(parent).info.end_time == int((began + 60) * 1000)
+
+
+def test_a_parameter_that_a_later_call_changed_is_told_by_a_tag(client: mlflow.MlflowClient) -> None:
+    finish_pipeline("r", "FAILED", outcome(params={"evaluate.floors": "photo=9"}))
+    parent = finish_pipeline("r", "FINISHED", outcome(params={"evaluate.floors": "photo=0.9", "preset": "tiny"}))
+    data = client.get_run(parent).data
+    assert data.params == {"evaluate.floors": "photo=9", "preset": "tiny"}
+    assert data.tags["evaluate.floors"] == "photo=0.9"
+
+
+def test_more_parameters_than_one_request_takes(client: mlflow.MlflowClient) -> None:
+    many = {f"step.p{number}": str(number) for number in range(250)}
+    assert client.get_run(finish_pipeline("r", "FINISHED", outcome(params=many))).data.params == many
+
+
+def test_kfp_s_own_parent_run_gets_the_figures_and_its_end_is_left_to_kfp(
+    client: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = client.create_experiment("kubeflow")
+    theirs = client.create_run(experiment).info.run_id
+    task = client.create_run(experiment, tags={"mlflow.parentRunId": theirs}).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", task)
+    assert finish_pipeline("r", "FINISHED", outcome()) == theirs
+    run = client.get_run(theirs)
+    assert run.data.metrics["seconds"] == 420.0 and run.info.status == "RUNNING"
+    assert client.get_experiment_by_name("moonflow") is None, "no second parent"
+
+
+def test_an_absent_mlflow_fails_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert finish_pipeline("r", "FINISHED", outcome()) == ""
+    assert "MLflow is away" in capsys.readouterr().err
