@@ -22,7 +22,7 @@ PARAMS_AT_ONCE = 100  # and takes no more parameters in one request
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a pipeline was trained on: ``digest`` is its manifest's sha256, ``uri`` the manifest's prefix."""
+    """What a pipeline was trained on: ``digest`` in hex is of its content, ``uri`` its manifest's prefix."""
 
     name: str
     digest: str

@@ -5,8 +5,7 @@ from typing import Any
 from components.finish.outcome import outcome
 from components.finish.stage import summarise
 from components.joint_pretrain.config import Config as JointConfig
-from components.runtime.manifest import Manifest
-from components.runtime.mlflow_runs import Dataset
+from components.runtime.manifest import File, Manifest
 from components.vit_pretrain.config import Config as VitConfig
 
 
@@ -64,7 +63,8 @@ def test_parameters_are_those_that_differ_from_the_defaults() -> None:
 
 def test_data_commit_decision_and_end_come_from_the_manifests() -> None:
     seen = outcome(FOUND, summarise(FOUND), "tiny", "")
-    assert seen.dataset == Dataset("r/prepare_data", FOUND["prepare_data"].sha256, "s3://b/r/prepare_data/0")
+    assert seen.dataset is not None
+    assert (seen.dataset.name, seen.dataset.uri) == ("r/prepare_data", "s3://b/r/prepare_data/0")
     assert seen.tags == {
         "moonflow.profile": "tiny",
         "moonflow.decision": "promote",
@@ -72,6 +72,18 @@ def test_data_commit_decision_and_end_come_from_the_manifests() -> None:
     }
     assert seen.note == "**promote**"
     assert seen.ended == 1767225640.0, "2026-01-01T00:00:40Z, when the last step published"
+
+
+def test_the_data_s_digest_is_of_its_content_alone() -> None:
+    def digest(second: int, history: str, shard: str) -> str:
+        files = {"metrics.jsonl": history * 64, "train/x.tar": shard * 64}
+        listed = tuple(File(name=name, size=1, sha256=sha) for name, sha in files.items())
+        found = {"prepare_data": manifest("prepare_data", second).model_copy(update={"files": listed})}
+        seen = outcome(found, summarise(found), "", "").dataset
+        assert seen is not None
+        return seen.digest
+
+    assert digest(1, "a", "c") == digest(2, "b", "c") != digest(1, "a", "d")
 
 
 def test_a_run_that_failed_has_no_scores_says_why_and_ends_now() -> None:
