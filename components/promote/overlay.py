@@ -96,6 +96,7 @@ def parse(data: bytes, name: str) -> Served:
 def write(path: Path, change: Change) -> None:
     """Put a promotion into the overlay; everything else stays as it is, so that the diff is what changed."""
     before = _read(path)
+    before.served()  # what is not clear now is for whoever wrote it
     after = _Overlay(before.changed(change), before.name)
     if after.served() != change.served or after.changed(change) != after.data:
         raise before.wrong("holds its literals in a way that cannot be changed here", "write one plain line for each")
