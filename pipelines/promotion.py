@@ -51,7 +51,7 @@ def show(place: Where) -> None:
     """Print what the environment serves and the newest commits that changed it."""
     past = gitops.read_history(place.repository, place.environment)
     if past.served == NOTHING:
-        raise MoonflowError(f"nothing is promoted to {place.environment} in {place.repository}; run the promote step")
+        raise MoonflowError(f"nothing is promoted to {place.environment} in {place.repository}: run the promote step")
     print(f"{place.environment} serves {past.served.uri}")
     print(f"  manifest sha256 {past.served.manifest_sha256}, commit {past.last.commit}")
     for entry in past.entries[:SHOWN]:

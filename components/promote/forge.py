@@ -26,6 +26,7 @@ State = Literal["open", "merged", "closed"]
 _TIMEOUT_S = 30.0
 _TRIES = 3
 _PAGE = 50
+_PAGES = 200  # ours: the newest 10,000 pull requests; a forge that repeats its pages ends too
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,7 @@ class Forge:
 
     def find(self, branch: str, commit: str) -> PullRequest | None:
         """The open pull request of ``branch``, or the one that ended with ``commit``; earlier ones do not count."""
-        page = 1
-        while True:
+        for page in range(1, _PAGES + 1):
             query: dict[str, str | int] = {"state": "all", "page": page}
             query |= {"per_page": _PAGE} if self._kind == "github" else {"limit": _PAGE}
             query |= {"head": f"{self._owner}:{branch}", "base": BRANCH} if self._kind == "github" else {}
@@ -96,14 +96,17 @@ class Forge:
             if answer.status_code != 200:
                 raise self._refusal("listing pull requests", answer)
             with self._understood():
-                entries = list(answer.json())
+                if not isinstance(entries := answer.json(), list):
+                    raise TypeError
                 for entry in entries:  # newest first in both
                     ours = entry["head"]["ref"] == branch and entry["base"]["ref"] == BRANCH
                     if ours and (entry["state"] == "open" or entry["head"]["sha"] == commit):
                         return _pull_request(entry)
             if len(entries) < _PAGE:
                 return None
-            page += 1
+        raise MoonflowError(
+            f"none of the first {_PAGES * _PAGE} pull requests of {self._pulls} is that of {branch}: open it by hand"
+        )
 
     def _request(self, method: str, **options: Any) -> httpx.Response:
         """One request; connections that fail and 5xx are tried again. Opening twice is harmless: see ``ensure``."""
@@ -140,7 +143,7 @@ class Forge:
     def _understood(self) -> Iterator[None]:
         try:
             yield
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise MoonflowError(
                 f"{self._pulls} answered something else than pull requests: check {FORGE} and {REPOSITORY}"
             ) from None

@@ -181,8 +181,10 @@ def renew(repository: str, environment: str, branch: str) -> Proposal | None:
             return gone
         if _merges(folder, proposed, overlay.path_of(folder, environment)):
             return Proposal(proposed, branch)
-        # The overlay's lines are one statement: where both changed them, the proposal's stand.
-        git(folder, "cherry-pick", "--strategy-option=theirs", proposed)
+        # The overlay's lines are one statement: where both changed them, the proposal's stand. Reviewers may have added
+        # commits, which are taken along; what they merged into the branch from the main branch is there already.
+        own = output(folder, "rev-list", "--reverse", "--no-merges", f"HEAD..{proposed}").split()
+        git(folder, "cherry-pick", "--strategy-option=theirs", "--keep-redundant-commits", *own)
         return _pushed(folder, repository, branch)
 
     proposal = _until_pushed(repository, attempt)

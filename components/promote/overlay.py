@@ -65,12 +65,17 @@ class Change:
         return Served(self.uri, self.manifest_sha256)
 
 
-def path_of(clone: Path, environment: str) -> Path:
-    """The overlay's file in a clone; MoonflowError when there is no such environment, or it lies behind a symlink."""
+def check_name(environment: str) -> None:
+    """MoonflowError unless an environment's name can be that of a folder in ``overlays/``."""
     if not _NAME.fullmatch(environment):
         raise MoonflowError(
             f"{one_line(environment)!r} is no environment: give the name of a folder in overlays/, for example prod"
         )
+
+
+def path_of(clone: Path, environment: str) -> Path:
+    """The overlay's file in a clone; MoonflowError when there is no such environment, or it lies behind a symlink."""
+    check_name(environment)
     path = clone / "overlays" / environment / "kustomization.yaml"
     for place in (path.parent.parent, path.parent, path):
         if place.is_symlink():

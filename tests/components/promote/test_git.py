@@ -238,6 +238,15 @@ def test_without_a_token_nobody_is_asked_for_a_password(tmp_path: Path, monkeypa
         assert gitops.find_promoted(host.url + REPOSITORY, "local") is None
 
 
+def test_a_login_that_curl_keeps_does_not_take_the_tokens_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password wrong\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
+    with git_host(tmp_path / "host") as host:
+        assert gitops.find_promoted(host.url + REPOSITORY, "local") is None
+
+
 @pytest.mark.parametrize("token", ["two words", "a\nb", "tökén", "a\x1b[31m"])
 def test_what_cannot_be_a_token_is_told_without_it(token: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(TOKEN_VARIABLE, token)
