@@ -129,8 +129,10 @@ def _walk(
         if blobs[commit.hash] == blob:
             continue
         blob = blobs[commit.hash]
+        # The one commit that made just this change, if a merge brought it: reverting that leaves the rest of the merge.
         made_by = [part for part in makers if states[part.hash] == after and len(part.parents) < 2]
-        shown = made_by[0] if len(made_by) == 1 and after != before else commit
+        alone = len(made_by) == 1 and (_first(states, made_by[0]) or NOTHING) == before
+        shown = made_by[0] if alone else commit
         entry = Entry(
             shown.hash,
             one_line(shown.subject),

@@ -190,6 +190,19 @@ def test_what_a_merge_brought_is_rolled_back(repository: Repository, directly: b
     assert repository.standing() == "(-a)"
 
 
+def test_a_merge_that_settled_a_conflict_is_rolled_back_to_what_was_there(repository: Repository):
+    repository.promote("a")
+    repository.branch("promote/prod/b")
+    repository.promote("b")
+    repository.git("checkout", "--quiet", "main")
+    repository.promote("c")
+    merge = repository.merged("promote/prod/b", "Merge #1", "--strategy-option=theirs")
+    force = repository.past().in_force
+    assert repository.standing() == "-acb" and force is not None and (force.commit, force.merge) == (merge, True)
+    gitops.revert(str(repository.path), "prod", force)
+    assert repository.standing() == "(-ac)"
+
+
 def test_a_merge_that_kept_the_others_state_promotes_nothing_but_was_made(repository: Repository):
     repository.promote("a")
     repository.branch("promote/prod/b")
