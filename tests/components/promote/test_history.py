@@ -359,3 +359,32 @@ def test_a_long_history_takes_four_calls_of_git(repository: Repository, monkeypa
         monkeypatch.setattr(subprocess, "run", lambda *a, **k: (calls.append(a), real(*a, **k))[1])
         assert len(history.read(folder, "prod").standing) == 31
         assert len(calls) == 4
+
+
+@pytest.mark.parametrize("link", ["overlays", "overlays/prod", FILE])
+def test_a_committed_symlink_leads_nowhere(repository: Repository, tmp_path: Path, link: str):
+    repository.promote("a")
+    outside = tmp_path / "outside"
+    (repository.path / link).rename(outside)
+    (repository.path / link).symlink_to(outside)
+    repository.git("add", "--all")
+    repository.git("commit", "--quiet", "-m", "Link")
+    file = outside / FILE.removeprefix(link).lstrip("/") if link != FILE else outside
+    before = file.read_bytes()
+    for use in (
+        lambda: gitops.promote(str(repository.path), "prod", Change("s3://b/b", digest("b")), "Promote b", "prod/r/b"),
+        lambda: gitops.find_promoted(str(repository.path), "prod"),
+    ):
+        with pytest.raises(MoonflowError, match=f"{link} in the GitOps repository is a symbolic link"):
+            use()
+    assert file.read_bytes() == before
+
+
+def test_an_overlay_in_a_submodule_is_none(repository: Repository, tmp_path: Path):
+    other = Repository(tmp_path / "other")
+    repository.git("rm", "-r", "--quiet", "overlays")
+    url = str(other.path / ".git")
+    repository.git("-c", "protocol.file.allow=always", "submodule", "--quiet", "add", url, "overlays")
+    repository.git("commit", "--quiet", "-m", "Elsewhere")
+    with pytest.raises(MoonflowError, match="has no overlay 'prod'; it has: none"):
+        gitops.find_promoted(str(repository.path), "prod")
