@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.promote import champion, gitops, registry
+from components.promote import champion, gitops, registry, retrievable, signing
 from components.promote.forge import Forge
-from components.promote.gitops import Entry
+from components.promote.history import Entry, History
+from components.promote.overlay import NOTHING, Served
+from components.runtime.store import ObjectStore
 from model.errors import MoonflowError
 from pipelines.profile import load_profile
 from pipelines.services import Services
@@ -47,13 +49,13 @@ def where(run_dir: Path | None, repository: str, environment: str, alias: str) -
 
 def show(place: Where) -> None:
     """Print what the environment serves and the newest commits that changed it."""
-    promoted = gitops.read_promoted(place.repository, place.environment)
-    print(f"{place.environment} serves {promoted.uri}")
-    print(f"  manifest sha256 {promoted.manifest_sha256}, commit {promoted.commit}")
-    entries = gitops.history(place.repository, place.environment)
-    force = gitops.newest_promotion(entries)
-    for entry in entries[:SHOWN]:
-        print(f"{'*' if entry == force else ' '} {entry.commit[:12]} {entry.subject}")
+    past = gitops.read_history(place.repository, place.environment)
+    if past.served == NOTHING:
+        raise MoonflowError(f"nothing is promoted to {place.environment} in {place.repository}: run the promote step")
+    print(f"{place.environment} serves {past.served.uri}")
+    print(f"  manifest sha256 {past.served.manifest_sha256}, commit {past.last.commit}")
+    for entry in past.entries[:SHOWN]:
+        print(f"{'*' if entry == past.in_force else ' '} {entry.commit[:12]} {entry.subject}")
 
 
 def roll_back(place: Where, *, dry_run: bool) -> None:
@@ -64,21 +66,23 @@ def roll_back(place: Where, *, dry_run: bool) -> None:
     its merge, moves the alias.
 
     Raises:
-        MoonflowError: nothing is promoted, or Git, the forge or MLflow is away.
+        MoonflowError: nothing is promoted, what was served before can no longer be served, or Git, the forge, MLflow or
+            the store is away.
     """
-    entries = gitops.history(place.repository, place.environment)
+    past = gitops.read_history(place.repository, place.environment)
     with _registry(place):
-        target = gitops.newest_promotion(entries)
-        if rollback := gitops.rollback_in_force(entries):
+        target = past.in_force
+        if rollback := past.rollback:
             if not (behind := _behind(place, rollback)):
                 print(_already(place, rollback, target))
             elif dry_run:
                 print(f"would finish the rollback {rollback.commit[:12]}: move {place.alias} to {behind}")
             else:
-                print(f"finished the rollback {rollback.commit[:12]}: {_follow(place, rollback.reverts)}")
+                print(f"finished the rollback {rollback.commit[:12]}: {_follow(place, rollback.before)}")
             return
         if target is None:
             raise MoonflowError(f"{place.environment} has no promotion to roll back in {place.repository}")
+        _must_lead_somewhere(place, past)
         if dry_run:
             print(f"would revert {target.commit[:12]} ({target.subject}) and move {place.alias} to what Git says then")
             return
@@ -91,7 +95,31 @@ def roll_back(place: Where, *, dry_run: bool) -> None:
             print(f"{request.url} reverts {target.commit[:12]}; merge it, then run this again to move {place.alias}")
             return
         print(f"reverted {target.commit[:12]} ({target.subject}) by {proposal.commit[:12]}")
-        print(_follow(place, target.commit))
+        print(_follow(place, target.after))
+
+
+def _must_lead_somewhere(place: Where, past: History) -> None:
+    """MoonflowError unless what the rollback goes back to can be served; names the next older one that can."""
+    if past.standing[-2].after == NOTHING:
+        return
+    store, key = ObjectStore.from_env(), signing.given_key(signing.PUBLIC_KEY)
+    store.check()  # a store that is away is not taken for one that has lost everything
+    back_to, *older = [entry for entry in reversed(past.standing[:-1]) if entry.after != NOTHING]
+    if not (problem := retrievable.problem(store, back_to.after, key)):
+        return
+    told = (
+        f"{place.environment} is not rolled back: it would go to {back_to.commit[:12]} ({back_to.subject}), which "
+        f"cannot be served ({problem}); "
+    )
+    whole = next((entry for entry in older if not retrievable.problem(store, entry.after, key)), None)
+    if whole is None:
+        raise MoonflowError(f"{told}no older one can either: promote another checkpoint")
+    undone = past.standing[past.standing.index(whole) + 1 :]
+    commands = " && ".join(entry.undo for entry in reversed(undone))
+    raise MoonflowError(
+        f"{told}the next older one that can is {whole.commit[:12]} ({whole.subject}): {commands} in a clone of "
+        f"{place.repository}, push that and run this again"
+    )
 
 
 def _already(place: Where, rollback: Entry, target: Entry | None) -> str:
@@ -100,8 +128,8 @@ def _already(place: Where, rollback: Entry, target: Entry | None) -> str:
     if target is None:
         return f"{told}to nothing"
     return (
-        f"{told}to {target.commit[:12]} ({target.subject}); to go further back, git revert {target.commit[:12]} in "
-        f"{place.repository} and run this again"
+        f"{told}to {target.commit[:12]} ({target.subject}); to go further back, {target.undo} in a clone of "
+        f"{place.repository}, push that and run this again"
     )
 
 
@@ -109,24 +137,24 @@ def _behind(place: Where, rollback: Entry) -> str:
     """What the alias should point at after a rollback, "" if it does."""
     promoted = gitops.find_promoted(place.repository, place.environment)
     wanted = registry.find(promoted.manifest_sha256) if promoted else None
-    name = wanted.name if wanted else _model(place, rollback.reverts)
+    name = wanted.name if wanted else _model(place, rollback.before)
     now = registry.aliased(name, place.alias)
     if (now.number if now else "") == (wanted.number if wanted else ""):
         return ""
     return f"version {wanted.number}" if wanted else "nothing"
 
 
-def _follow(place: Where, reverted: str) -> str:
-    """Move the alias after ``reverted`` was taken back, and say where to."""
-    version = champion.follow(place.repository, place.environment, _model(place, reverted), place.alias)
+def _follow(place: Where, taken_back: Served) -> str:
+    """Move the alias after a promotion was taken back, and say where to."""
+    version = champion.follow(place.repository, place.environment, _model(place, taken_back), place.alias)
     if version is None:
         return f"{place.environment} serves nothing now; the alias {place.alias} is removed"
     return f"{place.environment} serves version {version.number} of {version.name} again; it is {place.alias}"
 
 
-def _model(place: Where, promotion: str) -> str:
-    """The registered model's name of a promotion's commit."""
-    digest = gitops.digest_at(place.repository, place.environment, promotion)
+def _model(place: Where, promoted: Served) -> str:
+    """The registered model's name of what was promoted."""
+    digest = promoted.manifest_sha256
     if (version := registry.find(digest)) is None:
         raise MoonflowError(f"no model version has manifest_sha256 {digest}: move the alias {place.alias} by hand")
     return version.name

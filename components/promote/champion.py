@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 
 from components.promote import gitops, registry
+from components.promote.git import REPOSITORY
 from components.promote.registry import Version
 from model.errors import MoonflowError
 
 
 def repository_from_env() -> str:
     """Where the GitOps repository is; MoonflowError when nobody says."""
-    if not (repository := os.environ.get("MOONFLOW_GITOPS_REPO", "")):
-        raise MoonflowError("MOONFLOW_GITOPS_REPO is not set: give the path or URL of the GitOps repository")
+    if not (repository := os.environ.get(REPOSITORY, "")):
+        raise MoonflowError(f"{REPOSITORY} is not set: give the path or URL of the GitOps repository")
     return repository
 
 

@@ -7,7 +7,7 @@ manifest, which names the signature itself.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +91,30 @@ def check(folder: Path, public_key: Path, name: str) -> None:
     Raises:
         MoonflowError: there is no signature, it is another key's, or a file is not what was signed.
     """
+    _compare(folder, public_key, name, _covered())
+
+
+def check_recorded(folder: Path, digests: Mapping[str, str], public_key: Path, name: str) -> None:
+    """``check`` for files that are elsewhere: their hex SHA-256 by name in ``digests``, the signature in ``folder``."""
+    from model_signing import hashing, manifest
+
+    form = manifest.SerializationType.from_args({"method": "files", "hash_type": "sha256", "allow_symlinks": False})
+    items = [
+        form.new_item(file, manifest.hashing.Digest("sha256", bytes.fromhex(digest)))
+        for file, digest in digests.items()
+        if file not in (SIGNATURE, MANIFEST)
+    ]
+
+    class Recorded(hashing.Config):
+        """Takes the digests as they are recorded instead of reading files."""
+
+        def hash(self, *_: Any, **__: Any) -> manifest.Manifest:
+            return manifest.Manifest(name, items, form)
+
+    _compare(folder, public_key, name, Recorded())
+
+
+def _compare(folder: Path, public_key: Path, name: str, files: hashing.Config) -> None:
     if not (folder / SIGNATURE).is_file():
         raise MoonflowError(f"{name} is not signed, but {public_key} is to verify it: promote it again with a key")
     from model_signing import verifying
@@ -99,7 +123,7 @@ def check(folder: Path, public_key: Path, name: str) -> None:
         config = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
     except (OSError, ValueError, AttributeError) as error:
         raise MoonflowError(f"the public key {public_key} cannot be used ({_one_line(error)})") from None
-    _refused(lambda: config.set_hashing_config(_covered()).verify(folder, folder / SIGNATURE), name, public_key)
+    _refused(lambda: config.set_hashing_config(files).verify(folder, folder / SIGNATURE), name, public_key)
 
 
 def _refused(verify: Callable[[], None], name: str, public_key: Path) -> None:

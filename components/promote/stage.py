@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from components.promote import gitops, registry, signing
+from components.promote import gitops, overlay, registry, signing
 from components.promote.champion import repository_from_env
 from components.promote.config import Config
 from components.promote.description import describe_version
@@ -42,6 +42,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
             f"the evaluation {evals.uri} measured {measured} experts, but promote.expert_precision is "
             f"{config.expert_precision}: give evaluate.expert_precision the same value"
         )
+    overlay.check_name(config.environment)
     repository = repository_from_env()
     forge = Forge.from_env(repository)
     if (key := signing.given_key(signing.KEY)) is None:

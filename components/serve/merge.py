@@ -33,8 +33,9 @@ def promoted_as(
     request = record.get("pull_request", "")
     gone = told = False
     while True:
-        promoted, merged = gitops.standing(repository, environment, record["promotion_id"])
-        if promoted is not None and promoted.manifest_sha256 == record["manifest_sha256"]:
+        digest = record["manifest_sha256"]
+        promoted, merged = gitops.standing(repository, environment, record["promotion_id"], digest)
+        if promoted is not None and promoted.manifest_sha256 == digest:
             return promoted
         if merged or not request:
             held = f"{promoted.uri} (commit {promoted.commit[:10]})" if promoted else "nothing"

@@ -8,11 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from components.promote import gitops
 from components.promote.forge import FORGE, Forge
 from components.promote.git import TOKEN as TOKEN_VARIABLE
+from components.promote.git import clone, commit_all, git
 from components.promote.gitops import Proposal
 from components.promote.overlay import Change
 from components.runtime.progress import StepProgress
@@ -82,7 +84,7 @@ def test_a_squashed_merge_is_known_as_the_promotion(host: Host, tmp_path: Path):
     squashed = host.git("rev-parse", "main")
     assert served(host, record, tmp_path).commit == squashed
     assert propose(host, "a" * 64) == Proposal(squashed)
-    force = gitops.newest_promotion(gitops.history(host.url + REPOSITORY, "dev"))
+    force = gitops.read_history(host.url + REPOSITORY, "dev").in_force
     assert force is not None and force.commit == squashed
 
 
@@ -122,8 +124,33 @@ def test_of_two_pull_requests_the_second_stays_mergeable(host: Host, tmp_path: P
     assert served(host, second, tmp_path).manifest_sha256 == "b" * 64
     with pytest.raises(MoonflowError, match="dev now holds s3://moonflow/bbbb .*not what this run promoted"):
         served(host, first, tmp_path)
-    history = [entry.subject for entry in gitops.history(host.url + REPOSITORY, "dev") if entry.promotion]
-    assert history == ["Promote bbbb", "Promote aaaa"]
+    past = gitops.read_history(host.url + REPOSITORY, "dev")
+    assert [entry.subject for entry in past.entries if entry.kind == "promotion"] == ["Promote bbbb", "Promote aaaa"]
+
+
+def test_what_reviewers_add_to_a_proposal_stays_when_it_is_built_anew(host: Host, tmp_path: Path):
+    """A commit on top, and the main branch merged into it, as a forge's button does."""
+    first, proposal = ask(host, propose(host, "a" * 64)), propose(host, "b" * 64)
+    second = ask(host, proposal)
+    with clone(host.url + REPOSITORY) as folder:
+        git(folder, "checkout", "--quiet", "-B", "theirs", f"origin/{proposal.branch}")
+        (folder / "NOTES").write_text("reviewed\n")
+        commit_all(folder, "Notes\n")
+        git(folder, "push", "--quiet", "origin", f"HEAD:{proposal.branch}", url=host.url)
+        host.merge(1)
+        git(folder, "fetch", "--quiet", "origin", url=host.url)
+        git(folder, "merge", "--quiet", "--strategy-option=ours", "-m", "Update the branch", "origin/main")
+        git(folder, "push", "--quiet", "origin", f"HEAD:{proposal.branch}", url=host.url)
+    third = ask(host, propose(host, "c" * 64))
+    host.merge(3)
+    with pytest.raises(MoonflowError, match="pulls/2 is not merged"):
+        served(host, second, tmp_path, timeout=0.0)
+    host.merge(2)
+    assert served(host, second, tmp_path).manifest_sha256 == "b" * 64
+    assert host.git("show", "main:NOTES") == "reviewed"
+    past = gitops.read_history(host.url + REPOSITORY, "dev")
+    assert [entry.after.manifest_sha256[0] for entry in past.standing] == ["n", "a", "c", "b"]
+    assert {first["pull_request"], third["pull_request"]} == {f"{host.url}/platform/gitops/pulls/{n}" for n in (1, 3)}
 
 
 @both
@@ -143,7 +170,7 @@ def test_a_rollback_by_pull_request_is_asked_for_once(host: Host, tmp_path: Path
     host.merge(1)
     served(host, record, tmp_path)
     url = host.url + REPOSITORY
-    force = gitops.newest_promotion(gitops.history(url, "dev"))
+    force = gitops.read_history(url, "dev").in_force
     assert force is not None
     first = gitops.revert(url, "dev", force, review=True)
     assert first.branch == f"rollback/dev/{force.commit[:12]}"
@@ -165,6 +192,40 @@ def test_a_wrong_token_and_a_wrong_forge_are_told(host: Host, monkeypatch: pytes
         ask(host, proposal)
 
 
+def answering(monkeypatch: pytest.MonkeyPatch, status: int, content: bytes) -> Forge:
+    """A forge that says one thing to everything."""
+    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
+    monkeypatch.setattr(httpx, "request", lambda *_, **__: httpx.Response(status, content=content))
+    return Forge("gitea", "https://example.org/o/n.git")
+
+
+PULL = b'{"number": 1, "html_url": "u", "state": "%s", "head": {"ref": "b", "sha": "c"}, "base": {"ref": "main"}}'
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"<html>sign in</html>", b"\xff", b"null", b"1", b"{}", b'{"message": "hello"}', b"[1]", b"[null]", b"[{}]",
+    b'[{"head": null}]', b"[[[[]]]]", b"[%s]" % (PULL % b"odd"), b"[%s]" % PULL.replace(b"1", b'"one"', 1),
+    b"[" * 100_000,
+])  # fmt: skip
+def test_an_answer_that_is_no_list_of_pull_requests_is_told(content: bytes, monkeypatch: pytest.MonkeyPatch):
+    forge = answering(monkeypatch, 200, content)
+    with pytest.raises(MoonflowError, match="answered something else than pull requests: check MOONFLOW_FORGE"):
+        forge.find("b", "c")
+
+
+def test_a_forge_that_repeats_its_pages_is_left(monkeypatch: pytest.MonkeyPatch):
+    forge = answering(monkeypatch, 200, b"[%s]" % b",".join([PULL.replace(b'"b"', b'"other"') % b"open"] * 50))
+    with pytest.raises(MoonflowError, match="none of the first 10000 pull requests of .* is that of b"):
+        forge.find("b", "c")
+
+
+def test_a_forge_that_repeats_the_token_does_not_show_it(monkeypatch: pytest.MonkeyPatch):
+    forge = answering(monkeypatch, 403, f"no \x1b[31m\n{TOKEN}".encode())
+    with pytest.raises(MoonflowError, match=r"403 no \?\[31m \*\*\*") as caught:
+        forge.find("b", "c")
+    assert TOKEN not in str(caught.value) and str(caught.value).isprintable()
+
+
 @pytest.mark.parametrize(("kind", "address", "pulls"), [
     ("github", "https://github.com/o/n.git", "https://api.github.com/repos/o/n/pulls"),
     ("github", "https://git.example.org/o/n", "https://git.example.org/api/v3/repos/o/n/pulls"),
@@ -181,5 +242,5 @@ def test_an_address_without_owner_is_refused_and_a_folder_has_no_forge(monkeypat
     monkeypatch.setenv(FORGE, "gitea")
     assert Forge.from_env("/srv/gitops.git") is None
     for address in ("https://example.org/gitops.git", "git@example.org:o/n.git", "ssh://git@example.org/o/n.git"):
-        with pytest.raises(MoonflowError, match=r"is https://HOST/OWNER/NAME, with the token in MOONFLOW_GIT_TOKEN"):
+        with pytest.raises(MoonflowError, match=r"https://HOST/OWNER/NAME.* token in MOONFLOW_GIT_TOKEN"):
             Forge.from_env(address)

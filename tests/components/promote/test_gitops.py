@@ -253,13 +253,13 @@ def test_a_rollback_is_a_revert_of_the_promotion_in_force(repository: Path):
     promote(repository)
     second, third = promote(repository, "b" * 64), promote(repository, "c" * 64)
     url = str(repository)
-    force = gitops.newest_promotion(gitops.history(url, "local"))
+    force = gitops.read_history(url, "local").in_force
     assert force is not None and force.commit == third.commit
     made = gitops.revert(url, "local", force)
     assert f"This reverts commit {third.commit}" in git(repository, "show", made.commit)
     assert read_promoted(url, "local").manifest_sha256 == "b" * 64
     # The next one goes one further, not back and forth.
-    force = gitops.newest_promotion(gitops.history(url, "local"))
+    force = gitops.read_history(url, "local").in_force
     assert force is not None and force.commit == second.commit
     gitops.revert(url, "local", force)
     assert read_promoted(url, "local").manifest_sha256 == DIGEST
@@ -270,7 +270,7 @@ def test_a_rollback_is_a_revert_of_the_promotion_in_force(repository: Path):
 
 def test_a_promotion_during_a_rollback_is_not_rolled_back(repository: Path):
     promote(repository)
-    force = gitops.newest_promotion(gitops.history(str(repository), "local"))
+    force = gitops.read_history(str(repository), "local").in_force
     assert force is not None
     later = promote(repository, "b" * 64)
     with pytest.raises(MoonflowError, match="changed while it was rolled back"):
@@ -280,11 +280,11 @@ def test_a_promotion_during_a_rollback_is_not_rolled_back(repository: Path):
 
 def test_the_first_promotion_can_be_rolled_back_to_nothing(repository: Path):
     promote(repository)
-    force = gitops.newest_promotion(gitops.history(str(repository), "local"))
+    force = gitops.read_history(str(repository), "local").in_force
     assert force is not None
     gitops.revert(str(repository), "local", force)
     assert gitops.find_promoted(str(repository), "local") is None
-    assert gitops.newest_promotion(gitops.history(str(repository), "local")) is None
+    assert gitops.read_history(str(repository), "local").in_force is None
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")

@@ -289,8 +289,8 @@ def test_a_promotion_that_died_at_any_point_ends_as_one(
             with pytest.raises(KeyboardInterrupt):
                 attempt()
     done = attempt()
-    history = gitops.history(os.environ["MOONFLOW_GITOPS_REPO"], "local")
-    assert [entry.commit for entry in history if entry.promotion] == [done.extra["commit"]]
+    past = gitops.read_history(os.environ["MOONFLOW_GITOPS_REPO"], "local")
+    assert [entry.commit for entry in past.entries if entry.kind == "promotion"] == [done.extra["commit"]]
     assert done.extra["version"] == "1"
     assert len(mlflow.MlflowClient().search_model_versions(f"name = '{model}'")) == 1
 

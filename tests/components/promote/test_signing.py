@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
+import shutil
 import stat
 from pathlib import Path
 
 import pytest
 
 from components.promote import signing
-from components.promote.signing import KEY, SIGNATURE, check, given_key, key_pair, public_half, sign
+from components.promote.signing import KEY, SIGNATURE, check, check_recorded, given_key, key_pair, public_half, sign
 from model.errors import MoonflowError
 
 
@@ -68,6 +70,27 @@ def test_changes_of_every_kind_are_refused_in_one_line(signed: Path, keys: tuple
     refused("JSONDecodeError")
     (signed / SIGNATURE).unlink()
     refused("is not signed")
+
+
+def test_recorded_digests_are_compared_without_the_files(signed: Path, keys: tuple[Path, Path], tmp_path: Path):
+    names = ("config.json", "model.safetensors", SIGNATURE)
+    digests = {name: hashlib.sha256((signed / name).read_bytes()).hexdigest() for name in names}
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(signed / SIGNATURE, alone)
+    check_recorded(alone, digests, keys[1], "it")
+    for wrong, says in (
+        ({**digests, "config.json": "0" * 64}, "Hash mismatch for .*config.json"),
+        ({name: digests[name] for name in names[1:]}, "Missing files .*config.json"),
+        ({**digests, "code.py": "0" * 64}, "Extra files .*code.py"),
+    ):
+        with pytest.raises(MoonflowError, match=f"the signature of s3://b does not stand .*{says}"):
+            check_recorded(alone, wrong, keys[1], "s3://b")
+    with pytest.raises(MoonflowError, match="Key mismatch"):
+        check_recorded(alone, digests, key_pair(tmp_path / "others")[1], "it")
+    (alone / SIGNATURE).unlink()
+    with pytest.raises(MoonflowError, match="is not signed"):
+        check_recorded(alone, digests, keys[1], "it")
 
 
 def test_unusable_keys_are_told(signed: Path, keys: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
