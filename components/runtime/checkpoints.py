@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from components.runtime import manifest as manifests
-from components.runtime.manifest import Damaged, File, Manifest
+from components.runtime.manifest import MANIFEST, Damaged, File, Manifest
 from components.runtime.retention import Retention, remove
-from components.runtime.store import ObjectStore
+from components.runtime.store import NotInStore, ObjectStore
 
 
 def indices(store: ObjectStore, prefix: str) -> list[int]:
@@ -90,7 +90,7 @@ class StoredCheckpoints:
         self._begin = begin
         self._retention = retention or Retention()
         self._newest = start
-        self._damaged = set(damaged)
+        self._damaged = {index: self._left(index) for index in damaged}
         self._published_elsewhere: int | None = None
 
     @property
@@ -119,10 +119,15 @@ class StoredCheckpoints:
         return Outgoing(self, index, self._begin(index=index, **fields))
 
     def clear(self, index: int) -> None:
-        """Remove a damaged output of that index, now that its replacement is there."""
-        if index in self._damaged:
-            remove(self._store, self._store.list(f"{self._prefix}/{index}/"))
-            self._damaged.remove(index)
+        """Remove the damaged output of that index that was found at the start, now that its replacement is there.
+
+        If another process has replaced it since, that one stays.
+        """
+        if index not in self._damaged:
+            return
+        manifest, keys = self._damaged.pop(index)
+        if self._left(index)[0] == manifest:
+            remove(self._store, keys)
 
     def add(self, folder: Path, index: int) -> list[dict[str, Any]]:
         """Upload this rank's files of output ``index``; their manifest entries."""
@@ -133,6 +138,14 @@ class StoredCheckpoints:
         """``manifest`` is durable: from now on it is the newest, and older ones may go."""
         self._newest = manifest
         self._retention.apply(self._store, self._prefix)
+
+    def _left(self, index: int) -> tuple[bytes, list[str]]:
+        """The manifest of a damaged output, and all its keys."""
+        prefix = f"{self._prefix}/{index}"
+        try:
+            return self._store.get(f"{prefix}/{MANIFEST}"), self._store.list(f"{prefix}/")
+        except NotInStore:
+            return b"", []
 
     def _find_newest(self) -> Manifest | None:
         if self._published_elsewhere is not None:  # another rank has written its manifest
