@@ -38,17 +38,23 @@ from model.errors import MoonflowError
 
 MANIFEST = "manifest.json"
 _ATTEMPT = "files-"  # and a random number: the folder of one publisher's files
+_TRIES = 3  # to write a manifest, while others take back theirs
 _THREADS = 8  # parallel uploads and downloads: one stream does not fill a store's bandwidth
 
 Kind = Literal["data", "checkpoint", "evals", "promotion"]
 
 
 class Damaged(MoonflowError):
-    """A manifest or one of its files is not what was published; ``what`` is the message without what to do."""
+    """A manifest or one of its files is not what was published.
 
-    def __init__(self, what: str, mend: str) -> None:
+    Attributes:
+        what: the message without what to do.
+        manifest: the stored bytes of a manifest that cannot be read; empty where it can.
+    """
+
+    def __init__(self, what: str, mend: str, manifest: bytes = b"") -> None:
         super().__init__(f"{what}: {mend}")
-        self.what = what
+        self.what, self.manifest = what, manifest
 
 
 class File(BaseModel):
@@ -140,15 +146,19 @@ def publish(store: ObjectStore, prefix: str, folder: Path, added: Iterable[File]
     uri, taken = store.uri(prefix).rstrip("/"), find(store, prefix)
     own = add(store, prefix, folder) if taken is None else tuple(describe(path, folder) for path in _files(folder))
     manifest = Manifest(uri=uri, files=tuple(sorted((*own, *added), key=lambda file: file.name)), **fields)
-    # Only after every file: a prefix without a manifest does not exist.
-    if taken is None and store.put_new(f"{prefix}/{MANIFEST}", manifest.canonical()):
-        _require_files(store, prefix, manifest)
-        remove_unnamed(store, prefix)
-        return manifest
-    there = taken or read(store, uri)
+    for _ in range(_TRIES if taken is None else 0):
+        # Only after every file: a prefix without a manifest does not exist.
+        if store.put_new(f"{prefix}/{MANIFEST}", manifest.canonical()):
+            _require_files(store, prefix, manifest)
+            remove_unnamed(store, prefix)
+            return manifest
+        if (taken := find(store, prefix)) is not None:
+            break  # else it was taken back, or was damaged and is removed
+    if taken is None:
+        raise MoonflowError(f"{uri}/{MANIFEST} cannot be written, yet is not there: `moonflow doctor` checks the store")
     # An answer may have been lost: the manifest there can be this one, whose files must stay.
-    _remove(store, prefix, {file.place for file in manifest.files if file.key} - {file.place for file in there.files})
-    return _same(there, manifest)
+    _remove(store, prefix, {file.place for file in manifest.files if file.key} - {file.place for file in taken.files})
+    return _same(taken, manifest)
 
 
 def add(store: ObjectStore, prefix: str, folder: Path) -> tuple[File, ...]:
@@ -194,11 +204,18 @@ def _require_files(store: ObjectStore, prefix: str, manifest: Manifest) -> None:
     there = set(store.list(f"{prefix}/"))
     gone = [file for file in manifest.files if f"{prefix}/{file.place}" not in there]
     if gone:
-        store.delete(f"{prefix}/{MANIFEST}")
+        withdraw(store, prefix, manifest.canonical())
         raise MoonflowError(
             f"{manifest.uri}: {gone[0].name} was removed while it was published: another process works on this run; "
             "end one of them, then run again"
         )
+
+
+def withdraw(store: ObjectStore, prefix: str, data: bytes) -> None:
+    """Remove the manifest at ``prefix`` if it still has these bytes: another process may have replaced it."""
+    with suppress(NotInStore):
+        if store.get(f"{prefix}/{MANIFEST}") == data:
+            store.delete(f"{prefix}/{MANIFEST}")
 
 
 def _remove(store: ObjectStore, prefix: str, places: Iterable[str]) -> None:
@@ -239,6 +256,7 @@ def read(store: ObjectStore, uri: str) -> Manifest:
         raise Damaged(
             f"{store.uri(prefix)}/{MANIFEST} is damaged ({field}: {first['msg']})",
             f"delete {store.uri(prefix)} or choose the previous checkpoint",
+            data,
         ) from None
 
 

@@ -227,7 +227,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
 
     start, damaged = checkpoints.resumable(store, prefix, tmp_path / "elsewhere")
     assert start is not None and start.index == 1
-    assert list(damaged) == [2] and re.search(f"{store.uri(prefix)}/2/{says}", damaged[2])
+    assert list(damaged) == [2] and re.search(f"{store.uri(prefix)}/2/{says}", damaged[2].what)
     assert store.exists(f"{prefix}/2/manifest.json"), "nothing is removed before its replacement is there"
 
     again = stored_checkpoints(store, run, tmp_path / "elsewhere")
