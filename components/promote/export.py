@@ -21,6 +21,9 @@ from model.train.checkpoint import serves
 def export(store: ObjectStore, checkpoint: Manifest, work: Path, key: Path, expert_precision: str = "full") -> Manifest:
     """Publish the servable part of a checkpoint with its signature, as ``<run>/export/<checkpoint's digest>``.
 
+    Who reads a release without our code finds its files under their plain names in the one folder ``files-...`` there
+    (``components.runtime.manifest``); what serves fetches them.
+
     The same checkpoint has one export of each precision (INT4's has ``-int4`` behind the digest): a second call, also
     one at the same time, returns the first one's manifest.
 

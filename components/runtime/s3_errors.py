@@ -66,7 +66,8 @@ def check_settings(env: Mapping[str, str]) -> None:
     if len(given) == 1:
         lacking = next(name for name in _CREDENTIALS if name not in given)
         raise MoonflowError(f"{given[0]} is set, but {lacking} is not: set both or neither")
-    if (bundle := env.get("AWS_CA_BUNDLE")) and not env.get("AWS_ENDPOINT_URL_S3", "").startswith("http://"):
+    endpoint = env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL") or ""
+    if (bundle := env.get("AWS_CA_BUNDLE")) and not endpoint.startswith("http://"):
         try:
             ssl.create_default_context().load_verify_locations(
                 **{"capath" if os.path.isdir(bundle) else "cafile": bundle}
