@@ -27,8 +27,8 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")
 MAX_IMAGE_PIXELS = 50_000_000
 # The longest side that JPEG allows. Shrinking a side takes memory by its length: 40,000,000 x 1 pixels took gigabytes.
 MAX_IMAGE_SIDE = 65_535
-# A frame of 8K video, 8192 x 4320.
-MAX_FRAME_PIXELS = 35_389_440
+# A frame of 4K video, 4096 x 2304; a decoder may keep sixteen of them, 226 MB.
+MAX_FRAME_PIXELS = 9_437_184
 # Pixels of all frames that are decoded: a minute of 1080p at 60 frames a second.
 MAX_VIDEO_PIXELS = 8_000_000_000
 # Pixels of the frames that are taken, which lie in memory at once: a minute of 1080p at two frames a second, 750 MB.
@@ -58,13 +58,13 @@ class MediaTooLarge(MediaError):
 # Images.
 
 
-def _unreadable_image(size: int, error: Exception) -> MediaError:
+def _unreadable_image(which: str, error: Exception) -> MediaError:
     allowed = f"{', '.join(IMAGE_FORMATS[:-1])} or {IMAGE_FORMATS[-1]}"
     if isinstance(error, UnidentifiedImageError):  # its own words name an address in memory
         reason = "the file's start is of none of these formats, or broken"
     else:
         reason = f"{type(error).__name__}: {error}"
-    return MediaError(f"image of {size:,} bytes cannot be decoded: give a {allowed} file ({reason})")
+    return MediaError(f"{which} cannot be decoded: give a {allowed} file ({reason})")
 
 
 def _check_image_size(width: int, height: int) -> None:
@@ -89,10 +89,13 @@ def _open_image(data: bytes) -> Image.Image:
             f"image of {len(data):,} bytes has over {MAX_IMAGE_PIXELS:,} pixels: give at most those (MAX_IMAGE_PIXELS)"
         ) from error
     except Exception as error:  # Pillow's readers raise whatever a broken header makes them raise
-        raise _unreadable_image(len(data), error) from error
+        raise _unreadable_image(f"image of {len(data):,} bytes", error) from error
     _check_image_size(*image.size)
     if image.format == "PNG" and "exif" not in image.info and (exif := _late_exif(data)):
         image.info["exif"] = exif
+    if image.format == "PNG" and image.mode == "RGB" and data[24] == 16 and "transparency" in image.info:
+        # Pillow keeps the upper 8 of a pixel's 16 bits, but all of the transparent colour's.
+        image.info["transparency"] = tuple(value >> 8 for value in image.info["transparency"])
     return image
 
 
@@ -116,13 +119,13 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def image_size(data: bytes) -> tuple[int, int]:
-    """(width, height) in pixels of an encoded image turned upright, from its header alone.
+def image_size(image: bytes | Image.Image) -> tuple[int, int]:
+    """(width, height) in pixels of an image turned upright; of an encoded one from its header alone.
 
     Raises:
         MediaError: it is no image of `IMAGE_FORMATS`; MediaTooLarge, if it is over a bound.
     """
-    image = _open_image(data)
+    image = _open_image(image) if isinstance(image, bytes) else _loaded(image, f"image in mode {image.mode}")
     width, height = image.size
     return (height, width) if _orientation(image) >= 5 else (width, height)
 
@@ -138,19 +141,28 @@ def read_image(image: bytes | Image.Image) -> Image.Image:
         MediaError: it cannot be decoded, or states no range for its pixels; MediaTooLarge, if it is over a bound.
     """
     if isinstance(image, bytes):
-        size, image = len(image), _open_image(image)
+        which, image = f"image of {len(image):,} bytes", _open_image(image)
     else:
-        size = 0
-        _check_image_size(*image.size)
+        which = f"image in mode {image.mode}"
+    _loaded(image, which)
     try:
         turn = UPRIGHT.get(_orientation(image))
-        image.load()
         rgb = _rgb(image)
         return rgb if turn is None else rgb.transpose(turn)
     except MediaError:
         raise
+    except Exception as error:
+        raise _unreadable_image(which, error) from error
+
+
+def _loaded(image: Image.Image, which: str) -> Image.Image:
+    """The same image with its pixels decoded; only then Pillow has seen all that may stand behind them."""
+    _check_image_size(*image.size)
+    try:
+        image.load()
     except Exception as error:  # RuntimeError for planes of an AVIF, struct.error, MemoryError: each reader has its own
-        raise _unreadable_image(size, error) from error
+        raise _unreadable_image(which, error) from error
+    return image
 
 
 def _rgb(image: Image.Image) -> Image.Image:
