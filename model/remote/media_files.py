@@ -10,6 +10,7 @@ is bounded again while frames are decoded.
 from __future__ import annotations
 
 import io
+import re
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +34,9 @@ MAX_FRAME_PIXELS = 9_437_184
 MAX_VIDEO_PIXELS = 8_000_000_000
 # Pixels of the frames that are taken, which lie in memory at once: a minute of 1080p at two frames a second, 750 MB.
 MAX_TAKEN_PIXELS = 250_000_000
+# Entries of an MP4's index: samples of all tracks, once more for every edit. FFmpeg takes up to 120 bytes for each
+# before a frame is decoded, and a kilobyte can state a billion. An hour of video has a million, PCM sound more.
+MAX_INDEX_ENTRIES = 2_000_000
 # Processor seconds for one video; a minute of 1080p H.264 takes 10.
 MAX_VIDEO_SECONDS = 30.0
 
@@ -249,6 +253,47 @@ def _container(data: bytes) -> str:
     raise MediaError(f"video of {len(data):,} bytes cannot be decoded: {GIVE_VIDEO} (its start is of none of these)")
 
 
+def _check_index(mp4: bytes) -> None:
+    """Refuse an MP4 whose index would not fit in memory, by the counts that it states, before FFmpeg reads them.
+
+    The boxes with counts are found by their names wherever they are, except in the frames' own bytes: FFmpeg reads them
+    in places where they do not belong, too.
+    """
+    samples, edits = 0, 0
+    for start, end in _boxes_but_frames(mp4):
+        for match in re.finditer(rb"(?=(.{4})(stsz|stz2|trun|elst|cmov)(.{0,20}))", mp4[start:end], re.DOTALL):
+            length, kind, fields = match.groups()
+            if length == b"\0\0\0\1":  # the true length, of 64 bits, stands behind the name
+                fields = fields[8:]
+            if kind == b"cmov":
+                raise MediaError(f"video of {len(mp4):,} bytes has a compressed header (cmov): {GIVE_VIDEO} without it")
+            if kind == b"elst":
+                edits += int.from_bytes(fields[4:8], "big")
+            else:
+                samples += int.from_bytes(fields[4:8] if kind == b"trun" else fields[8:12], "big")
+    if samples * max(1, edits) > MAX_INDEX_ENTRIES:
+        raise MediaTooLarge(
+            f"video of {len(mp4):,} bytes states {samples:,} samples and {edits:,} edits: give a shorter one, at most "
+            f"{MAX_INDEX_ENTRIES:,} samples times edits (MAX_INDEX_ENTRIES)"
+        )
+
+
+def _boxes_but_frames(mp4: bytes) -> Iterator[tuple[int, int]]:
+    """Start and end of each box of the outermost level, but for those of frames. All of the file is one where a segment
+    index lets FFmpeg jump among the frames' bytes."""
+    at, found = 0, []
+    while at + 16 <= len(mp4):
+        length, kind = struct.unpack_from(">I4s", mp4, at)
+        if length == 1:
+            length = struct.unpack_from(">Q", mp4, at + 8)[0]
+        end = at + length if length >= 8 else len(mp4)
+        if kind != b"mdat":
+            found.append((at, end))
+        at = end
+    found.append((at, len(mp4)))
+    yield from [(0, len(mp4))] if any(mp4.find(b"sidx", *span) >= 0 for span in found) else found
+
+
 @contextmanager
 def _opened(data: bytes) -> Iterator[tuple[Any, Any, Callable[[], None]]]:
     """The container, its video stream, and what to call now and then: it raises when the time is over.
@@ -270,10 +315,14 @@ def _opened(data: bytes) -> Iterator[tuple[Any, Any, Callable[[], None]]]:
                 "(MAX_VIDEO_SECONDS): give a shorter or smaller one"
             )
 
-    limits = {"max_pixels": str(MAX_FRAME_PIXELS)}  # of a frame's own header, which may contradict the container's
+    # A frame's own header may contradict the container's. Twice, since decoders pad frames to whole blocks.
+    limits = {"max_pixels": str(2 * MAX_FRAME_PIXELS)}
     alone = {"protocol_whitelist": ""}  # it may open no other file and no address
     try:
-        with av.open(io.BytesIO(data), format=_container(data), options=limits, container_options=alone) as container:
+        container_name = _container(data)
+        if container_name == "mp4":
+            _check_index(data)
+        with av.open(io.BytesIO(data), format=container_name, options=limits, container_options=alone) as container:
             if not container.streams.video or container.streams.video[0].codec_context is None:
                 raise MediaError(f"video of {len(data):,} bytes has no video stream that can be decoded: {GIVE_VIDEO}")
             stream = container.streams.video[0]
@@ -289,7 +338,7 @@ def _opened(data: bytes) -> Iterator[tuple[Any, Any, Callable[[], None]]]:
         ) from error
 
 
-def _check_video_pixels(width: int, height: int, frames: int) -> None:
+def _check_video_size(width: int, height: int, frames: int = 1) -> None:
     if width * height > MAX_FRAME_PIXELS:
         raise MediaTooLarge(
             f"video has {width:,} x {height:,} pixels a frame: give at most {MAX_FRAME_PIXELS:,} (MAX_FRAME_PIXELS)"
@@ -310,7 +359,7 @@ def video_header(data: bytes) -> VideoHeader:
     first, frames = None, 0
     with _opened(data) as (container, stream, in_time):
         codec = stream.codec_context
-        _check_video_pixels(codec.width, codec.height, stream.frames)
+        _check_video_size(codec.width, codec.height, stream.frames)
         for packet in container.demux(stream):
             in_time()
             if first is None:
@@ -320,7 +369,7 @@ def video_header(data: bytes) -> VideoHeader:
             frames += bool(shown)
         if first is None or not frames:
             raise MediaError(f"video of {len(data):,} bytes holds no frame: {GIVE_VIDEO}")
-        _check_video_pixels(first.width, first.height, frames)
+        _check_video_size(first.width, first.height, frames)
         fps = max(0.0, float(stream.average_rate or 0))
         turns = first.rotation // 90 % 4 if first.rotation % 90 == 0 else 0
         return VideoHeader(first.width, first.height, turns, fps, frames)
@@ -360,6 +409,7 @@ def _decode(data: bytes, header: VideoHeader, taken: list[int]) -> tuple[NDArray
         for packet in container.demux(stream):
             in_time()
             for frame in packet.decode():
+                _check_video_size(frame.width, frame.height)
                 pixels += frame.width * frame.height
                 if pixels > MAX_VIDEO_PIXELS:
                     raise MediaTooLarge(
