@@ -1,7 +1,7 @@
 """Encoded images and videos -> pixels as people see them, within bounds.
 
 Every checkpoint carries this file, and moonflow reads its own media with it, so that a served picture has the pixels of
-training. It stands alone: it imports nothing of ours, and PyAV only where a video is read.
+training. With ``media_structure.py`` it stands alone: it imports nothing else of ours, and PyAV only to read a video.
 
 All that is said of a file before its pixels are decoded comes from its header. A header can lie: what is bounded there
 is bounded again while frames are decoded.
@@ -10,8 +10,6 @@ is bounded again while frames are decoded.
 from __future__ import annotations
 
 import io
-import re
-import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from .media_structure import jpeg_scans, late_exif, mp4_index
+
 # What browsers show. Pillow knows forty formats more: EPS starts Ghostscript, others are seldom read and seldom tested.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")
 
@@ -28,6 +28,8 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")
 MAX_IMAGE_PIXELS = 50_000_000
 # The longest side that JPEG allows. Shrinking a side takes memory by its length: 40,000,000 x 1 pixels took gigabytes.
 MAX_IMAGE_SIDE = 65_535
+# Passes over the pixels of a JPEG. Encoders write ten; one takes 75 bytes and, of 50 million pixels, 30 ms.
+MAX_JPEG_SCANS = 50
 # A frame of 4K video, 4096 x 2304; a decoder may keep sixteen of them, 226 MB.
 MAX_FRAME_PIXELS = 9_437_184
 # Pixels of all frames that are decoded: a minute of 1080p at 60 frames a second.
@@ -95,23 +97,16 @@ def _open_image(data: bytes) -> Image.Image:
     except Exception as error:  # Pillow's readers raise whatever a broken header makes them raise
         raise _unreadable_image(f"image of {len(data):,} bytes", error) from error
     _check_image_size(*image.size)
-    if image.format == "PNG" and "exif" not in image.info and (exif := _late_exif(data)):
+    if image.format in ("JPEG", "MPO") and (scans := jpeg_scans(data)) > MAX_JPEG_SCANS:
+        raise MediaTooLarge(f"image is a JPEG of {scans:,} scans: give at most {MAX_JPEG_SCANS} (MAX_JPEG_SCANS)")
+    if any(tile.codec_name == "bmp_rle" for tile in getattr(image, "tile", ())):
+        raise MediaError("image is a run-length encoded BMP, which takes seconds to decode: give another format")
+    if image.format == "PNG" and "exif" not in image.info and (exif := late_exif(data)):
         image.info["exif"] = exif
     if image.format == "PNG" and image.mode == "RGB" and data[24] == 16 and "transparency" in image.info:
         # Pillow keeps the upper 8 of a pixel's 16 bits, but all of the transparent colour's.
         image.info["transparency"] = tuple(value >> 8 for value in image.info["transparency"])
     return image
-
-
-def _late_exif(png: bytes) -> bytes | None:
-    """EXIF data behind a PNG's pixels, where ImageMagick writes them; Pillow would decode the pixels to find them."""
-    at = 8
-    while b"eXIf" in png and at + 8 <= len(png):
-        length, kind = struct.unpack_from(">I4s", png, at)
-        if kind == b"eXIf":
-            return png[at + 8 : at + 8 + length]
-        at += 12 + length
-    return None
 
 
 def _orientation(image: Image.Image) -> int:
@@ -254,44 +249,15 @@ def _container(data: bytes) -> str:
 
 
 def _check_index(mp4: bytes) -> None:
-    """Refuse an MP4 whose index would not fit in memory, by the counts that it states, before FFmpeg reads them.
-
-    The boxes with counts are found by their names wherever they are, except in the frames' own bytes: FFmpeg reads them
-    in places where they do not belong, too.
-    """
-    samples, edits = 0, 0
-    for start, end in _boxes_but_frames(mp4):
-        for match in re.finditer(rb"(?=(.{4})(stsz|stz2|trun|elst|cmov)(.{0,20}))", mp4[start:end], re.DOTALL):
-            length, kind, fields = match.groups()
-            if length == b"\0\0\0\1":  # the true length, of 64 bits, stands behind the name
-                fields = fields[8:]
-            if kind == b"cmov":
-                raise MediaError(f"video of {len(mp4):,} bytes has a compressed header (cmov): {GIVE_VIDEO} without it")
-            if kind == b"elst":
-                edits += int.from_bytes(fields[4:8], "big")
-            else:
-                samples += int.from_bytes(fields[4:8] if kind == b"trun" else fields[8:12], "big")
+    """Refuse an MP4 whose index would not fit in memory, before FFmpeg builds it."""
+    samples, edits, compressed = mp4_index(mp4)
+    if compressed:
+        raise MediaError(f"video of {len(mp4):,} bytes has a compressed header (cmov): {GIVE_VIDEO} without it")
     if samples * max(1, edits) > MAX_INDEX_ENTRIES:
         raise MediaTooLarge(
             f"video of {len(mp4):,} bytes states {samples:,} samples and {edits:,} edits: give a shorter one, at most "
             f"{MAX_INDEX_ENTRIES:,} samples times edits (MAX_INDEX_ENTRIES)"
         )
-
-
-def _boxes_but_frames(mp4: bytes) -> Iterator[tuple[int, int]]:
-    """Start and end of each box of the outermost level, but for those of frames. All of the file is one where a segment
-    index lets FFmpeg jump among the frames' bytes."""
-    at, found = 0, []
-    while at + 16 <= len(mp4):
-        length, kind = struct.unpack_from(">I4s", mp4, at)
-        if length == 1:
-            length = struct.unpack_from(">Q", mp4, at + 8)[0]
-        end = at + length if length >= 8 else len(mp4)
-        if kind != b"mdat":
-            found.append((at, end))
-        at = end
-    found.append((at, len(mp4)))
-    yield from [(0, len(mp4))] if any(mp4.find(b"sidx", *span) >= 0 for span in found) else found
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Text, images and videos -> model inputs, for programs that load this checkpoint without moonflow.
 
-transformers, vLLM and SGLang copy this file and ``media_files.py`` out of a checkpoint folder and run them alone
+transformers, vLLM and SGLang copy this file and those it names out of a checkpoint folder and run them alone
 (``trust_remote_code``), so they import nothing else of ours. It computes what ``model/image.py`` and ``model/video.py``
 compute; moonflow's tests hold them together.
 

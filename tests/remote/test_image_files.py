@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import struct
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from PIL import Image, ImageOps
 
 from model.remote import media_files
 from model.remote.media_files import MAX_IMAGE_SIDE, MediaError, MediaTooLarge, image_size, read_image
+from model.remote.media_structure import jpeg_scans
 from tests.odd_media import blank_png, exif, file, noise, odd_images
 
 ODD = odd_images()
@@ -152,9 +154,33 @@ def test_no_broken_byte_raises_anything_else() -> None:
                 pass
 
 
+def test_a_jpeg_of_many_scans_is_refused_before_they_are_decoded() -> None:
+    """400 KB of empty scans took minutes."""
+    plain = file(Image.new("L", (2_000, 2_000)), "JPEG", progressive=True, exif=exif(6))
+    end, last = plain.rindex(b"\xff\xd9"), plain.rindex(b"\xff\xda")
+    assert 5 <= jpeg_scans(plain) < 20 and jpeg_scans(file(Image.fromarray(noise(9, 9, 3)), "JPEG")) == 1
+    motion = plain + plain[last:end] * 1_000  # a telephone's film behind the picture
+    assert read_image(motion).size == (2_000, 2_000)
+    start = time.thread_time()
+    with pytest.raises(MediaTooLarge, match=r"1,0.. scans: give at most 50 \(MAX_JPEG_SCANS\)"):
+        read_image(plain[:end] + plain[last:end] * 1_000 + plain[end:])
+    assert time.thread_time() - start < 0.2
+
+
+def test_a_bmp_that_pillow_decodes_byte_by_byte_is_refused() -> None:
+    rows = b"\1\0\0\0" * 7_000 + b"\0\1"
+    header = struct.pack("<IiiHHIIiiII", 40, 7_000, 7_000, 1, 8, 1, len(rows), 0, 0, 256, 0)
+    start = 14 + len(header) + 1_024
+    data = b"BM" + struct.pack("<IHHI", start + len(rows), 0, 0, start) + header + bytes(1_024) + rows
+    with pytest.raises(MediaError, match="run-length encoded BMP"):
+        read_image(data)
+
+
 def test_the_reader_runs_without_the_rest_of_moonflow(tmp_path: Path) -> None:
-    (tmp_path / "media_files.py").write_bytes(Path(media_files.__file__).read_bytes())
+    (tmp_path / "alone").mkdir()
+    for part in ("media_files.py", "media_structure.py"):
+        (tmp_path / "alone" / part).write_bytes(Path(media_files.__file__).with_name(part).read_bytes())
     (tmp_path / "a.png").write_bytes(ODD["rgba"][0])
-    program = "import sys, media_files as m; print(m.read_image(open('a.png', 'rb').read()), 'model' in sys.modules)"
+    program = "import sys, alone.media_files as m; print(m.read_image(open('a.png', 'rb').read()), *sys.modules)"
     ran = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert "mode=RGB size=36x20" in ran.stdout and ran.stdout.endswith("False\n")
+    assert "mode=RGB size=36x20" in ran.stdout and "model" not in ran.stdout.split()
