@@ -128,6 +128,9 @@ def odd_images() -> dict[str, tuple[bytes, Pixels]]:
     made["16-bit RGB"] = png16(wide, 2), top
     seen = np.where((top == top[3, 4]).all(axis=2)[..., None], 255, top).astype(np.uint8)
     made["16-bit RGB with one transparent"] = png16(wide, 2, struct.pack(">HHH", *wide[3, 4])), seen
+    plain = np.asarray(Image.open(io.BytesIO(file(Image.fromarray(stored), "JPEG"))))
+    several = file(Image.fromarray(stored), "MPO", save_all=True, append_images=[Image.fromarray(stored[::-1])])
+    made["a telephone's JPEG with a second picture"] = several, plain
     bits = grey > 127
     made["one bit"] = file(Image.fromarray(bits)), as_rgb(bits * 255)
     made["BMP"] = file(Image.fromarray(stored), "BMP"), stored

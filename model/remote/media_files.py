@@ -112,8 +112,9 @@ def _open_image(data: bytes) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 to 8; 1, as it is stored, where the image has none or it cannot be read."""
     try:
-        # PNG's own getexif decodes the pixels, see above.
-        return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+        # PNG's own getexif decodes the pixels, see above. The value may be of any type.
+        turn = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+        return int(turn) if turn in UPRIGHT else 1
     except Exception:
         return 1
 
@@ -260,8 +261,13 @@ def _check_index(mp4: bytes) -> None:
         )
 
 
+def _deadline() -> float:
+    """In processor time of this thread, so that a busy machine refuses nothing that an idle one reads."""
+    return time.thread_time() + MAX_VIDEO_SECONDS
+
+
 @contextmanager
-def _opened(data: bytes) -> Iterator[tuple[Any, Any, Callable[[], None]]]:
+def _opened(data: bytes, deadline: float) -> Iterator[tuple[Any, Any, Callable[[], None]]]:
     """The container, its video stream, and what to call now and then: it raises when the time is over.
 
     Whatever is raised in between becomes a MediaError, since the file is foreign and FFmpeg has errors of every kind.
@@ -271,11 +277,8 @@ def _opened(data: bytes) -> Iterator[tuple[Any, Any, Callable[[], None]]]:
     except ImportError as error:
         raise ImportError("to read videos, install PyAV (package av)") from error
 
-    # Processor time of this thread, so that a busy machine refuses nothing that an idle one reads.
-    until = time.thread_time() + MAX_VIDEO_SECONDS
-
     def in_time() -> None:
-        if time.thread_time() > until:
+        if time.thread_time() > deadline:
             raise MediaTooLarge(
                 f"video of {len(data):,} bytes takes over {MAX_VIDEO_SECONDS:g} processor seconds to decode "
                 "(MAX_VIDEO_SECONDS): give a shorter or smaller one"
@@ -322,8 +325,12 @@ def video_header(data: bytes) -> VideoHeader:
     Raises:
         MediaError: it is no video or holds no frame; MediaTooLarge, if it is over a bound.
     """
+    return _header(data, _deadline())
+
+
+def _header(data: bytes, deadline: float) -> VideoHeader:
     first, frames = None, 0
-    with _opened(data) as (container, stream, in_time):
+    with _opened(data, deadline) as (container, stream, in_time):
         codec = stream.codec_context
         _check_video_size(codec.width, codec.height, stream.frames)
         for packet in container.demux(stream):
@@ -358,20 +365,25 @@ def read_video(data: bytes, sample_fps: float, max_frames: int | None = None) ->
     Raises:
         MediaError: it is no video or holds no frame; MediaTooLarge, if it is over a bound.
     """
-    header = video_header(data)
-    frames, decoded = _decode(data, header, header.taken(sample_fps, max_frames))
-    if decoded != header.frames:  # its packets are not its frames, one to one: now the number of frames is known
+    deadline = _deadline()
+    header = _header(data, deadline)
+    while True:
+        frames, decoded = _decode(data, header, header.taken(sample_fps, max_frames), deadline)
+        if decoded == header.frames:
+            return frames, header.seconds(sample_fps, max_frames)
+        # Its packets are not its frames, one to one. Now their number is known, and they are taken once more.
+        del frames
         header = header._replace(frames=decoded)
-        frames, _ = _decode(data, header, header.taken(sample_fps, max_frames))
-    return frames, header.seconds(sample_fps, max_frames)
 
 
-def _decode(data: bytes, header: VideoHeader, taken: list[int]) -> tuple[NDArray[np.uint8], int]:
+def _decode(
+    data: bytes, header: VideoHeader, taken: list[int], deadline: float
+) -> tuple[NDArray[np.uint8], int]:
     """The taken frames, uint8 [N, H, W, 3], and how many frames there are in all."""
     width, height = header.upright
     kept = np.empty((len(taken), height, width, 3), np.uint8)
     decoded = pixels = place = 0
-    with _opened(data) as (container, stream, in_time):
+    with _opened(data, deadline) as (container, stream, in_time):
         for packet in container.demux(stream):
             in_time()
             for frame in packet.decode():

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
 
 # Markers of a JPEG, but for stuffed zeros, restarts and fill bytes, which stand within a scan.
 MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
-# Boxes of an MP4 that state counts: the length before the name, and the fields behind it. They may overlap.
-COUNTS = re.compile(rb"(?=(.{4})(stsz|stz2|trun|elst|cmov)(.{0,20}))", re.DOTALL)
+# Boxes of an MP4 that state a number of samples or edits: where it stands behind the name.
+COUNTS = {b"stsz": 8, b"stz2": 8, b"trun": 4, b"elst": 4}
 
 
 def late_exif(png: bytes) -> bytes | None:
     """EXIF data behind a PNG's pixels, where ImageMagick writes them; Pillow would decode the pixels to find them."""
-    at = 8
-    while b"eXIf" in png and at + 8 <= len(png):
+    at = 8 if b"eXIf" in png else len(png)
+    while at + 8 <= len(png):
         length, kind = struct.unpack_from(">I4s", png, at)
         if kind == b"eXIf":
             return png[at + 8 : at + 8 + length]
@@ -40,22 +39,24 @@ def mp4_index(mp4: bytes) -> tuple[int, int, bool]:
     The boxes with counts are found by their names wherever they are, except in the frames' own bytes: FFmpeg also reads
     them in places where they do not belong.
     """
-    samples, edits, compressed = 0, 0, False
-    for start, end in _boxes_but_frames(mp4):
-        for match in COUNTS.finditer(mp4[start:end]):
-            length, kind, fields = match.groups()
-            if length == b"\0\0\0\1":  # the true length, of 64 bits, stands behind the name
-                fields = fields[8:]
-            if kind == b"cmov":
-                compressed = True
-            elif kind == b"elst":
-                edits += int.from_bytes(fields[4:8], "big")
-            else:
-                samples += int.from_bytes(fields[4:8] if kind == b"trun" else fields[8:12], "big")
-    return samples, edits, compressed
+    spans = _boxes_but_frames(mp4)
+    stated = {name: sum(_counts(mp4, name, *span) for span in spans) for name in COUNTS}
+    compressed = any(mp4.find(b"cmov", *span) >= 0 for span in spans)
+    edits = stated.pop(b"elst")
+    return sum(stated.values()), edits, compressed
 
 
-def _boxes_but_frames(mp4: bytes) -> Iterator[tuple[int, int]]:
+def _counts(mp4: bytes, name: bytes, start: int, end: int) -> int:
+    total = 0
+    while (start := mp4.find(name, start, end)) >= 0:
+        long = mp4[start - 4 : start] == b"\0\0\0\1"  # the true length, of 64 bits, stands behind the name
+        start += 4
+        at = start + COUNTS[name] + 8 * long
+        total += int.from_bytes(mp4[at : at + 4], "big")
+    return total
+
+
+def _boxes_but_frames(mp4: bytes) -> list[tuple[int, int]]:
     """Start and end of each box of the outermost level, but for those of frames.
 
     All of the file is one where a segment index (sidx) lets FFmpeg jump among the frames' bytes.
@@ -70,4 +71,4 @@ def _boxes_but_frames(mp4: bytes) -> Iterator[tuple[int, int]]:
             found.append((at, end))
         at = end
     found.append((at, len(mp4)))
-    yield from [(0, len(mp4))] if any(mp4.find(b"sidx", *span) >= 0 for span in found) else found
+    return [(0, len(mp4))] if any(mp4.find(b"sidx", *span) >= 0 for span in found) else found

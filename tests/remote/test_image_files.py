@@ -64,6 +64,16 @@ def test_the_pixels_are_those_of_vllms_loader(name: str) -> None:
     np.testing.assert_array_equal(np.asarray(read_image(data)), np.asarray(as_vllm(data)))
 
 
+@pytest.mark.parametrize(
+    ("kind", "count", "value"), [(2, 2, b"6\0\0\0"), (3, 1, b"\x09\0\0\0"), (7, 1, b"\6\0\0\0")]
+)
+def test_an_orientation_of_another_type_turns_nothing(kind: int, count: int, value: bytes) -> None:
+    """EXIF's types 2, 3 and 7: text, a 16-bit number (there is no ninth orientation), raw bytes."""
+    entry = struct.pack("<HHHI", 1, 0x0112, kind, count) + value + bytes(4)
+    data = file(Image.new("RGB", (8, 4)), exif=b"Exif\0\0II*\0\x08\0\0\0" + entry)
+    assert image_size(data) == read_image(data).size == (8, 4)
+
+
 def test_a_print_is_read_in_its_colours() -> None:
     inks = Image.fromarray(noise(16, 16, 4), "CMYK")
     data = file(inks, "JPEG")
