@@ -17,6 +17,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from model.errors import MoonflowError
+from model.foreign_text import well_formed
 
 SPECIAL_SLOTS = 256
 NAMED_SLOTS = {
@@ -126,11 +127,15 @@ class Tokenizer:
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of ``text``, all below ``ranks``: never a special token, whatever the text says."""
-        return self._backend.encode(text, add_special_tokens=False).ids
+        """Token ids of ``text``, all below ``ranks``: never a special token, whatever the text says.
+
+        Half a character (a lone surrogate, which has no UTF-8) is read as U+FFFD, so that any string can be encoded.
+        """
+        return self._backend.encode(well_formed(text), add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ``ids``; special tokens are shown as their names."""
+        """The text of ``ids`` below ``vocab_size``; special tokens are shown as their names, parts of characters as
+        U+FFFD."""
         return self._backend.decode(list(ids), skip_special_tokens=False)
 
     def token_bytes(self, token: int) -> bytes:
