@@ -57,7 +57,9 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
 
     frozen = served(SUB_AGENTS if SUB_AGENTS in inputs else trained[-1])
     with Toolset() as toolset:
-        evaluation = Evaluation(data.tokenizer, data.image_config, toolset, config.temperature, config.seed)
+        evaluation = Evaluation(
+            data.tokenizer, data.image_config, toolset, config.temperature, config.seed, config.max_failed_episodes
+        )
         for done, step in enumerate(steps):
             if step in results:
                 continue
@@ -154,7 +156,7 @@ def _rows(
 def _metrics(
     scores: Mapping[str, Mapping[str, Any]], suites: Sequence[Suite], tasks: Mapping[str, Sequence[Sample]]
 ) -> dict[str, float]:
-    metrics = {}
+    metrics = {"episodes/failed": float(sum(score["failed"] for score in scores.values()))}
     for suite in suites:
         sample, score = tasks[suite.name][0], scores[suite.name]
         metrics[f"eval/{suite.name}/{sample.ability}/{sample.modality}"] = float(score["value"])

@@ -182,7 +182,10 @@ def answers(
     engine = EmbeddedEngine(model, config.max_batch, prompt_products=torch.bfloat16)
     context = model.config.text_config.max_position_embeddings
     with Toolset() as toolset:
-        evaluation = Evaluation(data.tokenizer, data.image_config, toolset, temperature=0.0, seed=0)
+        evaluation = Evaluation(
+            data.tokenizer, data.image_config, toolset, temperature=0.0, seed=0,
+            max_failed_episodes=config.max_failed_episodes,
+        )  # fmt: skip
         scores = asyncio.run(evaluation.score(engine, engine, tasks, suites, context))
     return {name: asdict(score) for name, score in scores.items()}
 
