@@ -14,7 +14,7 @@ from model.data.families import FAMILIES
 from model.data.sample import Sample
 from model.data.tokenize import tokenize
 from model.errors import MoonflowError
-from model.evals.scorer import Evaluation, chance_level, reference_answer, standard_error, summarise
+from model.evals.scorer import Evaluation, Score, chance_level, reference_answer, standard_error, summarise
 from model.evals.tasks import SUITES, available, held_out
 from model.image import ImageConfig
 from model.multimodal import KimiK25
@@ -74,6 +74,28 @@ def test_every_suite_fits_its_family(suite):
     assert perfect.value == 1.0
     assert chance_level(samples) < 1.0
     assert all(sample.reward in rewards.REWARDS for sample in samples)
+
+
+def test_a_task_that_breaks_scores_zero_and_is_counted_until_too_many_do(tokenizer):
+    """One verifier meets an answer it cannot read, one prompt is empty; the others are scored."""
+    suite, main = SUITES["fact_qa"], Reciter()
+    samples = tasks_of("fact_qa", 6)
+    for sample in samples:
+        teach(main, sample, tokenizer)
+    samples[1] = replace(samples[1], reward="table_f1", answer="no table")
+    samples[4] = replace(samples[4], messages=[])
+    with Toolset() as toolset:
+
+        def scored(share: float) -> Score:
+            evaluation = Evaluation(tokenizer, IMAGES, toolset, temperature=0.0, seed=0, max_failed_episodes=share)
+            return asyncio.run(evaluation.score(main, main, {suite.name: samples}, [suite], 512))[suite.name]
+
+        score = scored(0.5)
+        assert (score.value, score.answered, score.n, score.failed) == (4 / 6, 4 / 6, 6, 2)
+        assert score.figures == {"tool_calls": 0.0}
+        with pytest.raises(MoonflowError, match=r"2 of 6 episodes failed.*fact_qa/.*AttributeError"):
+            scored(0.3)
+    assert 0.0 < chance_level(samples) < 1.0
 
 
 def key_of(ids: list[int], pixel_values: torch.Tensor | None) -> tuple[object, ...]:
