@@ -11,6 +11,7 @@ import torch
 
 from model.config import preset
 from model.data.families import FAMILIES
+from model.data.folder import DataFolder
 from model.data.sample import Sample
 from model.data.tokenize import tokenize
 from model.errors import MoonflowError
@@ -23,6 +24,7 @@ from model.rl.environment import Episode
 from model.rl.tools.toolset import Toolset
 from model.rollout.embedded import EmbeddedEngine
 from model.rollout.protocol import Completion, Request
+from tests.tiny_folders import write_data_folder
 
 IMAGES = ImageConfig()
 
@@ -196,6 +198,28 @@ def test_held_out_tasks_come_from_the_eval_shards(data_folder):
         "wide_search_swarm",
         "wide_search_single",
     }
+
+
+def test_held_out_samples_that_cannot_be_read_are_passed_over_until_they_are_too_many(tmp_path, caplog):
+    """Of 40, two may be broken."""
+    data = DataFolder(write_data_folder(tmp_path / "data", count=40))
+    suite, shard = SUITES["fact_qa"], tmp_path / "data/eval/fact_qa-00000.tar"
+    keys = [sample.key for sample in held_out(data, suite, 40)]
+    content = bytearray(shard.read_bytes())
+
+    def spoil(number: int) -> None:
+        content[content.index(b"{", content.index(f"{keys[number]}.json".encode()))] = ord("!")
+        shard.write_bytes(content)
+
+    spoil(3), spoil(1)
+    assert [sample.key for sample in held_out(data, suite, 4)] == [keys[n] for n in (0, 2, 4, 5)]
+    assert [f"{keys[number]}.json" in line for number, line in zip((1, 3), caplog.messages, strict=True)] == [True] * 2
+    spoil(2)
+    with pytest.raises(MoonflowError, match=f"3 held-out samples of fact_qa .* more than 5%.*{keys[3]}"):
+        held_out(data, suite, 4)
+    shard.unlink()
+    with pytest.raises(MoonflowError, match="cannot be read"):
+        held_out(data, suite, 4)
 
 
 def test_a_data_folder_without_held_out_tasks_is_refused(data_folder):
