@@ -6,8 +6,10 @@ Limits are a little above the longest reference turn, so that a model which neve
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 from model.data.folder import DataFolder
@@ -84,16 +86,19 @@ def available(data: DataFolder) -> list[Suite]:
 
 
 def held_out(data: DataFolder, suite: Suite, count: int) -> list[Sample]:
-    """The first held-out tasks of a suite's family: its share of ``count`` (fewer if there are fewer).
+    """The first held-out tasks of a suite's family: its share of ``count`` (fewer if there are fewer), as `readable`
+    gives them."""
+    return list(islice(readable(data, suite.family), suite.tasks(count)))
 
-    A sample that cannot be read is named and passed over.
+
+def readable(data: DataFolder, family: str) -> Iterator[Sample]:
+    """The held-out samples of a family in their order; one that cannot be read is named and passed over.
 
     Raises:
-        MoonflowError: more than ``MAX_BROKEN`` of the family cannot be read; a shard that cannot be reached now.
+        MoonflowError: more than ``MAX_BROKEN`` of them cannot be read; a shard cannot be reached now.
     """
-    entries, wanted = data.entries(suite.family, "eval"), suite.tasks(count)
-    tasks: list[Sample] = []
-    lost = 0
+    entries, lost = data.entries(family, "eval"), 0
+    total = sum(entry["samples"] for entry in entries)
     for entry in entries:
         try:
             shard = Shard(data.source.open(entry["shard"]), entry["shard"])
@@ -101,16 +106,15 @@ def held_out(data: DataFolder, suite: Suite, count: int) -> list[Sample]:
             shard = Shard.lost(damage, entry["shard"])
         with closing(shard):
             for number in range(entry["samples"]):
-                if len(tasks) == wanted:
-                    return tasks
                 try:
-                    tasks.append(shard[number])
+                    sample = shard[number]
                 except MoonflowError as error:
                     lost += 1
                     log.warning("%s (it is left out)", error)
-                    if lost > MAX_BROKEN * sum(entry["samples"] for entry in entries):
+                    if lost > MAX_BROKEN * total:
                         raise MoonflowError(
-                            f"{lost} held-out samples of {suite.family} cannot be read, more than {MAX_BROKEN:.0%}: "
-                            f"mend the data; the last was: {error}"
+                            f"{lost} of {total} held-out samples of {family} cannot be read, more than "
+                            f"{MAX_BROKEN:.0%}: mend the data; the last was: {error}"
                         ) from error
-    return tasks
+                else:
+                    yield sample
