@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from model.config import AUTO_MAP, ModelConfig, QuantizationConfig, load_config
 from model.errors import MoonflowError
+from model.foreign_text import read_json
 from model.image import ImageConfig
 from model.multimodal import KimiK25
 from model.quantization import packed_experts, unpacked_experts, unpacked_shapes
@@ -184,7 +185,7 @@ def load_image_config(folder: Path) -> ImageConfig:
     """How a checkpoint's images are prepared; MoonflowError when its preprocessor_config.json is missing or wrong."""
     path = folder / PROCESSOR
     try:
-        return ImageConfig.model_validate(json.loads(path.read_text())["media_proc_cfg"])
+        return ImageConfig.model_validate(read_json(path.read_text())["media_proc_cfg"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise MoonflowError(f"{path} gives no usable media_proc_cfg ({error}); export the checkpoint again") from error
 
@@ -199,8 +200,8 @@ def _files(folder: Path) -> tuple[list[Path], dict[str, Path]]:
     if (folder / WEIGHTS).is_file() or not index.is_file():
         return [folder / WEIGHTS], {}
     try:
-        place = {str(name): str(file) for name, file in json.loads(index.read_text())["weight_map"].items()}
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        place = {str(name): str(file) for name, file in read_json(index.read_text())["weight_map"].items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise MoonflowError(f"{index} is damaged ({error}); fetch the checkpoint again") from error
     for shard in place.values():
         if Path(shard).name != shard:

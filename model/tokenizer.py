@@ -23,6 +23,7 @@ from model.errors import MoonflowError
 from model.foreign_text import well_formed
 
 SPECIAL_SLOTS = 256
+MAX_BYTES = 256 << 20  # of a tokenizer.json; two million ranks, the most of a model config, take about as much (ours)
 NAMED_SLOTS = {
     0: "[BOS]",
     1: "[EOS]",
@@ -106,7 +107,7 @@ class Tokenizer:
         trainer = trainers.BpeTrainer(
             vocab_size=ranks, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
         )
-        backend.train_from_iterator(texts, trainer)
+        backend.train_from_iterator(map(well_formed, texts), trainer)
         if (learned := backend.get_vocab_size()) != ranks:
             raise MoonflowError(f"the texts yield only {learned} of {ranks} ranks; train the tokenizer on more text")
         backend.add_special_tokens([_special(name) for name in SPECIALS])
@@ -118,6 +119,8 @@ class Tokenizer:
         path = Path(folder) / "tokenizer.json"
         if not path.is_file():
             raise MoonflowError(f"no tokenizer at {path}; a data or checkpoint folder holds tokenizer.json")
+        if path.stat().st_size > MAX_BYTES:
+            raise MoonflowError(f"{path} has more than {MAX_BYTES:,} bytes; take the one the data was prepared with")
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception

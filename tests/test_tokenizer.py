@@ -195,6 +195,18 @@ def test_a_file_that_would_read_texts_otherwise_is_refused_by_its_field(change, 
         Tokenizer.load(tampered(tmp_path, change))
 
 
+def test_a_file_past_every_vocabulary_is_not_read(tmp_path: Path):
+    with (tmp_path / "tokenizer.json").open("wb") as file:
+        file.truncate((256 << 20) + 1)
+    with pytest.raises(MoonflowError, match="tokenizer.json has more than 268,435,456 bytes"):
+        Tokenizer.load(tmp_path)
+
+
+def test_half_a_character_in_a_training_text_is_learnt_as_it_is_read():
+    half, whole = Tokenizer.train(["\ud83d" * 9], 257), Tokenizer.train(["\ufffd" * 9], 257)
+    assert half.digest == whole.digest
+
+
 def test_what_transformers_saves_is_loaded_and_reads_the_same(tmp_path: Path):
     transformers = pytest.importorskip("transformers")
     tokenizer = small_tokenizer()

@@ -195,6 +195,7 @@ def final_metrics(result: Mapping[str, Any], tasks: Mapping[str, list[Sample]]) 
     metrics = {f"tokens/{modality}": float(count) for modality, count in result["tokens"].items()}
     metrics |= {f"final/{name}": value for name, value in result["losses"].items()}
     metrics |= {f"bits_per_byte/{name}": value for name, value in result["bits_per_byte"].items()}
+    metrics["episodes/failed"] = float(sum(score["failed"] for score in result["scores"].values()))
     for name, score in result["scores"].items():
         metrics[f"eval/{name}/{tasks[name][0].ability}/{tasks[name][0].modality}"] = float(score["value"])
     for column, measures in result["columns"].items():
