@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from components.runtime.store import NotInStore, ObjectStore, disk_errors
-from model.data.own import Part, ShardPart, local_parts
+from model.data.own import Part, local_parts, shard_parts
 from model.data.source import BrokenShard
+from model.data.walk import Entry, unused
 from model.errors import MoonflowError
 
 
@@ -18,11 +19,13 @@ def parts_at(uri: str) -> list[Part]:
     """The pieces of a source. MoonflowError when nothing of use lies there, or the store cannot be reached."""
     if not uri.startswith("s3://"):
         return local_parts(Path(uri).expanduser())
-    source = ListedShards(uri.rstrip("/"))
-    shards = [key for key in store_of(uri).list(uri.rstrip("/") + "/") if key.endswith(".tar")]
-    if not shards:
-        raise MoonflowError(f"{uri} holds no .tar shards: check the address, and that the shards end in .tar")
-    return [ShardPart(source, key) for key in shards]
+    prefix = uri.rstrip("/") + "/"
+    keys = [key.removeprefix(prefix) for key in store_of(uri).list(prefix) if not key.endswith("/")]
+    entries = [Entry(key) for key in keys]
+    if parts := shard_parts(ListedShards(uri.rstrip("/")), entries, uri.rstrip("/")):
+        return parts
+    found = "".join(f"; {note.line}" for note in unused(uri, entries, "of object stores, only shards are read"))
+    raise MoonflowError(f"{uri} holds no .tar shards: check the address, and that the shards end in .tar{found}")
 
 
 def store_of(uri: str) -> ObjectStore:
@@ -32,7 +35,8 @@ def store_of(uri: str) -> ObjectStore:
 
 @dataclass(frozen=True)
 class ListedShards:
-    """``model.data.source.ShardSource`` over objects that no manifest describes; shards are full URIs."""
+    """``model.data.source.ShardSource`` over objects that no manifest describes; shards are named by their keys below
+    ``uri``."""
 
     uri: str
 
@@ -40,7 +44,7 @@ class ListedShards:
         with disk_errors(tempfile.gettempdir()), tempfile.TemporaryDirectory(prefix="moonflow-") as folder:
             path = Path(folder) / "shard.tar"
             try:
-                store_of(self.uri).download(shard, path)
+                store_of(self.uri).download(f"{self.uri}/{shard}", path)
             except NotInStore as error:
                 raise BrokenShard(str(error)) from None
             return path.open("rb")  # readable until it is closed, though its name goes now
