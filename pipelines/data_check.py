@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from components.runtime.own_data import parts_at, store_of
 from components.runtime.shards import open_data
@@ -17,7 +18,7 @@ from components.runtime.store import NotInStore
 from model.data.families.family import SPLITS
 from model.data.folder import DataFolder
 from model.data.own import Part, ShardPart, checked
-from model.data.problems import Note, Problem
+from model.data.problems import Note, Problem, one_line
 from model.errors import MoonflowError
 from model.image import ImageConfig
 from model.tokenizer import Tokenizer
@@ -57,12 +58,12 @@ class Findings:
         return json.dumps(content, indent=1)
 
     def show(self, uri: str, console: Console) -> None:
-        table = Table(title=uri)
+        table = Table(title=Text(one_line(uri)))  # names of others may look like markup
         table.add_column("family")
         for name in ("samples", "text tokens", "vision tokens", "of them media", "longest"):
             table.add_column(name, justify="right")
         for name, tally in self.tallies.items():
-            table.add_row(name, *(f"{value:,}" for value in vars(tally).values()))
+            table.add_row(Text(one_line(name)), *(f"{value:,}" for value in vars(tally).values()))
         console.print(table)
         if not self.exact:
             console.print("Every byte of text counts as a token: --tokenizer names a folder with a tokenizer.")

@@ -109,7 +109,7 @@ class MembersByKey:
             self._open.problem = f"member {info.name!r} is a link or device: write the file itself"
         elif info.issparse():
             self._open.problem = f"member {info.name!r} is a sparse file: write it whole"
-        elif not info.name.isprintable() and _has_surrogates(info.name):
+        elif not info.name.isascii() and _has_surrogates(info.name):
             self._open.problem = f"the name of member {info.name!r} is not UTF-8: rename it"
 
     def _close(self) -> None:

@@ -84,8 +84,8 @@ class ShardPart:
             if opened.damage is not None:
                 yield Problem(one_line(str(opened.damage)))
             if opened.skipped:
-                names = f"{len(opened.skipped)} members belong to no sample ({some(opened.skipped)})"
-                yield Note(one_line(f"{self.where}: {names}: they are not used"))
+                count = f"{len(opened.skipped)} members belong" if len(opened.skipped) > 1 else "1 member belongs"
+                yield Note(one_line(f"{self.where}: {count} to no sample: {some([*opened.skipped])}"))
 
     def _opened(self) -> Shard:
         return Shard(self.source.open(self.shard), self.shard)

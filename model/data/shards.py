@@ -88,7 +88,10 @@ class Shard:
     """A shard's samples by their number; only the members asked for are read.
 
     A sample's members stand together, its json before or after its media. What lies before a damaged place can be read;
-    ``damage`` says what is wrong with the rest, ``skipped`` names members that belong to no sample.
+    ``damage`` says what is wrong with the rest.
+
+    Attributes:
+        skipped: names of members that belong to no sample; of those beside a sample, once it was read.
 
     Args:
         stream: seekable; closed with the shard.
@@ -98,7 +101,8 @@ class Shard:
     def __init__(self, stream: BinaryIO, label: str) -> None:
         members = MembersByKey(stream, label)
         self._stream, self.label = stream, label
-        self._samples, self.skipped, self.damage = members.samples, members.skipped, members.damage
+        self._samples, self.damage = members.samples, members.damage
+        self.skipped = dict.fromkeys(members.skipped)
 
     @classmethod
     def lost(cls, damage: BrokenShard, label: str) -> Shard:
@@ -124,7 +128,10 @@ class Shard:
         if members.problem:
             raise MoonflowError(f"shard {self.label}: {members.problem}")
         where = f"shard {self.label}, member '{members.key}.json'"
-        return _sample({extension: self._read(*place) for extension, place in members.places.items()}, where)
+        contents = {extension: self._read(*place) for extension, place in members.places.items()}
+        sample, unused = _sample(contents, where)
+        self.skipped.update((f"{members.key}.{extension}", None) for extension in unused)
+        return sample
 
     def close(self) -> None:
         self._stream.close()
@@ -153,11 +160,22 @@ def read_shard(shard: bytes | Path) -> Iterator[Sample]:
         opened.close()
 
 
-def _sample(members: dict[str, bytes], where: str) -> Sample:
+def _sample(members: dict[str, bytes], where: str) -> tuple[Sample, set[str]]:
+    """The sample, and the extensions beside it that neither its list of media nor its content names."""
     if "json" not in members:
         raise MoonflowError(f"{where}: missing beside {sorted(members)}; make the shard again")
     media = {extension: content for extension, content in members.items() if extension != "json"}
     record: Any = read_record(members["json"], where)
-    if absent := sorted(set(record.pop("media", ())) - set(media)):
+    listed = record.pop("media", None)
+    if absent := sorted(set(listed or ()) - set(media)):
         raise MoonflowError(f"{where}: absent media {absent}; see model/data/sample.py")
-    return Sample(**record, media=media)
+    unused = set() if listed is None else set(media).difference(listed)
+    return Sample(**record, media=media), unused and unused - set(_shown(record))
+
+
+def _shown(record: dict[str, Any]) -> Iterator[str]:
+    """The media that a record's segments and messages show."""
+    contents = [record.get("segments", []), *(message.get("content") for message in record.get("messages", []))]
+    for content in contents:
+        if isinstance(content, list):
+            yield from (part["media"] for part in content if "media" in part)

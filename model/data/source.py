@@ -66,5 +66,7 @@ def is_system_file(name: str) -> bool:
 
     That is, hidden files, and what macOS adds to folders and archives (``._a.png``, ``.DS_Store``, ``__MACOSX``).
     """
+    if not name.startswith((".", "__")) and "/." not in name and "/__" not in name:
+        return False  # quickly: shards have many members
     parts = [part for part in name.split("/") if part not in (".", "..")]
     return any(part.startswith(".") or part == "__MACOSX" for part in parts)

@@ -115,7 +115,7 @@ def found(data: bytes) -> tuple[list[str], list[str], list[str]]:
     if shard.damage is not None:
         problems.append(str(shard.damage))
     assert all("odd.tar" in problem and "\n" not in problem for problem in problems)
-    return sources, problems, shard.skipped
+    return sources, problems, list(shard.skipped)
 
 
 def test_what_systems_add_to_archives_is_skipped() -> None:
@@ -123,6 +123,14 @@ def test_what_systems_add_to_archives_is_skipped() -> None:
     data = tar_of(mac[0], ("a.json", record("a")), *mac[1:], ("a.png", b"x"), ("./b.json", record("b")), ("b.png", b""))
     sources, problems, skipped = found(data)
     assert (sources, problems, skipped) == (["s/a", "s/b"], [], [name for name, _ in mac])
+
+
+def test_members_that_no_record_names_are_told_once_the_sample_is_read() -> None:
+    show = [{"type": "image", "media": "png"}, {"type": "text", "text": "x", "loss": True}]
+    beside = [(f"a.{extension}", b"x") for extension in ("png", "jpg", "txt")]
+    listed = tar_of(("a.json", record("a", segments=show, media=["jpg"])), *beside)
+    assert found(listed) == (["s/a"], [], ["a.txt"])
+    assert found(tar_of(("a.json", record("a", segments=show)), *beside)) == (["s/a"], [], [])  # all are its media
 
 
 def test_of_a_key_that_occurs_again_the_first_sample_stays() -> None:
