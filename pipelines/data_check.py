@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -100,7 +101,7 @@ def examine(uri: str, tokenizer_folder: Path | None = None) -> Findings:
 def _prepared(uri: str, cache: Path) -> DataFolder | None:
     """prepare_data's output at ``uri``, if it is that."""
     if not uri.startswith("s3://"):
-        return DataFolder(Path(uri)) if (Path(uri) / "index.json").is_file() else None
+        return DataFolder(Path(uri)) if os.path.isfile(os.path.join(uri, "index.json")) else None
     try:
         return open_data(store_of(uri), uri, cache)
     except NotInStore:

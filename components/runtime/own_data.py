@@ -18,7 +18,7 @@ from model.errors import MoonflowError
 def parts_at(uri: str) -> list[Part]:
     """The pieces of a source. MoonflowError when nothing of use lies there, or the store cannot be reached."""
     if not uri.startswith("s3://"):
-        return local_parts(Path(uri).expanduser())
+        return local_parts(Path(os.path.expanduser(uri)))
     prefix = uri.rstrip("/") + "/"
     keys = [key.removeprefix(prefix) for key in store_of(uri).list(prefix) if not key.endswith("/")]
     entries = [Entry(key) for key in keys]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -43,7 +45,7 @@ def parse_sources(text: str) -> list[Named]:
             weight = float(match[2] or 1) if match else 0.0
         except ValueError:
             weight = 0.0
-        if not match or weight <= 0:
+        if not match or not 0 < weight < math.inf:
             raise MoonflowError(f"source {entry!r}: write name=URI or name:weight=URI, the name in a-z, 0-9 and _")
         if match[1] in {one.name for one in found}:
             raise MoonflowError(f"source {entry!r}: the name {match[1]!r} is taken; choose another")
@@ -108,8 +110,9 @@ def local_parts(folder: Path) -> list[Part]:
     Raises:
         MoonflowError: no such folder, or neither is in it.
     """
-    if not folder.is_dir():
-        raise MoonflowError(f"{folder} is no folder: name one with .tar shards or with images and texts, or s3://...")
+    if not os.path.isdir(folder):
+        name = one_line(str(folder))
+        raise MoonflowError(f"{name} is no folder: name one with .tar shards or with images and texts, or s3://...")
     entries = walk(folder, {SHARD, *IMAGES})
     if parts := shard_parts(LocalShards(folder), entries, str(folder)):
         return parts

@@ -67,8 +67,10 @@ def test_what_a_trainer_could_not_use_is_named(fields: dict[str, object], words:
 
 
 def test_folders_without_data_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(MoonflowError, match="no folder"):
-        local_parts(tmp_path / "gone")
+    for name in ("gone", "x" * 5_000, "two\nlines", "nul\0"):
+        with pytest.raises(MoonflowError, match="no folder") as error:
+            local_parts(tmp_path / name)
+        assert "\n" not in str(error.value)
     with pytest.raises(MoonflowError, match=r"no \.tar shards and no images"):
         local_parts(tmp_path)
     (tmp_path / "notes.md").write_text("x")
@@ -81,7 +83,7 @@ def test_sources_are_named_in_one_line() -> None:
     assert parse_sources("cats:2.5=/data/cats, web=s3://bucket/a=b") == [
         Named("cats", "/data/cats", 2.5), Named("web", "s3://bucket/a=b", 1.0)
     ]  # fmt: skip
-    for text in ("cats", "Cats=/x", "cats:0=/x", "cats:1.2.3=/x", "cats=", "a=/x,a=/y"):
+    for text in ("cats", "Cats=/x", "cats:0=/x", "cats:1.2.3=/x", f"cats:{10**400}=/x", "cats=", "a=/x,a=/y"):
         with pytest.raises(MoonflowError, match="source"):
             parse_sources(text)
 
