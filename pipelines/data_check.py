@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from components.runtime.own_data import parts_at, store_of
+from components.runtime.own_data import checked, parts_at, store_of
 from components.runtime.shards import open_data
 from components.runtime.store import NotInStore
 from model.data.families.family import SPLITS
 from model.data.folder import DataFolder
-from model.data.own import Part, ShardPart, checked
+from model.data.own import Part, ShardPart
 from model.data.problems import Note, Problem, one_line
 from model.errors import MoonflowError
 from model.image import ImageConfig

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from components.prepare_data.lengths import tokenizer_of
+from components.runtime.own_data import checked
 from model.data.families.family import SPLITS, in_split
-from model.data.own import Checked, Named, Part, checked, renamed
+from model.data.own import Checked, Named, Part, renamed
 from model.data.problems import Note, attempt
 from model.data.sample import Split
 from model.data.shards import ShardWriter

@@ -1,18 +1,24 @@
-"""A user's own data where a URI says: a local folder, or shards in the object store (source: ours)."""
+"""A user's own data where a URI says, a local folder or shards in the object store, and what of it is of use (ours)."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from components.runtime.store import NotInStore, ObjectStore, disk_errors
-from model.data.own import Part, local_parts, shard_parts
+from model.data.own import Checked, Part, check, local_parts, shard_parts
+from model.data.problems import Note, Problem, attempt, one_line
+from model.data.sample import Sample
 from model.data.source import BrokenShard
 from model.data.walk import Entry, unused
 from model.errors import MoonflowError
+from model.image import ImageConfig
+from model.rl.tasks import check_task
+from model.tokenizer import Tokenizer
 
 
 def parts_at(uri: str) -> list[Part]:
@@ -26,6 +32,21 @@ def parts_at(uri: str) -> list[Part]:
         return parts
     found = "".join(f"; {note.line}" for note in unused(uri, entries, "of object stores, only shards are read"))
     raise MoonflowError(f"{uri} holds no .tar shards: check the address, and that the shards end in .tar{found}")
+
+
+def checked(part: Part, tokenizer: Tokenizer, image_config: ImageConfig) -> Iterator[Checked | Problem | Note]:
+    """All that a part holds, every sample read, decoded and tokenised once. Never raises for a record."""
+    for found in part.samples():
+        if not isinstance(found, Sample):
+            yield found
+            continue
+        result = attempt(f"sample {found.key}", _checked, found, tokenizer, image_config)
+        yield Problem(one_line(f"{part.where}: {result.line}")) if isinstance(result, Problem) else result
+
+
+def _checked(sample: Sample, tokenizer: Tokenizer, image_config: ImageConfig) -> Checked:
+    check_task(sample)
+    return check(sample, tokenizer, image_config)
 
 
 def store_of(uri: str) -> ObjectStore:

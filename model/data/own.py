@@ -166,16 +166,6 @@ class Checked:
     media: int
 
 
-def checked(part: Part, tokenizer: Tokenizer, image_config: ImageConfig) -> Iterator[Checked | Problem | Note]:
-    """All that a part holds, every sample read, decoded and tokenised once. Never raises for a record."""
-    for found in part.samples():
-        if not isinstance(found, Sample):
-            yield found
-            continue
-        result = attempt(f"sample {found.key}", check, found, tokenizer, image_config)
-        yield Problem(one_line(f"{part.where}: {result.line}")) if isinstance(result, Problem) else result
-
-
 def check(sample: Sample, tokenizer: Tokenizer, image_config: ImageConfig) -> Checked:
     """The sample's size in tokens, with its media decoded.
 

@@ -158,6 +158,13 @@ class Returned(TypedDict):
 Message = Annotated[Said | Answered | Returned, Field(discriminator="role")]
 
 
+class Environment(TypedDict):
+    """What is searched must be text; what else a task's tools need is theirs to know."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # type: ignore[misc]
+    records: NotRequired[dict[str, str]]
+
+
 class Record(TypedDict):
     __pydantic_config__ = STRICT  # type: ignore[misc]
     key: str
@@ -170,7 +177,7 @@ class Record(TypedDict):
     tools: NotRequired[list[Annotated[str, AfterValidator(_declared)]]]
     answer: NotRequired[Any]
     reward: NotRequired[str]
-    environment: NotRequired[dict[str, Any]]
+    environment: NotRequired[Environment]
     media: NotRequired[list[str]]
 
 

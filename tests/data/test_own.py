@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from model.data.own import Checked, Named, check, checked, local_parts, parse_sources, renamed, shard_parts
-from model.data.problems import Note, Problem
+from model.data.own import Named, check, local_parts, parse_sources, renamed, shard_parts
 from model.data.sample import Sample
 from model.data.shards import write_shard
 from model.data.source import LocalShards
@@ -115,42 +112,3 @@ def test_compressed_shards_alone_are_named() -> None:
     _, problems, notes = read_parts(parts)
     assert problems == ["s3://box/x/a.tar.gz is compressed: decompress it to .tar"] and "b.md" in notes[0]
     assert shard_parts(LocalShards(Path("x")), [Entry("b.md")], "s3://box/x") == []
-
-
-class Panic(BaseException):
-    """What a library in Rust raises."""
-
-
-@dataclass(frozen=True)
-class Odd:
-    """Samples of which one makes the network's own code raise what nobody expects."""
-
-    error: type[BaseException]
-    where: str = "shard odd.tar"
-
-    def samples(self) -> Iterator[Sample | Problem | Note]:
-        error = self.error
-
-        class Raising(dict[str, bytes]):
-            def __getitem__(self, name: str) -> bytes:
-                raise error("a box\nwithout a lid")
-
-        yield sample(key="good")
-        yield sample(key="bad", media=Raising(png=PNG))
-        yield sample(key="better")
-
-
-@pytest.mark.parametrize("error", [RuntimeError, RecursionError, KeyError, OSError, Panic])
-def test_whatever_a_record_raises_is_its_own_problem(error: type[BaseException]) -> None:
-    first, problem, last = checked(Odd(error), small_tokenizer(), ImageConfig())
-    assert isinstance(first, Checked) and isinstance(last, Checked)
-    assert (first.sample.key, last.sample.key) == ("good", "better")
-    assert isinstance(problem, Problem) and "\n" not in problem.line
-    for word in ("odd.tar", "bad", error.__name__, "without a lid"):
-        assert word in problem.line
-
-
-@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
-def test_what_is_no_fault_of_the_record_ends_the_reading(error: type[BaseException]) -> None:
-    with pytest.raises(error):
-        list(checked(Odd(error), small_tokenizer(), ImageConfig()))
