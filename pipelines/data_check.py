@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,18 +11,20 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from components.runtime.own_data import local_folder, parts_at, store_of
+from components.runtime.own_data import checked, local_folder, parts_at, store_of
 from components.runtime.shards import open_data
 from components.runtime.store import NotInStore
 from model.data.families.family import SPLITS
 from model.data.folder import DataFolder
-from model.data.own import Part, ShardPart, check
+from model.data.own import Part, ShardPart
+from model.data.problems import Note, Problem, one_line
 from model.errors import MoonflowError
 from model.image import ImageConfig
 from model.tokenizer import Tokenizer
 
-SHOWN = 20  # problems on the screen; --json has all
+SHOWN = 20  # problems, and notes, on the screen; --json has all
 
 
 @dataclass
@@ -37,30 +40,39 @@ class Tally:
 
 @dataclass
 class Findings:
-    """What ``examine`` saw; ``exact`` is whether a tokenizer counted (otherwise a byte of text counts as a token)."""
+    """What ``examine`` saw.
+
+    Attributes:
+        exact: a tokenizer counted; otherwise a byte of text counts as a token.
+        problems: samples that cannot be used, a line for each.
+        notes: what was not used, though no sample is known to be lost.
+    """
 
     exact: bool
     tallies: dict[str, Tally] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def as_json(self) -> str:
         tallies = {name: vars(tally) for name, tally in self.tallies.items()}
-        return json.dumps({"exact": self.exact, "families": tallies, "problems": self.problems}, indent=1)
+        content = {"exact": self.exact, "families": tallies, "problems": self.problems, "notes": self.notes}
+        return json.dumps(content, indent=1)
 
     def show(self, uri: str, console: Console) -> None:
-        table = Table(title=uri)
+        table = Table(title=Text(one_line(uri)))  # names of others may look like markup
         table.add_column("family")
         for name in ("samples", "text tokens", "vision tokens", "of them media", "longest"):
             table.add_column(name, justify="right")
         for name, tally in self.tallies.items():
-            table.add_row(name, *(f"{value:,}" for value in vars(tally).values()))
+            table.add_row(Text(one_line(name)), *(f"{value:,}" for value in vars(tally).values()))
         console.print(table)
         if not self.exact:
             console.print("Every byte of text counts as a token: --tokenizer names a folder with a tokenizer.")
-        for problem in self.problems[:SHOWN]:
-            console.print(f"problem: {problem}", markup=False, soft_wrap=True)
-        if len(self.problems) > SHOWN:
-            console.print(f"... and {len(self.problems) - SHOWN} more: --json lists all")
+        for kind, lines in (("note", self.notes), ("problem", self.problems)):
+            for line in lines[:SHOWN]:
+                console.print(f"{kind}: {line}", markup=False, soft_wrap=True)
+            if len(lines) > SHOWN:
+                console.print(f"... and {len(lines) - SHOWN} more {kind}s: --json lists all")
         console.print(f"problems: {len(self.problems) or 'none'}")
 
 
@@ -78,8 +90,9 @@ def examine(uri: str, tokenizer_folder: Path | None = None) -> Findings:
         else:
             config, parts = ImageConfig(), ((None, None, part) for part in parts_at(uri))
         findings = Findings(tokenizer is not None)
+        tokenizer = tokenizer or Tokenizer.train([], 256)
         for label, samples, part in parts:
-            _count(findings, label, samples, part, tokenizer or Tokenizer.train([], 256), config)
+            _count(findings, label, samples, part, tokenizer, config)
         if not findings.tallies and not findings.problems:
             raise MoonflowError(f"{uri} holds no samples")
     return findings
@@ -88,7 +101,7 @@ def examine(uri: str, tokenizer_folder: Path | None = None) -> Findings:
 def _prepared(uri: str, cache: Path) -> DataFolder | None:
     """prepare_data's output at ``uri``, if it is that."""
     if (folder := local_folder(uri)) is not None:
-        return DataFolder(folder) if (folder / "index.json").is_file() else None
+        return DataFolder(folder) if os.path.isfile(folder / "index.json") else None
     try:
         return open_data(store_of(uri), uri, cache)
     except NotInStore:
@@ -107,24 +120,21 @@ def _count(
     findings: Findings, label: str | None, samples: int | None, part: Part, tokenizer: Tokenizer, config: ImageConfig
 ) -> None:
     seen = 0
-    for found in part.samples():
+    for found in checked(part, tokenizer, config):
+        if isinstance(found, Note):
+            findings.notes.append(found.line)
+            continue
         seen += 1
-        if isinstance(found, str):
-            findings.problems.append(found)
+        if isinstance(found, Problem):
+            findings.problems.append(found.line)
             continue
-        try:
-            tokenized, media = check(found, tokenizer, config)
-        except MoonflowError as error:
-            findings.problems.append(str(error))
-            continue
-        tally = findings.tallies.setdefault(label or found.family, Tally())
-        tokens = len(tokenized.input_ids)
+        tally = findings.tallies.setdefault(label or found.sample.family, Tally())
         tally.samples += 1
-        tally.longest = max(tally.longest, tokens)
-        tally.media += media
-        if media:
-            tally.vision += tokens
+        tally.longest = max(tally.longest, found.tokens)
+        tally.media += found.media
+        if found.media:
+            tally.vision += found.tokens
         else:
-            tally.text += tokens
+            tally.text += found.tokens
     if samples is not None and seen != samples and isinstance(part, ShardPart):
         findings.problems.append(f"shard {part.shard}: index.json says {samples} samples, it has {seen}: make it again")

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from components.prepare_data.lengths import tokenizer_of
+from components.runtime.own_data import checked
 from model.data.families.family import SPLITS, in_split
-from model.data.own import Named, Part, check, renamed
-from model.data.sample import Sample, Split
-from model.data.shards import write_shard
+from model.data.own import Checked, Named, Part, renamed
+from model.data.problems import Note, attempt
+from model.data.sample import Split
+from model.data.shards import ShardWriter
 from model.data.stream import MAX_BROKEN
 from model.errors import MoonflowError
 from model.image import ImageConfig
@@ -25,35 +27,36 @@ class Written:
     Attributes:
         lengths: (split, shard's name) -> (tokens, media pads) of its samples.
         problems: one line for each sample that was left out.
+        notes: one line for what was not used, though no sample is known to be lost.
     """
 
     lengths: dict[tuple[Split, str], list[tuple[int, int]]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def write_part(part: Part, name: str, number: int, folder: Path) -> Written:
     """Write the usable samples of part ``number`` of the source ``name`` into a train and an eval shard."""
-    tokenizer, image_config = tokenizer_of(folder), ImageConfig()
     written = Written()
-    kept: dict[Split, list[Sample]] = {split: [] for split in SPLITS}
+    writers = {split: ShardWriter() for split in SPLITS}
     sizes: dict[Split, list[tuple[int, int]]] = {split: [] for split in SPLITS}
-    for count, found in enumerate(part.samples()):
-        if isinstance(found, str):
-            written.problems.append(found)
+    for count, found in enumerate(checked(part, tokenizer_of(folder), ImageConfig())):
+        if isinstance(found, Note):
+            written.notes.append(found.line)
             continue
-        sample = renamed(found, name, number, count)
-        try:
-            tokenized, media = check(sample, tokenizer, image_config)
-        except MoonflowError as error:
-            written.problems.append(f"{found.key}: {error}")
-            continue
-        split: Split = "train" if in_split(sample.source, "train") else "eval"
-        kept[split].append(sample)
-        sizes[split].append((len(tokenized.input_ids), media))
-    for split, samples in kept.items():
-        if samples:
+        if isinstance(found, Checked):
+            sample = renamed(found.sample, name, number, count)
+            split: Split = "train" if in_split(sample.source, "train") else "eval"
+            failed = attempt(f"{part.where}, sample {found.sample.key}", writers[split].add, sample)
+            if failed is None:
+                sizes[split].append((found.tokens, found.media))
+                continue
+            found = failed
+        written.problems.append(found.line)
+    for split, writer in writers.items():
+        if len(writer):
             shard = f"{split}/{name}-{number:05d}.tar"
-            (folder / shard).write_bytes(write_shard(samples))
+            (folder / shard).write_bytes(writer.content())
             written.lengths[split, shard] = sizes[split]
     return written
 
@@ -65,13 +68,14 @@ def summary(source: Named, parts: Sequence[Written]) -> dict[str, object]:
         MoonflowError: too many samples are of no use, or none is left to train on.
     """
     problems = [problem for part in parts for problem in part.problems]
+    notes = [note for part in parts for note in part.notes]
     sizes = [size for part in parts for values in part.lengths.values() for size in values]
     trained = sum(len(values) for part in parts for (split, _), values in part.lengths.items() if split == "train")
     if not trained or len(problems) > MAX_BROKEN * (len(problems) + len(sizes)):
         raise MoonflowError(
             f"source {source.name} ({source.uri}): {len(problems)} of {len(problems) + len(sizes)} samples cannot be "
             f"used and {trained} are left to train on; `moonflow data check {source.uri}` names all, the first is: "
-            f"{problems[0] if problems else 'too few samples to hold some out'}"
+            f"{'; '.join([*problems[:1], *notes[:1]]) or 'too few samples to hold some out'}"
         )
     tokens, media = np.array(sizes)[:, 0], np.array(sizes)[:, 1]
     vision = int(tokens[media > 0].sum())

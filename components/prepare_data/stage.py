@@ -7,23 +7,20 @@ index), so the new shards are the same bytes.
 from __future__ import annotations
 
 import json
-import multiprocessing
-import multiprocessing.connection
-import os
 import sys
-import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Iterator, Mapping
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from components.prepare_data.config import Config
 from components.prepare_data.lengths import measured
 from components.prepare_data.own import entries, summary, write_part
+from components.prepare_data.workers import workers
 from components.runtime.manifest import Manifest
 from components.runtime.own_data import parts_at
 from components.runtime.step import StepContext
@@ -36,8 +33,6 @@ from model.data.shards import write_shard
 from model.errors import MoonflowError
 from model.image import ImageConfig
 from model.tokenizer import Tokenizer
-
-T = TypeVar("T")
 
 # Shares of `text_samples` and of `image_samples` (ours). Copying (recall, fact_qa) needs the most different samples.
 TEXT_WEIGHTS = {
@@ -84,7 +79,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         (folder / split).mkdir(parents=True, exist_ok=True)
 
     # 2. Shards, in parallel, while this process trains the tokenizer on the train split.
-    with pool(min(config.processes, len(shards))) as executor:
+    with workers(min(config.processes, len(shards))) as executor:
         context.progress.update(0, total)
         futures = {executor.submit(write, shard, folder, config): shard for shard in shards}
         tokenizer = Tokenizer.train(tokenizer_texts(config), config.tokenizer_ranks)
@@ -95,13 +90,13 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         done, measuring = 0, []
         for future in as_completed(futures):
             shard = futures[future]
-            done += finished(future, futures)
+            done += future.result()
             if shard.split == "train":
                 measuring.append(executor.submit(measured, folder, shard.name, shard.count))
             context.progress.update(done, total, samples_per_s=done / (time.monotonic() - started))
 
-        lengths = dict(finished(future, measuring) for future in measuring)
-        added = [finished(future, own) for future in own]
+        lengths = dict(future.result() for future in measuring)
+        added = [future.result() for future in own]
 
     # 4. The index that trainers open, then one manifest over everything.
     index: dict[str, Any] = {"families": index_of(shards), "image": ImageConfig().model_dump(mode="json"), "own": {}}
@@ -112,6 +107,8 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         lengths |= {name: np.array(sizes) for one in written for (_, name), sizes in one.lengths.items()}
         for problem in (problem for one in written for problem in one.problems):
             print(f"prepare_data: left out of {source.name}: {problem}", file=sys.stderr, flush=True)
+        for note in (note for one in written for note in one.notes):
+            print(f"prepare_data: of {source.name}: {note}", file=sys.stderr, flush=True)
     write_lengths(folder, lengths)
     (folder / "index.json").write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
     tokens, media = (sum(int(values[:, column].sum()) for values in lengths.values()) for column in (0, 1))
@@ -197,29 +194,3 @@ def index_of(shards: list[Shard]) -> dict[str, dict[str, list[dict[str, object]]
         entries = families.setdefault(shard.family, {}).setdefault(shard.split, [])
         entries.append({"shard": shard.name, "samples": shard.count})
     return families
-
-
-def finished(future: Future[T], futures: Iterable[Future[T]]) -> T:
-    """The future's result; if it failed, what has not begun is dropped before the error goes up."""
-    try:
-        return future.result()
-    except BaseException:
-        for other in futures:
-            other.cancel()
-        raise
-
-
-def pool(processes: int) -> ProcessPoolExecutor:
-    """Spawned, since this process has threads; each worker ends when this process does, even by SIGKILL."""
-    return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=end_with_parent)
-
-
-def end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -36,8 +36,10 @@ class DataFolder:
         self.source: ShardSource = source or LocalShards(path)
         try:
             self.index = json.loads((path / "index.json").read_text())
+            if not isinstance(self.index, dict) or not isinstance(self.index.get("families"), dict):
+                raise ValueError("it has no families")
             self.image_config = ImageConfig.model_validate(self.index.get("image", {}))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise MoonflowError(f"{path}/index.json cannot be read ({error}); run prepare_data again") from error
         self.tokenizer = Tokenizer.load(path)
         self._lengths = read_lengths(path)

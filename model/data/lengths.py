@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from model.data.problems import Problem, attempt
 from model.data.shards import Shard
 from model.data.tokenize import count_tokens
 from model.errors import MoonflowError
@@ -29,13 +30,18 @@ def measure(shard: Shard, samples: int, tokenizer: Tokenizer, image_config: Imag
     lengths = np.zeros((samples, 2), dtype=np.int32)
     problems: list[str] = []
     for number in range(min(samples, len(shard))):
-        try:
-            lengths[number] = count_tokens(shard[number], tokenizer, image_config)
-        except MoonflowError as error:
-            problems.append(str(error))
+        counted = attempt(f"shard {shard.label}, sample {number}", _count, shard, number, tokenizer, image_config)
+        if isinstance(counted, Problem):
+            problems.append(counted.line)
+        else:
+            lengths[number] = counted
     if shard.damage is not None:
         problems.append(f"{shard.damage} ({samples - len(shard)} samples are lost)")
     return lengths, problems
+
+
+def _count(shard: Shard, number: int, tokenizer: Tokenizer, image_config: ImageConfig) -> tuple[int, int]:
+    return count_tokens(shard[number], tokenizer, image_config)
 
 
 def write_lengths(folder: Path, lengths: Mapping[str, Lengths]) -> None:

@@ -1,28 +1,29 @@
-"""A user's own data: WebDataset shards in our sample format, or a folder of images with texts (source: ours).
-
-Texts stand beside the images (``cat.png`` and ``cat.txt``) or in ``metadata.jsonl`` (a line per image: ``file_name``
-and ``text``, as Hugging Face's imagefolder has it).
-"""
+"""A user's own data: WebDataset shards in our sample format, or a folder of images with texts (source: ours)."""
 
 from __future__ import annotations
 
-import json
+import contextlib
+import math
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from model.data.sample import ABILITIES, MODALITIES, Sample
-from model.data.shards import Shard
+from model.data.image_folder import IMAGES, METADATA, Pairs, pairs
+from model.data.problems import Note, Problem, attempt, one_line, some
+from model.data.sample import Sample
+from model.data.shards import Shard, encode_record
 from model.data.source import LocalShards, ShardSource
-from model.data.tokenize import TokenizedSample, tokenize
+from model.data.tokenize import tokenize
+from model.data.walk import Entry, unused, walk
 from model.errors import MoonflowError
 from model.image import ImageConfig
 from model.tokenizer import Tokenizer
 
-IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
-METADATA = "metadata.jsonl"
+SHARD = ".tar"
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 PAIRS = 1_000  # images in one part
 
 
@@ -44,7 +45,7 @@ def parse_sources(text: str) -> list[Named]:
             weight = float(match[2] or 1) if match else 0.0
         except ValueError:
             weight = 0.0
-        if not match or weight <= 0:
+        if not match or not 0 < weight < math.inf:
             raise MoonflowError(f"source {entry!r}: write name=URI or name:weight=URI, the name in a-z, 0-9 and _")
         if match[1] in {one.name for one in found}:
             raise MoonflowError(f"source {entry!r}: the name {match[1]!r} is taken; choose another")
@@ -55,8 +56,13 @@ def parse_sources(text: str) -> list[Named]:
 class Part(Protocol):
     """A piece of a source that one process reads: a shard, or some images."""
 
-    def samples(self) -> Iterator[Sample | str]:
-        """Its samples; a line of text for each that is none, with its name and what to do."""
+    @property
+    def where(self) -> str:
+        """Names it in messages."""
+        ...
+
+    def samples(self) -> Iterator[Sample | Problem | Note]:
+        """Its samples in order; what is wrong in place of one; and what was not used. Never raises for a record."""
         ...
 
 
@@ -65,46 +71,37 @@ class ShardPart:
     source: ShardSource
     shard: str
 
-    def samples(self) -> Iterator[Sample | str]:
-        try:
-            shard = Shard(self.source.open(self.shard), self.shard)
-        except MoonflowError as error:
-            yield str(error)
+    @property
+    def where(self) -> str:
+        return f"shard {self.shard}"
+
+    def samples(self) -> Iterator[Sample | Problem | Note]:
+        opened = attempt(self.where, self._opened)
+        if isinstance(opened, Problem):
+            yield opened
             return
-        for number in range(len(shard)):
-            try:
-                yield shard[number]
-            except MoonflowError as error:
-                yield str(error)
-        if shard.damage is not None:
-            yield str(shard.damage)
-        shard.close()
+        with contextlib.closing(opened):
+            for number in range(len(opened)):
+                yield attempt(f"{self.where}, sample {number}", opened.__getitem__, number)
+            if opened.damage is not None:
+                yield Problem(one_line(str(opened.damage)))
+            if opened.skipped:
+                count = f"{len(opened.skipped)} members belong" if len(opened.skipped) > 1 else "1 member belongs"
+                yield Note(one_line(f"{self.where}: {count} to no sample: {some([*opened.skipped])}"))
+
+    def _opened(self) -> Shard:
+        return Shard(self.source.open(self.shard), self.shard)
 
 
 @dataclass(frozen=True)
-class PairsPart:
-    """Images below a folder, each with its text, or with what is wrong in place of one."""
+class Remarks:
+    """What there is to say of files that are no part."""
 
-    folder: Path
-    pairs: tuple[tuple[str, str, str], ...]  # file name, text, problem
+    where: str
+    found: tuple[Problem | Note, ...]
 
-    def samples(self) -> Iterator[Sample | str]:
-        for name, text, problem in self.pairs:
-            path = self.folder / name
-            if problem:
-                yield f"{path}: {problem}"
-                continue
-            try:
-                content = path.read_bytes()
-            except OSError as error:
-                yield f"{path} cannot be read ({error.strerror}): mend it or take it out"
-                continue
-            extension = path.suffix[1:].lower()
-            segments: list[dict[str, Any]] = [
-                {"type": "image", "media": extension},
-                {"type": "text", "text": text, "loss": True},
-            ]
-            yield Sample(name, "pairs", "knowledge", "image", name, segments=segments, media={extension: content})
+    def samples(self) -> Iterator[Sample | Problem | Note]:
+        yield from self.found
 
 
 def local_parts(folder: Path) -> list[Part]:
@@ -113,69 +110,76 @@ def local_parts(folder: Path) -> list[Part]:
     Raises:
         MoonflowError: no such folder, or neither is in it.
     """
-    if not folder.is_dir():
-        raise MoonflowError(f"{folder} is no folder: name one with .tar shards or with images and texts, or s3://...")
-    if shards := sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.tar")):
-        return [ShardPart(LocalShards(folder), shard) for shard in shards]
-    pairs = list(_listed(folder) if (folder / METADATA).is_file() else _beside(folder))
-    if not pairs:
+    if not os.path.isdir(folder):
+        name = one_line(str(folder))
+        raise MoonflowError(f"{name} is no folder: name one with .tar shards or with images and texts, or s3://...")
+    entries = walk(folder, {SHARD, *IMAGES})
+    if parts := shard_parts(LocalShards(folder), entries, str(folder)):
+        return parts
+    found = list(pairs(folder, entries))
+    if all(isinstance(one, Note) for one in found):
+        seen = "".join(f"; {one.line}" for one in found if isinstance(one, Note))
         raise MoonflowError(
-            f"{folder} holds no .tar shards and no images ({', '.join(sorted(IMAGES))}): "
-            f"put x.txt beside each x.png, or write {METADATA}"
+            f"{one_line(str(folder))} holds no .tar shards and no images ({', '.join(sorted(IMAGES))}): "
+            f"put x.txt beside each x.png, or write {METADATA}{seen}"
         )
-    return [PairsPart(folder, tuple(pairs[start : start + PAIRS])) for start in range(0, len(pairs), PAIRS)]
+    return [Pairs(folder, tuple(found[start : start + PAIRS])) for start in range(0, len(found), PAIRS)]
 
 
-def check(sample: Sample, tokenizer: Tokenizer, image_config: ImageConfig) -> tuple[TokenizedSample, int]:
-    """The sample with its media decoded, and how many of its tokens are media pads.
+def shard_parts(source: ShardSource, entries: Sequence[Entry], where: str) -> list[Part]:
+    """The shards among files, then a word on the other files; nothing if there is no shard.
+
+    Args:
+        where: the folder or address, for messages.
+    """
+    shards, compressed, bad, others, hidden = (list[Entry]() for _ in range(5))
+    for entry in entries:
+        if entry.is_system_file:
+            hidden.append(entry)
+        elif entry.hides or (entry.extension == SHARD and entry.fault):
+            bad.append(entry)
+        elif entry.extension == SHARD:
+            shards.append(entry)
+        else:
+            (compressed if entry.name.lower().endswith(COMPRESSED) else others).append(entry)
+    if not shards and not compressed and not any(entry.extension == SHARD for entry in bad):
+        return []
+    remarks: list[Problem | Note] = [entry.problem(where) for entry in bad]
+    remarks += [Problem(one_line(f"{where}/{entry.name} is compressed: decompress it to .tar")) for entry in compressed]
+    remarks += unused(where, others, "beside shards, only shards are read")
+    remarks += unused(where, hidden, "hidden, or a system's own")
+    parts: list[Part] = [ShardPart(source, entry.name) for entry in shards]
+    return [*parts, Remarks(where, tuple(remarks))] if remarks else parts
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A sample that a trainer can use.
+
+    Attributes:
+        tokens: of the whole sample.
+        media: how many of them are media pads.
+    """
+
+    sample: Sample
+    tokens: int
+    media: int
+
+
+def check(sample: Sample, tokenizer: Tokenizer, image_config: ImageConfig) -> Checked:
+    """The sample's size in tokens, with its media decoded.
 
     Raises:
         MoonflowError: naming the sample, when a trainer could not use it.
     """
-    for name, value, known in (
-        ("ability", sample.ability, ABILITIES),
-        ("modality", sample.modality, MODALITIES),
-    ):
-        if value not in known:
-            raise MoonflowError(f"sample {sample.key}: {name} {value!r} is none of {', '.join(known)}: mend its json")
     tokenized = tokenize(sample, tokenizer, image_config)
     if not tokenized.loss_mask[1:].any():
         raise MoonflowError(f'sample {sample.key}: no token of it is trained on; mark a text with "loss": true')
-    return tokenized, int((tokenized.input_ids == tokenizer.media_pad_id).sum())
+    encode_record(sample)
+    media = int((tokenized.input_ids == tokenizer.media_pad_id).sum())
+    return Checked(sample, len(tokenized.input_ids), media)
 
 
 def renamed(sample: Sample, name: str, part: int, number: int) -> Sample:
     """The sample as a member of the family ``name``, under a key that nothing else has."""
     return replace(sample, key=f"{name}-{part:05d}-{number:05d}", family=name, source=f"{name}/{sample.source}")
-
-
-def _beside(folder: Path) -> Iterator[tuple[str, str, str]]:
-    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES):
-        name, beside = path.relative_to(folder).as_posix(), path.with_suffix(".txt")
-        try:
-            text = beside.read_text().strip()
-            problem = "" if text else f"{beside.name} is empty: write what the image shows"
-        except FileNotFoundError:
-            text, problem = "", f"there is no {beside.name} beside it: write what the image shows"
-        except (OSError, UnicodeDecodeError) as error:
-            text, problem = "", f"{beside.name} cannot be read ({error}): save it as UTF-8"
-        yield name, text, problem
-
-
-def _listed(folder: Path) -> Iterator[tuple[str, str, str]]:
-    try:
-        lines = (folder / METADATA).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise MoonflowError(f"{folder / METADATA} cannot be read ({error}): save it as UTF-8") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            name, text = row["file_name"], row["text"].strip()
-        except (ValueError, KeyError, TypeError, AttributeError):
-            yield METADATA, "", f'line {number} is no JSON object with "file_name" and "text"'
-            continue
-        inside = (folder / name).resolve().is_relative_to(folder.resolve())
-        problem = "" if text else f"line {number} of {METADATA} has an empty text: write what the image shows"
-        yield name, text, problem if inside else f"line {number} of {METADATA} names a file outside the folder"

@@ -2,7 +2,8 @@
 
 A sample is either a *document* (``segments``: the loss covers the text marked so) or a *conversation*
 (``messages``: the loss covers the assistant's turns). Tasks for RL and evaluation are conversations with an
-``answer`` and the name of the ``reward`` that checks it.
+``answer`` and the name of the ``reward`` that checks it. What is neither, both, or of another form is refused where it
+is read (``model.data.record``).
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Sample:
         segments: ``{"type": "text", "text": str, "loss": bool}`` or ``{"type": "image" | "video", "media": name}``.
         messages: OpenAI-shaped turns. ``content`` is a string or a list of ``{"type": "text", "text": ...}`` and
             ``{"type": "image" | "video", "media": name}`` parts. Assistant turns may carry ``reasoning`` and
-            ``tool_calls`` (``[{"name": ..., "arguments": {...}}]``); tool turns carry ``tool_call_id``.
+            ``tool_calls`` (``[{"name": ..., "arguments": {...}}]``; in a shard the arguments may be a JSON text that
+            means the object); tool turns carry ``tool_call_id``.
             ``"loss": False`` on an assistant turn leaves it out of the loss.
         tools: names of the declared tools, as in ``model.chat.TOOLS``.
         answer: ground truth, JSON-able; its form is what ``reward`` expects.

@@ -13,35 +13,75 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from model.data.members import MembersByKey
+from model.data.record import read_record
 from model.data.sample import Sample
 from model.data.source import BrokenShard, LocalShards
 from model.errors import MoonflowError
 
 JSON_FIELDS = [field.name for field in fields(Sample) if field.name != "media"]
-REQUIRED = ("key", "family", "ability", "modality", "source")
+
+
+class ShardWriter:
+    """A shard in memory; a sample that cannot be written leaves no trace in it."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._keys: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def add(self, sample: Sample) -> None:
+        """
+        Raises:
+            MoonflowError: a key that cannot be a file's stem, or one that occurs twice; a field that JSON cannot hold.
+        """
+        if not sample.key or "." in sample.key or "/" in sample.key or sample.key in self._keys:
+            raise MoonflowError(f"sample key {sample.key!r} is empty, taken, or has a dot or slash: rename it")
+        media = sorted(sample.media)
+        members = {"json": encode_record(sample), **sample.media}
+        parts = []
+        for extension in ["json", *media]:
+            info = tarfile.TarInfo(f"{sample.key}.{extension}")  # its defaults: time 0, owner 0, mode 644
+            info.size = len(members[extension])
+            padding = bytes(-info.size % tarfile.BLOCKSIZE)
+            parts += [info.tobuf(tarfile.USTAR_FORMAT), members[extension], padding]
+        self._parts += parts
+        self._keys.add(sample.key)
+
+    def content(self) -> bytes:
+        """The bytes of the tar, with its end."""
+        size = sum(map(len, self._parts))
+        end = 2 * tarfile.BLOCKSIZE
+        return b"".join([*self._parts, bytes(end + -(size + end) % tarfile.RECORDSIZE)])
+
+
+def encode_record(sample: Sample) -> bytes:
+    """The sample's json, without fields that are empty.
+
+    Raises:
+        MoonflowError: JSON cannot hold a field.
+    """
+    values = {name: getattr(sample, name) for name in JSON_FIELDS}
+    record = {name: value for name, value in values.items() if value not in ("", [], {}, None)}
+    record["media"] = sorted(sample.media)
+    try:
+        return json.dumps(record, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, TypeError, RecursionError) as error:
+        raise MoonflowError(f"sample {sample.key}: JSON cannot hold a field of it ({error}): mend the field") from None
 
 
 def write_shard(samples: Iterable[Sample]) -> bytes:
     """The bytes of a tar with every sample's json and media; the media's file names follow from the key.
 
     Raises:
-        MoonflowError: a key that cannot be a file's stem, or one that occurs twice.
+        MoonflowError: as ``ShardWriter.add``.
     """
-    buffer, keys = io.BytesIO(), set[str]()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for sample in samples:
-            if not sample.key or "." in sample.key or "/" in sample.key or sample.key in keys:
-                raise MoonflowError(f"sample key {sample.key!r} is empty, taken, or has a dot or slash: rename it")
-            keys.add(sample.key)
-            values = {name: getattr(sample, name) for name in JSON_FIELDS}
-            record = {name: value for name, value in values.items() if value not in ("", [], {}, None)}
-            record["media"] = sorted(sample.media)
-            members = {"json": json.dumps(record, ensure_ascii=False).encode(), **sample.media}
-            for extension in ["json", *record["media"]]:
-                info = tarfile.TarInfo(f"{sample.key}.{extension}")  # its defaults: time 0, owner 0, mode 644
-                info.size = len(members[extension])
-                tar.addfile(info, io.BytesIO(members[extension]))
-    return buffer.getvalue()
+    writer = ShardWriter()
+    for sample in samples:
+        writer.add(sample)
+    return writer.content()
 
 
 class Shard:
@@ -50,19 +90,19 @@ class Shard:
     A sample's members stand together, its json before or after its media. What lies before a damaged place can be read;
     ``damage`` says what is wrong with the rest.
 
+    Attributes:
+        skipped: names of members that belong to no sample; of those beside a sample, once it was read.
+
     Args:
         stream: seekable; closed with the shard.
         label: the shard's name in messages.
     """
 
     def __init__(self, stream: BinaryIO, label: str) -> None:
-        self._stream, self._label = stream, label
-        self._samples: list[tuple[str, dict[str, tuple[int, int]]]] = []
-        self.damage: BrokenShard | None = None
-        try:
-            self._scan()
-        except BrokenShard as damage:
-            self.damage = damage
+        members = MembersByKey(stream, label)
+        self._stream, self.label = stream, label
+        self._samples, self.damage = members.samples, members.damage
+        self.skipped = dict.fromkeys(members.skipped)
 
     @classmethod
     def lost(cls, damage: BrokenShard, label: str) -> Shard:
@@ -82,10 +122,16 @@ class Shard:
         """
         if number >= len(self._samples):
             raise self.damage or BrokenShard(
-                f"shard {self._label} has {len(self._samples)} samples, not {number + 1}: run prepare_data again"
+                f"shard {self.label} has {len(self._samples)} samples, not {number + 1}: run prepare_data again"
             )
-        key, members = self._samples[number]
-        return _sample(key, {extension: self._read(*place) for extension, place in members.items()}, self._label)
+        members = self._samples[number]
+        if members.problem:
+            raise MoonflowError(f"shard {self.label}: {members.problem}")
+        where = f"shard {self.label}, member '{members.key}.json'"
+        contents = {extension: self._read(*place) for extension, place in members.places.items()}
+        sample, unused = _sample(contents, where)
+        self.skipped.update((f"{members.key}.{extension}", None) for extension in unused)
+        return sample
 
     def close(self) -> None:
         self._stream.close()
@@ -93,39 +139,6 @@ class Shard:
     def _read(self, offset: int, size: int) -> bytes:
         self._stream.seek(offset)
         return self._stream.read(size)
-
-    def _scan(self) -> None:
-        """Find each regular file's place and group the files by their keys."""
-        size, last, key = self._stream.seek(0, io.SEEK_END), "none", ""
-        self._stream.seek(0)
-        members: dict[str, tuple[int, int]] = {}
-        try:
-            with tarfile.open(fileobj=self._stream, mode="r:") as tar:
-                for info in tar:
-                    last = info.name
-                    end = info.offset_data + info.size
-                    if end > size:
-                        raise BrokenShard(
-                            f"shard {self._label}, member {last!r}: cut short by {end - size} bytes; "
-                            "fetch or make it again"
-                        )
-                    if not info.isfile():
-                        continue
-                    folder, slash, base = info.name.rpartition("/")
-                    stem, _, extension = base.partition(".")  # webdataset: the key ends at the first dot
-                    if key and folder + slash + stem != key:
-                        self._samples.append((key, members))
-                        members = {}
-                    key = folder + slash + stem
-                    members[extension] = (info.offset_data, info.size)
-                # tarfile takes a broken header, or none, for the end of the archive: samples would vanish silently.
-                closing = self._read(tar.offset, tarfile.BLOCKSIZE)
-                if len(closing) < tarfile.BLOCKSIZE or any(closing):
-                    raise tarfile.ReadError("broken header or missing end of archive")
-        except tarfile.TarError as error:
-            raise BrokenShard(f"shard {self._label}, after member {last!r}: {error}; fetch or make it again") from None
-        if key:
-            self._samples.append((key, members))
 
 
 def read_shard(shard: bytes | Path) -> Iterator[Sample]:
@@ -147,21 +160,22 @@ def read_shard(shard: bytes | Path) -> Iterator[Sample]:
         opened.close()
 
 
-def _sample(key: str, members: dict[str, bytes], label: str) -> Sample:
-    where = f"shard {label}, member '{key}.json'"
+def _sample(members: dict[str, bytes], where: str) -> tuple[Sample, set[str]]:
+    """The sample, and the extensions beside it that neither its list of media nor its content names."""
     if "json" not in members:
         raise MoonflowError(f"{where}: missing beside {sorted(members)}; make the shard again")
     media = {extension: content for extension, content in members.items() if extension != "json"}
-    try:
-        record: Any = json.loads(members["json"])
-    except ValueError as error:
-        raise MoonflowError(f"{where}: not JSON ({error}); make the shard again") from None
-    if not isinstance(record, dict):
-        raise MoonflowError(f"{where}: a sample must be a JSON object; see model/data/sample.py")
-    absent = sorted(set(record.pop("media", ())) - set(media))
-    unknown = sorted(set(record) - set(JSON_FIELDS))
-    missing = [name for name in REQUIRED if name not in record]
-    if absent or unknown or missing:
-        raise MoonflowError(f"{where}: absent media {absent}, unknown fields {unknown}, missing fields {missing}; "
-                            "see model/data/sample.py")  # fmt: skip
-    return Sample(**record, media=media)
+    record: Any = read_record(members["json"], where)
+    listed = record.pop("media", None)
+    if absent := sorted(set(listed or ()) - set(media)):
+        raise MoonflowError(f"{where}: absent media {absent}; see model/data/sample.py")
+    unused = set() if listed is None else set(media).difference(listed)
+    return Sample(**record, media=media), unused and unused - set(_shown(record))
+
+
+def _shown(record: dict[str, Any]) -> Iterator[str]:
+    """The media that a record's segments and messages show."""
+    contents = [record.get("segments", []), *(message.get("content") for message in record.get("messages", []))]
+    for content in contents:
+        if isinstance(content, list):
+            yield from (part["media"] for part in content if "media" in part)

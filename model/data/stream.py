@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 from model.data.packing import Batch, Placed, assemble
 from model.data.planner import Place, Planner, StreamState
+from model.data.problems import Problem, attempt
 from model.data.schedule import Schedule
+from model.data.shards import Shard
 from model.data.tokenize import TokenizedSample, tokenize
 from model.errors import MoonflowError
 
@@ -154,24 +156,27 @@ class MixtureStream:
         family = self.families[place.family]
         number, offset = family.place(place.position)
         shard = family.shard(number, place.position // family.total)
-        try:
-            sample = tokenize(shard[offset], self.recipe.data.tokenizer, self.recipe.data.image_config)
-            if len(sample.input_ids) == place.tokens:
-                return sample
+        sample = attempt(f"shard {shard.label}, sample {offset}", self._tokenized, shard, offset, place)
+        if not isinstance(sample, Problem):
+            return sample
+        self.broken += 1
+        entry = family.entries[number]
+        behind = shard.damage is not None and offset >= len(shard)
+        key, lost = (entry["shard"], entry["samples"] - len(shard)) if behind else ((entry["shard"], offset), ranks)
+        if key not in self._unreadable:
+            self._unreadable[key] = lost
+            _log(f"{sample.line} ({'its samples are' if behind else 'it is'} left out)")
+            self._judge(sample.line)
+        return None
+
+    def _tokenized(self, shard: Shard, offset: int, place: Place) -> TokenizedSample:
+        sample = tokenize(shard[offset], self.recipe.data.tokenizer, self.recipe.data.image_config)
+        if len(sample.input_ids) != place.tokens:
             raise MoonflowError(
                 f"sample {sample.key} of {place.family} has {len(sample.input_ids)} tokens, not {place.tokens} as when "
                 "it was measured: run prepare_data again"
             )
-        except MoonflowError as error:
-            self.broken += 1
-            entry = family.entries[number]
-            behind = shard.damage is not None and offset >= len(shard)
-            key, lost = (entry["shard"], entry["samples"] - len(shard)) if behind else ((entry["shard"], offset), ranks)
-            if key not in self._unreadable:
-                self._unreadable[key] = lost
-                _log(f"{error} ({'its samples are' if behind else 'it is'} left out)")
-                self._judge(str(error))
-            return None
+        return sample
 
     def _judge(self, last: str) -> None:
         """MoonflowError if too much cannot be read: whole shards, and samples, each for one of every rank."""

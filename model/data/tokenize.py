@@ -79,6 +79,8 @@ def tokenize_prompt(
 
 def _encode(sample: Sample, tokenizer: Tokenizer) -> Encoded:
     try:
+        if sample.messages and sample.segments:
+            raise MoonflowError("it has both segments and messages, and only one can be trained on")
         if sample.messages:
             return encode_chat(sample.messages, sample.tools, tokenizer)
         if sample.segments:
@@ -96,8 +98,10 @@ def _document(sample: Sample) -> Iterator[Piece]:
     for segment in sample.segments:
         if segment["type"] == "text":
             yield Piece("text", segment["text"], segment["loss"])
-        else:
+        elif segment["type"] in ("image", "video"):
             yield from medium(segment["type"], segment["media"])
+        else:
+            raise MoonflowError(f"unknown segment type {segment['type']!r}; use text, image or video")
     yield Piece("special", "[EOS]", bool(sample.segments[-1].get("loss", False)))
 
 

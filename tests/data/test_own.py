@@ -1,49 +1,22 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from model.data.own import IMAGES, Named, check, local_parts, parse_sources, renamed
+from model.data.own import Named, check, local_parts, parse_sources, renamed, shard_parts
 from model.data.sample import Sample
 from model.data.shards import write_shard
+from model.data.source import LocalShards
+from model.data.tokenize import tokenize
+from model.data.walk import Entry
 from model.errors import MoonflowError
 from model.image import ImageConfig, encode_png
 from tests.corpus import small_tokenizer
+from tests.data.odd import read_parts
 
 PNG = encode_png(np.zeros((20, 30, 3), np.uint8))
-
-
-def read(folder: Path) -> tuple[list[Sample], list[str]]:
-    found = [one for part in local_parts(folder) for one in part.samples()]
-    return [one for one in found if isinstance(one, Sample)], [one for one in found if isinstance(one, str)]
-
-
-def test_texts_beside_images(tmp_path: Path) -> None:
-    (tmp_path / "deep").mkdir()
-    for name, text in (("a.png", "a cat"), ("deep/b.JPG", "a dog\n"), ("c.png", ""), ("d.png", None)):
-        (tmp_path / name).write_bytes(PNG)
-        if text is not None:
-            (tmp_path / name).with_suffix(".txt").write_text(text)
-    samples, problems = read(tmp_path)
-    assert [(sample.source, sample.segments[1]["text"], list(sample.media)) for sample in samples] == [
-        ("a.png", "a cat", ["png"]), ("deep/b.JPG", "a dog", ["jpg"])
-    ]  # fmt: skip
-    assert len(problems) == 2 and "c.txt is empty" in problems[0] and "no d.txt" in problems[1]
-
-
-def test_texts_in_metadata(tmp_path: Path) -> None:
-    for name in ("a.png", "b.png"):
-        (tmp_path / name).write_bytes(PNG)
-    rows = [{"file_name": "a.png", "text": "a cat", "colour": 3}, {"file_name": "gone.png", "text": "?"},
-            {"file_name": "b.png"}, {"file_name": "../a.png", "text": "x"}]  # fmt: skip
-    (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n{\n")
-    samples, problems = read(tmp_path)
-    assert [(sample.source, sample.segments[1]["text"]) for sample in samples] == [("a.png", "a cat")]
-    for problem, words in zip(problems, ("gone.png", "line 3", "outside", "line 5"), strict=True):
-        assert words in problem
 
 
 def test_shards_give_what_is_sound_and_name_the_rest(tmp_path: Path) -> None:
@@ -53,7 +26,7 @@ def test_shards_give_what_is_sound_and_name_the_rest(tmp_path: Path) -> None:
     data = write_shard(made)
     (tmp_path / "whole.tar").write_bytes(data)
     (tmp_path / "cut.tar").write_bytes(data[: data.index(b"k2.json") + 300])
-    samples, problems = read(tmp_path)
+    samples, problems, _ = read_parts(local_parts(tmp_path))
     assert sorted(sample.key for sample in samples) == ["k0", "k0", "k1", "k2", "k3"]  # of the cut one what is certain
     assert len(problems) == 1 and "cut.tar" in problems[0]
 
@@ -66,17 +39,19 @@ def sample(**fields: object) -> Sample:
 
 
 def test_a_sound_sample_is_counted() -> None:
-    tokenized, media = check(sample(), small_tokenizer(), ImageConfig())
-    assert media == 2 and (tokenized.input_ids == small_tokenizer().media_pad_id).sum() == 2
+    found = check(sample(), small_tokenizer(), ImageConfig())
+    tokenized = tokenize(sample(), small_tokenizer(), ImageConfig())
+    assert (found.tokens, found.media) == (len(tokenized.input_ids), 2)
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"ability": "juggling"}, "ability 'juggling'"),
-        ({"modality": "smell"}, "modality 'smell'"),
         ({"segments": [{"type": "text", "text": "x", "loss": False}]}, "loss"),
         ({"segments": [{"type": "text"}]}, "lacks a field"),
+        ({"segments": [{"type": "audio", "media": "png"}]}, "unknown segment type 'audio'"),
+        ({"messages": [{"role": "user", "content": "x"}]}, "both segments and messages"),
+        ({"answer": float("inf")}, "JSON cannot hold"),
         ({"segments": []}, "neither segments nor messages"),
         ({"media": {}}, "'png' is not among its files"),
         ({"media": {"png": PNG[: len(PNG) // 2]}}, "cannot be decoded"),
@@ -89,11 +64,15 @@ def test_what_a_trainer_could_not_use_is_named(fields: dict[str, object], words:
 
 
 def test_folders_without_data_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(MoonflowError, match="no folder"):
-        local_parts(tmp_path / "gone")
+    for name in ("gone", "x" * 5_000, "two\nlines", "nul\0"):
+        with pytest.raises(MoonflowError, match="no folder") as error:
+            local_parts(tmp_path / name)
+        assert "\n" not in str(error.value)
     with pytest.raises(MoonflowError, match=r"no \.tar shards and no images"):
         local_parts(tmp_path)
-    assert ".png" in IMAGES
+    (tmp_path / "notes.md").write_text("x")
+    with pytest.raises(MoonflowError, match=r"no images.*1 file is not used \(notes\.md\)"):
+        local_parts(tmp_path)
 
 
 def test_sources_are_named_in_one_line() -> None:
@@ -101,7 +80,7 @@ def test_sources_are_named_in_one_line() -> None:
     assert parse_sources("cats:2.5=/data/cats, web=s3://bucket/a=b") == [
         Named("cats", "/data/cats", 2.5), Named("web", "s3://bucket/a=b", 1.0)
     ]  # fmt: skip
-    for text in ("cats", "Cats=/x", "cats:0=/x", "cats:1.2.3=/x", "cats=", "a=/x,a=/y"):
+    for text in ("cats", "Cats=/x", "cats:0=/x", "cats:1.2.3=/x", f"cats:{10**400}=/x", "cats=", "a=/x,a=/y"):
         with pytest.raises(MoonflowError, match="source"):
             parse_sources(text)
 
@@ -109,3 +88,27 @@ def test_sources_are_named_in_one_line() -> None:
 def test_renamed_samples_keep_their_source() -> None:
     one = renamed(sample(), "cats", 2, 7)
     assert (one.key, one.family, one.source) == ("cats-00002-00007", "cats", "cats/s")
+
+
+def test_beside_shards_every_other_file_is_named(tmp_path: Path) -> None:
+    text = [{"type": "text", "text": "hello", "loss": True}]
+    (tmp_path / "deep").mkdir()
+    shard = write_shard([Sample("k", "f", "coding", "text", "s", segments=text)])
+    for name in ("deep/a.tar", "B.TAR"):
+        (tmp_path / name).write_bytes(shard)
+    for name in ("._a.tar", "README.md", "c.tar.gz", "d.tgz", "e.png"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "gone.tar").symlink_to("nowhere.tar")
+    (tmp_path / "folder.tar").mkdir()
+    samples, problems, notes = read_parts(local_parts(tmp_path))
+    assert len(samples) == 2
+    assert [word in line for word, line in zip(("folder.tar", "gone.tar", "c.tar.gz", "d.tgz"), problems, strict=True)]
+    assert "leads nowhere" in problems[1] and "compressed" in problems[2]
+    assert "(README.md, e.png)" in notes[0] and "(._a.tar)" in notes[1]
+
+
+def test_compressed_shards_alone_are_named() -> None:
+    parts = shard_parts(LocalShards(Path("x")), [Entry("a.tar.gz"), Entry("b.md")], "s3://box/x")
+    _, problems, notes = read_parts(parts)
+    assert problems == ["s3://box/x/a.tar.gz is compressed: decompress it to .tar"] and "b.md" in notes[0]
+    assert shard_parts(LocalShards(Path("x")), [Entry("b.md")], "s3://box/x") == []

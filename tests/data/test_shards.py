@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from model.data.sample import Sample
-from model.data.shards import read_shard, write_shard
+from model.data.shards import Shard, ShardWriter, read_shard, write_shard
 from model.errors import MoonflowError
+from tests.data.odd import record, tar_of
 
 
 def sample(number: int = 0, **fields: object) -> Sample:
@@ -78,25 +79,111 @@ def test_a_broken_shard_names_itself_and_the_member(tmp_path: Path) -> None:
 
 
 def test_bad_samples_are_named() -> None:
-    def tar_of(members: dict[str, bytes]) -> bytes:
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w") as tar:
-            for name, data in members.items():
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-        return buffer.getvalue()
-
-    good = {"key": "k", "family": "f", "ability": "coding", "modality": "text", "source": "s"}
-    assert "k.json" in broken(tar_of({"k.json": b"{"}))
-    assert "JSON object" in broken(tar_of({"k.json": b"[]"}))
-    assert "colour" in broken(tar_of({"k.json": json.dumps({**good, "colour": 1}).encode()}))
-    assert "ability" in broken(tar_of({"k.json": b'{"key": "k", "family": "f", "modality": "text", "source": "s"}'}))
-    assert "png" in broken(tar_of({"k.json": json.dumps({**good, "media": ["png"]}).encode()}))
-    assert "missing" in broken(tar_of({"k.png": b"pixels"}))
+    assert "k.json" in broken(tar_of(("k.json", b"{")))
+    assert "JSON object" in broken(tar_of(("k.json", b"[]")))
+    assert "colour" in broken(tar_of(("k.json", record("k", colour=1))))
+    assert "ability" in broken(tar_of(("k.json", record("k", ability=None))))
+    assert "png" in broken(tar_of(("k.json", record("k", media=["png"]))))
+    assert "missing" in broken(tar_of(("k.png", b"pixels")))
 
 
 def test_keys_that_would_be_read_otherwise_are_refused() -> None:
     for samples in ([sample(key="a.b")], [sample(key="")], [sample(1), sample(1)]):
         with pytest.raises(MoonflowError, match="key"):
             write_shard(samples)
+
+
+def test_a_sample_that_cannot_be_written_leaves_no_trace() -> None:
+    writer = ShardWriter()
+    writer.add(SAMPLES[0])
+    for bad in (sample(5, answer=float("inf")), sample(6, answer="\ud800"), sample(7, media={"x" * 200: b""})):
+        with pytest.raises((MoonflowError, ValueError)):
+            writer.add(bad)
+    writer.add(SAMPLES[1])
+    assert len(writer) == 2 and writer.content() == write_shard(SAMPLES[:2])
+
+
+def found(data: bytes) -> tuple[list[str], list[str], list[str]]:
+    """Sources of the samples that are read, what is said of the others, what is skipped."""
+    shard = Shard(io.BytesIO(data), "odd.tar")
+    sources, problems = [], []
+    for number in range(len(shard)):
+        try:
+            sources.append(shard[number].source)
+        except MoonflowError as error:
+            problems.append(str(error))
+    if shard.damage is not None:
+        problems.append(str(shard.damage))
+    assert all("odd.tar" in problem and "\n" not in problem for problem in problems)
+    return sources, problems, list(shard.skipped)
+
+
+def test_what_systems_add_to_archives_is_skipped() -> None:
+    mac = [("._a.json", b"Mac"), ("__MACOSX/a.png", b"Mac"), (".DS_Store", b"Mac"), ("README", b"about")]
+    data = tar_of(mac[0], ("a.json", record("a")), *mac[1:], ("a.png", b"x"), ("./b.json", record("b")), ("b.png", b""))
+    sources, problems, skipped = found(data)
+    assert (sources, problems, skipped) == (["s/a", "s/b"], [], [name for name, _ in mac])
+
+
+def test_members_that_no_record_names_are_told_once_the_sample_is_read() -> None:
+    show = [{"type": "image", "media": "png"}, {"type": "text", "text": "x", "loss": True}]
+    beside = [(f"a.{extension}", b"x") for extension in ("png", "jpg", "txt")]
+    listed = tar_of(("a.json", record("a", segments=show, media=["jpg"])), *beside)
+    assert found(listed) == (["s/a"], [], ["a.txt"])
+    assert found(tar_of(("a.json", record("a", segments=show)), *beside)) == (["s/a"], [], [])  # all are its media
+
+
+def test_of_a_key_that_occurs_again_the_first_sample_stays() -> None:
+    a, a_png, b = ("a.json", record("a")), ("a.png", b"x"), ("b.json", record("b"))
+    for members in ((a, a_png, a, a_png, b), (a, a_png, b, a, a_png), (a_png, a, a_png, a, b), (a, b, a_png)):
+        sources, problems, _ = found(tar_of(*members))
+        assert sorted(sources) == ["s/a", "s/b"]
+        assert len(problems) == 1 and "key 'a' occurs again" in problems[0]
+
+
+def test_archives_one_after_the_other_are_all_read() -> None:
+    first, second = tar_of(("a.json", record("a"))), tar_of(("b.json", record("b")))
+    assert found(first + second + bytes(3 * 2**20) + tar_of(("c.json", record("c"))))[:2] == (["s/a", "s/b", "s/c"], [])
+    sources, problems, _ = found(first + b"no tar " * 1000)
+    assert sources == ["s/a"] and len(problems) == 1 and "after member 'a.json'" in problems[0]
+
+
+def special(name: str, kind: bytes, **fields: object) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    for field, value in fields.items():
+        setattr(info, field, value)
+    return info
+
+
+@pytest.mark.parametrize(
+    ("member", "words"),
+    [
+        (special("a.png", tarfile.SYMTYPE, linkname="/etc/passwd"), "link"),
+        (special("a.png", tarfile.LNKTYPE, linkname="b.json"), "link"),
+        (special("a.png", tarfile.FIFOTYPE), "device"),
+        (special("a.png", tarfile.CHRTYPE), "device"),
+        (special("a.png", tarfile.REGTYPE, pax_headers={"GNU.sparse.size": "9", "GNU.sparse.map": "0,0"}), "sparse"),
+        (special("a.caf\udce9", tarfile.REGTYPE), "not UTF-8"),
+    ],
+)
+def test_members_that_are_no_plain_files_are_their_samples_problem(member: tarfile.TarInfo, words: str) -> None:
+    sources, problems, _ = found(tar_of(("a.json", record("a")), member, ("b.json", record("b"))))
+    assert sources == ["s/b"] and len(problems) == 1 and words in problems[0]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"size": "-1024"}, {"size": "9" * 30}, {"GNU.sparse.map": "x", "GNU.sparse.size": "y"}, {"GNU.sparse.major": "1"},
+     {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "n", "GNU.sparse.realsize": "z"}],
+)  # fmt: skip
+def test_headers_without_sense_are_damage_and_what_lies_before_stays(headers: dict[str, str]) -> None:
+    odd = special("d.json", tarfile.REGTYPE, pax_headers=headers)
+    sources, problems, _ = found(tar_of(("a.json", record("a")), ("b.json", record("b")), odd, ("c.json", record("c"))))
+    assert sources[:1] == ["s/a"] and len(problems) == 1
+
+
+@pytest.mark.parametrize(("mode", "name"), [("w:gz", "gzip"), ("w:bz2", "bzip2"), ("w:xz", "xz")])
+def test_a_compressed_archive_is_named(mode: str, name: str) -> None:
+    sources, (problem,), _ = found(tar_of(("a.json", record("a")), mode=mode))
+    assert not sources and name in problem and "decompress" in problem

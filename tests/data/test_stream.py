@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import errno
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -11,9 +14,11 @@ from hypothesis import strategies as st
 
 from model.data.families import FAMILIES
 from model.data.folder import DataFolder
+from model.data.lengths import measure, write_lengths
 from model.data.packing import Batch, fill_fraction
 from model.data.schedule import Schedule
-from model.data.shards import write_shard
+from model.data.shards import Shard, write_shard
+from model.data.source import LocalShards
 from model.data.stream import MixtureStream, StreamState
 from model.data.tokenize import tokenize
 from model.errors import MoonflowError
@@ -267,10 +272,44 @@ def test_a_sample_that_cannot_be_read_leaves_padding_and_moves_nothing(tmp_path,
     assert capfd.readouterr().err.count(lost) == 1
 
 
-@pytest.mark.parametrize("damage", ["missing", "not json"])
+class FailingDisk(LocalShards):
+    """Can read every header, but not what stands in one sample."""
+
+    def open(self, shard: str) -> BinaryIO:
+        content = super().open(shard).read()
+        at = content.find(UNREADABLE)
+
+        class Opened(io.BytesIO):
+            def read(self, size: int | None = -1, /) -> bytes:
+                if at >= 0 and self.tell() <= at < self.tell() + (size or 0):
+                    raise OSError(errno.EIO, "Input/output error")
+                return super().read(size)
+
+        return Opened(content)
+
+
+UNREADABLE = FAMILIES["recall"].sample(0, "train", 7).segments[0]["text"].split("\n")[0].encode()
+
+
+def test_a_sample_on_a_failing_disk_is_left_out_and_named(tmp_path, capfd):
+    folder = write_folder(tmp_path, ("recall",))
+    sound = DataFolder(folder)
+    write_lengths(folder, {entry["shard"]: sound.lengths(entry) for entry in sound.entries("recall", "train")})
+    data = DataFolder(folder, FailingDisk(folder))
+    shard = Shard(data.source.open("recall-0.tar"), "recall-0.tar")
+    lengths, problems = measure(shard, 30, data.tokenizer, data.image_config)
+    assert lengths[:, 0].astype(bool).sum() == 29 and len(problems) == 1
+    assert "recall-0.tar, sample 7: OSError: [Errno 5]" in problems[0]
+    stream = opened(data, weights={"recall": 1.0})(None)
+    keys = {key for batch, _ in stream.batches(6, beside=False) for key in batch.keys}
+    assert len(keys) == 59 and stream.figures()["data/broken"] >= 1
+    assert capfd.readouterr().err.count("sample 7: OSError") == 1
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "{}", '{"families": []}', "[" * 100_000])
 def test_a_damaged_index_is_named(tmp_path, damage):
     small_tokenizer().save(tmp_path)
-    if damage == "not json":
-        (tmp_path / "index.json").write_text("{")
+    if damage:
+        (tmp_path / "index.json").write_text(damage)
     with pytest.raises(MoonflowError, match=f"{tmp_path}/index.json"):
         DataFolder(tmp_path)

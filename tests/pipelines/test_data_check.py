@@ -19,6 +19,7 @@ from model.errors import MoonflowError
 from model.image import encode_png
 from pipelines.data_check import examine
 from tests.corpus import small_tokenizer
+from tests.data.odd import record, tar_of
 
 
 @pytest.fixture
@@ -68,6 +69,35 @@ def test_a_folder_of_images_from_the_command_line(tmp_path: Path) -> None:
     assert json.loads(found.as_json())["families"]["pairs"]["media"] == 2
 
 
+def test_odd_files_are_named_and_end_nothing(tmp_path: Path) -> None:
+    png = encode_png(np.zeros((28, 28, 3), np.uint8))
+    for name in ("a.png", os.fsdecode(b"caf\xe9.png"), "two\nlines.png", "c.tif"):
+        (tmp_path / name).write_bytes(png)
+    (tmp_path / "a.txt").write_text("nothing")
+    os.mkfifo(tmp_path / "d.png")
+    command = [sys.executable, "-m", "pipelines.cli", "data", "check", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    shown = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    assert shown.returncode == 1 and "problems: 3" in shown.stdout and not shown.stderr
+    for line in (r"caf\xe9.png has a name that is not UTF-8", "d.png is a FIFO", r"two\nlines.png: there is no"):
+        assert sum(line in one for one in shown.stdout.splitlines()) == 1
+    assert f"note: {tmp_path}: 1 file is not used (c.tif)" in shown.stdout
+    found = json.loads(examine(str(tmp_path)).as_json())
+    assert len(found["problems"]) == 3 and len(found["notes"]) == 1 and found["families"]["pairs"]["samples"] == 1
+
+
+def test_notes_alone_are_no_problem(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"[x\xe9]")
+    folder.mkdir()
+    (folder / "a.tar").write_bytes(tar_of(("._a.json", b"Mac"), ("a.json", record("a", family="[/x]"))))
+    command = [sys.executable, "-m", "pipelines.cli", "data", "check", str(folder)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    shown = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    assert shown.returncode == 0
+    for words in ("[/x]", "note: shard a.tar: 1 member belongs", "problems: none"):
+        assert words in shown.stdout
+
+
 def test_where_nothing_lies_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(MoonflowError, match=r"no \.tar shards"):
         examine(str(tmp_path))
@@ -88,6 +118,14 @@ def test_the_object_store(prepared: Path, store: ObjectStore, step_environment: 
             examine(store.uri(f"{step_environment}/{odd}"), prepared)
         store.upload(prepared / "train" / "recall-00000.tar", f"{step_environment}/{odd}/{odd}.tar")
         assert examine(store.uri(f"{step_environment}/{odd}"), prepared).tallies == examine(bare, prepared).tallies
+    (prepared / "odd").write_bytes(tar_of(("a.json", record("a")), ("._b.json", b""), ("b.json", record("b", media=5))))
+    for name in ("odd.tar", "._odd.tar", "odd.tar.gz", "deep/README.md"):
+        store.upload(prepared / "odd", f"{step_environment}/odd/{name}")
+    found = examine(store.uri(f"{step_environment}/odd"))
+    assert found.tallies["f"].samples == 1 and len(found.problems) == 2 and len(found.notes) == 3
+    told = ("b.json", "gz is compressed", "._b.json", "README.md", "._odd.tar")
+    for line, words in zip(found.problems + found.notes, told, strict=True):
+        assert words in line
     with pytest.raises(MoonflowError, match=r"no \.tar shards"):
         examine(store.uri(f"{step_environment}/nothing"))
 

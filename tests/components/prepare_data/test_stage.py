@@ -40,6 +40,7 @@ from model.errors import MoonflowError
 from model.image import ImageConfig, encode_png
 from model.tokenizer import Tokenizer
 from pipelines.services.local import Services
+from tests.data.odd import record, tar_of
 
 # The rest is for a pre-training longer than a run of minutes has time for: tests/benchmarks/pretraining.py.
 PREPARED = set(FAMILIES) - {"code_window", "prose_window", "ocr_text", "scene_box", "scene_caption", "digit_tally"}
@@ -202,6 +203,41 @@ def test_a_source_of_which_too_much_is_useless_stops_the_step(tmp_path: Path) ->
     written = write_part(part, "dots", 0, tmp_path)
     with pytest.raises(MoonflowError, match=r"dots.*10 of 40 samples.*moonflow data check.*0\.txt is empty"):
         summary(source, [written])
+
+
+def test_files_that_are_not_used_are_noted_and_do_not_stop_the_step(tmp_path: Path) -> None:
+    source = Named("dots", str(pictures(tmp_path / "dots")))
+    (tmp_path / "dots" / "0.txt").write_text("grey 0")
+    for number in range(100):
+        (tmp_path / "dots" / f"{number}.tif").write_bytes(b"x")
+    os.mkfifo(tmp_path / "dots" / "fifo.png")
+    Tokenizer.train(["a"], 256).save(tmp_path)
+    for split in ("train", "eval"):
+        (tmp_path / split).mkdir()
+    written = [write_part(part, "dots", number, tmp_path) for number, part in enumerate(parts_at(source.uri))]
+    assert summary(source, written)["left_out"] == 1
+    (one,) = written
+    assert sum(map(len, one.lengths.values())) == 40
+    assert len(one.problems) == 1 and "fifo.png is a FIFO" in one.problems[0]
+    assert len(one.notes) == 1 and "100 files are not used" in one.notes[0]
+
+
+def test_shards_of_odd_records_are_rewritten_without_them(tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    texts = [(f"k{number}.json", record(f"k{number}")) for number in range(60)]
+    odd = [("l.json", record("l", answer="\ud800")), ("m." + "x" * 240, b""), ("m.json", record("m")), ("n", b"")]
+    (folder / "a.tar").write_bytes(tar_of(*texts, *odd))
+    Tokenizer.train(["a"], 256).save(tmp_path)
+    for split in ("train", "eval"):
+        (tmp_path / split).mkdir()
+    (part,) = parts_at(str(folder))
+    written = write_part(part, "own", 0, tmp_path)
+    assert summary(Named("own", str(folder)), [written])["left_out"] == 2
+    assert "l.json" in written.problems[0] and "sample m: ValueError: name is too long" in written.problems[1]
+    assert len(written.notes) == 1 and written.notes[0].endswith("no sample: n")
+    for (_, name), sizes in written.lengths.items():
+        assert len(list(read_shard(tmp_path / name))) == len(sizes)
 
 
 def test_bad_parameters_are_named() -> None:

@@ -1,0 +1,200 @@
+"""A user's folder of images with texts: ``cat.png`` and ``cat.txt``, or ``metadata.jsonl`` (source: ours).
+
+``metadata.jsonl`` has a line per image, with ``file_name`` and ``text``, as Hugging Face's imagefolder has it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from model.data.problems import Note, Problem, attempt, one_line
+from model.data.record import first_faults, read_json
+from model.data.sample import Sample
+from model.data.source import open_file
+from model.data.walk import Entry, unused
+from model.errors import MoonflowError
+
+IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
+TEXT = ".txt"
+METADATA = "metadata.jsonl"
+LARGEST_FILE = 256 * 2**20  # bytes of an image or a text (ours): a larger file is neither, and might fill the memory
+SHOW = "write what the image shows"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image below the folder, and its text."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Images of a folder, each with its text, or with what is wrong in place of one."""
+
+    folder: Path
+    found: tuple[Pair | Problem | Note, ...]
+
+    @property
+    def where(self) -> str:
+        return str(self.folder)
+
+    def samples(self) -> Iterator[Sample | Problem | Note]:
+        for one in self.found:
+            yield attempt(f"{self.folder}/{one.name}", self._sample, one) if isinstance(one, Pair) else one
+
+    def _sample(self, pair: Pair) -> Sample:
+        content = _content(self.folder / pair.name)
+        extension = os.path.splitext(pair.name)[1].lower()
+        medium = extension[1:] if extension in IMAGES else "image"
+        segments: list[dict[str, Any]] = [
+            {"type": "image", "media": medium},
+            {"type": "text", "text": pair.text, "loss": True},
+        ]
+        media = {medium: content}
+        return Sample(pair.name, "pairs", "knowledge", "image", pair.name, segments=segments, media=media)
+
+
+def pairs(folder: Path, entries: Sequence[Entry]) -> Iterator[Pair | Problem | Note]:
+    """What the files of a folder are as images with texts.
+
+    Raises:
+        MoonflowError: the folder's metadata.jsonl cannot be read.
+    """
+    where, used = str(folder), set[str]()
+    seen = [entry for entry in entries if not entry.is_system_file]
+    listed = next((entry for entry in seen if entry.name == METADATA), None)
+    for entry in seen:
+        if entry.hides:
+            used.add(entry.name)
+            yield entry.problem(where)
+    yield from _listed(folder, listed, used) if listed else _beside(folder, seen, used)
+
+    # What is left over.
+    others = []
+    for entry in seen:
+        if entry.name in used:
+            continue
+        if os.path.basename(entry.name).lower().startswith("metadata."):
+            yield Note(one_line(f"{where}/{entry.name} is not read: {_instead_of(entry)}"))
+        else:
+            others.append(entry)
+    neither = f"no image ({', '.join(sorted(IMAGES))}) and no text of one; convert other images to one of these"
+    yield from unused(where, others, f"not listed in {METADATA}" if listed else neither)
+    yield from unused(where, [entry for entry in entries if entry.is_system_file], "hidden, or a system's own")
+
+
+def _instead_of(entry: Entry) -> str:
+    folder, name = os.path.split(entry.name)
+    if name == METADATA:
+        return f"name its folder {folder} as a source of its own, or list its files in {METADATA} of the whole folder"
+    return f'write its rows into {METADATA} of the whole folder, a line {{"file_name": ..., "text": ...}} for each'
+
+
+def _beside(folder: Path, entries: Sequence[Entry], used: set[str]) -> Iterator[Pair | Problem]:
+    """Adds the names of images and their texts to ``used``."""
+    texts: dict[str, Entry] = {}
+    for entry in entries:
+        if entry.extension == TEXT:
+            texts.setdefault(entry.stem, entry)
+    first: dict[str, str] = {}  # stem -> the image whose text is beside it
+    for entry in entries:
+        if entry.extension not in IMAGES or entry.hides:
+            continue
+        used.add(entry.name)
+        text = texts.get(entry.stem)
+        if text is not None:
+            used.add(text.name)
+        if entry.fault:
+            yield entry.problem(str(folder))
+            continue
+        beside = f"{os.path.basename(entry.stem)}{TEXT}"
+        if text is None:
+            fault = f"there is no {beside} beside it: {SHOW}"
+        elif (other := first.setdefault(entry.stem, entry.name)) != entry.name:
+            fault = f"{beside} is the text of {os.path.basename(other)} already: rename one and write its own text"
+        elif text.fault:
+            fault = f"{beside} {text.fault}"
+        else:
+            found = attempt(f"{folder}/{text.name}", _text, folder / text.name)
+            if isinstance(found, Problem):
+                yield found
+                continue
+            if found:
+                yield Pair(entry.name, found)
+                continue
+            fault = f"{beside} is empty: {SHOW}"
+        yield Problem(one_line(f"{folder}/{entry.name}: {fault}"))
+
+
+class Row(TypedDict):
+    __pydantic_config__ = ConfigDict(strict=True)  # type: ignore[misc]
+    file_name: str
+    text: str
+
+
+_ROW = TypeAdapter(Row)
+
+
+def _listed(folder: Path, metadata: Entry, used: set[str]) -> Iterator[Pair | Problem]:
+    """Adds the names of what is listed, and of the list, to ``used``."""
+    if metadata.fault:
+        raise MoonflowError(f"{folder}/{METADATA} {metadata.fault}")
+    used.add(METADATA)
+    root, lines = os.path.realpath(folder), dict[tuple[str, str], int]()
+    try:
+        with open_file(folder / METADATA) as stream:
+            for number, line in enumerate(stream, 1):  # of bytes: a line ends at \n and nowhere else
+                if line.strip():
+                    where = f"{folder}/{METADATA}, line {number}"
+                    yield attempt(where, _pair, line, where, root, lines, number, used)
+    except OSError as error:
+        raise MoonflowError(f"{folder}/{METADATA} cannot be read ({error.strerror}): mend its rights") from None
+
+
+def _pair(
+    line: bytes, where: str, root: str, lines: dict[tuple[str, str], int], number: int, used: set[str]
+) -> Pair:
+    """The pair of a line; ``lines`` says which pairs came before it, and where."""
+    row = read_json(line, where)
+    try:
+        checked = _ROW.validate_python(row)
+    except ValidationError as error:
+        raise MoonflowError(f"{where}: {first_faults(error)}") from None
+    name = os.path.relpath(os.path.join(root, checked["file_name"]), root)
+    if not os.path.realpath(os.path.join(root, name)).startswith(root.rstrip("/") + "/"):
+        raise MoonflowError(f"{where} names a file outside the folder: put the file into it")
+    used.add(name)
+    text = checked["text"].strip()
+    if not text:
+        raise MoonflowError(f"{where} has an empty text: {SHOW}")
+    if (before := lines.setdefault((name, text), number)) != number:
+        raise MoonflowError(f"{where} says the same as line {before}: take one out")
+    return Pair(name, text)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        with open_file(path) as stream:
+            content = stream.read(LARGEST_FILE + 1)
+    except OSError as error:
+        raise MoonflowError(f"{path} cannot be read ({error.strerror}): mend it or take it out") from None
+    if len(content) > LARGEST_FILE:
+        raise MoonflowError(f"{path} has more than {LARGEST_FILE >> 20} MiB: give a smaller one")
+    return content
+
+
+def _text(path: Path) -> str:
+    try:
+        text = _content(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise MoonflowError(f"{path} cannot be read ({error}): save it as UTF-8") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n").strip()
