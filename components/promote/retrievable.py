@@ -28,7 +28,7 @@ def problem(store: ObjectStore, served: Served, public_key: Path | None) -> str:
             return f"its manifest has sha256 {manifest.sha256} now"
         prefix = served.uri.rstrip("/")
         with ThreadPoolExecutor(_THREADS) as pool:
-            there = list(pool.map(store.exists, (f"{prefix}/{file.name}" for file in manifest.files)))
+            there = list(pool.map(store.exists, (f"{prefix}/{file.place}" for file in manifest.files)))
         missing = [file.name for file, is_there in zip(manifest.files, there, strict=True) if not is_there]
         if missing:
             return f"of its files {len(missing)} are gone, {missing[0]} first"
