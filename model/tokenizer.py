@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -54,6 +55,23 @@ def _byte_of() -> dict[str, int]:
 
 _BYTE_OF = _byte_of()
 
+# Where a text may be cut so that the pieces' tokens are the whole's: our pre-tokenizer parts it there, whatever stands
+# around (beside a digit; before white space; between a letter and what ends a clause).
+_CUT = r"(?:(?<=[0-9])|(?=[0-9])|(?<=\S)(?=[ \t\n])|(?<=[^\W\d_])(?=[.,;:!?。，、；：！？])|\Z)"
+PIECE_CHARACTERS = 4096  # about 10 ms of work that keeps Python's lock (ours)
+MAX_WORD_CHARACTERS = 2**16  # without a place to cut; no language has such words (ours)
+_PIECE = re.compile(rf".{{1,{PIECE_CHARACTERS}}}{_CUT}|.{{1,{MAX_WORD_CHARACTERS}}}?{_CUT}", re.DOTALL)
+
+
+def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+
+
+class TooManyTokensError(MoonflowError):
+    """A text has more tokens than there is room for; how many, nobody has counted."""
+
 
 class Tokenizer:
     """Text <-> token ids. Make one with ``train`` or ``load``."""
@@ -81,9 +99,7 @@ class Tokenizer:
         if ranks < 256:
             raise MoonflowError(f"a byte-level tokenizer needs at least 256 ranks, not {ranks}")
         backend = tokenizers.Tokenizer(models.BPE())
-        backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        )
+        backend.pre_tokenizer = _pre_tokenizer()
         backend.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=ranks, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
@@ -129,6 +145,37 @@ class Tokenizer:
         """Token ids of ``text``, all below ``ranks``: never a special token, whatever the text says."""
         return self._backend.encode(text, add_special_tokens=False).ids
 
+    def encode_within(self, text: str, limit: int) -> list[int]:
+        """``encode`` for a text that a stranger chose: no more of it is looked at than ``limit`` tokens can hold.
+
+        Raises:
+            TooManyTokensError: there are more.
+            MoonflowError: a word is too long to be one.
+        """
+        ids: list[int] = []
+        place = 0
+        while place < len(text):
+            if len(ids) + self.fewest_tokens(len(text) - place) > limit:
+                raise TooManyTokensError(f"the text has more than {limit} tokens")
+            if not self._cuts_are_known:
+                ids += self.encode(text)
+                break
+            piece = _PIECE.match(text, place)
+            if piece is None:
+                raise MoonflowError(
+                    f"the text has a word of more than {MAX_WORD_CHARACTERS:,} characters without space, digit or "
+                    "punctuation; break it up"
+                )
+            ids += self.encode(piece[0])
+            place = piece.end()
+        if len(ids) > limit:
+            raise TooManyTokensError(f"the text has more than {limit} tokens")
+        return ids
+
+    def fewest_tokens(self, characters: int) -> int:
+        """So many at least has any text of so many characters."""
+        return -(-characters // self._longest)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ``ids``; special tokens are shown as their names."""
         return self._backend.decode(list(ids), skip_special_tokens=False)
@@ -153,6 +200,15 @@ class Tokenizer:
     def _bytes(self) -> list[bytes]:
         texts = [str(self._backend.id_to_token(token)) for token in range(self.ranks)]
         return [bytes(_BYTE_OF[char] for char in text) for text in texts] + [name.encode() for name in SPECIALS]
+
+    @cached_property
+    def _cuts_are_known(self) -> bool:
+        return self._backend.pre_tokenizer.__getstate__() == _pre_tokenizer().__getstate__()
+
+    @cached_property
+    def _longest(self) -> int:
+        """Bytes of the longest token, so that no token stands for more characters."""
+        return max(len(self._bytes[token]) for token in range(self.ranks))
 
     @cached_property
     def _json(self) -> str:
