@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from components.serve.limits import MAX_ERROR_CHARACTERS
+
 
 class ApiError(Exception):
     """What a caller is told instead of an answer.
@@ -16,6 +18,8 @@ class ApiError(Exception):
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
+        if len(message) > MAX_ERROR_CHARACTERS:  # it quotes what the caller sent
+            message = message[: MAX_ERROR_CHARACTERS - 1] + "…"
         self.status, self.message, self.param, self.code = status, message, param, code
 
     @property

@@ -1,0 +1,43 @@
+"""Every bound on what a caller may ask of the server; an error that refuses more names its bound.
+
+They are checked in the order of what a check costs: bytes as they come; then how many things there are; then what
+headers of images and videos say; then how many tokens there must be at least; then the tokens. Only then is anything
+decoded. Besides, everything together must fit the model's context. Values are ours unless a source is named.
+"""
+
+from __future__ import annotations
+
+# A connection, whatever is asked (connection.py).
+MAX_CONNECTIONS = 768  # open at once; a process may usually have 1,024 files
+MAX_HEAD_BYTES = 32 * 2**10  # request line and headers, as much again of trailers
+HEAD_SECONDS = 10.0  # from a request's first byte, or a new connection, to the end of its headers
+BODY_SECONDS = 60.0  # from there to the end of the body
+LINGER_SECONDS = 2.0  # for a client to read an answer that came before the end of its request
+STALLED_SECONDS = 60.0  # for a client to take what has been sent to it
+
+# Memory and threads, of all requests together (chat.py).
+MAX_BODY_BYTES = 32 * 2**20
+MAX_HELD_BYTES = 2**30  # bodies and pixels of requests that are not answered yet
+PREPARING_THREADS = 2  # read requests beside the event loop
+MAX_PREPARING = 64  # requests that wait for these threads
+MAX_WAITING = 1024  # sequences in the engine's queue; more would only time out there
+SMALL_BODY_BYTES = 4 * 2**10  # texts of such a body are read at once: 10 ms at most, less than a thread's turn costs
+
+# One request: how many things (openai_api.py, conversation.py, tools.py).
+MAX_JSON_VALUES = 2**18  # by the body's commas and brackets; parsing keeps Python's lock
+MAX_MESSAGES = 4096
+MAX_PARTS = 4096  # of all messages' contents
+MAX_CALLS = 4096  # of all messages
+MAX_TOOLS = 128  # source: OpenAI's API reference
+MAX_DECLARATION_CHARACTERS = 2**17  # of all tools, as the chat template writes them
+MAX_STOPS = 4  # source: OpenAI's API reference
+MAX_STOP_CHARACTERS = 256
+MAX_CHOICES = 64
+MAX_NEW_TOKENS = 2**18  # of all choices
+
+# One request: images and videos (media.py).
+MAX_MEDIA = 64
+MAX_PIXELS = 2**28  # of all images and all frames taken, as they are stored: what decoding costs
+MAX_PATCHES = 2**16  # of all of them, as the model sees them: 154 MB
+
+MAX_ERROR_CHARACTERS = 500  # an error quotes what the caller sent
