@@ -12,16 +12,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from model.errors import MoonflowError
-from model.image import (
-    ImageConfig,
-    chunk_timestamps,
-    decode_video,
-    encode_image,
-    encode_mp4,
-    encode_png,
-    encode_video,
-    scaled_size,
-)
+from model.image import ImageConfig, encode_image, encode_png, scaled_size
+from model.video import chunk_timestamps, decode_video, encode_mp4, encode_video
 
 CONFIG = ImageConfig()
 

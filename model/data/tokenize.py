@@ -13,17 +13,9 @@ import torch
 from model.chat import Encoded, Piece, encode_chat, encode_pieces, medium
 from model.data.sample import Sample
 from model.errors import MoonflowError
-from model.image import (
-    Grid,
-    ImageConfig,
-    chunk_timestamps,
-    decode_video,
-    encode_image,
-    encode_video,
-    image_grid,
-    video_grids,
-)
+from model.image import Grid, ImageConfig, encode_image, image_grid
 from model.tokenizer import Tokenizer
+from model.video import chunk_timestamps, decode_video, encode_video, frame_grids, video_grids
 
 
 @dataclass(frozen=True)
@@ -59,12 +51,12 @@ def tokenize(sample: Sample, tokenizer: Tokenizer, image_config: ImageConfig) ->
 
 
 def count_tokens(sample: Sample, tokenizer: Tokenizer, image_config: ImageConfig) -> tuple[int, int]:
-    """How many tokens ``tokenize`` makes of the sample, and how many of them are media pads; images are not decoded.
+    """How many tokens ``tokenize`` makes of the sample, and how many of them are media pads; media are not decoded.
 
-    Raises as ``tokenize``, except that an image whose header is sound counts as sound.
+    Raises as ``tokenize``, except that a medium whose header is sound counts as sound.
     """
     try:
-        expanded = _expand(_encode(sample, tokenizer), sample.media, tokenizer, image_config, pixels=False)
+        expanded = expand_media(_encode(sample, tokenizer), sample.media, tokenizer, image_config, pixels=False)
     except MoonflowError as error:
         raise MoonflowError(f"sample {sample.key} of {sample.family}: {error}") from error
     return len(expanded.input_ids), int((expanded.input_ids == tokenizer.media_pad_id).sum())
@@ -110,23 +102,17 @@ def _document(sample: Sample) -> Iterator[Piece]:
 
 
 def expand_media(
-    encoded: Encoded, media: Mapping[str, bytes], tokenizer: Tokenizer, image_config: ImageConfig
+    encoded: Encoded, media: Mapping[str, bytes], tokenizer: Tokenizer, image_config: ImageConfig, pixels: bool = True
 ) -> TokenizedSample:
     """Replace each medium's one pad: an image by its pads, a video by its timestamped chunks.
 
     Args:
         media: file contents by the names in ``encoded.media``.
+        pixels: False to know the media by their headers alone: the same tokens and grids, ``pixel_values`` is None.
 
     Raises:
-        MoonflowError: a medium is missing or cannot be decoded.
+        MoonflowError: a medium is missing or cannot be decoded; MediaTooLarge, if it is over a bound.
     """
-    return _expand(encoded, media, tokenizer, image_config, pixels=True)
-
-
-def _expand(
-    encoded: Encoded, media: Mapping[str, bytes], tokenizer: Tokenizer, image_config: ImageConfig, pixels: bool
-) -> TokenizedSample:
-    """``expand_media``; without ``pixels`` an image is known by its header, and there are no pixel values."""
     if not encoded.media:
         return TokenizedSample(torch.tensor(encoded.ids), torch.tensor(encoded.loss), None, [])
     ids: list[int] = []
@@ -147,10 +133,12 @@ def _expand(
             raise MoonflowError(f"medium {name!r} is not among its files ({', '.join(media) or 'none'})")
         if ids[-len(video_head) :] == video_head:
             # The first chunk's timestamp stands before the head that is already written; <|media_end|> follows.
-            frames, seconds = decode_video(media[name], image_config)
-            chunks = video_grids(frames.shape, image_config)
             if pixels:
+                frames, seconds = decode_video(media[name], image_config)
                 values.append(torch.from_numpy(encode_video(frames, image_config)[0]))
+                chunks = frame_grids(frames.shape, image_config)
+            else:
+                chunks, seconds = video_grids(media[name], image_config)
             del ids[-len(video_head) :], loss[-len(video_head) :]
             span: list[int] = []
             for stamp, (_, h, w) in zip(chunk_timestamps(seconds, image_config), chunks, strict=True):

@@ -17,7 +17,8 @@ from sklearn.datasets import load_digits
 from model.data.families import chart, digits, ocr, photo, scenes, video
 from model.data.families.family import Family
 from model.data.sample import Sample, Split
-from model.image import ImageConfig, decode_video, encode_image, encode_video
+from model.image import ImageConfig, encode_image
+from model.video import decode_video, encode_video
 
 FAMILIES = {family.name: family for room in (digits, ocr, photo, scenes, chart, video) for family in room.FAMILIES}
 SPLITS: tuple[Split, ...] = ("train", "eval")

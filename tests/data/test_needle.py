@@ -10,7 +10,8 @@ from model.data.families.recall import recall_sources, words
 from model.data.families.video_needle import CHUNK, VIDEO_NEEDLE, video_needle_sample
 from model.data.sample import Sample
 from model.data.tokenize import tokenize
-from model.image import ImageConfig, decode_video
+from model.image import ImageConfig
+from model.video import decode_video
 from tests.corpus import small_tokenizer
 
 

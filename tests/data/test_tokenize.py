@@ -8,7 +8,8 @@ from model.chat import encode_chat
 from model.data.sample import Sample
 from model.data.tokenize import tokenize, tokenize_prompt
 from model.errors import MoonflowError
-from model.image import ImageConfig, encode_image, encode_mp4, encode_png
+from model.image import ImageConfig, encode_image, encode_png
+from model.video import encode_mp4
 from tests.corpus import small_tokenizer
 
 TOKENIZER = small_tokenizer()

@@ -34,8 +34,9 @@ from components.serve.tools import declare
 from model.chat import TOOLS, encode_chat
 from model.data.tokenize import expand_media
 from model.hf import REMOTE, load_image_config
-from model.image import ImageConfig, decode_video, encode_image, encode_mp4, encode_png, encode_video, scaled_size
+from model.image import ImageConfig, encode_image, encode_png, scaled_size
 from model.tokenizer import SPECIALS
+from model.video import decode_video, encode_mp4, encode_video
 from tests.tiny_folders import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

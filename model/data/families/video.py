@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from model.data.families.digits import add_noise, digit_sources, label, paste, pick, source_of, write
 from model.data.families.visual import Drawn, package_folder, visual_family
 from model.data.sample import Split
-from model.image import encode_mp4
+from model.video import encode_mp4
 
 SIZE = 56  # pixels: 2 x 2 language-model tokens a chunk
 FRAMES = 8  # two chunks of 4

@@ -18,7 +18,7 @@ import numpy as np
 from model.data.families.digits import digit_sources, label, paste, pick, source_of, write
 from model.data.families.family import Family
 from model.data.sample import Sample, Split
-from model.image import encode_mp4
+from model.video import encode_mp4
 
 SIZE = 28  # pixels of a frame: one language-model token
 CHUNK = 4  # frames that share their tokens (``ImageConfig.temporal_merge_kernel_size``)

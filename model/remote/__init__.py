@@ -1,0 +1,1 @@
+"""What every checkpoint carries for programs that load it without moonflow; training reads media with it too."""

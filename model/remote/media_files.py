@@ -1,0 +1,364 @@
+"""Encoded images and videos -> pixels as people see them, within bounds.
+
+Every checkpoint carries this file, and moonflow reads its own media with it, so that a served picture has the pixels of
+training. It stands alone: it imports nothing of ours, and PyAV only where a video is read.
+
+All that is said of a file before its pixels are decoded comes from its header. A header can lie: what is bounded there
+is bounded again while frames are decoded.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+# What browsers show. Pillow knows forty formats more: EPS starts Ghostscript, others are seldom read and seldom tested.
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")
+
+# The bounds are ours. A phone's largest usual photograph has 50 million pixels, which take 200 MB while it is decoded.
+MAX_IMAGE_PIXELS = 50_000_000
+# The longest side that JPEG allows. Shrinking a side takes memory by its length: 40,000,000 x 1 pixels took gigabytes.
+MAX_IMAGE_SIDE = 65_535
+# A frame of 8K video, 8192 x 4320.
+MAX_FRAME_PIXELS = 35_389_440
+# Pixels of all frames that are decoded: a minute of 1080p at 60 frames a second.
+MAX_VIDEO_PIXELS = 8_000_000_000
+# Pixels of the frames that are taken, which lie in memory at once: a minute of 1080p at two frames a second, 750 MB.
+MAX_TAKEN_PIXELS = 250_000_000
+# Processor seconds for one video; a minute of 1080p H.264 takes 10.
+MAX_VIDEO_SECONDS = 30.0
+
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class MediaError(ValueError):
+    """A file that cannot be read: why, and what to give instead."""
+
+
+class MediaTooLarge(MediaError):
+    """A file that is sound, as far as its header tells, but over a bound."""
+
+
+# Images.
+
+
+def _unreadable_image(size: int, error: Exception) -> MediaError:
+    allowed = f"{', '.join(IMAGE_FORMATS[:-1])} or {IMAGE_FORMATS[-1]}"
+    if isinstance(error, UnidentifiedImageError):  # its own words name an address in memory
+        reason = "the file's start is of none of these formats, or broken"
+    else:
+        reason = f"{type(error).__name__}: {error}"
+    return MediaError(f"image of {size:,} bytes cannot be decoded: give a {allowed} file ({reason})")
+
+
+def _check_image_size(width: int, height: int) -> None:
+    if width * height > MAX_IMAGE_PIXELS:
+        raise MediaTooLarge(
+            f"image has {width:,} x {height:,} pixels: give at most {MAX_IMAGE_PIXELS:,} of them (MAX_IMAGE_PIXELS)"
+        )
+    if max(width, height) > MAX_IMAGE_SIDE:
+        raise MediaTooLarge(
+            f"image has {width:,} x {height:,} pixels: give at most {MAX_IMAGE_SIDE:,} on a side (MAX_IMAGE_SIDE)"
+        )
+
+
+def _open_image(data: bytes) -> Image.Image:
+    """The image with its header read and within bounds, its pixels not decoded yet."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        # Pillow's own bound is higher than ours and comes before a size is known. It warns first; a program may have
+        # turned warnings into errors.
+        raise MediaTooLarge(
+            f"image of {len(data):,} bytes has over {MAX_IMAGE_PIXELS:,} pixels: give at most those (MAX_IMAGE_PIXELS)"
+        ) from error
+    except Exception as error:  # Pillow's readers raise whatever a broken header makes them raise
+        raise _unreadable_image(len(data), error) from error
+    _check_image_size(*image.size)
+    if image.format == "PNG" and "exif" not in image.info and (exif := _late_exif(data)):
+        image.info["exif"] = exif
+    return image
+
+
+def _late_exif(png: bytes) -> bytes | None:
+    """EXIF data behind a PNG's pixels, where ImageMagick writes them; Pillow would decode the pixels to find them."""
+    at = 8
+    while b"eXIf" in png and at + 8 <= len(png):
+        length, kind = struct.unpack_from(">I4s", png, at)
+        if kind == b"eXIf":
+            return png[at + 8 : at + 8 + length]
+        at += 12 + length
+    return None
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8; 1, as it is stored, where the image has none or it cannot be read."""
+    try:
+        # PNG's own getexif decodes the pixels, see above.
+        return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    except Exception:
+        return 1
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """(width, height) in pixels of an encoded image turned upright, from its header alone.
+
+    Raises:
+        MediaError: it is no image of `IMAGE_FORMATS`; MediaTooLarge, if it is over a bound.
+    """
+    image = _open_image(data)
+    width, height = image.size
+    return (height, width) if _orientation(image) >= 5 else (width, height)
+
+
+def read_image(image: bytes | Image.Image) -> Image.Image:
+    """An image as people see it, in RGB.
+
+    It is turned upright, transparent parts become white, 16-bit grey keeps its upper 8 bits. Of an animation the first
+    frame is taken. These are the pixels of vLLM's loader, but for two kinds that it does not read as people see them:
+    it clips 16-bit grey, and it shows the one colour of an RGB image that is to be transparent.
+
+    Raises:
+        MediaError: it cannot be decoded, or states no range for its pixels; MediaTooLarge, if it is over a bound.
+    """
+    if isinstance(image, bytes):
+        size, image = len(image), _open_image(image)
+    else:
+        size = 0
+        _check_image_size(*image.size)
+    try:
+        turn = UPRIGHT.get(_orientation(image))
+        image.load()
+        rgb = _rgb(image)
+        return rgb if turn is None else rgb.transpose(turn)
+    except MediaError:
+        raise
+    except Exception as error:  # RuntimeError for planes of an AVIF, struct.error, MemoryError: each reader has its own
+        raise _unreadable_image(size, error) from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    transparent = image.info.get("transparency")
+    if image.mode.startswith("I;16"):
+        values = np.asarray(image)
+        grey = (values >> 8).astype(np.uint8)
+        if transparent is not None:
+            grey[values == transparent] = 255
+        return Image.fromarray(grey).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise MediaError(
+            f"image has 32-bit pixels (mode {image.mode}) and does not say which value is white: give 8 or 16 bits"
+        )
+    if image.mode in ("RGBA", "RGBa", "LA", "PA") or transparent is not None:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGB", image.size, (255, 255, 255))
+        white.paste(rgba, mask=rgba.getchannel("A"))
+        return white
+    return image.convert("RGB")
+
+
+# Videos.
+
+GIVE_VIDEO = "give an MP4, WebM, Matroska or AVI file"
+
+
+class VideoHeader(NamedTuple):
+    """What a video's header and packets tell, without its frames being decoded.
+
+    Attributes:
+        width, height: pixels of a frame as it is stored.
+        quarter_turns: counterclockwise, by which a frame is turned to stand upright.
+        fps: frames a second on average; 0 where the file does not say.
+        frames: number of frames in the file.
+    """
+
+    width: int
+    height: int
+    quarter_turns: int
+    fps: float
+    frames: int
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """(width, height) of a frame as people see it."""
+        return (self.height, self.width) if self.quarter_turns % 2 else (self.width, self.height)
+
+    def taken(self, sample_fps: float, max_frames: int | None) -> list[int]:
+        """Numbers of the frames that are taken: evenly spaced from first to last, ``sample_fps`` a second on average.
+
+        Raises:
+            MediaTooLarge: their pixels are over the bound.
+        """
+        fps = self.fps or sample_fps
+        count = max(1, round(self.frames * min(sample_fps, fps) / fps))
+        if max_frames is not None:
+            count = min(count, max_frames)
+        # The smallest frame still fills one token, 28 x 28 pixels.
+        pixels = count * max(self.width * self.height, 28 * 28)
+        if pixels > MAX_TAKEN_PIXELS:
+            raise MediaTooLarge(
+                f"video has {count:,} frames of {self.width:,} x {self.height:,} pixels to be taken: give a shorter or "
+                f"smaller one, at most {MAX_TAKEN_PIXELS:,} pixels in all of them (MAX_TAKEN_PIXELS)"
+            )
+        return np.linspace(0, self.frames - 1, count).round().astype(int).tolist()
+
+    def seconds(self, sample_fps: float, max_frames: int | None) -> list[float]:
+        """Times of the frames that are taken: their numbers divided by the average rate. Raises as `taken`."""
+        return [number / (self.fps or sample_fps) for number in self.taken(sample_fps, max_frames)]
+
+
+def _container(data: bytes) -> str:
+    """FFmpeg's name of a video's container, from its first bytes.
+
+    Left to guess, FFmpeg would also read texts that tell it to open addresses: SDP, HLS, concat.
+    """
+    if data[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"):
+        return "mp4"
+    if data[:4] == b"\x1aE\xdf\xa3":
+        return "matroska"
+    if data[:4] == b"RIFF" and data[8:12] == b"AVI ":
+        return "avi"
+    raise MediaError(f"video of {len(data):,} bytes cannot be decoded: {GIVE_VIDEO} (its start is of none of these)")
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[tuple[Any, Any, Callable[[], None]]]:
+    """The container, its video stream, and what to call now and then: it raises when the time is over.
+
+    Whatever is raised in between becomes a MediaError, since the file is foreign and FFmpeg has errors of every kind.
+    """
+    try:  # transformers refuses a checkpoint's code for an import that stands elsewhere and is not installed
+        import av
+    except ImportError as error:
+        raise ImportError("to read videos, install PyAV (package av)") from error
+
+    # Processor time of this thread, so that a busy machine refuses nothing that an idle one reads.
+    until = time.thread_time() + MAX_VIDEO_SECONDS
+
+    def in_time() -> None:
+        if time.thread_time() > until:
+            raise MediaTooLarge(
+                f"video of {len(data):,} bytes takes over {MAX_VIDEO_SECONDS:g} processor seconds to decode "
+                "(MAX_VIDEO_SECONDS): give a shorter or smaller one"
+            )
+
+    limits = {"max_pixels": str(MAX_FRAME_PIXELS)}  # of a frame's own header, which may contradict the container's
+    alone = {"protocol_whitelist": ""}  # it may open no other file and no address
+    try:
+        with av.open(io.BytesIO(data), format=_container(data), options=limits, container_options=alone) as container:
+            if not container.streams.video or container.streams.video[0].codec_context is None:
+                raise MediaError(f"video of {len(data):,} bytes has no video stream that can be decoded: {GIVE_VIDEO}")
+            stream = container.streams.video[0]
+            # One thread: starting libav's pools takes ten times as long as a small video.
+            stream.codec_context.thread_count = 1
+            stream.codec_context.options = limits
+            yield container, stream, in_time
+    except MediaError:
+        raise
+    except Exception as error:
+        raise MediaError(
+            f"video of {len(data):,} bytes cannot be decoded: {GIVE_VIDEO} ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _check_video_pixels(width: int, height: int, frames: int) -> None:
+    if width * height > MAX_FRAME_PIXELS:
+        raise MediaTooLarge(
+            f"video has {width:,} x {height:,} pixels a frame: give at most {MAX_FRAME_PIXELS:,} (MAX_FRAME_PIXELS)"
+        )
+    if width * height * frames > MAX_VIDEO_PIXELS:
+        raise MediaTooLarge(
+            f"video has {frames:,} frames of {width:,} x {height:,} pixels: give a shorter or smaller one, of at most "
+            f"{MAX_VIDEO_PIXELS:,} pixels in all frames (MAX_VIDEO_PIXELS)"
+        )
+
+
+def video_header(data: bytes) -> VideoHeader:
+    """What is known of a video without decoding it: from its header, its packets and its first frame.
+
+    Raises:
+        MediaError: it is no video or holds no frame; MediaTooLarge, if it is over a bound.
+    """
+    first, frames = None, 0
+    with _opened(data) as (container, stream, in_time):
+        codec = stream.codec_context
+        _check_video_pixels(codec.width, codec.height, stream.frames)
+        for packet in container.demux(stream):
+            in_time()
+            if first is None:
+                first = next(iter(packet.decode()), None)
+            # The last packet is empty, one behind an edit list's end is not shown, and VP8 has frames to predict from.
+            shown = packet.size and not packet.is_discard and not (codec.name == "vp8" and not bytes(packet)[0] & 0x10)
+            frames += bool(shown)
+        if first is None or not frames:
+            raise MediaError(f"video of {len(data):,} bytes holds no frame: {GIVE_VIDEO}")
+        _check_video_pixels(first.width, first.height, frames)
+        fps = max(0.0, float(stream.average_rate or 0))
+        turns = first.rotation // 90 % 4 if first.rotation % 90 == 0 else 0
+        return VideoHeader(first.width, first.height, turns, fps, frames)
+
+
+def read_video(data: bytes, sample_fps: float, max_frames: int | None = None) -> tuple[NDArray[np.uint8], list[float]]:
+    """Frames of a video, evenly spaced over all its frames, turned upright.
+
+    A frame's time is its number divided by the average rate, also where the rate varies. Only the taken frames are kept
+    in memory. A frame of another size than the first is scaled to it.
+
+    Args:
+        data: an MP4 (or MOV), WebM, Matroska or AVI file.
+        sample_fps: frames a second to take.
+        max_frames: frames to take at most.
+
+    Returns:
+        uint8 [N, H, W, 3] and the N times in seconds.
+
+    Raises:
+        MediaError: it is no video or holds no frame; MediaTooLarge, if it is over a bound.
+    """
+    header = video_header(data)
+    frames, decoded = _decode(data, header, header.taken(sample_fps, max_frames))
+    if decoded != header.frames:  # its packets are not its frames, one to one: now the number of frames is known
+        header = header._replace(frames=decoded)
+        frames, _ = _decode(data, header, header.taken(sample_fps, max_frames))
+    return frames, header.seconds(sample_fps, max_frames)
+
+
+def _decode(data: bytes, header: VideoHeader, taken: list[int]) -> tuple[NDArray[np.uint8], int]:
+    """The taken frames, uint8 [N, H, W, 3], and how many frames there are in all."""
+    width, height = header.upright
+    kept = np.empty((len(taken), height, width, 3), np.uint8)
+    decoded = pixels = place = 0
+    with _opened(data) as (container, stream, in_time):
+        for packet in container.demux(stream):
+            in_time()
+            for frame in packet.decode():
+                pixels += frame.width * frame.height
+                if pixels > MAX_VIDEO_PIXELS:
+                    raise MediaTooLarge(
+                        f"video of {len(data):,} bytes has over {MAX_VIDEO_PIXELS:,} pixels in its frames, contrary to "
+                        "its header (MAX_VIDEO_PIXELS): give a shorter or smaller one"
+                    )
+                while place < len(taken) and taken[place] == decoded:
+                    rgb = frame.reformat(header.width, header.height, "rgb24", threads=1).to_ndarray()
+                    kept[place] = np.rot90(rgb, header.quarter_turns)
+                    place += 1
+                decoded += 1
+    if not decoded:
+        raise MediaError(f"video of {len(data):,} bytes holds no frame: {GIVE_VIDEO}")
+    return kept, decoded
