@@ -24,7 +24,7 @@ MAX_WAITING = 1024  # sequences in the engine's queue; more would only time out 
 SMALL_BODY_BYTES = 4 * 2**10  # texts of such a body are read at once: 10 ms at most, less than a thread's turn costs
 
 # One request: how many things (openai_api.py, conversation.py, tools.py).
-MAX_JSON_VALUES = 2**18  # by the body's commas and brackets; parsing keeps Python's lock
+MAX_JSON_VALUES = 2**17  # by the body's commas and brackets; parsing keeps Python's lock
 MAX_MESSAGES = 4096
 MAX_PARTS = 4096  # of all messages' contents
 MAX_CALLS = 4096  # of all messages
@@ -33,11 +33,13 @@ MAX_DECLARATION_CHARACTERS = 2**17  # of all tools, as the chat template writes 
 MAX_STOPS = 4  # source: OpenAI's API reference
 MAX_STOP_CHARACTERS = 256
 MAX_CHOICES = 64
-MAX_NEW_TOKENS = 2**18  # of all choices
+MAX_NEW_TOKENS = 2**18  # of all choices; where a request names no number, it gets no more
 
-# One request: images and videos (media.py).
-MAX_MEDIA = 64
-MAX_PIXELS = 2**28  # of all images and all frames taken, as they are stored: what decoding costs
-MAX_PATCHES = 2**16  # of all of them, as the model sees them: 154 MB
+# One request: images and videos (media.py). model/remote/media_files.py bounds each of them.
+MAX_IMAGES = 64
+MAX_VIDEOS = 4
+MAX_IMAGE_PIXELS_TOGETHER = 2**28  # as they are stored: a few seconds of decoding
+MAX_VIDEO_PIXELS_TOGETHER = 2**31  # of all frames: as much
+MAX_PATCHES = 2**16  # of all of them as the model sees them: 154 MB
 
 MAX_ERROR_CHARACTERS = 500  # an error quotes what the caller sent

@@ -23,6 +23,7 @@ from starlette.routing import Route
 from components.serve.answer import Loaded
 from components.serve.chat import ChatCompletions
 from components.serve.checkpoint import verify
+from components.serve.connection import OPTIONS
 from components.serve.engine_process import EngineProcess
 from components.serve.errors import ApiError
 from components.serve.metrics import Metrics
@@ -44,11 +45,13 @@ class Server:
         self._loaded: Loaded | None = None
         self._load_failure = ""
         self.metrics = Metrics()
+        self.chat = ChatCompletions(model_name, self.ready, self.metrics)
 
     @asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
         loading = asyncio.create_task(self._load())
         yield
+        self.chat.close()
         loading.cancel()
         await asyncio.wait([loading])
         if self._loaded is not None:
@@ -108,14 +111,13 @@ def create_app(checkpoint: Path, model_name: str = "moonflow") -> Starlette:
     """The application. It answers /health with 503 until the checkpoint is verified and loaded, and with 500 if it
     cannot be or the engine has died."""
     server = Server(checkpoint, model_name)
-    chat = ChatCompletions(model_name, server.ready, server.metrics)
     return Starlette(
         routes=[
             Route("/health", server.health),
             Route("/metrics", server.show_metrics),
             Route("/v1/models", server.models),
             Route("/v1/models/{name:path}", server.model),
-            Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/v1/chat/completions", server.chat, methods=["POST"]),
         ],
         lifespan=server.lifespan,
         exception_handlers={ApiError: _on_api_error, HTTPException: _on_http, Exception: _on_failure},
@@ -124,7 +126,7 @@ def create_app(checkpoint: Path, model_name: str = "moonflow") -> Starlette:
 
 async def _on_api_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return JSONResponse(error.body, error.status)
+    return JSONResponse(error.body, error.status, error.headers)
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
@@ -147,14 +149,8 @@ def serve_forever(checkpoint: Path, host: str, port: int, model_name: str = "moo
     """
     verify(checkpoint)
     load_config(checkpoint / "config.json")
-    uvicorn.run(
-        create_app(checkpoint, model_name),
-        host=host,
-        port=port,
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=DRAIN_SECONDS,
-    )
+    app = create_app(checkpoint, model_name)
+    uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=DRAIN_SECONDS, **OPTIONS)
 
 
 def main(arguments: list[str] | None = None) -> None:

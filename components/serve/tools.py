@@ -54,8 +54,8 @@ def declare(tools: Sequence[dict[str, Any]]) -> list[str | DeclaredTool]:
             declared.append(name)
             continue
         lines = [room.take(f"// {line}".rstrip() + "\n") for line in description.splitlines()]
-        schema = _Schema(room, f"tools.{index}.function.parameters")
-        declared.append(DeclaredTool(name, "".join(lines) + f"type {name} = (_: {schema.type(parameters, 0)}) => any;\n"))
+        type_ = _Schema(room, f"tools.{index}.function.parameters").type(parameters, 0)
+        declared.append(DeclaredTool(name, "".join(lines) + f"type {name} = (_: {type_}) => any;\n"))
     return declared
 
 
@@ -75,10 +75,8 @@ class _Room:
     def take(self, text: str) -> str:
         self._left -= len(text)
         if self._left < 0:
-            raise bad_request(
-                f"the tools' declarations have more than {MAX_DECLARATION_CHARACTERS:,} characters; give fewer tools or "
-                "shorter schemas", "tools"
-            )  # fmt: skip
+            told = f"the tools' declarations have more than {MAX_DECLARATION_CHARACTERS:,} characters"
+            raise bad_request(f"{told}; give fewer tools or shorter schemas", "tools")
         return text
 
 

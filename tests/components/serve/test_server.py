@@ -136,7 +136,7 @@ def shown(kind: str, url: str) -> list[dict]:
     ({"messages": shown("image_url", "data:image/png;base64,!!")}, "base64"),
     ({"messages": shown("image_url", "data:image/png;base64,AAAA")}, "cannot be decoded"),
     ({"messages": shown("image_url", data_url()[:-40] + "AAAA")}, "cannot be decoded"),
-    ({"messages": shown("image_url", png_header(9_000, 9_000))}, "9000 x 9000 pixels"),
+    ({"messages": shown("image_url", png_header(9_000, 9_000))}, "9,000 x 9,000 pixels: give at most 50,000,000"),
     ({"messages": shown("video_url", "data:video/mp4;base64,AAAA")}, "video of 3 bytes cannot be decoded"),
     ({"tools": [{"type": "function", "function": {"name": "no spaces"}}]}, "function.name"),
 ])  # fmt: skip
