@@ -70,6 +70,8 @@ class BoundedHttp(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._head, self._reading = 0, "head"
+        if self._due is None:  # it stands behind another request in one piece
+            self._owe(HEAD_SECONDS)
 
     def on_url(self, url: bytes) -> None:
         self._count(url)
@@ -118,8 +120,9 @@ class BoundedHttp(HttpToolsProtocol):
 
     @property
     def _answering(self) -> bool:
+        """Does the client wait for us, or for its own network to bring our answer?"""
         waits = self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
-        return waits or bool(self.pipeline)
+        return waits or bool(self.pipeline) or self.transport.get_write_buffer_size() > 0
 
     def _count(self, *parts: bytes) -> None:
         self._head += sum(map(len, parts))

@@ -99,7 +99,7 @@ class TurnReader:
                 if self._section[:begin] not in ([self._open], []):
                     raise ValueError("there is text between the calls")
                 call = parse_call(self._section[begin + 1 : -1], self._tokenizer)
-                strict_json.write(call.arguments)
+                strict_json.read(strict_json.write(call.arguments))  # the caller will send it back
             except ValueError:
                 # What follows in this section stands on the broken call; it is text like it.
                 broken, self._section = self._section, None
