@@ -74,14 +74,18 @@ class ChatCompletions:
 
     async def _begin(self, body: bytes, receive: Receive, hold: Callable[[int], None]) -> Answer:
         """Read and check the request, and put it into the engine's queue."""
+        self._check_queue(self._ready(), 1)
         if len(body) <= SMALL_BODY_BYTES and _is_light(chat := parse(body)):
             asked, loaded = self._prepare(chat, hold)
         else:
             chat, (asked, loaded) = await _unless_gone(self._threads.run(lambda: self._read(body, hold)), receive)
-        if loaded.engine.waiting + len(asked.requests) > MAX_WAITING:
-            raise overloaded(f"{loaded.engine.waiting} sequences are waiting already, and {MAX_WAITING} may")
+        self._check_queue(loaded, len(asked.requests))
         self._metrics.prompted(asked.prompt_tokens)
         return Answer(chat, asked, loaded)
+
+    def _check_queue(self, loaded: Loaded, more: int) -> None:
+        if loaded.engine.waiting + more > MAX_WAITING:
+            raise overloaded(f"{loaded.engine.waiting} sequences are waiting already, and {MAX_WAITING} may")
 
     def _read(self, body: bytes, hold: Callable[[int], None]) -> tuple[ChatRequest, tuple[Asked, Loaded]]:
         chat = parse(body)

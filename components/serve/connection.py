@@ -16,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from components.serve import strict_json
 from components.serve.errors import ApiError, overloaded
 from components.serve.limits import (
+    ACCEPTED_AT_ONCE,
     HEAD_SECONDS,
     LINGER_SECONDS,
     MAX_CONNECTIONS,
@@ -83,6 +84,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._unparsed, self._reading = 0, "body"
+        self._silent_since = self.loop.time()
         super().on_headers_complete()
         self._settle()  # who reads the body has a clock of its own
 
@@ -164,5 +166,11 @@ def _too_large() -> ApiError:
     return ApiError(431, f"the headers exceed {MAX_HEAD_BYTES} bytes", None, "headers_too_large")
 
 
-OPTIONS: dict[str, Any] = {"http": BoundedHttp, "ws": "none", "log_level": "warning", "access_log": False}
+OPTIONS: dict[str, Any] = {
+    "http": BoundedHttp,
+    "ws": "none",
+    "backlog": ACCEPTED_AT_ONCE,
+    "log_level": "warning",
+    "access_log": False,
+}
 """How uvicorn serves our application, wherever it does."""

@@ -8,8 +8,9 @@ decoded. Besides, everything together must fit the model's context. Values are o
 from __future__ import annotations
 
 # A connection, whatever is asked (connection.py).
-MAX_CONNECTIONS = 768  # open at once; a process may usually have 1,024 files
-MAX_HEAD_BYTES = 32 * 2**10  # request line and headers, as much again of trailers
+MAX_CONNECTIONS = 768  # open; a process may usually have 1,024 files
+ACCEPTED_AT_ONCE = 128  # more, before they are counted
+MAX_HEAD_BYTES = 32 * 2**10  # request line, headers and trailers
 HEAD_SECONDS = 10.0  # from a request's first byte, or a new connection, to the end of its headers
 BODY_SECONDS = 60.0  # from there to the end of the body
 LINGER_SECONDS = 2.0  # for a client to read an answer that came before the end of its request
@@ -17,7 +18,7 @@ STALLED_SECONDS = 60.0  # for a client to take what has been sent to it
 
 # Memory and threads, of all requests together (chat.py).
 MAX_BODY_BYTES = 32 * 2**20
-MAX_HELD_BYTES = 2**30  # bodies and pixels of requests that are not answered yet
+MAX_HELD_BYTES = 2**29  # bodies and pixels of requests that are not answered yet; the engine holds the pixels again
 PREPARING_THREADS = 2  # read requests beside the event loop
 MAX_PREPARING = 64  # requests that wait for these threads
 MAX_WAITING = 1024  # sequences in the engine's queue; more would only time out there
@@ -40,6 +41,7 @@ MAX_IMAGES = 64
 MAX_VIDEOS = 4
 MAX_IMAGE_PIXELS_TOGETHER = 2**28  # as they are stored: a few seconds of decoding
 MAX_VIDEO_PIXELS_TOGETHER = 2**31  # of all frames: as much
+MAX_DECODED_BYTES = 2**28  # of one of them: 10 frames of 4K video; each preparing thread has one in memory
 MAX_PATCHES = 2**16  # of all of them as the model sees them: 154 MB
 
 MAX_ERROR_CHARACTERS = 500  # an error quotes what the caller sent

@@ -8,6 +8,7 @@ from typing import Any
 
 from components.serve.errors import bad_request
 from components.serve.limits import (
+    MAX_DECODED_BYTES,
     MAX_IMAGE_PIXELS_TOGETHER,
     MAX_IMAGES,
     MAX_PATCHES,
@@ -52,11 +53,14 @@ class Media:
         self._count[kind] += 1
         data = _content(key, source.get("url", "") if isinstance(source, dict) else source, where)
         try:
-            pixels, grids = self._image(data) if kind == "image" else self._video(data)
+            pixels, taken, grids = self._image(data) if kind == "image" else self._video(data)
         except MediaTooLarge as error:
             raise bad_request(str(error), where, f"{kind}_too_large") from error
         except MoonflowError as error:
             raise bad_request(str(error), where, f"invalid_{kind}") from error
+        if 3 * taken > MAX_DECODED_BYTES:
+            told = f"the {kind} takes {3 * taken:,} bytes when it is decoded; send one of at most {MAX_DECODED_BYTES:,}"
+            raise bad_request(told, where, f"{kind}_too_large")
         self._pixels[kind] += pixels
         most = MAX_IMAGE_PIXELS_TOGETHER if kind == "image" else MAX_VIDEO_PIXELS_TOGETHER
         if self._pixels[kind] > most:
@@ -71,13 +75,15 @@ class Media:
         self.files[name] = data
         return {"type": kind, "media": name}
 
-    def _image(self, data: bytes) -> tuple[int, list[Grid]]:
+    def _image(self, data: bytes) -> tuple[int, int, list[Grid]]:
+        """Pixels that are decoded, and those that lie in memory at once; grids."""
         width, height = image_size(data)
-        return width * height, [image_grid(data, self._config)]
+        return width * height, width * height, [image_grid(data, self._config)]
 
-    def _video(self, data: bytes) -> tuple[int, list[Grid]]:
+    def _video(self, data: bytes) -> tuple[int, int, list[Grid]]:
         header = video_header(data)
-        return header.width * header.height * header.frames, video_grids(data, self._config)[0]
+        grids, seconds = video_grids(data, self._config)
+        return header.width * header.height * header.frames, header.width * header.height * len(seconds), grids
 
 
 def _content(key: str, url: Any, where: str) -> bytes:

@@ -22,6 +22,7 @@ from components.serve import chat, preparation
 from components.serve.errors import ApiError
 from components.serve.limits import MAX_BODY_BYTES, MAX_JSON_VALUES
 from model.data import tokenize
+from model.remote import media_files
 from model.video import encode_mp4
 
 SECONDS = 3.0  # generous, for a busy machine; each of these took longer, up to minutes
@@ -145,6 +146,17 @@ def test_a_video_is_measured_before_it_is_decoded(address: str, monkeypatch: pyt
 def test_a_short_video_is_seen(address: str):
     reply = ask(address, messages=showing(clip(6), kind="video_url", mime="video/mp4"))
     assert reply.status_code == 200 and reply.json()["usage"]["prompt_tokens"] > 30
+
+
+def test_a_videos_frames_fit_into_memory(address: str):
+    error = error_of(ask(address, messages=showing(clip(14, 2600), kind="video_url", mime="video/mp4")))
+    assert error["code"] == "video_too_large" and "283,920,000 bytes when it is decoded" in error["message"]
+
+
+def test_a_video_has_so_much_time(address: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(media_files, "MAX_VIDEO_SECONDS", 0.0)
+    error = error_of(ask(address, messages=showing(clip(4), kind="video_url", mime="video/mp4")))
+    assert error["code"] == "video_too_large" and "processor seconds to decode" in error["message"]
 
 
 def test_a_text_in_a_videos_place_opens_no_connection(address: str):
