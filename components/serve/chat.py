@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from starlette.types import Receive, Scope, Send
 
 from components.serve.answer import Answer, Loaded, send_error
 from components.serve.errors import ApiError, overloaded
-from components.serve.limits import BODY_SECONDS, MAX_BODY_BYTES, MAX_WAITING, SMALL_BODY_BYTES
+from components.serve.limits import BODY_SECONDS, MAX_BODY_BYTES, MAX_REQUESTS, MAX_WAITING, SMALL_BODY_BYTES
 from components.serve.metrics import Metrics
 from components.serve.openai_api import Asked, ChatRequest, parse, to_engine
 from components.serve.preparation import Memory, Threads
@@ -37,6 +38,7 @@ class ChatCompletions:
         self._model_name = model_name
         self._ready = ready
         self._metrics = metrics
+        self._under_way = 0
         self._memory = Memory()
         self._threads = Threads()
 
@@ -51,9 +53,10 @@ class ChatCompletions:
         try:
             with self._memory.holding() as hold:
                 body = await _read_body(scope, receive, hold)
-                answer = await self._begin(body, receive, hold)
-                del body
-                await _unless_gone(answer.send(send), receive)
+                with self._counted():
+                    answer = await self._begin(body, receive, hold)
+                    del body
+                    await _unless_gone(answer.send(send), receive)
             status = 200
         except _ClientLeftError:
             status = CLIENT_LEFT
@@ -71,6 +74,17 @@ class ChatCompletions:
                     self._metrics.first_token(answer.first_token_at - arrived)
             self._metrics.in_flight.dec()
             self._metrics.answered(status, time.monotonic() - arrived)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Requests whose clients wait for us."""
+        if self._under_way >= MAX_REQUESTS:
+            raise overloaded(f"{MAX_REQUESTS} requests are under way already")
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._under_way -= 1
 
     async def _begin(self, body: bytes, receive: Receive, hold: Callable[[int], None]) -> Answer:
         """Read and check the request, and put it into the engine's queue."""

@@ -20,6 +20,7 @@ STALLED_SECONDS = 60.0  # for a client to take what has been sent to it
 MAX_BODY_BYTES = 32 * 2**20
 MAX_HELD_BYTES = 2**29  # bodies and pixels of requests that are not answered yet; the engine holds the pixels again
 PREPARING_THREADS = 2  # read requests beside the event loop
+MAX_REQUESTS = 640  # chats under way; fewer than connections, so that /health is let in however busy the engine is
 MAX_PREPARING = 64  # requests that wait for these threads
 MAX_WAITING = 1024  # sequences in the engine's queue; more would only time out there
 SMALL_BODY_BYTES = 4 * 2**10  # texts of such a body are read at once: 10 ms at most, less than a thread's turn costs

@@ -104,7 +104,7 @@ CHAT = st.fixed_dictionaries(
     optional={name: sometimes_odd(value) for name, value in USUAL.items()}
     | {name: ANY for name in ChatRequest.model_fields if name not in USUAL and name not in ("model", "messages")},
 )
-FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @FUZZ

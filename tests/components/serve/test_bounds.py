@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from components.serve import chat, preparation
+from components.serve import chat, limits, preparation
 from components.serve.errors import ApiError
 from components.serve.limits import MAX_BODY_BYTES, MAX_JSON_VALUES
 from model.data import tokenize
@@ -225,6 +225,28 @@ def test_only_so_many_wait_to_be_prepared(address: str, monkeypatch: pytest.Monk
     error = error_of(refused, 503)
     assert (error["code"], error["type"], refused.headers["retry-after"]) == ("overloaded", "server_error", "1")
     assert ["it waited" in error_of(one.result())["message"] for one in waiting] == [True, True]
+
+
+def test_only_so_many_are_under_way(address: str, monkeypatch: pytest.MonkeyPatch):
+    assert limits.MAX_REQUESTS < limits.MAX_CONNECTIONS
+    monkeypatch.setattr(chat, "MAX_REQUESTS", 1)
+    begun, go_on = threading.Event(), threading.Event()
+    whole = chat.to_engine
+
+    def waits(*rest: Any) -> Any:
+        begun.set()
+        go_on.wait(30)
+        return whole(*rest)
+
+    monkeypatch.setattr(chat, "to_engine", waits)
+    (first,) = in_background(1, lambda: ask(address, tools=HEAVY))
+    try:
+        assert begun.wait(30)
+        refused = ask(address)
+    finally:
+        go_on.set()
+    assert error_of(refused, 503)["code"] == "overloaded" and "1 requests are under way" in refused.text
+    assert first.result().status_code == 200 and ask(address).status_code == 200
 
 
 def test_requests_hold_so_many_bytes_together_and_give_them_back(address: str, monkeypatch: pytest.MonkeyPatch):
