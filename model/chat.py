@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from model.errors import MoonflowError
+from model.foreign_text import read_json
 from model.tokenizer import Tokenizer, TooManyTokensError
 
 Message = Mapping[str, Any]
@@ -368,8 +369,8 @@ def parse_call(tokens: Sequence[int], tokenizer: Tokenizer) -> ToolCall:
     if match is None:
         raise ValueError(f"the call id {name!r} is not of the form functions.NAME:IDX")
     try:
-        arguments = json.loads(tokenizer.decode(tokens[middle + 1 :]))
-    except (ValueError, RecursionError) as error:
+        arguments = read_json(tokenizer.decode(tokens[middle + 1 :]))
+    except ValueError as error:
         raise ValueError(f"the arguments of {name} are not JSON") from error
     if not isinstance(arguments, dict):
         raise ValueError(f"the arguments of {name} are not a JSON object")

@@ -18,6 +18,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from model.errors import MoonflowError
+from model.foreign_text import well_formed
 
 SPECIAL_SLOTS = 256
 NAMED_SLOTS = {
@@ -142,8 +143,11 @@ class Tokenizer:
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of ``text``, all below ``ranks``: never a special token, whatever the text says."""
-        return self._backend.encode(text, add_special_tokens=False).ids
+        """Token ids of ``text``, all below ``ranks``: never a special token, whatever the text says.
+
+        Half a character (a lone surrogate, which has no UTF-8) is read as U+FFFD, so that any string can be encoded.
+        """
+        return self._backend.encode(well_formed(text), add_special_tokens=False).ids
 
     def encode_within(self, text: str, limit: int) -> list[int]:
         """``encode`` for a text that a stranger chose: no more of it is looked at than ``limit`` tokens can hold.
@@ -153,7 +157,7 @@ class Tokenizer:
             MoonflowError: a word is too long to be one.
         """
         ids: list[int] = []
-        place = 0
+        text, place = well_formed(text), 0
         while place < len(text):
             if len(ids) + self.fewest_tokens(len(text) - place) > limit:
                 raise TooManyTokensError(f"the text has more than {limit} tokens")
@@ -173,11 +177,12 @@ class Tokenizer:
         return ids
 
     def fewest_tokens(self, characters: int) -> int:
-        """So many at least has any text of so many characters."""
+        """So many at least has any text of so many characters, none of them half."""
         return -(-characters // self._longest)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ``ids``; special tokens are shown as their names."""
+        """The text of ``ids`` below ``vocab_size``; special tokens are shown as their names, parts of characters as
+        U+FFFD."""
         return self._backend.decode(list(ids), skip_special_tokens=False)
 
     def token_bytes(self, token: int) -> bytes:

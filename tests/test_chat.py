@@ -202,6 +202,39 @@ def test_whatever_is_sampled_can_be_parsed(ids):
     assert isinstance(turn.content, str)
 
 
+def called(arguments: str) -> list[int]:
+    return BEGIN + TOKENIZER.encode("functions.search:0") + ARGUMENT + TOKENIZER.encode(arguments) + END
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ['{"a": NaN}', '{"a": -Infinity}', '{"a": 1e999}', '{"a": ' + "1" * 5000 + "}", '{"a": 1, "a": 2}',
+     '{"a": ' * 5000, "[" * 5000, '{"a": [1e999]}'],
+)  # fmt: skip
+def test_arguments_that_are_more_than_json_are_no_call(arguments):
+    turn = parse_assistant(called(arguments), TOKENIZER)
+    assert turn.error == "the arguments of functions.search:0 are not JSON" and turn.tool_calls == []
+
+
+def test_half_a_character_in_arguments_becomes_the_replacement_character():
+    turn = parse_assistant(called(r'{"query": "\ud83d", "\udc00": ["x\ud83d\ude00"]}'), TOKENIZER)
+    assert turn.error is None
+    assert turn.tool_calls[0].arguments == {"query": "\ufffd", "\ufffd": ["x😀"]}
+
+
+def test_half_a_character_in_any_turn_is_encoded():
+    call = [{"name": "search", "arguments": {"query": "\ud83d"}}]
+    messages = [
+        {"role": "system", "content": "\ud83d"},
+        {"role": "user", "content": [{"type": "text", "text": "\udc00"}]},
+        {"role": "assistant", "reasoning": "\ud83d", "content": "\ud83d", "tool_calls": call},
+        {"role": "tool", "content": "\ud83d"},
+    ]
+    assert shown(messages).count("\ufffd") == 6
+    result = {"role": "tool", "tool_call_id": "functions.search:0", "content": "\ud83d"}
+    assert "\ufffd" in TOKENIZER.decode(encode_turns([result], TOKENIZER, 0))
+
+
 def test_a_cut_off_completion_is_read_as_far_as_it_goes():
     assert parse_assistant(TOKENIZER.encode("half an ans"), TOKENIZER).content == "half an ans"
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.errors import MoonflowError
+from model.foreign_text import well_formed
 from model.tokenizer import NAMED_SLOTS, PIECE_CHARACTERS, SPECIALS, Tokenizer, TooManyTokensError
 from tests.corpus import corpus, small_tokenizer
 
@@ -25,6 +26,29 @@ def test_any_text_comes_back_and_never_holds_a_special_token(text):
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     assert all(token < tokenizer.ranks for token in ids)
+
+
+@given(st.text(st.characters(), max_size=20) | st.text(st.characters(categories=("Cs", "Cn", "Co", "Cc")), max_size=20))
+@settings(max_examples=300, deadline=None)
+def test_every_string_can_be_encoded_half_characters_as_the_replacement_character(text):
+    tokenizer = small_tokenizer()
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == well_formed(text)
+    assert all(0 <= token < tokenizer.ranks for token in ids)
+
+
+@pytest.mark.parametrize("text", ["\ud83d", "a\udc00\x00b", "\uffff\U0010ffff", "<|im_end|>\ud800"])
+def test_a_half_character_is_no_type_error(text):
+    assert small_tokenizer().decode(small_tokenizer().encode(text)) == well_formed(text)
+
+
+@given(st.lists(st.integers(0, 1023), max_size=20))
+@settings(max_examples=300, deadline=None)
+def test_any_ids_can_be_decoded_and_their_text_encoded(ids):
+    tokenizer = small_tokenizer()
+    text = tokenizer.decode(ids)
+    text.encode()
+    assert all(token < tokenizer.ranks for token in tokenizer.encode(text))
 
 
 @given(st.from_regex(r"[a-z ]{0,5}[0-9]{1,8}[a-z .,]{0,5}[0-9]{0,4}", fullmatch=True))
