@@ -1,4 +1,7 @@
-"""JSON as its specification has it, both ways: Python's own reads and writes NaN, Infinity and half surrogates."""
+"""JSON as its specification has it, both ways: Python's own reads and writes NaN, Infinity and half surrogates.
+
+A caller is told what is wrong with his; a policy, which cannot be, is read by ``model.foreign_text``.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import json
 from typing import Any
 
 from pydantic_core import from_json
+
+from model.foreign_text import well_formed
 
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
@@ -32,9 +37,4 @@ def write(value: Any) -> str:
         text = _encode(value)
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
-    # Nearly always ASCII or whole characters: only what is broken pays for the repair.
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
+    return well_formed(text)
