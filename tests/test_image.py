@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import math
 
-import av
 import numpy as np
 import pytest
 from PIL import Image
 from pydantic import ValidationError
 
 from model.errors import MoonflowError
-from model.image import ImageConfig, encode_image, encode_png, scaled_size
-from model.video import chunk_timestamps, decode_video, encode_mp4, encode_video
+from model.image import ImageConfig, MediaTooLarge, encode_image, encode_png, image_grid, image_size, scaled_size
+from tests.odd_media import blank_png, exif, file, noise
 
 CONFIG = ImageConfig()
-
-
-def noise(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 def test_defaults_are_the_released_ones() -> None:
@@ -104,66 +98,28 @@ def test_all_ways_to_give_an_image_agree() -> None:
     np.testing.assert_array_equal(encode_image(encode_png(gray), CONFIG)[0], encode_image(as_rgb, CONFIG)[0])
 
 
-def test_video_frames_are_chunked_by_four() -> None:
-    frames = noise(6, 28, 56, 3)
-    values, grids = encode_video(frames, CONFIG)
-    assert grids == [(4, 2, 4), (2, 2, 4)] and values.shape == (6 * 8, 3, 14, 14)
-    for i, frame in enumerate(frames):
-        np.testing.assert_array_equal(values[8 * i : 8 * i + 8], encode_image(frame, CONFIG)[0])
-
-
-def test_video_limits_per_frame_and_per_chunk() -> None:
-    frames = noise(8, 112, 112, 3)
-    assert encode_video(frames, ImageConfig(in_patch_limit_each_frame=16))[1] == [(4, 4, 4)] * 2
-    assert encode_video(frames, ImageConfig(in_patch_limit_video=4 * 4))[1] == [(4, 2, 2)] * 2
-    assert encode_video(frames[:6], ImageConfig(in_patch_limit_video=4 * 4))[1] == [(4, 2, 2), (2, 4, 4)]
-
-
-def test_mp4_round_trip_keeps_every_frame_and_its_order() -> None:
-    frames = np.zeros((8, 28, 56, 3), np.uint8)
-    for i, frame in enumerate(frames):
-        frame[:] = 25 * i
-    decoded, seconds = decode_video(encode_mp4(frames), CONFIG)
-    assert decoded.shape == frames.shape and seconds == [i / 2 for i in range(8)]
-    assert np.abs(decoded.astype(int) - frames).max() <= 8  # lossy
-    assert chunk_timestamps(seconds, CONFIG) == ["00:00:00.000", "00:00:02.000"]
-    assert chunk_timestamps([3725.5], CONFIG) == ["01:02:05.500"]
-    assert chunk_timestamps([2.3], CONFIG) == ["00:00:02.299"]  # cut off in binary, as released
-
-
-def test_fast_video_is_sampled_at_two_frames_a_second() -> None:
-    frames = np.zeros((41, 28, 28, 3), np.uint8)
-    for i, frame in enumerate(frames):
-        frame[:] = 5 * i
-    decoded, seconds = decode_video(encode_mp4(frames, fps=20), CONFIG)
-    assert seconds == [i / 20 for i in (0, 13, 27, 40)]  # round(41 * 2 / 20) = 4 frames, evenly from first to last
-    assert np.abs(decoded.mean((1, 2, 3)) - np.array([0, 65, 135, 200])).max() <= 8
-    limited = ImageConfig(max_num_frames_each_video=2)
-    assert decode_video(encode_mp4(frames, fps=20), limited)[1] == [0, 2]
-
-
-def test_bad_media_are_told_in_one_line() -> None:
+def test_bad_images_are_told_in_one_line() -> None:
     png = encode_png(noise(28, 28, 3))
     for data in (b"", b"not an image", png[: len(png) // 2]):
         with pytest.raises(MoonflowError, match="cannot be decoded: give a PNG"):
             encode_image(data, CONFIG)
-        with pytest.raises(MoonflowError, match="give an MP4"):
-            encode_video(data, CONFIG)
     with pytest.raises(MoonflowError, match="float32"):
         encode_image(np.zeros((28, 28, 3), np.float32), CONFIG)  # type: ignore[arg-type]
     with pytest.raises(MoonflowError, match=r"\[28, 28\]"):
         encode_image(noise(28, 28), CONFIG)
-    with pytest.raises(MoonflowError, match="frames, height"):
-        encode_video(noise(28, 28, 3), CONFIG)
 
 
-def test_audio_only_file_is_refused() -> None:
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("aac", rate=16000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-        frame.sample_rate = 16000
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    with pytest.raises(MoonflowError, match="give an MP4"):
-        decode_video(buffer.getvalue(), CONFIG)
+@pytest.mark.parametrize("size", [(28, 28), (1, 1), (13, 500), (600, 3), (200, 300)])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_header_gives_the_grid_that_encoding_gives(size: tuple[int, int], orientation: int) -> None:
+    data = file(Image.new("RGB", size), exif=exif(orientation))
+    for config in (CONFIG, ImageConfig(in_patch_limit=40, patch_limit_on_one_side=16)):
+        assert image_grid(data, config) == encode_image(data, config)[1]
+    assert image_size(data) == (size if orientation == 1 else size[::-1])
+
+
+def test_a_large_image_is_refused_as_such() -> None:
+    for call in (image_size, lambda data: image_grid(data, CONFIG), lambda data: encode_image(data, CONFIG)):
+        with pytest.raises(MediaTooLarge, match="MAX_IMAGE_PIXELS"):
+            call(blank_png(8_000, 8_000))
+    assert issubclass(MediaTooLarge, MoonflowError)

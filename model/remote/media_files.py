@@ -1,7 +1,7 @@
 """Encoded images and videos -> pixels as people see them, within bounds.
 
 Every checkpoint carries this file, and moonflow reads its own media with it, so that a served picture has the pixels of
-training. It stands alone: it imports nothing of ours, and PyAV only where a video is read.
+training. With ``media_structure.py`` it stands alone: it imports nothing else of ours, and PyAV only to read a video.
 
 All that is said of a file before its pixels are decoded comes from its header. A header can lie: what is bounded there
 is bounded again while frames are decoded.
@@ -10,7 +10,6 @@ is bounded again while frames are decoded.
 from __future__ import annotations
 
 import io
-import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from .media_structure import jpeg_scans, late_exif, mp4_index
+
 # What browsers show. Pillow knows forty formats more: EPS starts Ghostscript, others are seldom read and seldom tested.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")
 
@@ -27,12 +28,17 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")
 MAX_IMAGE_PIXELS = 50_000_000
 # The longest side that JPEG allows. Shrinking a side takes memory by its length: 40,000,000 x 1 pixels took gigabytes.
 MAX_IMAGE_SIDE = 65_535
-# A frame of 8K video, 8192 x 4320.
-MAX_FRAME_PIXELS = 35_389_440
+# Passes over the pixels of a JPEG. Encoders write ten; one takes 75 bytes and, of 50 million pixels, 30 ms.
+MAX_JPEG_SCANS = 50
+# A frame of 4K video, 4096 x 2304; a decoder may keep sixteen of them, 226 MB.
+MAX_FRAME_PIXELS = 9_437_184
 # Pixels of all frames that are decoded: a minute of 1080p at 60 frames a second.
 MAX_VIDEO_PIXELS = 8_000_000_000
 # Pixels of the frames that are taken, which lie in memory at once: a minute of 1080p at two frames a second, 750 MB.
 MAX_TAKEN_PIXELS = 250_000_000
+# Entries of an MP4's index: samples of all tracks, once more for every edit. FFmpeg takes up to 120 bytes for each
+# before a frame is decoded, and a kilobyte can state a billion. An hour of video has a million, PCM sound more.
+MAX_INDEX_ENTRIES = 2_000_000
 # Processor seconds for one video; a minute of 1080p H.264 takes 10.
 MAX_VIDEO_SECONDS = 30.0
 
@@ -58,13 +64,13 @@ class MediaTooLarge(MediaError):
 # Images.
 
 
-def _unreadable_image(size: int, error: Exception) -> MediaError:
+def _unreadable_image(which: str, error: Exception) -> MediaError:
     allowed = f"{', '.join(IMAGE_FORMATS[:-1])} or {IMAGE_FORMATS[-1]}"
     if isinstance(error, UnidentifiedImageError):  # its own words name an address in memory
         reason = "the file's start is of none of these formats, or broken"
     else:
         reason = f"{type(error).__name__}: {error}"
-    return MediaError(f"image of {size:,} bytes cannot be decoded: give a {allowed} file ({reason})")
+    return MediaError(f"{which} cannot be decoded: give a {allowed} file ({reason})")
 
 
 def _check_image_size(width: int, height: int) -> None:
@@ -89,40 +95,37 @@ def _open_image(data: bytes) -> Image.Image:
             f"image of {len(data):,} bytes has over {MAX_IMAGE_PIXELS:,} pixels: give at most those (MAX_IMAGE_PIXELS)"
         ) from error
     except Exception as error:  # Pillow's readers raise whatever a broken header makes them raise
-        raise _unreadable_image(len(data), error) from error
+        raise _unreadable_image(f"image of {len(data):,} bytes", error) from error
     _check_image_size(*image.size)
-    if image.format == "PNG" and "exif" not in image.info and (exif := _late_exif(data)):
+    if image.format in ("JPEG", "MPO") and (scans := jpeg_scans(data)) > MAX_JPEG_SCANS:
+        raise MediaTooLarge(f"image is a JPEG of {scans:,} scans: give at most {MAX_JPEG_SCANS} (MAX_JPEG_SCANS)")
+    if any(tile.codec_name == "bmp_rle" for tile in getattr(image, "tile", ())):
+        raise MediaError("image is a run-length encoded BMP, which takes seconds to decode: give another format")
+    if image.format == "PNG" and "exif" not in image.info and (exif := late_exif(data)):
         image.info["exif"] = exif
+    if image.format == "PNG" and image.mode == "RGB" and data[24] == 16 and "transparency" in image.info:
+        # Pillow keeps the upper 8 of a pixel's 16 bits, but all of the transparent colour's.
+        image.info["transparency"] = tuple(value >> 8 for value in image.info["transparency"])
     return image
-
-
-def _late_exif(png: bytes) -> bytes | None:
-    """EXIF data behind a PNG's pixels, where ImageMagick writes them; Pillow would decode the pixels to find them."""
-    at = 8
-    while b"eXIf" in png and at + 8 <= len(png):
-        length, kind = struct.unpack_from(">I4s", png, at)
-        if kind == b"eXIf":
-            return png[at + 8 : at + 8 + length]
-        at += 12 + length
-    return None
 
 
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 to 8; 1, as it is stored, where the image has none or it cannot be read."""
     try:
-        # PNG's own getexif decodes the pixels, see above.
-        return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+        # PNG's own getexif decodes the pixels, see above. The value may be of any type.
+        turn = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+        return int(turn) if turn in UPRIGHT else 1
     except Exception:
         return 1
 
 
-def image_size(data: bytes) -> tuple[int, int]:
-    """(width, height) in pixels of an encoded image turned upright, from its header alone.
+def image_size(image: bytes | Image.Image) -> tuple[int, int]:
+    """(width, height) in pixels of an image turned upright; of an encoded one from its header alone.
 
     Raises:
         MediaError: it is no image of `IMAGE_FORMATS`; MediaTooLarge, if it is over a bound.
     """
-    image = _open_image(data)
+    image = _open_image(image) if isinstance(image, bytes) else _loaded(image, f"image in mode {image.mode}")
     width, height = image.size
     return (height, width) if _orientation(image) >= 5 else (width, height)
 
@@ -138,19 +141,28 @@ def read_image(image: bytes | Image.Image) -> Image.Image:
         MediaError: it cannot be decoded, or states no range for its pixels; MediaTooLarge, if it is over a bound.
     """
     if isinstance(image, bytes):
-        size, image = len(image), _open_image(image)
+        which, image = f"image of {len(image):,} bytes", _open_image(image)
     else:
-        size = 0
-        _check_image_size(*image.size)
+        which = f"image in mode {image.mode}"
+    _loaded(image, which)
     try:
         turn = UPRIGHT.get(_orientation(image))
-        image.load()
         rgb = _rgb(image)
         return rgb if turn is None else rgb.transpose(turn)
     except MediaError:
         raise
+    except Exception as error:
+        raise _unreadable_image(which, error) from error
+
+
+def _loaded(image: Image.Image, which: str) -> Image.Image:
+    """The same image with its pixels decoded; only then Pillow has seen all that may stand behind them."""
+    _check_image_size(*image.size)
+    try:
+        image.load()
     except Exception as error:  # RuntimeError for planes of an AVIF, struct.error, MemoryError: each reader has its own
-        raise _unreadable_image(size, error) from error
+        raise _unreadable_image(which, error) from error
+    return image
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -237,8 +249,25 @@ def _container(data: bytes) -> str:
     raise MediaError(f"video of {len(data):,} bytes cannot be decoded: {GIVE_VIDEO} (its start is of none of these)")
 
 
+def _check_index(mp4: bytes) -> None:
+    """Refuse an MP4 whose index would not fit in memory, before FFmpeg builds it."""
+    samples, edits, compressed = mp4_index(mp4)
+    if compressed:
+        raise MediaError(f"video of {len(mp4):,} bytes has a compressed header (cmov): {GIVE_VIDEO} without it")
+    if samples * max(1, edits) > MAX_INDEX_ENTRIES:
+        raise MediaTooLarge(
+            f"video of {len(mp4):,} bytes states {samples:,} samples and {edits:,} edits: give a shorter one, at most "
+            f"{MAX_INDEX_ENTRIES:,} samples times edits (MAX_INDEX_ENTRIES)"
+        )
+
+
+def _deadline() -> float:
+    """In processor time of this thread, so that a busy machine refuses nothing that an idle one reads."""
+    return time.thread_time() + MAX_VIDEO_SECONDS
+
+
 @contextmanager
-def _opened(data: bytes) -> Iterator[tuple[Any, Any, Callable[[], None]]]:
+def _opened(data: bytes, deadline: float) -> Iterator[tuple[Any, Any, Callable[[], None]]]:
     """The container, its video stream, and what to call now and then: it raises when the time is over.
 
     Whatever is raised in between becomes a MediaError, since the file is foreign and FFmpeg has errors of every kind.
@@ -248,20 +277,21 @@ def _opened(data: bytes) -> Iterator[tuple[Any, Any, Callable[[], None]]]:
     except ImportError as error:
         raise ImportError("to read videos, install PyAV (package av)") from error
 
-    # Processor time of this thread, so that a busy machine refuses nothing that an idle one reads.
-    until = time.thread_time() + MAX_VIDEO_SECONDS
-
     def in_time() -> None:
-        if time.thread_time() > until:
+        if time.thread_time() > deadline:
             raise MediaTooLarge(
                 f"video of {len(data):,} bytes takes over {MAX_VIDEO_SECONDS:g} processor seconds to decode "
                 "(MAX_VIDEO_SECONDS): give a shorter or smaller one"
             )
 
-    limits = {"max_pixels": str(MAX_FRAME_PIXELS)}  # of a frame's own header, which may contradict the container's
+    # A frame's own header may contradict the container's. Twice, since decoders pad frames to whole blocks.
+    limits = {"max_pixels": str(2 * MAX_FRAME_PIXELS)}
     alone = {"protocol_whitelist": ""}  # it may open no other file and no address
     try:
-        with av.open(io.BytesIO(data), format=_container(data), options=limits, container_options=alone) as container:
+        container_name = _container(data)
+        if container_name == "mp4":
+            _check_index(data)
+        with av.open(io.BytesIO(data), format=container_name, options=limits, container_options=alone) as container:
             if not container.streams.video or container.streams.video[0].codec_context is None:
                 raise MediaError(f"video of {len(data):,} bytes has no video stream that can be decoded: {GIVE_VIDEO}")
             stream = container.streams.video[0]
@@ -277,7 +307,7 @@ def _opened(data: bytes) -> Iterator[tuple[Any, Any, Callable[[], None]]]:
         ) from error
 
 
-def _check_video_pixels(width: int, height: int, frames: int) -> None:
+def _check_video_size(width: int, height: int, frames: int = 1) -> None:
     if width * height > MAX_FRAME_PIXELS:
         raise MediaTooLarge(
             f"video has {width:,} x {height:,} pixels a frame: give at most {MAX_FRAME_PIXELS:,} (MAX_FRAME_PIXELS)"
@@ -295,10 +325,14 @@ def video_header(data: bytes) -> VideoHeader:
     Raises:
         MediaError: it is no video or holds no frame; MediaTooLarge, if it is over a bound.
     """
+    return _header(data, _deadline())
+
+
+def _header(data: bytes, deadline: float) -> VideoHeader:
     first, frames = None, 0
-    with _opened(data) as (container, stream, in_time):
+    with _opened(data, deadline) as (container, stream, in_time):
         codec = stream.codec_context
-        _check_video_pixels(codec.width, codec.height, stream.frames)
+        _check_video_size(codec.width, codec.height, stream.frames)
         for packet in container.demux(stream):
             in_time()
             if first is None:
@@ -308,7 +342,7 @@ def video_header(data: bytes) -> VideoHeader:
             frames += bool(shown)
         if first is None or not frames:
             raise MediaError(f"video of {len(data):,} bytes holds no frame: {GIVE_VIDEO}")
-        _check_video_pixels(first.width, first.height, frames)
+        _check_video_size(first.width, first.height, frames)
         fps = max(0.0, float(stream.average_rate or 0))
         turns = first.rotation // 90 % 4 if first.rotation % 90 == 0 else 0
         return VideoHeader(first.width, first.height, turns, fps, frames)
@@ -331,23 +365,29 @@ def read_video(data: bytes, sample_fps: float, max_frames: int | None = None) ->
     Raises:
         MediaError: it is no video or holds no frame; MediaTooLarge, if it is over a bound.
     """
-    header = video_header(data)
-    frames, decoded = _decode(data, header, header.taken(sample_fps, max_frames))
-    if decoded != header.frames:  # its packets are not its frames, one to one: now the number of frames is known
+    deadline = _deadline()
+    header = _header(data, deadline)
+    while True:
+        frames, decoded = _decode(data, header, header.taken(sample_fps, max_frames), deadline)
+        if decoded == header.frames:
+            return frames, header.seconds(sample_fps, max_frames)
+        # Its packets are not its frames, one to one. Now their number is known, and they are taken once more.
+        del frames
         header = header._replace(frames=decoded)
-        frames, _ = _decode(data, header, header.taken(sample_fps, max_frames))
-    return frames, header.seconds(sample_fps, max_frames)
 
 
-def _decode(data: bytes, header: VideoHeader, taken: list[int]) -> tuple[NDArray[np.uint8], int]:
+def _decode(
+    data: bytes, header: VideoHeader, taken: list[int], deadline: float
+) -> tuple[NDArray[np.uint8], int]:
     """The taken frames, uint8 [N, H, W, 3], and how many frames there are in all."""
     width, height = header.upright
     kept = np.empty((len(taken), height, width, 3), np.uint8)
     decoded = pixels = place = 0
-    with _opened(data) as (container, stream, in_time):
+    with _opened(data, deadline) as (container, stream, in_time):
         for packet in container.demux(stream):
             in_time()
             for frame in packet.decode():
+                _check_video_size(frame.width, frame.height)
                 pixels += frame.width * frame.height
                 if pixels > MAX_VIDEO_PIXELS:
                     raise MediaTooLarge(

@@ -1,14 +1,14 @@
 """Text, images and videos -> model inputs, for programs that load this checkpoint without moonflow.
 
-transformers, vLLM and SGLang copy this file out of a checkpoint folder and run it alone (``trust_remote_code``), so it
-imports nothing of ours. It computes what ``model/image.py`` computes; moonflow's tests hold the two together.
+transformers, vLLM and SGLang copy this file and those it names out of a checkpoint folder and run them alone
+(``trust_remote_code``), so they import nothing else of ours. It computes what ``model/image.py`` and ``model/video.py``
+compute; moonflow's tests hold them together.
 
 Media are dictionaries, as engines pass them: {"type": "image", "image": I}, {"type": "video_chunk", "video_chunk": [I]}
 with at most four frames, or {"type": "video", "video": MP4 bytes}. An image I is a PIL image, encoded bytes, or uint8
 [H, W, 3].
 """
 
-import io
 import math
 import re
 
@@ -18,19 +18,22 @@ from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
+from .media_files import image_size, read_image, read_video
+
 PAD = "<|media_pad|>"
 VIDEO = "<|kimi_k25_video_placeholder|>"
 
 
-def to_image(image):
-    image = getattr(image, "media", image)  # vLLM keeps the encoded bytes beside a decoded image
-    if isinstance(image, bytes):
-        image = Image.open(io.BytesIO(image))
-    elif isinstance(image, np.ndarray):
-        image = Image.fromarray(image)
-    elif not isinstance(image, Image.Image):
+def encoded(image):
+    """The image as ``media_files`` takes it: bytes or a PIL image."""
+    # vLLM keeps the encoded bytes beside the image that it decoded. Ours are then the pixels of training.
+    image = getattr(image, "original_bytes", image)
+    image = getattr(image, "media", image)
+    if isinstance(image, np.ndarray):
+        return Image.fromarray(image)
+    if not isinstance(image, (bytes, Image.Image)):
         raise ValueError(f"an image is a PIL image, bytes or a uint8 array, not {type(image).__name__}")
-    return image.convert("RGB")
+    return image
 
 
 def timestamp(seconds):
@@ -53,9 +56,9 @@ class KimiK25VisionProcessor(BaseImageProcessor):
     def _frames(media):
         kind = media.get("type")
         if kind == "image":
-            return [to_image(media["image"])]
+            return [encoded(media["image"])]
         if kind == "video_chunk":
-            return [to_image(frame) for frame in media["video_chunk"]]
+            return [encoded(frame) for frame in media["video_chunk"]]
         raise ValueError(f"a medium is an image or a video_chunk, not {kind!r}")
 
     def _sizes(self, media, frames):
@@ -66,7 +69,7 @@ class KimiK25VisionProcessor(BaseImageProcessor):
             limit = config["in_patch_limit_each_frame"]
             if config["in_patch_limit_video"] is not None:
                 limit = min(limit, round(config["in_patch_limit_video"] / len(frames)))
-        width, height = frames[0].size
+        width, height = image_size(frames[0])
         patch, side = config["patch_size"], config["patch_limit_on_one_side"] * config["patch_size"]
         area = math.sqrt(limit / (max(1, width // patch) * max(1, height // patch)))
         scale = min(1.0, area, side / width, side / height)
@@ -75,7 +78,7 @@ class KimiK25VisionProcessor(BaseImageProcessor):
         return size, tuple(-(-length // whole) * whole for length in size)
 
     def media_tokens_calculator(self, media):
-        """Decoder tokens of a medium."""
+        """Decoder tokens of a medium, from its header alone."""
         padded = self._sizes(media, self._frames(media))[1]
         whole = self.media_proc_cfg["patch_size"] * self.media_proc_cfg["merge_kernel_size"]
         return (padded[0] // whole) * (padded[1] // whole)
@@ -89,7 +92,7 @@ class KimiK25VisionProcessor(BaseImageProcessor):
             frames = self._frames(media)
             size, padded = self._sizes(media, frames)
             pixels = np.zeros((len(frames), padded[1], padded[0], 3), np.float32)
-            for number, frame in enumerate(frames):
+            for number, frame in enumerate(map(read_image, frames)):
                 shrunk = frame if frame.size == size else frame.resize(size, Image.Resampling.BICUBIC)
                 pixels[number, : size[1], : size[0]] = np.asarray(shrunk)
             if do_rescale:
@@ -108,29 +111,17 @@ class KimiK25VisionProcessor(BaseImageProcessor):
         return f"{timestamp_text}<|media_begin|>video<|media_content|>{PAD}<|media_end|>"
 
     def split_video_chunks(self, video):
-        """MP4 bytes -> chunks, each with the ``prompt`` that stands for it in the text. Needs PyAV (package av)."""
-        try:  # transformers refuses the whole file for an import that stands elsewhere and is not installed
-            import av
-        except ImportError as error:
-            raise ImportError("to read videos, install PyAV (package av)") from error
-
+        """Encoded bytes -> chunks, each with the ``prompt`` that stands for it in the text. Needs PyAV (package av)."""
         config = self.media_proc_cfg
-        with av.open(io.BytesIO(video), "r") as container:
-            stream = container.streams.video[0]
-            fps = float(stream.average_rate or config["sample_fps"])
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
-        taken = max(1, round(len(frames) * min(config["sample_fps"], fps) / fps))
-        if config["max_num_frames_each_video"] is not None:
-            taken = min(taken, config["max_num_frames_each_video"])
-        chosen = np.linspace(0, len(frames) - 1, taken).round().astype(int).tolist()
-        starts = range(0, len(chosen), self.num_frames_per_chunk)
+        frames, seconds = read_video(video, config["sample_fps"], config["max_num_frames_each_video"])
+        step = self.num_frames_per_chunk
         return [
             {
                 "type": "video_chunk",
-                "video_chunk": [to_image(frames[i]) for i in chosen[start : start + self.num_frames_per_chunk]],
-                "prompt": self.make_chunk_prompt(timestamp(chosen[start] / fps)),
+                "video_chunk": [Image.fromarray(frame) for frame in frames[start : start + step]],
+                "prompt": self.make_chunk_prompt(timestamp(seconds[start])),
             }
-            for start in starts
+            for start in range(0, len(seconds), step)
         ]
 
 

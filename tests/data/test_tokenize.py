@@ -3,14 +3,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from model.chat import encode_chat
 from model.data.sample import Sample
-from model.data.tokenize import tokenize, tokenize_prompt
+from model.data.tokenize import expand_media, tokenize, tokenize_prompt
 from model.errors import MoonflowError
 from model.image import ImageConfig, encode_image, encode_png
 from model.video import encode_mp4
 from tests.corpus import small_tokenizer
+from tests.odd_media import exif, file, video
 
 TOKENIZER = small_tokenizer()
 CONFIG = ImageConfig()
@@ -68,6 +70,18 @@ def test_a_video_is_timestamped_chunks_of_four_frames():
     assert got.grid_thws == [(4, 4, 2), (3, 4, 2)]
     assert got.pixel_values is not None and got.pixel_values.shape == (56, 3, 14, 14)
     assert len(got.loss_mask) == len(got.input_ids)
+
+
+def test_media_known_by_their_headers_alone_have_the_same_tokens():
+    turned, clip = file(Image.new("RGB", (30, 90)), exif=exif(6)), video(np.zeros((41, 28, 56, 3), np.uint8), fps=20)
+    asked = [{"type": kind, "media": name} for kind, name in (("image", "a"), ("video", "b"), ("image", "c"))]
+    encoded = encode_chat([{"role": "user", "content": asked}], [], TOKENIZER)
+    media = {"a": turned, "b": clip, "c": PNG}
+    whole = expand_media(encoded, media, TOKENIZER, CONFIG)
+    known = expand_media(encoded, media, TOKENIZER, CONFIG, pixels=False)
+    assert whole.pixel_values is not None and known.pixel_values is None
+    assert torch.equal(known.input_ids, whole.input_ids) and known.grid_thws == whole.grid_thws
+    assert known.grid_thws == [(1, 4, 8), (4, 2, 4), (1, 4, 6)]
 
 
 def test_a_text_document_is_learnt_where_its_segments_say():

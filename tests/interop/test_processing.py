@@ -34,9 +34,10 @@ from components.serve.tools import declare
 from model.chat import TOOLS, encode_chat
 from model.data.tokenize import expand_media
 from model.hf import REMOTE, load_image_config
-from model.image import ImageConfig, encode_image, encode_png, scaled_size
+from model.image import ImageConfig, encode_image, encode_png, image_grid, scaled_size
 from model.tokenizer import SPECIALS
-from model.video import decode_video, encode_mp4, encode_video
+from model.video import decode_video, encode_mp4, encode_video, video_grids
+from tests.odd_media import odd_images, video
 from tests.tiny_folders import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -277,6 +278,32 @@ def test_the_shipped_processor_prepares_what_we_prepare(processor, config, size)
     assert [vision.media_tokens_calculator(chunk) for chunk in chunks] == [h * w // 4 for _, h, w in grids]
 
 
+@pytest.mark.parametrize("name", odd_images())
+def test_a_picture_is_the_same_to_the_shipped_processor_as_to_training(processor, name):
+    """Encoded, and decoded by an engine that does not read it as people do but keeps the bytes beside it."""
+    data, seen = odd_images()[name]
+    values, grid = encode_image(data, ImageConfig())
+    np.testing.assert_array_equal(values, encode_image(seen, ImageConfig())[0])
+    beside = SimpleNamespace(media=Image.open(io.BytesIO(data)).convert("RGB"), original_bytes=data)
+    for image in (data, beside):
+        medium = {"type": "image", "image": image}
+        got = processor.image_processor.preprocess(medium)
+        np.testing.assert_array_equal(got["pixel_values"].numpy(), values)
+        assert tuple(got["grid_thws"][0].tolist()) == grid == image_grid(data, ImageConfig())
+        assert processor.image_processor.media_tokens_calculator(medium) == grid[1] * grid[2] // 4
+
+
+@pytest.mark.parametrize("kind", ["mp4", "matroska", "avi"])
+@pytest.mark.parametrize("turned", [0, 90])
+def test_a_video_is_the_same_to_the_shipped_processor_as_to_training(processor, kind, turned):
+    data = video(noise(41, 28, 56, 3), kind, fps=20, turned=turned)
+    values, grids = encode_video(data, ImageConfig())
+    chunks = processor.image_processor.split_video_chunks(data)
+    got = processor.image_processor.preprocess(chunks)
+    np.testing.assert_array_equal(got["pixel_values"].numpy(), values)
+    assert [tuple(grid) for grid in got["grid_thws"].tolist()] == grids == video_grids(data, ImageConfig())[0]
+
+
 def test_pixels_can_be_left_for_the_engine_to_normalise(processor):
     image = noise(28, 28, 3)
     got = processor.image_processor.preprocess(
@@ -353,5 +380,5 @@ def test_autotokenizer_gives_our_ids_and_has_the_template(folder):
 
 def test_the_shipped_code_needs_only_what_every_engine_brings():
     """transformers refuses a file if anything that it imports outside of a try block is not installed."""
-    needed = set(get_imports(REMOTE / "processing_kimi_k25.py")) - sys.stdlib_module_names
+    needed = {name for file in REMOTE.glob("[!_]*.py") for name in get_imports(file)} - sys.stdlib_module_names
     assert needed == {"numpy", "PIL", "torch", "transformers"}

@@ -18,6 +18,7 @@ from model.rl.tools.search import search
 from model.rl.tools.toolset import Toolset, environment_array
 from model.rollout.protocol import Request
 from model.tokenizer import Tokenizer
+from tests.odd_media import blank_png, odd_images
 
 QUESTION = [{"role": "user", "content": "How many pixels are above 4?"}]
 ARRAY = {"array": [[0, 5, 9], [1, 2, 7]]}
@@ -145,7 +146,21 @@ def test_search_normalises_the_query() -> None:
     assert search(records, "Chad capital") == "no result"
 
 
+@pytest.mark.parametrize("name", odd_images())
+def test_a_picture_is_the_same_to_a_tool_as_to_the_model(name: str) -> None:
+    data, seen = odd_images()[name]
+    got = environment_array(task(environment={"array": "png"}, media={"png": data}))
+    np.testing.assert_array_equal(got, np.asarray(Image.fromarray(seen).convert("L")))
+
+
 def test_bad_environments_name_the_sample() -> None:
+    too_large = task(environment={"array": "png"}, media={"png": blank_png(8_000, 8_000)})
+    with pytest.raises(MoonflowError, match="a-0 of array_tool.*8,000 x 8,000 pixels.*MAX_IMAGE_PIXELS"):
+        environment_array(too_large)
+    with pytest.raises(MoonflowError, match="a-0 of array_tool.*cannot be decoded"):
+        environment_array(task(environment={"array": "png"}, media={"png": b"no image"}))
+    with pytest.raises(MoonflowError, match="a-0 of array_tool.*0-255"):
+        environment_array(task(environment={"array": [[1, 2], [3]]}))
     with pytest.raises(MoonflowError, match="a-0 of array_tool.*'png'"):
         environment_array(task(environment={"array": "png"}))
     with pytest.raises(MoonflowError, match="a-0 of array_tool.*0-255"):

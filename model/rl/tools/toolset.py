@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from model.chat import TOOLS, ToolCall
 from model.data.sample import Sample
 from model.errors import MoonflowError
+from model.image import read_rgb
 from model.rl.tools.sandbox import Limits, Sandbox, Session
 from model.rl.tools.search import search
 
 
 def environment_array(sample: Sample) -> np.ndarray | None:
-    """``environment["array"]`` as uint8 [H, W]: nested lists, or the name of an image medium read as grayscale.
+    """``environment["array"]`` as uint8 [H, W]: nested lists, or the name of an image medium.
+
+    The image is read as the model sees it (upright, on white, 8 bits) and made gray.
 
     Raises:
-        MoonflowError: naming the sample, when the medium is missing or the list is not a matrix of 0-255.
+        MoonflowError: naming the sample, when the medium is missing or cannot be read, or the list is not a matrix of
+            0-255.
     """
     array = sample.environment.get("array")
     if array is None:
         return None
+    of = f"sample {sample.key} of {sample.family}: environment.array"
     if isinstance(array, str):
         if array not in sample.media:
-            raise MoonflowError(f"sample {sample.key} of {sample.family}: environment.array names no medium: {array!r}")
-        return np.asarray(Image.open(io.BytesIO(sample.media[array])).convert("L"))
-    matrix = np.asarray(array)
+            raise MoonflowError(f"{of} names no medium: {array!r}")
+        try:
+            return np.asarray(read_rgb(sample.media[array]).convert("L"))
+        except MoonflowError as error:
+            raise MoonflowError(f"{of}: {error}") from error
+    try:
+        matrix = np.asarray(array)
+    except ValueError:  # rows of unequal length
+        matrix = np.empty(0)
     if matrix.ndim != 2 or matrix.dtype.kind not in "iu" or matrix.min() < 0 or matrix.max() > 255:
-        raise MoonflowError(f"sample {sample.key} of {sample.family}: environment.array is no matrix of integers 0-255")
+        raise MoonflowError(f"{of} is no matrix of integers 0-255")
     return matrix.astype(np.uint8)
 
 

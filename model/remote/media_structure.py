@@ -1,0 +1,74 @@
+"""What an encoded file says of its own structure, read before Pillow or FFmpeg act on it."""
+
+from __future__ import annotations
+
+import re
+import struct
+
+# Markers of a JPEG, but for stuffed zeros, restarts and fill bytes, which stand within a scan.
+MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
+# Boxes of an MP4 that state a number of samples or edits: where it stands behind the name.
+COUNTS = {b"stsz": 8, b"stz2": 8, b"trun": 4, b"elst": 4}
+
+
+def late_exif(png: bytes) -> bytes | None:
+    """EXIF data behind a PNG's pixels, where ImageMagick writes them; Pillow would decode the pixels to find them."""
+    at = 8 if b"eXIf" in png else len(png)
+    while at + 8 <= len(png):
+        length, kind = struct.unpack_from(">I4s", png, at)
+        if kind == b"eXIf":
+            return png[at + 8 : at + 8 + length]
+        at += 12 + length
+    return None
+
+
+def jpeg_scans(jpeg: bytes) -> int:
+    """How many passes over its pixels a JPEG has."""
+    at, scans = 0, 0
+    while (found := MARKER.search(jpeg, at)) and (marker := found[1][0]) != 0xD9:  # end of image
+        at = found.end()
+        if marker not in (0x01, 0xD8):  # all others have a length
+            at += int.from_bytes(jpeg[at : at + 2], "big")
+        scans += marker == 0xDA
+    return scans
+
+
+def mp4_index(mp4: bytes) -> tuple[int, int, bool]:
+    """How many samples and edits an MP4 states in all its tracks, and whether its header is compressed.
+
+    The boxes with counts are found by their names wherever they are, except in the frames' own bytes: FFmpeg also reads
+    them in places where they do not belong.
+    """
+    spans = _boxes_but_frames(mp4)
+    stated = {name: sum(_counts(mp4, name, *span) for span in spans) for name in COUNTS}
+    compressed = any(mp4.find(b"cmov", *span) >= 0 for span in spans)
+    edits = stated.pop(b"elst")
+    return sum(stated.values()), edits, compressed
+
+
+def _counts(mp4: bytes, name: bytes, start: int, end: int) -> int:
+    total = 0
+    while (start := mp4.find(name, start, end)) >= 0:
+        long = mp4[start - 4 : start] == b"\0\0\0\1"  # the true length, of 64 bits, stands behind the name
+        start += 4
+        at = start + COUNTS[name] + 8 * long
+        total += int.from_bytes(mp4[at : at + 4], "big")
+    return total
+
+
+def _boxes_but_frames(mp4: bytes) -> list[tuple[int, int]]:
+    """Start and end of each box of the outermost level, but for those of frames.
+
+    All of the file is one where a segment index (sidx) lets FFmpeg jump among the frames' bytes.
+    """
+    at, found = 0, []
+    while at + 16 <= len(mp4):
+        length, kind = struct.unpack_from(">I4s", mp4, at)
+        if length == 1:
+            length = struct.unpack_from(">Q", mp4, at + 8)[0]
+        end = at + length if length >= 8 else len(mp4)
+        if kind != b"mdat":
+            found.append((at, end))
+        at = end
+    found.append((at, len(mp4)))
+    return [(0, len(mp4))] if any(mp4.find(b"sidx", *span) >= 0 for span in found) else found
