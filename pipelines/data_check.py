@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from components.runtime.own_data import parts_at, store_of
+from components.runtime.own_data import local_folder, parts_at, store_of
 from components.runtime.shards import open_data
 from components.runtime.store import NotInStore
 from model.data.families.family import SPLITS
@@ -87,8 +87,8 @@ def examine(uri: str, tokenizer_folder: Path | None = None) -> Findings:
 
 def _prepared(uri: str, cache: Path) -> DataFolder | None:
     """prepare_data's output at ``uri``, if it is that."""
-    if not uri.startswith("s3://"):
-        return DataFolder(Path(uri)) if (Path(uri) / "index.json").is_file() else None
+    if (folder := local_folder(uri)) is not None:
+        return DataFolder(folder) if (folder / "index.json").is_file() else None
     try:
         return open_data(store_of(uri), uri, cache)
     except NotInStore:

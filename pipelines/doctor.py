@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,12 +21,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from components.runtime.store import ObjectStore
+from model.errors import MoonflowError
 from pipelines.services.ports import PORT_RANGE
 
 GIB = 1024**3
 MEMORY_GIB = 6
 DISK_GIB = 5
 PORTS = 20
+PROBE = "moonflow-doctor"  # where the check of an object store writes, below MOONFLOW_STORE
+STORE_SETTINGS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_PROFILE", "AWS_ACCESS_KEY_ID")
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Check:
 
 def examine(run_dir: Path, console: Console) -> bool:
     """Print every check; True if nothing needed is missing."""
-    checks = [check for group in (_machine, _disk, _packages, _programs) for check in group(run_dir)]
+    checks = [check for group in (_machine, _disk, _packages, _programs, _store) for check in group(run_dir)]
     table = Table(title="moonflow doctor", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("", "check", "found", "how to mend"):
         table.add_column(column, overflow="fold")
@@ -127,6 +132,65 @@ def _programs(_: Path) -> Iterator[Check]:
     for name, find, mend, needed in programs:
         found = find()
         yield Check(name, found is not None, found or "not found", mend, needed)
+
+
+def _store(_: Path) -> Iterator[Check]:
+    """The object store of this environment, if it names one. ``moonflow run`` starts its own."""
+    name = "object store of yours"
+    if not os.environ.get("MOONFLOW_STORE"):
+        if given := [setting for setting in STORE_SETTINGS if os.environ.get(setting)]:
+            found = f"{given[0]} is set, MOONFLOW_STORE is not"
+            yield Check(name, False, found, "give MOONFLOW_STORE, s3://bucket/prefix, to have it checked", needed=False)
+        return
+    try:
+        store = ObjectStore.from_env()
+        store.check()
+    except MoonflowError as error:
+        yield Check(name, False, str(error), "mend what the message names; unset MOONFLOW_STORE if it is not in use")
+        return
+    yield Check(name, True, f"{store.uri('')} answers", "")
+    key = f"{PROBE}/{uuid.uuid4().hex}"
+    for what, try_it, mend in (
+        (
+            "write, read, delete",
+            _objects,
+            f"allow these keys to put, get, list and delete objects below {store.uri('')}, and make room there",
+        ),
+        (
+            "conditional put",
+            _conditional_put,
+            "use a store whose PutObject honours If-None-Match: without that, two runs can both publish one checkpoint",
+        ),
+    ):
+        fault = ""
+        try:
+            fault = try_it(store, key)
+        except MoonflowError as error:
+            fault = str(error)
+        finally:
+            with suppress(MoonflowError):
+                store.delete(key)
+        yield Check(f"{name}: {what}", not fault, fault or "works", mend)
+        if fault:
+            return
+
+
+def _objects(store: ObjectStore, key: str) -> str:
+    """What is wrong with writing, reading, listing and deleting; empty if nothing is."""
+    store.put(key, b"one")
+    if store.get(key) != b"one" or key not in store.list(f"{PROBE}/"):
+        return "an object is not there after it was written"
+    store.delete(key)
+    return "an object is still there after it was deleted" if store.exists(key) else ""
+
+
+def _conditional_put(store: ObjectStore, key: str) -> str:
+    """What is wrong with writing an object only if there is none; empty if nothing is."""
+    if not store.put_new(key, b"first"):
+        return "a put on condition that there is no such object was refused, though there was none"
+    if store.put_new(key, b"second") or store.get(key) != b"first":
+        return "an object was overwritten by a put on condition that there is none"
+    return ""
 
 
 def _beside_python(program: str) -> str | None:

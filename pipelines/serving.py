@@ -39,7 +39,7 @@ def serve_run(run_dir: Path, port: int, *, dry_run: bool) -> None:
 
     print(f"serving {promoted.uri} at {address}; Ctrl-C stops it. Ask it with:", flush=True)
     print(_example(address, config["model_name"]), flush=True)
-    serve_forever(checkpoint, "127.0.0.1", port, config["model_name"])
+    serve_forever(checkpoint, "127.0.0.1", port, config["model_name"], promoted.manifest_sha256)
 
 
 def _example(address: str, model: str) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from components.promote import signing
-from components.promote.signing import SIGNATURE
+from components.promote.signing import SIGNATURE, STATEMENT
 from components.runtime import manifest as manifests
 from components.runtime.manifest import Manifest
 from components.runtime.step import METRICS
@@ -19,6 +20,9 @@ from model.train.checkpoint import serves
 
 def export(store: ObjectStore, checkpoint: Manifest, work: Path, key: Path, expert_precision: str = "full") -> Manifest:
     """Publish the servable part of a checkpoint with its signature, as ``<run>/export/<checkpoint's digest>``.
+
+    Who reads a release without our code finds its files under their plain names in the one folder ``files-...`` there
+    (``components.runtime.manifest``); what serves fetches them.
 
     The same checkpoint has one export of each precision (INT4's has ``-int4`` behind the digest): a second call, also
     one at the same time, returns the first one's manifest.
@@ -33,38 +37,39 @@ def export(store: ObjectStore, checkpoint: Manifest, work: Path, key: Path, expe
     """
     prefix = f"{checkpoint.run_id}/export/{checkpoint.sha256}{'-int4' if expert_precision == 'int4' else ''}"
     folder = work / checkpoint.run_id  # the signature names the folder as the model
-    earlier = manifests.find(store, prefix)
-    if earlier is None:
+    # All fields follow from the checkpoint, so that whoever exports it writes the same manifest.
+    fields: dict[str, Any] = {
+        "run_id": checkpoint.run_id,
+        "step": checkpoint.step,
+        "index": checkpoint.index,
+        "kind": "checkpoint",
+        "tokens_seen": checkpoint.tokens_seen,
+        "parents": (checkpoint.sha256,),
+        "tokenizer_sha256": checkpoint.tokenizer_sha256,
+        "mlflow_run_id": checkpoint.mlflow_run_id,
+        "git_commit": checkpoint.git_commit,
+        "created_at": checkpoint.created_at,
+        "extra": {"exported_from": checkpoint.uri},
+    }
+    earlier = released = manifests.find(store, prefix)
+    if released is None:
         _collect(store, checkpoint, folder)
         if expert_precision == "int4":
             quantise_checkpoint(folder)
+        fields["model"] = json.loads((folder / "config.json").read_text())
+        released = Manifest(uri=store.uri(prefix), files=(), **fields)
+        (folder / STATEMENT).write_bytes(signing.statement(released))
         _sign(store, f"{prefix}/{SIGNATURE}", folder, key)
     else:
-        manifests.fetch(store, earlier.uri, folder)
+        manifests.fetch(store, released.uri, folder)
+    public, name = signing.public_half(key, work / "public.pem"), store.uri(prefix)
     try:
-        signing.check(folder, signing.public_half(key, work / "public.pem"), store.uri(prefix))
+        signing.check_release(folder, released, public, name)
     except MoonflowError as error:
-        raise MoonflowError(f"{error}; if the signing key was changed, delete {store.uri(prefix)} first") from None
+        raise MoonflowError(f"{error}; if the signing key was changed, delete {name} first") from None
     if earlier is not None:
         return earlier
-    # All fields follow from the checkpoint, so that whoever exports it writes the same manifest.
-    return manifests.publish(
-        store,
-        prefix,
-        folder,
-        run_id=checkpoint.run_id,
-        step=checkpoint.step,
-        index=checkpoint.index,
-        kind="checkpoint",
-        model=json.loads((folder / "config.json").read_text()),
-        tokens_seen=checkpoint.tokens_seen,
-        parents=(checkpoint.sha256,),
-        tokenizer_sha256=checkpoint.tokenizer_sha256,
-        mlflow_run_id=checkpoint.mlflow_run_id,
-        git_commit=checkpoint.git_commit,
-        created_at=checkpoint.created_at,
-        extra={"exported_from": checkpoint.uri},
-    )
+    return manifests.publish(store, prefix, folder, **fields)
 
 
 def _collect(store: ObjectStore, checkpoint: Manifest, folder: Path) -> None:

@@ -1,7 +1,8 @@
 """Signatures over a folder of files: who exported them (source: model-signing; a DSSE envelope over SHA-256 digests).
 
 A signature lies beside the files it covers, as ``model.sig``. It covers every other file of the folder except the
-manifest, which names the signature itself.
+manifest, which names the signature itself. What the manifest says beside its files is therefore signed in a file of its
+own, ``release.json``: with it, the signature decides the manifest but for where in the store its files lie.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.runtime.manifest import MANIFEST
+from components.runtime.manifest import MANIFEST, Manifest
 from model.errors import MoonflowError
 
 if TYPE_CHECKING:
     from model_signing import hashing
 
 SIGNATURE = "model.sig"
+STATEMENT = "release.json"
+"""The manifest without its files. Releases signed before there was one do not have it."""
 KEY, PUBLIC_KEY = "MOONFLOW_SIGNING_KEY", "MOONFLOW_SIGNING_PUBLIC_KEY"
 """Environment variables with the paths of the PEM files: P-256, P-384 or P-521, not encrypted."""
 MOUNTED = {
@@ -83,6 +86,19 @@ def public_half(private_key: Path, path: Path) -> Path:
     form = serialization.PublicFormat.SubjectPublicKeyInfo
     path.write_bytes(key.public_key().public_bytes(serialization.Encoding.PEM, form))
     return path
+
+
+def statement(manifest: Manifest) -> bytes:
+    """The bytes of ``release.json``."""
+    return manifest.model_copy(update={"files": ()}).canonical()
+
+
+def check_release(folder: Path, manifest: Manifest, public_key: Path, name: str) -> None:
+    """``check``, and that the manifest says what was signed with the files. Raises MoonflowError as that does."""
+    check(folder, public_key, name)
+    stated = folder / STATEMENT  # if somebody took it away, the signature misses it
+    if stated.is_file() and stated.read_bytes() != statement(manifest):
+        raise MoonflowError(f"{name}: its manifest is not what was signed ({STATEMENT}): promote it again")
 
 
 def check(folder: Path, public_key: Path, name: str) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from components.runtime import manifest as manifests
 from components.runtime.manifest import Damaged, File, Manifest
-from components.runtime.retention import Retention, remove
-from components.runtime.store import ObjectStore
+from components.runtime.retention import Retention
+from components.runtime.store import NotInStore, ObjectStore
 
 
 def indices(store: ObjectStore, prefix: str) -> list[int]:
@@ -26,8 +27,16 @@ def newest(store: ObjectStore, prefix: str) -> Manifest | None:
     return _first(store, prefix, lambda _: None)[0]
 
 
-def resumable(store: ObjectStore, prefix: str, cache: Path) -> tuple[Manifest | None, dict[int, str]]:
-    """What an unfinished step goes on from, and what it has to pass over: index -> what is wrong there.
+@dataclass(frozen=True)
+class Damage:
+    """What is wrong with an output, and the stored bytes of its manifest."""
+
+    what: str
+    manifest: bytes
+
+
+def resumable(store: ObjectStore, prefix: str, cache: Path) -> tuple[Manifest | None, dict[int, Damage]]:
+    """What an unfinished step goes on from, and what it has to pass over, by index.
 
     The manifest is the newest whose files are all as published; they are fetched to ``cache`` on the way. Damaged if
     there are manifests, but none undamaged.
@@ -37,19 +46,22 @@ def resumable(store: ObjectStore, prefix: str, cache: Path) -> tuple[Manifest | 
 
 def _first(
     store: ObjectStore, prefix: str, check: Callable[[Manifest], object]
-) -> tuple[Manifest | None, dict[int, str]]:
+) -> tuple[Manifest | None, dict[int, Damage]]:
     """The newest manifest that can be read and that ``check`` does not call Damaged; and the damaged ones above it."""
-    damaged: dict[int, str] = {}
+    damaged: dict[int, Damage] = {}
     for index in indices(store, prefix):
+        manifest = None
         try:
             if (manifest := manifests.find(store, f"{prefix}/{index}")) is not None:
                 check(manifest)
                 return manifest, damaged
+        except NotInStore:  # another process took it away just now: it does not exist
+            continue
         except Damaged as error:
-            damaged[index] = error.what
+            damaged[index] = Damage(error.what, error.manifest if manifest is None else manifest.canonical())
     if damaged:
         raise Damaged(
-            f"{store.uri(prefix)} has no undamaged checkpoint left ({next(iter(damaged.values()))})",
+            f"{store.uri(prefix)} has no undamaged checkpoint left ({next(iter(damaged.values())).what})",
             f"delete {store.uri(prefix)} to do it anew, or use a new run id",
         )
     return None, damaged
@@ -80,7 +92,7 @@ class StoredCheckpoints:
         prefix: str,
         cache: Path,
         start: Manifest | None,
-        damaged: Iterable[int],
+        damaged: Mapping[int, Damage],
         begin: Callable[..., Publish],
         retention: Retention | None = None,
     ) -> None:
@@ -90,7 +102,7 @@ class StoredCheckpoints:
         self._begin = begin
         self._retention = retention or Retention()
         self._newest = start
-        self._damaged = set(damaged)
+        self._damaged = dict(damaged)
         self._published_elsewhere: int | None = None
 
     @property
@@ -119,10 +131,12 @@ class StoredCheckpoints:
         return Outgoing(self, index, self._begin(index=index, **fields))
 
     def clear(self, index: int) -> None:
-        """Remove a damaged output of that index, now that its replacement is there."""
-        if index in self._damaged:
-            remove(self._store, self._store.list(f"{self._prefix}/{index}/"))
-            self._damaged.remove(index)
+        """Remove the manifest of a damaged output found at the start, now that its replacement is there.
+
+        The replacement's publication removes the files. If another process has replaced it since, that one stays.
+        """
+        if (damage := self._damaged.pop(index, None)) is not None:
+            manifests.withdraw(self._store, f"{self._prefix}/{index}", damage.manifest)
 
     def add(self, folder: Path, index: int) -> list[dict[str, Any]]:
         """Upload this rank's files of output ``index``; their manifest entries."""

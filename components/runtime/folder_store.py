@@ -1,21 +1,27 @@
-"""The object store as a folder of this machine: for a GPU machine of one's own, without an S3 server (source: ours)."""
+"""The object store as a folder of this machine: for a GPU machine of one's own, without an S3 server (source: ours).
+
+A key never leaves the folder: not by its name (``components.runtime.address``) and not by symbolic links, of which only
+the folder itself may be one. Who can make links in it while a step runs can also write its objects.
+"""
 
 from __future__ import annotations
 
 import builtins
-import itertools
 import os
 import shutil
-import threading
-from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO
 
+from components.runtime.address import FILE, PART, Address, is_address, is_key
+from components.runtime.part_file import part_file, sweep
 from components.runtime.store import NotInStore, ObjectStore, disk_errors
 from model.errors import MoonflowError
 
-_SCHEME = "file://"
-_PART = ".part-"  # a file of this name is still being written, or its writer died
-_numbers = itertools.count()
+_COPY_BYTES = 2**20  # at a time
+_ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 class FolderStore(ObjectStore):
@@ -23,112 +29,140 @@ class FolderStore(ObjectStore):
 
     def __init__(self, base: str) -> None:
         """``base`` is ``file:///absolute/folder``; MoonflowError if it is not."""
-        self._base = _path(base)
+        super().__init__(base)
+        if self.base.scheme != "file":
+            raise MoonflowError(f"{base!r} is not a folder's address: write file:///absolute/folder")
+        self._folder = Path(self.base.key)
 
     def check(self) -> None:
-        try:
-            self._base.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise MoonflowError(f"{self._base} cannot be used ({error.strerror}): mend MOONFLOW_STORE") from None
-
-    def uri(self, key: str) -> str:
-        return key if key.startswith(_SCHEME) else f"{_SCHEME}{self._base}/{key}"
+        """Also removes what dead writers left, so that a disk which that filled is usable again."""
+        with _explained(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+        for part in sweep(self._folder):
+            self._remove_emptied(part)
 
     def put(self, key: str, data: bytes) -> None:
-        path = self._locate(key)
-        part = self._written(path, data)
-        part.replace(path)
+        with self._written(key) as (stream, part, path):
+            stream.write(data)
+            _to_disk(stream)
+            part.replace(path)
 
     def put_new(self, key: str, data: bytes) -> bool:
-        path = self._locate(key)
-        part = self._written(path, data)
-        try:
-            os.link(part, path)  # fails where the name is taken, which a rename does not
-        except FileExistsError:
-            return False
-        finally:
-            part.unlink()
+        with self._written(key) as (stream, part, path):
+            stream.write(data)
+            _to_disk(stream)
+            try:
+                os.link(part, path)  # fails where the name is taken, which a rename does not
+            except FileExistsError:
+                if path.is_dir():
+                    raise
+                return False
         return True
 
     def get(self, key: str) -> bytes:
-        try:
-            return self._locate(key).read_bytes()
-        except (FileNotFoundError, IsADirectoryError):
-            raise NotInStore(f"{self.uri(key)} does not exist") from None
+        path = self._path(self._locate(key))
+        with _explained(path):
+            try:
+                return path.read_bytes()
+            except _ABSENT:
+                raise NotInStore(f"{self.uri(key)} does not exist") from None
 
     def upload(self, path: Path, key: str) -> None:
-        target = self._locate(key)
-        part = self._part(target)
-        with disk_errors(target):
-            shutil.copyfile(path, part)
-            _to_disk(part)
-        part.replace(target)
+        with path.open("rb") as source, self._written(key) as (stream, part, target):
+            shutil.copyfileobj(source, stream, _COPY_BYTES)
+            _to_disk(stream)
+            part.replace(target)
 
     def download(self, key: str, path: Path) -> None:
-        part = self._part(path)
-        try:
-            with disk_errors(path):
-                shutil.copyfile(self._locate(key), part)
-        except (FileNotFoundError, IsADirectoryError):
-            raise NotInStore(f"{self.uri(key)} does not exist") from None
-        else:
+        source = self._path(self._locate(key))
+        with _explained(source):
+            try:
+                data = source.open("rb")
+            except _ABSENT:
+                raise NotInStore(f"{self.uri(key)} does not exist") from None
+        with data, disk_errors(path), part_file(path) as (stream, part):
+            shutil.copyfileobj(data, stream, _COPY_BYTES)
+            stream.flush()
             part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
 
     def exists(self, key: str) -> bool:
-        return self._locate(key).is_file()
+        return self._path(self._locate(key)).is_file()
 
     def list(self, prefix: str = "") -> builtins.list[str]:
-        start, _, stem = prefix.removeprefix(_SCHEME).rpartition("/")
-        below = Path(f"{start}/") if prefix.startswith(_SCHEME) else self._base / start
-        found = (
-            path.relative_to(below).as_posix() for path in below.rglob("*") if path.is_file() and _PART not in path.name
-        )
-        head = f"{_SCHEME}{below}/" if prefix.startswith(_SCHEME) else f"{start}/" if start else ""
-        return sorted(head + name for name in found if name.startswith(stem))
+        address = self._locate(prefix)
+        folder = self._path(replace(address, key=address.key.rpartition("/")[0] + "/"))
+        found = [path for path in _files(folder) if path.startswith(address.key)]
+        if is_address(prefix):
+            return sorted(FILE + path for path in found)
+        keys = (self.base.relative(Address("file", "", path)) for path in found)
+        return sorted(key for key in keys if key is not None and is_key(key))
 
     def folders(self, prefix: str) -> builtins.list[str]:
-        below = self._locate(prefix)
-        return sorted(path.name for path in below.iterdir() if path.is_dir()) if below.is_dir() else []
+        below = self._path(self._locate(prefix))
+        if not below.is_dir():
+            return []
+        return sorted(path.name for path in below.iterdir() if path.is_dir() and not path.is_symlink())
 
     def delete(self, key: str) -> None:
-        path = self._locate(key)
-        path.unlink(missing_ok=True)
-        for folder in path.parents:  # an S3 prefix without objects does not exist either
-            if folder == self._base:
+        path = self._path(self._locate_own(key))
+        with _explained(path):
+            try:
+                path.unlink()
+            except _ABSENT:
+                return
+        self._remove_emptied(path)
+
+    def _remove_emptied(self, path: Path) -> None:
+        """The folders that the file at ``path`` was the last one in: an S3 prefix without objects does not exist."""
+        for folder in path.parents:
+            if folder == self._folder:
                 break
             with suppress(OSError):
                 folder.rmdir()
 
-    def _locate(self, key: str) -> Path:
-        if key.startswith(_SCHEME):
-            return _path(key)
-        if ".." in PurePosixPath(key).parts:
-            raise MoonflowError(f"{key!r} is not a key: it leads out of {self._base}")
-        return self._base / key
+    @contextmanager
+    def _written(self, key: str) -> Iterator[tuple[BinaryIO, Path, Path]]:
+        """A part to write, open, its path and the path that it is for."""
+        path = self._path(self._locate_own(key))
+        with _explained(path), part_file(path) as (stream, part):
+            yield stream, part, path
+            _folder_to_disk(path.parent)
 
-    def _written(self, path: Path, data: bytes) -> Path:
-        part = self._part(path)
+    def _path(self, address: Address) -> Path:
+        own = self.base.relative(address)
+        if own is not None and os.path.realpath(address.key) != str(Path(os.path.realpath(self._folder), own)):
+            raise MoonflowError(f"{address} is behind a symbolic link: put the folder itself below {self._folder}")
+        return Path(address.key)
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Paths of all whole files below a folder; links are not followed."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(root, name)
+            if PART not in name and os.path.isfile(path) and not os.path.islink(path):
+                yield path
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what the file system says about ``path`` into one line."""
+    try:
         with disk_errors(path):
-            part.write_bytes(data)
-            _to_disk(part)
-        return part
-
-    def _part(self, path: Path) -> Path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.with_name(f"{path.name}{_PART}{os.getpid()}-{threading.get_ident()}-{next(_numbers)}")
+            yield
+    except OSError as error:
+        raise MoonflowError(
+            f"{path} cannot be used ({error.strerror or error}): mend MOONFLOW_STORE, or what lies there"
+        ) from None
 
 
-def _path(uri: str) -> Path:
-    path = Path(uri.removeprefix(_SCHEME))
-    if not uri.startswith(_SCHEME) or not path.is_absolute():
-        raise MoonflowError(f"{uri!r} is not a folder's address: write file:///absolute/folder")
-    return path
+def _to_disk(stream: BinaryIO) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
 
 
-def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _folder_to_disk(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

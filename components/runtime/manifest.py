@@ -3,53 +3,97 @@
 A step's output is a folder of files at ``s3://.../<run>/<step>/<index>/``. ``manifest.json`` is written last, by a
 conditional put, and names every file with its size and digest: a prefix without one does not exist, and a reader
 never sees half a checkpoint.
+
+Whoever publishes there writes its files below a folder that nobody else writes to, ``files-<random>/``, and the
+manifest says where each file lies. So two publishers of one prefix, or one that died and its successor, cannot spoil
+each other's files; the first manifest counts. ``fetch`` gives every file its plain name.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+)
 
+from components.runtime.address import checked, path_fault
+from components.runtime.part_file import sweep
 from components.runtime.store import NotInStore, ObjectStore, disk_errors
 from model.errors import MoonflowError
 
 MANIFEST = "manifest.json"
+_ATTEMPT = "files-"  # and a random number: the folder of one publisher's files
+_TRIES = 3  # to write a manifest, while others take back theirs
 _THREADS = 8  # parallel uploads and downloads: one stream does not fill a store's bandwidth
 
 Kind = Literal["data", "checkpoint", "evals", "promotion"]
 
 
 class Damaged(MoonflowError):
-    """A manifest or one of its files is not what was published; ``what`` is the message without what to do."""
+    """A manifest or one of its files is not what was published.
 
-    def __init__(self, what: str, mend: str) -> None:
+    Attributes:
+        what: the message without what to do.
+        manifest: the stored bytes of a manifest that cannot be read; empty where it can.
+    """
+
+    def __init__(self, what: str, mend: str, manifest: bytes = b"") -> None:
         super().__init__(f"{what}: {mend}")
-        self.what = what
+        self.what, self.manifest = what, manifest
 
 
 class File(BaseModel):
-    """One file of a manifest: name relative to the prefix, size in bytes, hex SHA-256."""
+    """One file of a manifest: name in the output's folder, size in bytes, hex SHA-256.
+
+    ``key`` is where it lies below the prefix; empty, as in older manifests, which do not have it: under its name.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str
+    name: str = Field(min_length=1)
     size: int = Field(ge=0)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    key: str = ""
 
-    @field_validator("name")
+    @field_validator("name", "key")
     @classmethod
-    def _inside(cls, name: str) -> str:
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or str(path) != name or name == MANIFEST:
-            raise ValueError(f"{name!r} is not a plain path below the prefix")
-        return name
+    def _inside(cls, path: str) -> str:
+        if path == MANIFEST or (path and path_fault(path)):
+            raise ValueError(f"{path!r} is not a plain path below the prefix")
+        return path
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """An empty key is left out, so that digests of older manifests stay what they were."""
+        values: dict[str, Any] = plain(self)
+        if not self.key:
+            values.pop("key", None)
+        return values
+
+    @property
+    def place(self) -> str:
+        """Where it lies below the prefix."""
+        return self.key or self.name
+
+    @property
+    def content(self) -> tuple[str, int, str]:
+        """What it is, wherever it lies."""
+        return self.name, self.size, self.sha256
 
 
 class Manifest(BaseModel):
@@ -96,41 +140,107 @@ def publish(store: ObjectStore, prefix: str, folder: Path, added: Iterable[File]
 
     ``added`` are files that other processes have uploaded there already (``add``). ``fields`` are those of Manifest
     except ``uri`` and ``files``. Publishing the same files again returns the manifest that is there; other files under
-    a taken prefix are a MoonflowError and touch nothing.
+    a taken prefix are a MoonflowError. Neither leaves anything of its own there, and nor does a failed upload.
     """
+    added = tuple(added)
     uri, taken = store.uri(prefix).rstrip("/"), find(store, prefix)
-    own = add(store, prefix, folder) if taken is None else [describe(path, folder) for path in _files(prefix, folder)]
+    own = add(store, prefix, folder) if taken is None else tuple(describe(path, folder) for path in _files(folder))
     manifest = Manifest(uri=uri, files=tuple(sorted((*own, *added), key=lambda file: file.name)), **fields)
-    if taken is not None:
-        return _same(taken, manifest)
-    # Only after every file: a prefix without a manifest does not exist.
-    if not store.put_new(f"{prefix}/{MANIFEST}", manifest.canonical()):
-        return _same(read(store, uri), manifest)
-    return manifest
+    for _ in range(_TRIES if taken is None else 0):
+        # Only after every file: a prefix without a manifest does not exist.
+        if store.put_new(f"{prefix}/{MANIFEST}", manifest.canonical()):
+            _require_files(store, prefix, manifest)
+            remove_unnamed(store, prefix)
+            return manifest
+        if (taken := find(store, prefix)) is not None:
+            break  # else it was taken back, or was damaged and is removed
+    if taken is None:
+        raise MoonflowError(f"{uri}/{MANIFEST} cannot be written, yet is not there: `moonflow doctor` checks the store")
+    # An answer may have been lost: the manifest there can be this one, whose files must stay.
+    _remove(store, prefix, {file.place for file in manifest.files if file.key} - {file.place for file in taken.files})
+    return _same(taken, manifest)
 
 
 def add(store: ObjectStore, prefix: str, folder: Path) -> tuple[File, ...]:
-    """Upload every file of ``folder`` to ``prefix``, for a manifest that is not there yet; returns its entries."""
-    paths = _files(prefix, folder)
+    """Upload every file of ``folder`` to ``prefix``, for a manifest that is not there yet; returns its entries.
+
+    What a failed call has uploaded is removed again, so that a full store has its room back.
+    """
+    paths = _files(folder)
+    attempt = f"{_ATTEMPT}{secrets.token_hex(6)}"
+    keys = [f"{attempt}/{path.relative_to(folder).as_posix()}" for path in paths]
     with ThreadPoolExecutor(_THREADS) as uploads, ThreadPoolExecutor(_THREADS) as hashes:
-        names = [path.relative_to(folder).as_posix() for path in paths]
-        sent = [uploads.submit(store.upload, path, f"{prefix}/{name}") for path, name in zip(paths, names, strict=True)]
-        described = tuple(hashes.map(lambda path: describe(path, folder), paths))  # while they are on their way
-        for upload in sent:
-            upload.result()
-    return described
+        sent = [uploads.submit(store.upload, path, f"{prefix}/{key}") for path, key in zip(paths, keys, strict=True)]
+        try:
+            described = list(hashes.map(lambda path: describe(path, folder), paths))  # while they are on their way
+            for upload in sent:
+                upload.result()
+        except Exception:
+            uploads.shutdown(cancel_futures=True)
+            with suppress(MoonflowError):  # the store may be what fails; whoever publishes there next removes the rest
+                _remove(store, prefix, keys)
+            raise
+    return tuple(file.model_copy(update={"key": key}) for file, key in zip(described, keys, strict=True))
 
 
-def _files(prefix: str, folder: Path) -> list[Path]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+def remove_unnamed(store: ObjectStore, prefix: str) -> None:
+    """Remove the publishers' folders at ``prefix`` that its manifest does not name: their publishers died or lost.
+
+    Nothing without a manifest: one may be on its way.
+    """
+    # Listed first: what is published from now on is not on the list.
+    places = [key.removeprefix(f"{prefix}/") for key in store.list(f"{prefix}/{_ATTEMPT}")]
+    if places and (manifest := find(store, prefix)) is not None:
+        _remove(store, prefix, unnamed(manifest, places))
+
+
+def unnamed(manifest: Manifest, places: Iterable[str]) -> set[str]:
+    """Those of ``places``, below the manifest's prefix, that are in a publisher's folder and that it does not name."""
+    return {place for place in places if place.startswith(_ATTEMPT)} - {file.place for file in manifest.files}
+
+
+def _require_files(store: ObjectStore, prefix: str, manifest: Manifest) -> None:
+    """Take the manifest back if a file of it was removed while the others were on their way."""
+    there = set(store.list(f"{prefix}/"))
+    gone = [file for file in manifest.files if f"{prefix}/{file.place}" not in there]
+    if gone:
+        withdraw(store, prefix, manifest.canonical())
+        raise MoonflowError(
+            f"{manifest.uri}: {gone[0].name} was removed while it was published: another process works on this run; "
+            "end one of them, then run again"
+        )
+
+
+def withdraw(store: ObjectStore, prefix: str, data: bytes) -> None:
+    """Remove the manifest at ``prefix`` if it still has these bytes: another process may have replaced it."""
+    with suppress(NotInStore):
+        if store.get(f"{prefix}/{MANIFEST}") == data:
+            store.delete(f"{prefix}/{MANIFEST}")
+
+
+def _remove(store: ObjectStore, prefix: str, places: Iterable[str]) -> None:
+    for place in sorted(places):
+        store.delete(f"{prefix}/{place}")
+
+
+def _files(folder: Path) -> list[Path]:
+    """What to publish: all but the folder's own manifest. MoonflowError for a name that no object can have."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
     if not paths:
-        raise MoonflowError(f"{folder} holds no files: nothing to publish as {prefix}")
+        raise MoonflowError(f"{folder} holds no files: nothing to publish")
+    for path in paths:
+        checked(path.relative_to(folder).as_posix())
     return paths
+
+
+def prefix_of(uri: str) -> str:
+    """The prefix of an output, given that or the address of its manifest."""
+    return uri.removesuffix(f"/{MANIFEST}").removesuffix("/")
 
 
 def read(store: ObjectStore, uri: str) -> Manifest:
     """The manifest at ``uri`` (the prefix or its manifest.json); NotInStore if missing, Damaged if damaged."""
-    prefix = uri.removesuffix(f"/{MANIFEST}").rstrip("/")
+    prefix = prefix_of(uri)
     try:
         data = store.get(f"{prefix}/{MANIFEST}")
     except NotInStore:
@@ -146,6 +256,7 @@ def read(store: ObjectStore, uri: str) -> Manifest:
         raise Damaged(
             f"{store.uri(prefix)}/{MANIFEST} is damaged ({field}: {first['msg']})",
             f"delete {store.uri(prefix)} or choose the previous checkpoint",
+            data,
         ) from None
 
 
@@ -170,9 +281,10 @@ def fetch(store: ObjectStore, uri: str, folder: Path, names: Iterable[str] | Non
             raise MoonflowError(f"{manifest.uri} holds no file {name!r} (it has {', '.join(by_name)})")
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)  # what a killed fetch left there
     with ThreadPoolExecutor(_THREADS) as pool:
         # The location asked for, not manifest.uri: a copied or mirrored prefix must be read from where it is.
-        prefix = uri.removesuffix(f"/{MANIFEST}").rstrip("/")
+        prefix = prefix_of(uri)
         list(pool.map(lambda name: _fetch_file(store, prefix, by_name[name], folder / name), wanted))
     return manifest
 
@@ -191,10 +303,10 @@ def file_sha256(path: Path) -> str:
 def _fetch_file(store: ObjectStore, prefix: str, file: File, path: Path) -> None:
     if path.is_file() and path.stat().st_size == file.size and file_sha256(path) == file.sha256:
         return
-    where = f"{store.uri(prefix)}/{file.name}"
+    where = f"{store.uri(prefix)}/{file.place}"
     mend = f"delete {store.uri(prefix)} or choose the previous checkpoint"
     try:
-        store.download(f"{prefix}/{file.name}", path)
+        store.download(f"{prefix}/{file.place}", path)
     except NotInStore:
         raise Damaged(f"{where} is missing although the manifest names it", mend) from None
     size = path.stat().st_size
@@ -208,6 +320,6 @@ def _fetch_file(store: ObjectStore, prefix: str, file: File, path: Path) -> None
 
 def _same(existing: Manifest, wanted: Manifest) -> Manifest:
     """``existing`` if it holds what ``wanted`` would: a retry after a lost answer, or a re-run of the same work."""
-    if existing.files != wanted.files:
+    if [file.content for file in existing.files] != [file.content for file in wanted.files]:
         raise MoonflowError(f"{existing.uri} already holds another output: use a new run id or delete that prefix")
     return existing

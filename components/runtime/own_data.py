@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from components.runtime.address import S3, Address, is_address
 from components.runtime.store import NotInStore, ObjectStore, disk_errors
 from model.data.own import Part, ShardPart, local_parts
 from model.data.source import BrokenShard
@@ -16,18 +17,27 @@ from model.errors import MoonflowError
 
 def parts_at(uri: str) -> list[Part]:
     """The pieces of a source. MoonflowError when nothing of use lies there, or the store cannot be reached."""
-    if not uri.startswith("s3://"):
-        return local_parts(Path(uri).expanduser())
-    source = ListedShards(uri.rstrip("/"))
-    shards = [key for key in store_of(uri).list(uri.rstrip("/") + "/") if key.endswith(".tar")]
+    if (folder := local_folder(uri)) is not None:
+        return local_parts(folder)
+    source = ListedShards(uri)
+    prefix = uri if uri.endswith("/") else f"{uri}/"
+    shards = [key for key in store_of(uri).list(prefix) if key.endswith(".tar")]
     if not shards:
         raise MoonflowError(f"{uri} holds no .tar shards: check the address, and that the shards end in .tar")
     return [ShardPart(source, key) for key in shards]
 
 
+def local_folder(uri: str) -> Path | None:
+    """The folder that a path or a ``file://`` address names; None for an ``s3://`` address."""
+    if not is_address(uri):
+        return Path(uri).expanduser()
+    address = Address.parse(uri)
+    return Path(address.key) if address.scheme == "file" else None
+
+
 def store_of(uri: str) -> ObjectStore:
-    """The store of a full URI, whatever MOONFLOW_STORE names: a run may keep its own objects elsewhere."""
-    return ObjectStore.from_env({**os.environ, "MOONFLOW_STORE": uri})
+    """The store of an ``s3://`` address, whatever MOONFLOW_STORE names: a run may keep its own objects elsewhere."""
+    return ObjectStore.from_env({**os.environ, "MOONFLOW_STORE": f"{S3}{Address.parse(uri).bucket}"})
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,6 @@ class Retention:
             if folder.isdigit():
                 files.setdefault(int(folder), []).append(key)
         newest_first = sorted(files, reverse=True)
-        if len(newest_first) <= self.last:
-            return
         found: dict[int, Manifest] = {}
         unfinished: list[int] = []
         for index in newest_first:
@@ -55,8 +53,13 @@ class Retention:
                 continue  # it cannot say what it was
             if manifest is not None:
                 found[index] = manifest
+                # Of a publisher that died, or lost against this one and died before it could say so.
+                places = [key.removeprefix(f"{prefix}/{index}/") for key in files[index]]
+                remove(store, [f"{prefix}/{index}/{place}" for place in manifests.unnamed(manifest, places)])
             if manifest is None or not manifest.complete:
                 unfinished.append(index)
+        if len(newest_first) <= self.last:
+            return
         if self.best and best(found, self.best) is None:
             known = sorted({name for manifest in found.values() for name in manifest.extra.get(METRICS, {})})
             raise MoonflowError(

@@ -47,7 +47,7 @@ class StoredShards:
         self, store: ObjectStore, uri: str, manifest: Manifest, cache: Path, capacity: int = CACHE_BYTES
     ) -> None:
         # The location asked for, not manifest.uri: a copied or mirrored prefix must be read from where it is.
-        self._prefix = uri.removesuffix(f"/{manifests.MANIFEST}").rstrip("/")
+        self._prefix = manifests.prefix_of(uri)
         self._files = {file.name: file for file in manifest.files if file.name.endswith(SHARD)}
         self._cache, self._capacity = cache, capacity
         self._start(store)
@@ -113,12 +113,12 @@ class StoredShards:
             if path.exists():
                 return path
             own = path.with_name(f"{path.name}.{os.getpid()}")
-            where = f"{self._store.uri(self._prefix)}/{file.name}"
+            where = f"{self._store.uri(self._prefix)}/{file.place}"
             try:
                 with disk_errors(path):
                     path.parent.mkdir(parents=True, exist_ok=True)
                     self._make_room(file.size)
-                    self._store.download(f"{self._prefix}/{file.name}", own)
+                    self._store.download(f"{self._prefix}/{file.place}", own)
                 if own.stat().st_size != file.size or file_sha256(own) != file.sha256:
                     raise BrokenShard(
                         f"{where} is not what its manifest says: run prepare_data again under a new run id"

@@ -107,8 +107,8 @@ class StepContext:
             start, damaged = checkpoints.resumable(store, prefix, self._cache)
             self._before: dict[str, Any] = start.extra if start is not None else {}
             self._warnings: list[str] = list(self._before.get("warnings", []))
-            for what in damaged.values():
-                self._warnings.append(f"{what}: went on from the checkpoint before it")
+            for damage in damaged.values():
+                self._warnings.append(f"{damage.what}: went on from the checkpoint before it")
                 print(f"{step}: {self._warnings[-1]}", file=sys.stderr, flush=True)
             history = run_dir / "work" / "metrics" / f"{self.work.name}.jsonl"
             history.parent.mkdir(parents=True, exist_ok=True)

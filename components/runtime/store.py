@@ -1,7 +1,9 @@
 """The object store as steps see it: objects under keys that are relative to ``MOONFLOW_STORE``.
 
 ``s3://bucket/prefix`` is an S3 server (``components.runtime.s3``), ``file:///folder`` a folder of this machine
-(``components.runtime.folder_store``). Every method also takes a full URI of its kind.
+(``components.runtime.folder_store``). Every method also takes a full address of its kind. Reading may so look at any
+other place; what is written or deleted lies below ``MOONFLOW_STORE`` and has a key that every kind of store can hold
+(``components.runtime.address``).
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+from components.runtime.address import FILE, Address, checked, is_address, path_fault
 from model.errors import MoonflowError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -40,11 +44,23 @@ def disk_errors(path: Path | str) -> Iterator[None]:
 class ObjectStore(ABC):
     """Objects under keys. Safe to use from several threads."""
 
+    def __init__(self, base: str) -> None:
+        """``base`` is the address that keys are relative to; MoonflowError if it is none."""
+        address = Address.parse(base)
+        within = (address.key[1:] if address.scheme == "file" else address.key).removesuffix("/")
+        fault = path_fault(within) if within else None
+        if fault or address.key == "//" or (address.scheme == "s3" and address.key == "/"):
+            raise MoonflowError(f"{base!r} cannot be a store ({fault or 'it has an empty part'}): mend MOONFLOW_STORE")
+        self.base = replace(address, key=f"/{within}" if address.scheme == "file" else within)
+
     @staticmethod
     def from_env(environment: Mapping[str, str] | None = None) -> ObjectStore:
         """The store named by MOONFLOW_STORE and, for S3, AWS_ENDPOINT_URL_S3, AWS_REGION and AWS's other variables.
 
         A given ``environment`` must hold the credentials as well; os.environ may leave them to boto3's chain.
+
+        Raises:
+            MoonflowError: a variable that is missing or wrong, by its name.
         """
         env = os.environ if environment is None else environment
         base = env.get("MOONFLOW_STORE", "")
@@ -52,28 +68,22 @@ class ObjectStore(ABC):
             raise MoonflowError(
                 "MOONFLOW_STORE is not set: give s3://bucket/prefix or file:///folder, or start with `moonflow run`"
             )
-        if base.startswith("file://"):
+        if base.startswith(FILE):
             from components.runtime.folder_store import FolderStore
 
             return FolderStore(base)
         # Imported here: a machine that keeps its objects in a folder needs no boto3.
         from components.runtime.s3 import S3Store
 
-        return S3Store(
-            base,
-            endpoint=env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL") or None,
-            region=env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "us-east-1",
-            key=env.get("AWS_ACCESS_KEY_ID", "") if environment is not None else "",
-            secret=env.get("AWS_SECRET_ACCESS_KEY", "") if environment is not None else "",
-        )
+        return S3Store.configured(base, env, whole=environment is not None)
+
+    def uri(self, key: str) -> str:
+        """The full address of a key."""
+        return str(self._locate(key))
 
     @abstractmethod
     def check(self) -> None:
         """One cheap request; MoonflowError within ten seconds if the store does not answer."""
-
-    @abstractmethod
-    def uri(self, key: str) -> str:
-        """The full URI of a key."""
 
     @abstractmethod
     def put(self, key: str, data: bytes) -> None:
@@ -101,7 +111,10 @@ class ObjectStore(ABC):
 
     @abstractmethod
     def list(self, prefix: str = "") -> builtins.list[str]:
-        """All keys that begin with ``prefix``, sorted, relative to MOONFLOW_STORE (full URIs if ``prefix`` is one)."""
+        """All keys that begin with ``prefix``, sorted, relative to MOONFLOW_STORE.
+
+        Full addresses if ``prefix`` is one; else objects that no key of ours can name are left out.
+        """
 
     @abstractmethod
     def folders(self, prefix: str) -> builtins.list[str]:
@@ -110,3 +123,22 @@ class ObjectStore(ABC):
     @abstractmethod
     def delete(self, key: str) -> None:
         """Remove an object; no error if it is gone already."""
+
+    def _locate(self, key: str) -> Address:
+        """Where to read; ``key`` may be a prefix."""
+        if not is_address(key):
+            if key:
+                checked(key.removesuffix("/"))
+            return self.base.below(key)
+        address = Address.parse(key)
+        if address.scheme != self.base.scheme:
+            raise MoonflowError(f"{key} cannot be in the store {self.base}: mend the address or MOONFLOW_STORE")
+        return address
+
+    def _locate_own(self, key: str) -> Address:
+        """Where to write or delete."""
+        address = self._locate(key)
+        if (own := self.base.relative(address)) is None:
+            raise MoonflowError(f"{key} lies outside of MOONFLOW_STORE ({self.base}): nothing is written there")
+        checked(own)
+        return address

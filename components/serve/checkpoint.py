@@ -2,13 +2,14 @@
 
 python -m components.serve.checkpoint --uri s3://... --sha256 ... --to /checkpoint --public-key /keys/public.pem
 
-The digest in Git says which bytes; the signature says who exported them.
+The digest in Git says which bytes; the signature says who exported them. Whoever loads the folder later compares it
+with that digest again (``verify``): the manifest beside the files proves nothing by itself.
 """
 
 from __future__ import annotations
 
 import argparse
-import glob
+import hashlib
 import sys
 from pathlib import Path
 
@@ -37,8 +38,8 @@ def bring(store: ObjectStore, uri: str, sha256: str, folder: Path, public_key: P
         public_key: the key that must have signed it; None leaves it at the digest.
 
     Raises:
-        MoonflowError: the manifest has another digest, a file is missing or damaged, or the signature is absent,
-            another key's, or of other files.
+        MoonflowError: the manifest has another digest, a file is missing or damaged, the folder holds another file,
+            or the signature is absent, another key's, or of other files or another manifest.
     """
     manifest = manifests.read(store, uri)
     if manifest.sha256 != sha256:
@@ -49,37 +50,61 @@ def bring(store: ObjectStore, uri: str, sha256: str, folder: Path, public_key: P
     if public_key is not None and SIGNATURE not in names:
         raise MoonflowError(f"{uri} is not signed, but {public_key} is to verify it: promote it again")
     manifests.fetch(store, uri, folder, names)
-    for name in names:  # what a killed attempt was writing; the signature would not know it
-        for part in (folder / name).parent.glob(f"{glob.escape(Path(name).name)}.part*"):
-            part.unlink()
+    _refuse_strangers(folder, manifest)
     if public_key is not None:
-        signing.check(folder, public_key, uri)
+        signing.check_release(folder, manifest, public_key, uri)
     with disk_errors(folder):
         (folder / MANIFEST).write_bytes(manifest.canonical())
     return manifest
 
 
-def verify(folder: Path) -> str:
-    """Compare a folder's files with the manifest beside them.
+def verify(folder: Path, sha256: str = "") -> str:
+    """Compare a folder's files with the manifest beside them, and that with what was promoted.
+
+    Args:
+        sha256: the manifest's digest as it is known from elsewhere: from Git, where a promotion committed it. Without
+            one, a folder whose manifest was replaced along with its files passes, and only damage is found.
 
     Returns:
-        The manifest's sha256, or "" if there is no manifest to compare with.
+        The manifest's sha256, or "" if there is no manifest to compare with and none was asked for.
 
     Raises:
-        MoonflowError: the manifest cannot be read, or a file differs from it.
+        MoonflowError: the manifest cannot be read or has another digest, or the files differ from it.
     """
     path = folder / MANIFEST
     if not path.is_file():
+        if sha256:
+            raise MoonflowError(f"{folder} has no {MANIFEST}, but {sha256} was promoted; fetch the checkpoint again")
         return ""
+    data = path.read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    if sha256 not in ("", found):
+        raise MoonflowError(f"{path} has sha256 {found}, but {sha256} was promoted; fetch the checkpoint again")
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        manifest = Manifest.model_validate_json(data)
     except ValidationError as error:
         raise MoonflowError(f"{path} is damaged; fetch the checkpoint again") from error
     for file in manifest.files:
         here = folder / file.name
-        if not here.is_file() or manifests.describe(here, folder) != file:
+        if not here.is_file() or manifests.describe(here, folder).content != file.content:
             raise MoonflowError(f"{here} is missing or is not what {path} says; fetch the checkpoint again")
-    return manifest.sha256
+    _refuse_strangers(folder, manifest)
+    return found
+
+
+def stamps(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Inode, size and time of the last change of each file: equal before a ``verify`` and after the files were loaded,
+    they say that what was hashed is what was loaded."""
+    found = {path: path.stat() for path in folder.rglob("*") if path.is_file()}
+    return {str(path): (stat.st_ino, stat.st_size, stat.st_ctime_ns) for path, stat in found.items()}
+
+
+def _refuse_strangers(folder: Path, manifest: Manifest) -> None:
+    """Servers load what lies in the folder, code included, whether or not the manifest names it."""
+    named = {MANIFEST, *(file.name for file in manifest.files)}
+    here = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    if strangers := sorted(here - named):
+        raise MoonflowError(f"{folder / strangers[0]} is not in the checkpoint's manifest; remove it or fetch anew")
 
 
 def main(arguments: list[str] | None = None) -> None:

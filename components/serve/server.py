@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from components.serve.answer import Loaded
 from components.serve.chat import ChatCompletions
-from components.serve.checkpoint import verify
+from components.serve.checkpoint import stamps, verify
 from components.serve.connection import OPTIONS
 from components.serve.engine_process import EngineProcess
 from components.serve.errors import ApiError
@@ -39,8 +39,9 @@ logger = logging.getLogger("moonflow.serve")
 class Server:
     """The state behind the routes: what is loaded, or why it could not be."""
 
-    def __init__(self, checkpoint: Path, model_name: str) -> None:
+    def __init__(self, checkpoint: Path, model_name: str, sha256: str) -> None:
         self._checkpoint = checkpoint
+        self._sha256 = sha256
         self._model_name = model_name
         self._loaded: Loaded | None = None
         self._load_failure = ""
@@ -95,10 +96,14 @@ class Server:
 
     async def _load(self) -> None:
         try:
-            digest = await asyncio.to_thread(verify, self._checkpoint)
+            before = stamps(self._checkpoint)
+            digest = await asyncio.to_thread(verify, self._checkpoint, self._sha256)
             context = load_config(self._checkpoint / "config.json").text_config.max_position_embeddings
             tokenizer = await asyncio.to_thread(Tokenizer.load, self._checkpoint)
             engine = await EngineProcess.start(self._checkpoint, self.metrics.generated)
+            if stamps(self._checkpoint) != before:
+                await engine.close()
+                raise MoonflowError(f"{self._checkpoint} was changed while it was loaded: fetch the checkpoint again")
         except Exception as error:  # whatever it is, /health must tell it
             self._load_failure = str(error) or type(error).__name__
             logger.error("loading %s failed: %s", self._checkpoint, self._load_failure)
@@ -107,10 +112,10 @@ class Server:
         self._loaded = Loaded(engine, tokenizer, ImageConfig(), context, digest)
 
 
-def create_app(checkpoint: Path, model_name: str = "moonflow") -> Starlette:
+def create_app(checkpoint: Path, model_name: str = "moonflow", sha256: str = "") -> Starlette:
     """The application. It answers /health with 503 until the checkpoint is verified and loaded, and with 500 if it
-    cannot be or the engine has died."""
-    server = Server(checkpoint, model_name)
+    cannot be or the engine has died. ``sha256`` is the manifest's digest as promoted, see ``verify``."""
+    server = Server(checkpoint, model_name, sha256)
     return Starlette(
         routes=[
             Route("/health", server.health),
@@ -140,16 +145,16 @@ async def _on_failure(_: Request, error: Exception) -> Response:
     return JSONResponse(told.body, told.status)
 
 
-def serve_forever(checkpoint: Path, host: str, port: int, model_name: str = "moonflow") -> None:
+def serve_forever(checkpoint: Path, host: str, port: int, model_name: str = "moonflow", sha256: str = "") -> None:
     """Serve a checkpoint folder until interrupted; then take no more requests, and finish those under way within
-    DRAIN_SECONDS.
+    DRAIN_SECONDS. ``sha256`` is the manifest's digest as promoted, see ``verify``.
 
     Raises:
-        MoonflowError: the folder is not a whole checkpoint.
+        MoonflowError: the folder is not a whole checkpoint, or not the promoted one.
     """
-    verify(checkpoint)
+    verify(checkpoint, sha256)
     load_config(checkpoint / "config.json")
-    app = create_app(checkpoint, model_name)
+    app = create_app(checkpoint, model_name, sha256)
     uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=DRAIN_SECONDS, **OPTIONS)
 
 
@@ -159,9 +164,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on")
     parser.add_argument("--model-name", default="moonflow", help="name that requests must give")
+    parser.add_argument("--sha256", default="", help="digest that the checkpoint's manifest must have, as promoted")
     given = parser.parse_args(arguments)
     try:
-        serve_forever(given.checkpoint, given.host, given.port, given.model_name)
+        serve_forever(given.checkpoint, given.host, given.port, given.model_name, given.sha256)
     except MoonflowError as error:
         sys.exit(f"serve: {error}")
 

@@ -61,7 +61,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     else:
         checkpoint = context.work / "checkpoint"
         bring(context.store, promoted.uri, promoted.manifest_sha256, checkpoint, public_key)
-        with serving(checkpoint, config.model_name, config.start_timeout) as address:
+        with serving(checkpoint, config.model_name, config.start_timeout, promoted.manifest_sha256) as address:
             answer = put(address)
 
     # 4. It answered: the registry's alias follows.
@@ -95,13 +95,15 @@ def as_question(sample: Sample) -> tuple[str, str]:
 
 
 @contextmanager
-def serving(checkpoint: Path, model_name: str, timeout: float) -> Iterator[str]:
+def serving(checkpoint: Path, model_name: str, timeout: float, sha256: str = "") -> Iterator[str]:
     """A server on a free loopback port while the body runs; yields its address. It cannot outlive this process.
+
+    ``sha256`` is the digest of the checkpoint's manifest, where it is known from elsewhere (``checkpoint.verify``).
 
     Raises:
         MoonflowError: the checkpoint cannot be loaded, or not within ``timeout`` seconds.
     """
-    app = create_app(checkpoint, model_name)
+    app = create_app(checkpoint, model_name, sha256)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, **OPTIONS))
     thread = threading.Thread(target=server.run, name="serve", daemon=True)
     thread.start()

@@ -59,10 +59,13 @@ class Services:
         """Start both services and wait until they answer; kept ones of an earlier run are replaced.
 
         Raises:
-            MoonflowError: another run uses the folder, the disk is full, or a service does not come up (with the
-                last lines of its log).
+            MoonflowError: another run uses the folder, its path cannot be given to MLflow, the disk is full, or a
+                service does not come up (with the last lines of its log).
         """
         run_dir = run_dir.resolve()
+        if odd := next((letter for letter in "?%" if letter in str(run_dir)), ""):
+            # SQLAlchemy cuts the one off and decodes the other: two folders would have one database.
+            raise MoonflowError(f"{run_dir} has a {odd!r} in it, which MLflow's address cannot: give another --run-dir")
         with disk_errors(run_dir):
             for folder in ("store", "logs", "work"):
                 (run_dir / folder).mkdir(parents=True, exist_ok=True)

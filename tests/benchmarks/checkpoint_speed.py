@@ -54,7 +54,7 @@ class Around:
 
     def __init__(self, store: ObjectStore, work: Path) -> None:
         self.store, self.work = store, work
-        self.checkpoints = StoredCheckpoints(store, "speed/training", work / "cache", None, (), self._begin)
+        self.checkpoints = StoredCheckpoints(store, "speed/training", work / "cache", None, {}, self._begin)
         self.metrics = self.progress = None
 
     def _begin(self, *, index: int, **fields: Any) -> Publish:

@@ -219,7 +219,7 @@ class Bench:
         told: dict[str, Any] = {"killed_at": len(first), "published": -1 if found is None else found.index}
         if point.kind == "torn":
             assert found is not None
-            largest = max(found.files, key=lambda file: file.size).name
+            largest = max(found.files, key=lambda file: file.size).place
             self.store.put(f"{found.uri}/{largest}", self.store.get(f"{found.uri}/{largest}")[: 2**20])
         elif found is not None:
             with tempfile.TemporaryDirectory() as folder:  # raises if it is not whole

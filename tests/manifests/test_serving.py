@@ -24,6 +24,7 @@ def templates(environment: str) -> dict[str, Json]:
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_every_pod_verifies_digest_and_signature_before_it_serves(environment: str) -> None:
+    init_digest = "CHECKPOINT_SHA256"
     for role, template in templates(environment).items():
         (init,) = template["spec"]["initContainers"]
         flags = dict(argument.split("=", 1) for argument in init["args"])
@@ -38,6 +39,9 @@ def test_every_pod_verifies_digest_and_signature_before_it_serves(environment: s
         key = volumes[mounts["/etc/moonflow/signing-public"]]["configMap"]
         assert key["name"] == "moonflow-signing-public" and not key.get("optional"), "without the key nothing starts"
         (server,) = template["spec"]["containers"]
+        told = next(entry["valueFrom"]["configMapKeyRef"] for entry in server["env"] if entry["name"] == init_digest)
+        (promoted,) = (o for o in objects(environment) if o["metadata"]["name"].startswith("checkpoint-"))
+        assert told == {"name": promoted["metadata"]["name"], "key": init_digest}, "the server knows what Git says, too"
         weights = next(mount for mount in server["volumeMounts"] if mount["mountPath"] == "/checkpoint")
         assert weights["readOnly"] and weights["name"] == mounts["/checkpoint"]
 
@@ -56,7 +60,7 @@ def test_ready_means_warmed_up_and_a_busy_engine_is_not_restarted(environment: s
         (server,) = template["spec"]["containers"]
         if role == "worker":
             continue
-        waited = {v["name"]: v["value"] for v in server["env"]}
+        waited = {v["name"]: v.get("value") for v in server["env"]}
         engine = int(waited["SGLANG_HEALTH_CHECK_TIMEOUT"])
         startup, ready, live = (server[f"{kind}Probe"] for kind in ("startup", "readiness", "liveness"))
         assert startup["httpGet"]["path"] == ready["httpGet"]["path"] == "/ready"
@@ -114,14 +118,14 @@ def test_the_quota_holds_what_the_autoscaler_may_ask_for(environment: str, surge
                 assert parse_quantity(quota[f"requests.{name}"]) >= pods * parse_quantity(amount), name
 
 
-def run_entry(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_entry(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     """The entry with a `sglang` that prints its arguments instead of serving, and with `folder` as its /checkpoint."""
     summed = f'#!/bin/sh\ncd {folder} && exec {shutil.which("sha256sum")} "${{1#/checkpoint/}}"\n'
     for name, text in (("sglang", '#!/bin/sh\nprintf "%s\\n" "$@"\n'), ("sha256sum", summed)):
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     path = f"{folder}{os.pathsep}{os.environ['PATH']}"
-    return subprocess.run([ENTRY, *arguments], capture_output=True, text=True, env={"PATH": path})
+    return subprocess.run([ENTRY, *arguments], capture_output=True, text=True, env={"PATH": path, **env})
 
 
 def test_the_entry_gives_sglang_what_the_checkpoint_asks_for(tmp_path: Path) -> None:
@@ -134,6 +138,10 @@ def test_the_entry_gives_sglang_what_the_checkpoint_asks_for(tmp_path: Path) -> 
         "--tool-call-parser=kimi_k2", "--reasoning-parser=kimi_k2", "--tp-size=8", "--host=0.0.0.0",
         f"--weight-version={hashlib.sha256(manifest).hexdigest()}",
     }  # fmt: skip
+    promoted = hashlib.sha256(manifest).hexdigest()
+    assert run_entry(tmp_path, "serve", CHECKPOINT_SHA256=promoted).returncode == 0
+    replaced = run_entry(tmp_path, "serve", CHECKPOINT_SHA256="f" * 64)
+    assert replaced.returncode == 1 and "was promoted" in replaced.stderr and not replaced.stdout
     (tmp_path / "manifest.json").unlink()
     assert run_entry(tmp_path, "serve").returncode != 0, "weights of no known manifest are not served"
     unknown = run_entry(tmp_path, "train")

@@ -83,5 +83,19 @@ def test_the_object_store(prepared: Path, store: ObjectStore, step_environment: 
     bare = store.uri(f"{step_environment}/bare")
     store.upload(prepared / "train" / "recall-00000.tar", f"{step_environment}/bare/x.tar")
     assert examine(bare, prepared).tallies["recall"] == examine(str(prepared)).tallies["recall train"]
+    for odd in ("bare#1", "bare?x", "bare%20x", "bare x"):
+        with pytest.raises(MoonflowError, match=r"no \.tar shards"):
+            examine(store.uri(f"{step_environment}/{odd}"), prepared)
+        store.upload(prepared / "train" / "recall-00000.tar", f"{step_environment}/{odd}/{odd}.tar")
+        assert examine(store.uri(f"{step_environment}/{odd}"), prepared).tallies == examine(bare, prepared).tallies
     with pytest.raises(MoonflowError, match=r"no \.tar shards"):
         examine(store.uri(f"{step_environment}/nothing"))
+
+
+def test_a_folders_address_is_that_folder(prepared: Path, tmp_path: Path) -> None:
+    assert examine(f"file://{prepared}").tallies == examine(str(prepared)).tallies
+    (tmp_path / "a%20b").mkdir()
+    (tmp_path / "a%20b" / "x.tar").write_bytes((prepared / "train" / "recall-00000.tar").read_bytes())
+    assert examine(f"file://{tmp_path}/a%20b", prepared).tallies["recall"].samples
+    with pytest.raises(MoonflowError, match="is no folder"):
+        examine(f"file://{tmp_path}/a b", prepared)

@@ -94,6 +94,13 @@ def test_folder_in_use_is_one_line(services: Services) -> None:
     ObjectStore.from_env(services.environment).check()  # and the refused start has not ended the first one's
 
 
+@pytest.mark.parametrize("name", ["a?b", "a%20b"])
+def test_a_folder_whose_database_would_be_anothers_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(MoonflowError, match="give another --run-dir"):
+        Services.start(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_kill_9_of_the_owner_leaves_no_process_and_a_restart_keeps_the_data(tmp_path: Path) -> None:
     first = owner(tmp_path, "wait")

@@ -327,11 +327,19 @@ def test_what_is_not_signed_as_asked_is_not_served(
     )
     # Quotes come escaped or not, as the digests' bytes in the same message have it.
     assert re.search(r"Hash mismatch for \\?'config\.json", brought(forged.uri, forged.sha256, public))
+    # The same files under a manifest that says something else of them.
+    manifests.fetch(store, exported.uri, tmp_path / "relabelled")
+    told = exported.model_dump(by_alias=True, exclude={"uri", "files"}) | {"tokens_seen": 10**12}
+    relabelled = manifests.publish(store, f"{step_environment}/relabelled/0", tmp_path / "relabelled", **told)
+    assert "its manifest is not what was signed" in brought(relabelled.uri, relabelled.sha256, public)
     # What a killed attempt left behind does not keep the next one from serving.
     folder = tmp_path / "restarted"
     folder.mkdir()
-    (folder / "model.safetensors.part1.a1b2c3").write_bytes(b"half")
+    (folder / ".part-0123456789abcdef").write_bytes(b"half")
     bring(store, exported.uri, exported.sha256, folder, public)
+    (folder / "modeling.py").write_text("code that nobody signed")
+    with pytest.raises(MoonflowError, match="modeling.py is not in the checkpoint's manifest"):
+        bring(store, exported.uri, exported.sha256, folder)
 
 
 def test_a_killed_evaluation_goes_on_after_its_last_checkpoint(inputs: dict[str, str], monkeypatch: pytest.MonkeyPatch):

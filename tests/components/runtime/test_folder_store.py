@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -52,8 +53,10 @@ def test_what_is_not_there_is_said(store: ObjectStore, tmp_path: Path) -> None:
         store.download("absent", tmp_path / "down")
     assert not list(tmp_path.glob("down*"))
     store.delete("absent")
-    with pytest.raises(MoonflowError, match="leads out of"):
-        store.put("../escaped", b"")
+    for key in ("../escaped", str(tmp_path / "escaped")):
+        with pytest.raises(MoonflowError, match="leads out of"):
+            store.put(key, b"")
+    assert not (tmp_path / "escaped").exists()
     with pytest.raises(MoonflowError, match="write file:///absolute/folder"):
         FolderStore("file://relative")
 
@@ -69,6 +72,137 @@ def test_one_of_many_writers_wins(store: ObjectStore, tmp_path: Path) -> None:
         won = list(pool.map(lambda number: store.put_new("manifest.json", b"%d" % number), range(16)))
     assert sum(won) == 1 and store.get("manifest.json") == b"%d" % won.index(True)
     assert [path.name for path in (tmp_path / "objects").iterdir()] == ["manifest.json"]
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from components.runtime.folder_store import FolderStore
+from components.runtime.part_file import part_file
+with part_file(Path(sys.argv[1])) as (stream, part):
+    stream.write(b"half")
+    stream.flush()
+    print(part.name, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """A process in the middle of writing ``objects/run/model``, and its part."""
+    target = tmp_path / "objects" / "run" / "model"
+    process = subprocess.Popen([sys.executable, "-c", WRITER, str(target)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    yield process, target.with_name(process.stdout.readline().strip())
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_what_a_dead_writer_left_is_swept_and_a_living_ones_is_not(
+    store: ObjectStore, writer: tuple[subprocess.Popen[str], Path], tmp_path: Path
+) -> None:
+    process, part = writer
+    store.check()
+    assert part.read_bytes() == b"half" and store.list() == [], "it is still being written"
+    earlier = tmp_path / "objects" / "gone" / f"model.part-{process.pid}-1-0"  # as an earlier version named it
+    earlier.parent.mkdir()
+    earlier.write_bytes(b"half")
+    process.kill()
+    process.wait()
+    store.check()
+    assert list((tmp_path / "objects").iterdir()) == [], "neither the part nor the folder that it alone was in"
+
+
+def test_a_full_disk_is_told_and_recovers(small_disk: Path, tmp_path: Path) -> None:
+    store = FolderStore(f"file://{small_disk}")
+    store.put("kept", b"kept")
+    (tmp_path / "big").write_bytes(bytes(3 << 20))
+    for write in (
+        lambda: store.upload(tmp_path / "big", "run/big"),
+        lambda: store.put("run/big", bytes(3 << 20)),
+        lambda: store.put_new("run/big", bytes(3 << 20)),
+    ):
+        with pytest.raises(MoonflowError, match="disk full while writing .*run/big: free some space"):
+            write()
+        assert [path.name for path in small_disk.rglob("*") if path.is_file()] == ["kept"], "its part is left"
+    # A writer that was killed when the disk was full: its part is what fills it.
+    (small_disk / ".part-dead").write_bytes(bytes(1_900_000))
+    with pytest.raises(MoonflowError, match="disk full"):
+        store.put("small", bytes(300_000))
+    store.check()
+    store.put("small", bytes(300_000))
+    assert store.list() == ["kept", "small"]
+
+
+def test_a_full_store_has_its_room_back_after_a_failed_publication(small_disk: Path, tmp_path: Path) -> None:
+    store = FolderStore(f"file://{small_disk}")
+    (tmp_path / "made").mkdir()
+    for number in range(4):
+        (tmp_path / "made" / f"{number}.bin").write_bytes(bytes(700_000))
+    named = {"run_id": "r", "step": "s", "index": 0, "kind": "checkpoint"}
+    with pytest.raises(MoonflowError, match="disk full"):
+        manifest.publish(store, "r/s/0", tmp_path / "made", **named)
+    assert store.list() == []
+    (tmp_path / "made" / "3.bin").write_bytes(b"")
+    (tmp_path / "made" / "2.bin").write_bytes(b"")
+    manifest.publish(store, "r/s/0", tmp_path / "made", **named)
+    manifest.fetch(store, "r/s/0", tmp_path / "back")
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "dangling"])
+def test_links_do_not_lead_out_of_the_store(store: ObjectStore, tmp_path: Path, kind: str) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "theirs").write_bytes(b"theirs")
+    link, key = tmp_path / "objects" / "link", "link/theirs" if kind == "folder" else "link"
+    link.symlink_to({"folder": outside, "file": outside / "theirs", "dangling": outside / "new"}[kind])
+    for act in (
+        lambda: store.get(key),
+        lambda: store.download(key, tmp_path / "down"),
+        lambda: store.put(key, b"x"),
+        lambda: store.put_new(key, b"x"),
+        lambda: store.delete(key),
+        lambda: store.exists(key),
+    ):
+        with pytest.raises(MoonflowError, match="behind a symbolic link"):
+            act()
+    assert store.list() == [] and store.folders("") == []
+    assert [(path.name, path.read_bytes()) for path in outside.iterdir()] == [("theirs", b"theirs")]
+
+
+def test_the_store_itself_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    store = FolderStore(f"file://{tmp_path}/link")
+    store.put("run/a", b"a")
+    assert (tmp_path / "real" / "run" / "a").read_bytes() == b"a" == store.get("run/a")
+    assert store.list() == ["run/a"] and store.folders("") == ["run"]
+
+
+def test_what_a_folder_cannot_hold_is_one_line(store: ObjectStore, tmp_path: Path) -> None:
+    store.put("a", b"")
+    for key in ("a/b", "n" * 300):
+        with pytest.raises(MoonflowError, match="cannot be used") as raised:
+            store.put(key, b"")
+        assert "\n" not in str(raised.value)
+    store.put("b/c", b"")
+    for write in (store.put, store.put_new):
+        with pytest.raises(MoonflowError, match="cannot be used"):
+            write("b", b"")
+    with pytest.raises(NotInStore):
+        store.get("a/b")
+
+
+def test_writers_and_deleters_of_one_folder_do_not_disturb_each_other(store: ObjectStore) -> None:
+    def work(number: int) -> None:
+        for _ in range(30):
+            store.put(f"run/step/0/{number}", b"x")
+            store.delete(f"run/step/0/{number}")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert store.list() == []
 
 
 ALLOWED = ("av", "llvmlite", "numba", "numpy", "PIL", "pydantic", "safetensors", "tokenizers", "torch")

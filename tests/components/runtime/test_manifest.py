@@ -38,6 +38,12 @@ def fields(**other: Any) -> dict[str, Any]:
     return {"run_id": "r", "step": "s", "index": 0, "kind": "checkpoint", **other}
 
 
+def place(store: ObjectStore, prefix: str, name: str) -> str:
+    """The key of a published file."""
+    (file,) = (file for file in read(store, prefix).files if file.name == name)
+    return f"{prefix}/{file.place}"
+
+
 def test_published_files_come_back(store: ObjectStore, folder: Path, prefix: str, tmp_path: Path) -> None:
     made = publish(store, prefix, folder, **fields(tokens_seen=7, model_config={"hidden_size": 128}, extra={"x": 0.1}))
     stored = store.get(f"{prefix}/manifest.json")
@@ -98,7 +104,10 @@ def test_same_output_again_is_accepted_another_refused(store: ObjectStore, folde
     (folder / "config.json").write_text("{}")
     with pytest.raises(MoonflowError, match="already holds another output"):
         publish(store, prefix, folder, **fields())
-    assert store.get(f"{prefix}/config.json") == b'{"hidden_size": 128}', "a refused publish wrote"
+    assert store.get(place(store, prefix, "config.json")) == b'{"hidden_size": 128}', "a refused publish wrote"
+    assert sorted(store.list(f"{prefix}/")) == sorted(
+        [f"{prefix}/manifest.json", *(f"{prefix}/{file.place}" for file in first.files)]
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,10 +123,11 @@ def test_damaged_file_is_named(
     store: ObjectStore, folder: Path, prefix: str, tmp_path: Path, data: bytes | None, says: str
 ) -> None:
     made = publish(store, prefix, folder, **fields())
-    store.delete(f"{prefix}/train/a-00000.tar")
+    key = place(store, prefix, "train/a-00000.tar")
+    store.delete(key)
     if data is not None:
-        store.put(f"{prefix}/train/a-00000.tar", data)
-    with pytest.raises(MoonflowError, match=f"{made.uri}/train/a-00000.tar {says}"):
+        store.put(key, data)
+    with pytest.raises(MoonflowError, match=f"{store.uri(key)} {says}"):
         fetch_manifest(store, made.uri, tmp_path / "back")
     assert not (tmp_path / "back" / "train" / "a-00000.tar").exists()
 
@@ -162,8 +172,8 @@ def test_checkpoints_resume_from_the_newest_and_prune(store: ObjectStore, tmp_pa
         saved.prepare(index=index, tokens_seen=index * 100, complete=False).publish(
             numbered(tmp_path / str(index), index)
         )
-    assert [key.removeprefix(f"{run}/train/") for key in store.list(f"{run}/train/")] == [
-        "10/manifest.json", "10/model.safetensors", "11/manifest.json", "11/model.safetensors"
+    assert [re.sub("files-[0-9a-f]+/", "", key).removeprefix(f"{run}/train/") for key in store.list(f"{run}/")] == [
+        "10/model.safetensors", "10/manifest.json", "11/model.safetensors", "11/manifest.json"
     ]  # fmt: skip
     store.put(f"{run}/train/12/model.safetensors", b"half a checkpoint")
     again = stored_checkpoints(store, run, tmp_path / "other")
@@ -182,18 +192,18 @@ def test_complete_checkpoints_are_never_pruned(store: ObjectStore, tmp_path: Pat
 
 
 def truncate_weights(store: ObjectStore, prefix: str) -> str:
-    store.put(f"{prefix}/model.safetensors", b"weig")
-    return r"model.safetensors is truncated: expected 9 bytes, got 4"
+    store.put(place(store, prefix, "model.safetensors"), b"weig")
+    return r"files-[0-9a-f]+/model.safetensors is truncated: expected 9 bytes, got 4"
 
 
 def lose_weights(store: ObjectStore, prefix: str) -> str:
-    store.delete(f"{prefix}/model.safetensors")
-    return r"model.safetensors is missing although the manifest names it"
+    store.delete(place(store, prefix, "model.safetensors"))
+    return r"files-[0-9a-f]+/model.safetensors is missing although the manifest names it"
 
 
 def change_weights(store: ObjectStore, prefix: str) -> str:
-    store.put(f"{prefix}/model.safetensors", b"weights X")
-    return r"model.safetensors is damaged: 9 bytes"
+    store.put(place(store, prefix, "model.safetensors"), b"weights X")
+    return r"files-[0-9a-f]+/model.safetensors is damaged: 9 bytes"
 
 
 def truncate_manifest(store: ObjectStore, prefix: str) -> str:
@@ -217,7 +227,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
 
     start, damaged = checkpoints.resumable(store, prefix, tmp_path / "elsewhere")
     assert start is not None and start.index == 1
-    assert list(damaged) == [2] and re.search(f"{store.uri(prefix)}/2/{says}", damaged[2])
+    assert list(damaged) == [2] and re.search(f"{store.uri(prefix)}/2/{says}", damaged[2].what)
     assert store.exists(f"{prefix}/2/manifest.json"), "nothing is removed before its replacement is there"
 
     again = stored_checkpoints(store, run, tmp_path / "elsewhere")

@@ -37,7 +37,7 @@ def saving(store: ObjectStore, run: str, tmp_path: Path) -> Callable[[Retention]
 
             return now
 
-        saved = StoredCheckpoints(store, f"{run}/train", tmp_path / "cache", None, (), begin, retention)
+        saved = StoredCheckpoints(store, f"{run}/train", tmp_path / "cache", None, {}, begin, retention)
 
         def save(index: int, loss: float | None = None, complete: bool = False) -> Manifest:
             folder = tmp_path / f"{index}"

@@ -34,7 +34,7 @@ KEY, SHAPE = "language_model.lm_head.weight/exp_avg", (7, 3)
 class Around:
     def __init__(self, store: ObjectStore, prefix: str, work: Path) -> None:
         self.store, self.prefix, self.work = store, prefix, work
-        self.checkpoints = StoredCheckpoints(store, prefix, work / "cache", None, (), self.begin)
+        self.checkpoints = StoredCheckpoints(store, prefix, work / "cache", None, {}, self.begin)
 
     def begin(self, *, index: int, **fields: Any) -> Publish:
         def now(folder: Path, added: Sequence[File]) -> Manifest:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from components.runtime.manifest import Manifest, fetch
+from components.runtime.manifest import Manifest, fetch, read
 from components.runtime.step import StepContext, read_metrics, run_step
 from components.runtime.store import ObjectStore
 from model.errors import MoonflowError
@@ -74,14 +74,15 @@ def test_a_step_with_a_damaged_checkpoint_goes_on_from_the_one_before_and_says_s
     with pytest.raises(Died):
         run_step("counted", {"steps": 6})
     damaged = f"{step_environment}/counted/1"
-    store.put(f"{damaged}/training_state.json", b"{")
+    places = {file.name: file.place for file in read(store, damaged).files}
+    state = f"{damaged}/{places['training_state.json']}"
+    store.put(state, b"{")
     capsys.readouterr()
     define(counting())
     made = run_step("counted", {"steps": 6})
     told = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line or "truncated" in line]
     warning = (
-        f"{store.uri(damaged)}/training_state.json is truncated: expected 11 bytes, got 1: went on from the checkpoint "
-        "before it"
+        f"{store.uri(state)} is truncated: expected 11 bytes, got 1: went on from the checkpoint before it"
     )
     assert told == [f"counted: {warning}"] and made.extra["warnings"] == [warning]
     assert made.complete and made.index == 2

@@ -34,6 +34,43 @@ def test_objects_come_back(store: ObjectStore, tmp_path: Path) -> None:
     assert not store.exists("objects/a/one") and store.exists("objects/b/two")
 
 
+ODD = (
+    "a#b", "a#c", "a", "a?b=c", "100%", "a%20b", "a b", "a+b", "ü-漢", "a:b@c&d", "a'b", 'a"b', "<a>", "*", "~", "{a}",
+)  # fmt: skip
+
+
+def test_odd_keys_are_objects_of_their_own(store: ObjectStore, tmp_path: Path) -> None:
+    keys = [f"odd/{name}" for name in ODD]
+    for key in keys:
+        store.put(key, key.encode())
+    assert store.list("odd/") == sorted(keys, key=str.encode)
+    assert store.list(store.uri("odd/a#")) == [store.uri("odd/a#b"), store.uri("odd/a#c")]
+    for key in keys:
+        assert store.get(key) == store.get(store.uri(key)) == key.encode()
+        store.download(store.uri(key), tmp_path / "down")
+        assert (tmp_path / "down").read_bytes() == key.encode() and not store.put_new(key, b"")
+    store.delete(store.uri("odd/a#b"))
+    assert sorted(set(keys) - set(store.list("odd/"))) == ["odd/a#b"], "a delete hit another object"
+
+
+def test_stores_whose_prefixes_differ_behind_a_hash_are_two(services: Services) -> None:
+    named = [{**services.environment, "MOONFLOW_STORE": f"s3://moonflow/h#{number}"} for number in (1, 2)]
+    one, two = map(ObjectStore.from_env, named)
+    one.put("key", b"one")
+    two.put("key", b"two")
+    assert (one.get("key"), two.get("key"), one.list(), two.list("k")) == (b"one", b"two", ["key"], ["key"])
+
+
+def test_keys_that_only_s3_has_are_read_and_not_taken_for_ours(services: Services, store: ObjectStore) -> None:
+    theirs = store._client  # type: ignore[attr-defined]
+    for key in ("runs/foreign/", "runs/foreign/a.part-1"):
+        theirs.put_object(Bucket="moonflow", Key=key, Body=b"x")
+    store.put("foreign/b", b"")
+    assert store.list("foreign/") == ["foreign/b"]
+    assert "s3://moonflow/runs/foreign/a.part-1" in store.list(store.uri("foreign/"))
+    assert store.get("s3://moonflow/runs/foreign/a.part-1") == b"x"
+
+
 def test_large_file_goes_up_in_parts_and_comes_back(store: ObjectStore, tmp_path: Path) -> None:
     data = os.urandom(1 << 20) * 80
     (tmp_path / "large").write_bytes(data)
