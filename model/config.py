@@ -11,9 +11,11 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, model_validator
 
+from model import config_bounds as bounds
 from model.errors import MoonflowError
+from model.foreign_text import read_json
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -65,12 +67,12 @@ class RopeScaling(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     type: Literal["yarn"] = "yarn"
-    factor: float = Field(gt=1, description="context extension factor")
-    original_max_position_embeddings: int = Field(description="positions seen before the extension")
-    beta_fast: float = Field(default=32.0, description="rotations above which a frequency is left as it is")
-    beta_slow: float = Field(default=1.0, description="rotations below which a frequency is fully interpolated")
-    mscale: float = 1.0
-    mscale_all_dim: float = 1.0
+    factor: bounds.Extension = Field(description="context extension factor")
+    original_max_position_embeddings: bounds.Positions = Field(description="positions seen before the extension")
+    beta_fast: bounds.Rotations = Field(default=32.0, description="rotations above which a frequency is left as it is")
+    beta_slow: bounds.Rotations = Field(default=1.0, description="rotations below which one is fully interpolated")
+    mscale: bounds.Weight = 1.0
+    mscale_all_dim: bounds.Weight = 1.0
 
     @model_validator(mode="after")
     def _consistent(self) -> RopeScaling:
@@ -86,45 +88,45 @@ class TextConfig(BaseModel):
 
     architectures: list[str] = ["DeepseekV3ForCausalLM"]
     model_type: Literal["deepseek_v3", "kimi_k2"] = "deepseek_v3"
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int = Field(description="FFN width of the dense layers")
-    moe_intermediate_size: int = Field(description="FFN width of one expert")
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    first_k_dense_replace: int = 1
-    moe_layer_freq: int = 1
-    n_routed_experts: int
-    n_shared_experts: int = 1
-    num_experts_per_tok: int
+    vocab_size: bounds.Vocabulary
+    hidden_size: bounds.Width
+    intermediate_size: bounds.InnerWidth = Field(description="FFN width of the dense layers")
+    moe_intermediate_size: bounds.InnerWidth = Field(description="FFN width of one expert")
+    num_hidden_layers: bounds.Layers
+    num_attention_heads: bounds.Heads
+    num_key_value_heads: bounds.Heads
+    first_k_dense_replace: bounds.LeadingLayers = 1
+    moe_layer_freq: bounds.Layers = 1
+    n_routed_experts: bounds.Experts
+    n_shared_experts: bounds.Experts = 1
+    num_experts_per_tok: bounds.Experts
     n_group: Literal[1] = 1
     topk_group: Literal[1] = 1
     topk_method: Literal["noaux_tc"] = "noaux_tc"
     scoring_func: Literal["sigmoid"] = "sigmoid"
     norm_topk_prob: Literal[True] = True
-    routed_scaling_factor: float = 2.827
-    aux_loss_alpha: float = 1e-3
-    seq_aux: bool = True
-    q_lora_rank: int
-    kv_lora_rank: int
-    qk_nope_head_dim: int
-    qk_rope_head_dim: int
-    v_head_dim: int
+    routed_scaling_factor: bounds.Scale = 2.827
+    aux_loss_alpha: bounds.Weight = 1e-3
+    seq_aux: StrictBool = True
+    q_lora_rank: bounds.Width
+    kv_lora_rank: bounds.Width
+    qk_nope_head_dim: bounds.HeadWidth
+    qk_rope_head_dim: bounds.RotaryWidth
+    v_head_dim: bounds.HeadWidth
     hidden_act: Literal["silu"] = "silu"
     attention_bias: Literal[False] = False
-    attention_dropout: float = 0.0
-    rms_norm_eps: float = 1e-5
-    rope_theta: float = 50000.0
+    attention_dropout: bounds.Share = 0.0
+    rms_norm_eps: bounds.Epsilon = 1e-5
+    rope_theta: bounds.RotaryBase = 50000.0
     rope_scaling: RopeScaling | None = None
-    max_position_embeddings: int
-    initializer_range: float = 0.02
+    max_position_embeddings: bounds.Positions
+    initializer_range: bounds.Deviation = 0.02
     tie_word_embeddings: Literal[False] = False
     num_nextn_predict_layers: Literal[0] = 0
-    use_cache: bool = True
-    bos_token_id: int
-    eos_token_id: int
-    pad_token_id: int
+    use_cache: StrictBool = True
+    bos_token_id: bounds.TokenId
+    eos_token_id: bounds.TokenId
+    pad_token_id: bounds.TokenId
 
     @model_validator(mode="before")
     @classmethod
@@ -147,6 +149,8 @@ class TextConfig(BaseModel):
     def _consistent(self) -> TextConfig:
         if self.num_key_value_heads != self.num_attention_heads:
             raise ValueError("text_config.num_key_value_heads must equal num_attention_heads: MLA has no groups")
+        if self.num_experts_per_tok > self.n_routed_experts:
+            raise ValueError("text_config.num_experts_per_tok is more than n_routed_experts")
         return self
 
     @property
@@ -212,23 +216,23 @@ class VisionConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model_type: str = "kimi_k25_vision"
-    patch_size: int = 14
-    init_pos_emb_height: int = 64
-    init_pos_emb_width: int = 64
-    init_pos_emb_time: int = 4
+    patch_size: bounds.PatchSize = 14
+    init_pos_emb_height: bounds.GridSize = 64
+    init_pos_emb_width: bounds.GridSize = 64
+    init_pos_emb_time: bounds.Frames = 4
     pos_emb_type: Literal["divided_fixed"] = "divided_fixed"
-    vt_hidden_size: int
-    vt_num_hidden_layers: int
-    vt_num_attention_heads: int
-    vt_intermediate_size: int
-    merge_kernel_size: tuple[int, int] = (2, 2)
+    vt_hidden_size: bounds.Width
+    vt_num_hidden_layers: bounds.Layers
+    vt_num_attention_heads: bounds.Heads
+    vt_intermediate_size: bounds.InnerWidth
+    merge_kernel_size: tuple[bounds.MergedPatches, bounds.MergedPatches] = (2, 2)
     merge_type: Literal["sd2_tpool"] = "sd2_tpool"
     video_attn_type: Literal["spatial_temporal"] = "spatial_temporal"
     mm_projector_type: Literal["patchmerger"] = "patchmerger"
-    mm_hidden_size: int
+    mm_hidden_size: bounds.Width
     projector_hidden_act: Literal["gelu"] = "gelu"
-    projector_ln_eps: float = 1e-5
-    text_hidden_size: int
+    projector_ln_eps: bounds.Epsilon = 1e-5
+    text_hidden_size: bounds.Width
 
     @model_validator(mode="before")
     @classmethod
@@ -243,7 +247,7 @@ class VisionConfig(BaseModel):
     def _consistent(self) -> VisionConfig:
         if self.mm_hidden_size != self.vt_hidden_size:
             raise ValueError("vision_config.mm_hidden_size must equal vision_config.vt_hidden_size")
-        if (self.vt_hidden_size // self.vt_num_attention_heads) % 4:
+        if self.vt_hidden_size % (4 * self.vt_num_attention_heads):
             raise ValueError(
                 "vision_config: vt_hidden_size / vt_num_attention_heads must be a multiple of 4 (2-D RoPE)"
             )
@@ -299,12 +303,12 @@ class ModelConfig(BaseModel):
     model_type: Literal["kimi_k25"] = "kimi_k25"
     text_config: TextConfig
     vision_config: VisionConfig
-    bos_token_id: int
-    eos_token_id: int
-    pad_token_id: int
-    ignore_index: int = -100
-    media_placeholder_token_id: int
-    use_unified_vision_chunk: bool = True
+    bos_token_id: bounds.TokenId
+    eos_token_id: bounds.TokenId
+    pad_token_id: bounds.TokenId
+    ignore_index: bounds.IgnoredLabel = -100
+    media_placeholder_token_id: bounds.TokenId
+    use_unified_vision_chunk: StrictBool = True
     video_placeholder: str = "<|kimi_k25_video_placeholder|>"
     tie_word_embeddings: Literal[False] = False
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -343,6 +347,10 @@ class ModelConfig(BaseModel):
     def _consistent(self) -> ModelConfig:
         if self.vision_config.text_hidden_size != self.text_config.hidden_size:
             raise ValueError("vision_config.text_hidden_size must equal text_config.hidden_size")
+        for key in ("bos_token_id", "eos_token_id", "pad_token_id", "media_placeholder_token_id"):
+            for part in (self, self.text_config):
+                if (token := getattr(part, key, 0)) >= self.text_config.vocab_size:
+                    raise ValueError(f"{key} is {token}, past text_config.vocab_size {self.text_config.vocab_size}")
         return self
 
     def save(self, path: Path) -> None:
@@ -373,18 +381,25 @@ def parse_config(text: str, where: str) -> ModelConfig:
         MoonflowError: naming ``where`` and the first offending key.
     """
     try:
-        raw: dict[str, Any] = json.loads(text)
-        return ModelConfig.model_validate(raw)
-    except ValueError as error:
-        first = str(error).splitlines()[:3]
-        raise MoonflowError(f"{where} is not a usable model config: {' '.join(first)}") from error
+        return ModelConfig.model_validate(read_json(text))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "config"
+        told = f"{key}: {first['msg'].removeprefix('Value error, ')}"
+        if first["type"] != "value_error":  # which says itself what it is about
+            told += f", not {str(first['input'])[:60]!r}"
+    except (ValueError, RecursionError) as error:
+        told = f"it is not JSON ({error})"
+    raise MoonflowError(f"{where} is not a usable model config: {told}")
 
 
 def load_config(path: Path) -> ModelConfig:
     """Read a config.json file; raises MoonflowError when it is missing or wrong."""
     if not path.is_file():
         raise MoonflowError(f"no model config at {path}; a checkpoint folder holds config.json")
-    return parse_config(path.read_text(), str(path))
+    if path.stat().st_size > bounds.MAX_BYTES:
+        raise MoonflowError(f"{path} is not a usable model config: it has more than {bounds.MAX_BYTES:,} bytes")
+    return parse_config(path.read_bytes().decode(errors="replace"), str(path))
 
 
 def preset(name: str) -> ModelConfig:

@@ -7,3 +7,7 @@ class MoonflowError(Exception):
     Entry points print the message without a traceback and exit with a non-zero status; anything else that
     escapes is a bug and keeps its traceback.
     """
+
+
+class Unavailable(MoonflowError):
+    """A service that all of a step's work needs is not there: to pass over one sample or episode would not help."""

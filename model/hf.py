@@ -11,21 +11,26 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from model.config import AUTO_MAP, ModelConfig, QuantizationConfig, load_config
 from model.errors import MoonflowError
+from model.foreign_text import read_json
 from model.image import ImageConfig
 from model.multimodal import KimiK25
-from model.quantization import packed_experts, unpacked_experts
+from model.quantization import packed_experts, unpacked_experts, unpacked_shapes
 from model.tokenizer import Tokenizer
 
+_T = TypeVar("_T")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CONFIG, GENERATION, PROCESSOR = "config.json", "generation_config.json", "preprocessor_config.json"
 REMOTE = Path(__file__).parent / "remote"
@@ -180,9 +185,38 @@ def load_image_config(folder: Path) -> ImageConfig:
     """How a checkpoint's images are prepared; MoonflowError when its preprocessor_config.json is missing or wrong."""
     path = folder / PROCESSOR
     try:
-        return ImageConfig.model_validate(json.loads(path.read_text())["media_proc_cfg"])
+        return ImageConfig.model_validate(read_json(path.read_text())["media_proc_cfg"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise MoonflowError(f"{path} gives no usable media_proc_cfg ({error}); export the checkpoint again") from error
+
+
+def _files(folder: Path) -> tuple[list[Path], dict[str, Path]]:
+    """The files with a checkpoint's weights: one, or by its index shards; and where the index says each tensor is.
+
+    Raises:
+        MoonflowError: the index is damaged or names something that is not a file of its folder.
+    """
+    index = folder / INDEX
+    if (folder / WEIGHTS).is_file() or not index.is_file():
+        return [folder / WEIGHTS], {}
+    try:
+        place = {str(name): str(file) for name, file in read_json(index.read_text())["weight_map"].items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise MoonflowError(f"{index} is damaged ({error}); fetch the checkpoint again") from error
+    for shard in place.values():
+        if Path(shard).name != shard:
+            raise MoonflowError(f"{index} names {shard!r}, which is not a file of its folder")
+    files = {name: folder / shard for name, shard in place.items()}
+    return sorted(set(files.values())), files
+
+
+def _released(found: dict[str, _T], place: Mapping[str, Path]) -> dict[str, _T]:
+    """What was found in a checkpoint's files, by its released name; MoonflowError if the index says there is more."""
+    for name in sorted(place.keys() - found.keys()):
+        raise MoonflowError(f"{place[name]}: tensor {name} is missing; fetch the checkpoint again")
+    for pattern, released in _TRANSFORMERS_NAMES:
+        found = {pattern.sub(released, name): value for name, value in found.items()}
+    return found
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -191,32 +225,96 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     Raises:
         MoonflowError: naming the missing or damaged file, or a tensor that is not where the index says.
     """
-    index, tensors = folder / INDEX, {}
-    if (folder / WEIGHTS).is_file() or not index.is_file():
-        tensors = _read_file(folder / WEIGHTS)
-    else:
-        try:
-            place = dict(json.loads(index.read_text())["weight_map"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise MoonflowError(f"{index} is damaged ({error}); fetch the checkpoint again") from error
-        for shard in sorted(set(place.values())):
-            if Path(shard).name != shard:
-                raise MoonflowError(f"{index} names {shard!r}, which is not a file of its folder")
-            tensors |= _read_file(folder / shard)
-        for name in sorted(place.keys() - tensors.keys()):
-            raise MoonflowError(f"{folder / place[name]}: tensor {name} is missing; fetch the checkpoint again")
-    for pattern, released in _TRANSFORMERS_NAMES:
-        tensors = {pattern.sub(released, name): value for name, value in tensors.items()}
-    return unpacked_experts(tensors, str(folder))
+    files, place = _files(folder)
+    tensors: dict[str, Tensor] = {}
+    for path in files:
+        tensors |= _read_file(path)
+    return unpacked_experts(_released(tensors, place), str(folder))
+
+
+def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of what ``read_tensors`` gives, from the files' headers alone; raises as it does."""
+    files, place = _files(folder)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in files:
+        with _damage_told(path), safe_open(path, framework="pt") as file:
+            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    return unpacked_shapes(_released(shapes, place))
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
+    with _damage_told(path):
+        return load_file(path)
+
+
+@contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
     if not path.is_file():
         raise MoonflowError(f"no weights at {path}; the folder is not a checkpoint, or its download was cut short")
     try:
-        return load_file(path)
+        yield
     except SafetensorError as error:
         raise MoonflowError(f"{path} is damaged ({error}); fetch the checkpoint again") from error
+
+
+def _released_shapes(model: KimiK25) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of ``released_tensors``, one by one: a config may ask for millions of experts."""
+    for name, value in model.state_dict().items():
+        prefix, _, matrix = name.rpartition(".")
+        if not prefix.endswith(".mlp.experts"):
+            yield name, tuple(value.shape)
+            continue
+        experts, rows, columns = value.shape
+        for expert in range(experts):
+            if matrix == "down_proj":
+                yield f"{prefix}.{expert}.down_proj.weight", (rows, columns)
+            else:
+                yield f"{prefix}.{expert}.gate_proj.weight", (rows // 2, columns)
+                yield f"{prefix}.{expert}.up_proj.weight", (rows // 2, columns)
+
+
+def _check_shapes(model: KimiK25, folder: Path) -> None:
+    """MoonflowError unless the weights in a checkpoint folder are this model's; names the first that is not."""
+    where, unknown = folder / (WEIGHTS if (folder / WEIGHTS).is_file() else INDEX), read_shapes(folder)
+    for name, shape in _released_shapes(model):
+        if (found := unknown.pop(name, None)) is None:
+            raise MoonflowError(f"{where}: tensor {name} is missing; config.json and weights disagree")
+        if found != shape:
+            raise MoonflowError(f"{where}: tensor {name} is {list(found)}, config.json asks for {list(shape)}")
+    for name in sorted(unknown):
+        raise MoonflowError(f"{where}: tensor {name} is unknown; config.json and weights disagree")
+
+
+class _ShapesAlone(TorchFunctionMode):
+    """Modules that are made inside, on the meta device, have weights without memory, and are quick to make.
+
+    Initial weights are not drawn, and the small tables that are computed from counts are in memory: what torch needs
+    for either on the meta device takes seconds to import.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return kwargs["tensor"]
+        if func is torch.arange:
+            kwargs = kwargs | {"device": "cpu"}
+        return func(*args, **kwargs)
+
+
+def load_checked_config(folder: Path) -> ModelConfig:
+    """The config of a checkpoint folder, if its weights are of that shape.
+
+    The comparison takes a model without memory for weights and the files' headers. So a config that lies costs nothing,
+    and who builds a model from this one needs no more memory than the files' size says.
+
+    Raises:
+        MoonflowError: naming the file and the key, or the first tensor, that is wrong.
+    """
+    config = load_config(folder / CONFIG)
+    with torch.device("meta"), _ShapesAlone():
+        model = KimiK25(config)
+    _check_shapes(model, folder)
+    return config
 
 
 def load_weights(model: KimiK25, folder: Path) -> None:
@@ -225,18 +323,8 @@ def load_weights(model: KimiK25, folder: Path) -> None:
     Raises:
         MoonflowError: naming the file and the first missing, unknown or misshapen tensor.
     """
-    tensors, own = read_tensors(folder), released_tensors(model)
-    where = folder / (WEIGHTS if (folder / WEIGHTS).is_file() else INDEX)
-    for name in sorted(own.keys() ^ tensors.keys()):
-        raise MoonflowError(
-            f"{where}: tensor {name} is {'missing' if name in own else 'unknown'}; config.json and weights disagree"
-        )
-    for name, value in tensors.items():
-        if value.shape != own[name].shape:
-            raise MoonflowError(
-                f"{where}: tensor {name} is {list(value.shape)}, config.json asks for {list(own[name].shape)}"
-            )
-    model.load_state_dict(stacked_tensors(tensors))
+    _check_shapes(model, folder)
+    model.load_state_dict(stacked_tensors(read_tensors(folder)))
 
 
 def quantise_checkpoint(folder: Path) -> None:
@@ -266,8 +354,11 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> KimiK25:
 
     Args:
         dtype: of the weights in memory, whatever the files have; the routers' correction biases stay float32.
+
+    Raises:
+        MoonflowError: as ``load_checked_config``, before there is memory for the model; a damaged file.
     """
-    model = KimiK25(load_config(folder / CONFIG))
+    model = KimiK25(load_checked_config(folder))
     if dtype != torch.float32:
         for name, parameter in model.named_parameters():
             if not name.endswith(_CORRECTION_BIAS):

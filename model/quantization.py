@@ -186,3 +186,15 @@ def unpacked_experts(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor
             )
         released[f"{prefix}.weight"] = dequantise(unpack(value), scale)
     return released
+
+
+def unpacked_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The shapes of what ``unpacked_experts`` makes of tensors of these shapes."""
+    released: dict[str, tuple[int, ...]] = {}
+    for name, shape in shapes.items():
+        prefix, _, kind = name.rpartition(".")
+        if kind == PACKED:
+            released[f"{prefix}.weight"] = (*shape[:-1], *(8 * words for words in shape[-1:]))
+        elif kind not in (SCALE, SHAPE) or f"{prefix}.{PACKED}" not in shapes:
+            released[name] = shape
+    return released

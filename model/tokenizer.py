@@ -1,8 +1,9 @@
 """Byte-level BPE with the released layout: the ranks first, then 256 special slots (source: the released tokenizer).
 
 Special tokens are reached only by id (``token_id``): ``encode`` treats "<|im_end|>" in a text as ordinary characters,
-so no user, tool or document can open a turn. Digits are always single tokens (ours): numbers are then spelled the same
-way wherever they stand, which a tiny model needs for counting and copying.
+so no user, tool or document can open a turn. A tokenizer.json could undo that, or cut, pad or rewrite texts; so every
+field of one but its ranks and merges must be as ``train`` makes it. Digits are always single tokens (ours): numbers are
+then spelled the same way wherever they stand, which a tiny model needs for counting and copying.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -21,6 +24,7 @@ from model.errors import MoonflowError
 from model.foreign_text import well_formed
 
 SPECIAL_SLOTS = 256
+MAX_BYTES = 256 << 20  # of a tokenizer.json; two million ranks, the most of a model config, take about as much (ours)
 NAMED_SLOTS = {
     0: "[BOS]",
     1: "[EOS]",
@@ -56,7 +60,7 @@ def _byte_of() -> dict[str, int]:
 
 _BYTE_OF = _byte_of()
 
-# Where a text may be cut so that the pieces' tokens are the whole's: our pre-tokenizer parts it there, whatever stands
+# Where a text may be cut so that the pieces' tokens are the whole's: the pre-tokenizer parts it there, whatever stands
 # around (beside a digit; before white space; between a letter and what ends a clause).
 _CUT = r"(?:(?<=[0-9])|(?=[0-9])|(?<=\S)(?=[ \t\n])|(?<=[^\W\d_])(?=[.,;:!?。，、；：！？])|\Z)"
 PIECE_CHARACTERS = 4096  # about 10 ms of work that keeps Python's lock (ours)
@@ -64,18 +68,35 @@ MAX_WORD_CHARACTERS = 2**16  # without a place to cut; no language has such word
 _PIECE = re.compile(rf".{{1,{PIECE_CHARACTERS}}}{_CUT}|.{{1,{MAX_WORD_CHARACTERS}}}?{_CUT}", re.DOTALL)
 
 
-def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-
-
 class TooManyTokensError(MoonflowError):
     """A text has more tokens than there is room for; how many, nobody has counted."""
 
 
+def _without_ranks() -> tokenizers.Tokenizer:
+    """Everything of a tokenizer but its ranks, merges and special tokens."""
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _special(name: str) -> tokenizers.AddedToken:
+    return tokenizers.AddedToken(name, special=True, normalized=False)
+
+
+# What transformers writes for "no post-processor": the text's own tokens, and nothing around them.
+_A, _B = ({"Sequence": {"id": name, "type_id": number}} for number, name in enumerate("AB"))
+_NO_POST_PROCESSOR = {"type": "TemplateProcessing", "single": [_A], "pair": [_A, _B], "special_tokens": {}}
+
+
 class Tokenizer:
-    """Text <-> token ids. Make one with ``train`` or ``load``."""
+    """Text <-> token ids. Make one with ``train`` or ``load``.
+
+    Raises:
+        MoonflowError: the backend has not the layout that ``train`` makes; names the field.
+    """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         backend.encode_special_tokens = True  # special tokens found in a text are text
@@ -83,12 +104,7 @@ class Tokenizer:
         self.ranks = backend.get_vocab_size(with_added_tokens=False)
         self.vocab_size = self.ranks + SPECIAL_SLOTS
         self._special_ids = {name: self.ranks + slot for slot, name in enumerate(SPECIALS)}
-        for name, token in self._special_ids.items():
-            if backend.token_to_id(name) != token:
-                raise MoonflowError(
-                    f"the tokenizer has {name} at id {backend.token_to_id(name)}, not {token}: the 256 "
-                    "special slots must follow the ranks in the released order"
-                )
+        _check_layout(backend)
 
     @classmethod
     def train(cls, texts: Iterable[str], ranks: int) -> Tokenizer:
@@ -99,16 +115,14 @@ class Tokenizer:
         """
         if ranks < 256:
             raise MoonflowError(f"a byte-level tokenizer needs at least 256 ranks, not {ranks}")
-        backend = tokenizers.Tokenizer(models.BPE())
-        backend.pre_tokenizer = _pre_tokenizer()
-        backend.decoder = decoders.ByteLevel()
+        backend = _without_ranks()
         trainer = trainers.BpeTrainer(
             vocab_size=ranks, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
         )
-        backend.train_from_iterator(texts, trainer)
+        backend.train_from_iterator(map(well_formed, texts), trainer)
         if (learned := backend.get_vocab_size()) != ranks:
             raise MoonflowError(f"the texts yield only {learned} of {ranks} ranks; train the tokenizer on more text")
-        backend.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False) for name in SPECIALS])
+        backend.add_special_tokens([_special(name) for name in SPECIALS])
         return cls(backend)
 
     @classmethod
@@ -117,6 +131,8 @@ class Tokenizer:
         path = Path(folder) / "tokenizer.json"
         if not path.is_file():
             raise MoonflowError(f"no tokenizer at {path}; a data or checkpoint folder holds tokenizer.json")
+        if path.stat().st_size > MAX_BYTES:
+            raise MoonflowError(f"{path} has more than {MAX_BYTES:,} bytes; take the one the data was prepared with")
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
@@ -161,9 +177,6 @@ class Tokenizer:
         while place < len(text):
             if len(ids) + self.fewest_tokens(len(text) - place) > limit:
                 raise TooManyTokensError(f"the text has more than {limit} tokens")
-            if not self._cuts_are_known:
-                ids += self.encode(text)
-                break
             piece = _PIECE.match(text, place)
             if piece is None:
                 raise MoonflowError(
@@ -207,10 +220,6 @@ class Tokenizer:
         return [bytes(_BYTE_OF[char] for char in text) for text in texts] + [name.encode() for name in SPECIALS]
 
     @cached_property
-    def _cuts_are_known(self) -> bool:
-        return self._backend.pre_tokenizer.__getstate__() == _pre_tokenizer().__getstate__()
-
-    @cached_property
     def _longest(self) -> int:
         """Bytes of the longest token, so that no token stands for more characters."""
         return max(len(self._bytes[token]) for token in range(self.ranks))
@@ -243,3 +252,40 @@ class Tokenizer:
     @property
     def media_pad_id(self) -> int:
         return self.token_id("<|media_pad|>")
+
+
+def _check_layout(backend: tokenizers.Tokenizer) -> None:
+    """MoonflowError unless a backend differs from ``train``'s in nothing but ranks and merges."""
+    said, ours = json.loads(backend.to_str()), json.loads(_without_ranks().to_str())
+    vocabulary = said["model"].get("vocab")
+    if not isinstance(vocabulary, dict) or sorted(vocabulary.values()) != list(range(len(vocabulary))):
+        raise MoonflowError("model.vocab does not number its tokens 0, 1, 2, ...; prepare the data again")
+    if missing := _BYTE_OF.keys() - vocabulary.keys():  # texts would lose the byte
+        raise MoonflowError(f"model.vocab lacks {len(missing)} of the 256 bytes, e.g. {min(missing)!r}")
+    if odd := next((token for token in vocabulary if not token or not _BYTE_OF.keys() >= set(token)), None):
+        raise MoonflowError(f"model.vocab has {odd[:80]!r}, which is not made of bytes")
+    ours["model"] |= {"vocab": vocabulary, "merges": said["model"].get("merges")}
+    ours["added_tokens"] = [
+        {"content": name, "id": len(vocabulary) + slot, "special": True, "normalized": False}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+        for slot, name in enumerate(SPECIALS)
+    ]
+    if said["post_processor"] == _NO_POST_PROCESSOR:
+        ours["post_processor"] = _NO_POST_PROCESSOR
+    for field, theirs, wanted in _differences(said, ours):
+        raise MoonflowError(
+            f"{field} is {str(theirs)[:80]}, but must be {str(wanted)[:80]}, or a text could make special tokens or be "
+            "changed; take the tokenizer.json that the data was prepared with"
+        )
+
+
+def _differences(said: Any, ours: Any, field: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(field, what it is, what it should be) of every place in which two JSON values differ."""
+    if isinstance(said, dict) and isinstance(ours, dict):
+        for key in [*ours, *(said.keys() - ours.keys())]:
+            yield from _differences(said.get(key), ours.get(key), f"{field}.{key}" if field else key)
+    elif isinstance(said, list) and isinstance(ours, list):
+        for place, pair in enumerate(zip_longest(said, ours)):
+            yield from _differences(*pair, f"{field}[{place}]")
+    elif said != ours or type(said) is not type(ours):
+        yield field, said, ours

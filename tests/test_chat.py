@@ -216,6 +216,20 @@ def test_arguments_that_are_more_than_json_are_no_call(arguments):
     assert turn.error == "the arguments of functions.search:0 are not JSON" and turn.tool_calls == []
 
 
+JSON_PARTS = [*"{}[]:,\" -", '"a"', r'"\ud83d"', r"\u", "NaN", "1e999", "9" * 5000, "[" * 3000]
+
+
+@given(st.lists(st.sampled_from(JSON_PARTS) | st.text(max_size=3), max_size=12).map("".join))
+@settings(max_examples=300, deadline=None)
+def test_any_text_as_arguments_is_a_call_that_can_be_rendered_or_an_error(arguments):
+    for text in (arguments, f'{{"a": {arguments}}}'):
+        turn = parse_assistant(called(text), TOKENIZER)
+        assert (turn.error is None) == bool(turn.tool_calls)
+        for call in turn.tool_calls:
+            messages = [{"role": "assistant", "tool_calls": [{"name": call.name, "arguments": call.arguments}]}]
+            assert parse_assistant(encode_chat(messages, [], TOKENIZER).ids[5:], TOKENIZER).tool_calls == [call]
+
+
 def test_half_a_character_in_arguments_becomes_the_replacement_character():
     turn = parse_assistant(called(r'{"query": "\ud83d", "\udc00": ["x\ud83d\ude00"]}'), TOKENIZER)
     assert turn.error is None

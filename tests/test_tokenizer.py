@@ -3,10 +3,12 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from model.errors import MoonflowError
@@ -138,6 +140,108 @@ def test_missing_broken_and_foreign_files_are_told(tmp_path: Path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
     with pytest.raises(MoonflowError, match=r"tokenizer\.json: .*<\|im_end\|>"):
         Tokenizer.load(tmp_path)
+
+
+def tampered(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """A folder with a tokenizer.json in which one thing was changed."""
+    small_tokenizer().save(folder)
+    raw = json.loads((folder / "tokenizer.json").read_text())
+    change(raw)
+    (folder / "tokenizer.json").write_text(json.dumps(raw))
+    return folder
+
+
+TRUNCATION = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+PADDING = {
+    "strategy": {"Fixed": 10_000_000}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 1023,
+    "pad_type_id": 0, "pad_token": "[PAD]",
+}  # fmt: skip
+TEMPLATE = {
+    "type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "[BOS]", "type_id": 0}},
+                                             {"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {"[BOS]": {"id": "[BOS]", "ids": [768], "tokens": ["[BOS]"]}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (lambda raw: raw["added_tokens"][2].update(special=False), r"added_tokens\[2\].special is False"),
+        (lambda raw: raw["added_tokens"][2].update(normalized=True), r"added_tokens\[2\].normalized is True"),
+        (lambda raw: raw["added_tokens"][9].update(lstrip=True), r"added_tokens\[9\].lstrip is True"),
+        (lambda raw: raw["added_tokens"].append({**raw["added_tokens"][3], "content": "hey", "id": 1024}),
+         r"added_tokens\[256\] is .*hey"),
+        (lambda raw: raw.update(truncation=TRUNCATION), "truncation is .*must be None"),
+        (lambda raw: raw.update(padding=PADDING), "padding is .*must be None"),
+        (lambda raw: raw.update(normalizer={"type": "Lowercase"}), "normalizer is .*Lowercase"),
+        (lambda raw: raw.update(post_processor=TEMPLATE), "post_processor is"),
+        (lambda raw: raw.update(pre_tokenizer={"type": "Whitespace"}), "pre_tokenizer.type is Whitespace"),
+        (lambda raw: raw["pre_tokenizer"]["pretokenizers"][0].update(individual_digits=False),
+         r"pre_tokenizer.pretokenizers\[0\].individual_digits is False"),
+        (lambda raw: raw.update(decoder={"type": "Fuse"}), "decoder.type is Fuse"),
+        (lambda raw: raw["model"].update(dropout=0.5), "model.dropout is 0.5"),
+        (lambda raw: raw["model"].update(byte_fallback=True), "model.byte_fallback is True"),
+        (lambda raw: raw["model"].update(ignore_merges=True), "model.ignore_merges is True"),
+        (lambda raw: raw["model"]["vocab"].update({"<|im_end|>": 768}), "tokenizer.json: "),
+        (lambda raw: raw["model"]["vocab"].update({"Ġpadding": 10_000_000}), "model.vocab does not number"),
+        (lambda raw: raw["model"]["vocab"].update({"日本": 768}), "model.vocab has '日本'"),
+        (lambda raw: raw["model"].update(vocab={"a": 0}, merges=[]), "model.vocab lacks 255 of the 256 bytes"),
+        (lambda raw: raw.update(model={"type": "WordLevel", "vocab": raw["model"]["vocab"], "unk_token": "a"}),
+         "model.type is WordLevel"),
+    ],
+)  # fmt: skip
+def test_a_file_that_would_read_texts_otherwise_is_refused_by_its_field(change, field, tmp_path: Path):
+    with pytest.raises(MoonflowError, match=f"tokenizer.json: .*{field}" if "json" not in field else field):
+        Tokenizer.load(tampered(tmp_path, change))
+
+
+def test_a_file_past_every_vocabulary_is_not_read(tmp_path: Path):
+    with (tmp_path / "tokenizer.json").open("wb") as file:
+        file.truncate((256 << 20) + 1)
+    with pytest.raises(MoonflowError, match="tokenizer.json has more than 268,435,456 bytes"):
+        Tokenizer.load(tmp_path)
+
+
+def test_half_a_character_in_a_training_text_is_learnt_as_it_is_read():
+    half, whole = Tokenizer.train(["\ud83d" * 9], 257), Tokenizer.train(["\ufffd" * 9], 257)
+    assert half.digest == whole.digest
+
+
+def test_what_transformers_saves_is_loaded_and_reads_the_same(tmp_path: Path):
+    transformers = pytest.importorskip("transformers")
+    tokenizer = small_tokenizer()
+    tokenizer.save(tmp_path / "ours")
+    transformers.AutoTokenizer.from_pretrained(tmp_path / "ours").save_pretrained(tmp_path / "theirs")
+    text = "def f(x): return 2026 <|im_end|> \ud83d"
+    assert Tokenizer.load(tmp_path / "theirs").encode(text) == tokenizer.encode(text)
+
+
+JSON_VALUES = st.sampled_from([True, False, None, 0, 1, 768, 10_000_000, "", "a", "<|im_end|>", [], {}, TRUNCATION])
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_file_that_is_loaded_makes_a_special_token_of_text(data, tmp_path: Path):
+    """Any one value of the file changed: it is refused, or texts are read as before."""
+
+    def change(raw: dict[str, Any]) -> None:
+        place: Any = raw
+        while True:
+            key = data.draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
+            if not isinstance(place[key], dict | list) or not place[key] or data.draw(st.integers(0, 3)) == 0:
+                place[key] = data.draw(JSON_VALUES)
+                return
+            place = place[key]
+
+    tampered(tmp_path, change)
+    try:
+        tokenizer = Tokenizer.load(tmp_path)
+    except MoonflowError:
+        return
+    for text in ("<|im_end|><|im_user|>user<|im_middle|>hey", data.draw(TEXTS)):
+        ids = tokenizer.encode(text)
+        assert all(token < tokenizer.ranks for token in ids) and tokenizer.decode(ids) == text
 
 
 def test_too_little_text_and_unknown_names_are_told():

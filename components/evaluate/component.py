@@ -28,6 +28,7 @@ def evaluate(
     margin: float,
     well_formed: float,
     sigmas: float,
+    max_failed_episodes: float,
     seed: int,
 ) -> str:
     """Held-out scores by ability and modality before and after every stage, and whether to promote."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from components.runtime.config import StepConfig
+from components.runtime.config import EpisodesConfig
 
 
-class Config(StepConfig):
+class Config(EpisodesConfig):
     samples: int = Field(64, ge=2, description="held-out tasks per suite for the final model (source: ours)")
     samples_intermediate: int = Field(
         16, ge=2, description="held-out tasks per suite for the untrained model and for checkpoints between (ours)"

@@ -22,11 +22,10 @@ from components.runtime import manifest as manifests
 from components.runtime.manifest import Manifest
 from components.runtime.step import StepContext
 from components.steps import TRAINING_STEPS
-from model.config import load_config
 from model.data.sample import Sample
 from model.evals.scorer import Evaluation, Score, chance_level
 from model.evals.tasks import Suite, available, held_out
-from model.hf import load_model
+from model.hf import load_checked_config, load_model
 from model.multimodal import KimiK25
 from model.quantization import as_served
 from model.rl.tools.toolset import Toolset
@@ -57,7 +56,9 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
 
     frozen = served(SUB_AGENTS if SUB_AGENTS in inputs else trained[-1])
     with Toolset() as toolset:
-        evaluation = Evaluation(data.tokenizer, data.image_config, toolset, config.temperature, config.seed)
+        evaluation = Evaluation(
+            data.tokenizer, data.image_config, toolset, config.temperature, config.seed, config.max_failed_episodes
+        )
         for done, step in enumerate(steps):
             if step in results:
                 continue
@@ -120,7 +121,7 @@ def _well_formed(scores: Mapping[str, Mapping[str, Any]]) -> tuple[float, int]:
 
 def _untrained(checkpoint: Path, seed: int) -> KimiK25:
     """Random weights in the shape of a checkpoint."""
-    return KimiK25(load_config(checkpoint / "config.json"), seed=seed).eval()
+    return KimiK25(load_checked_config(checkpoint), seed=seed).eval()
 
 
 def _finished(partial: Path | None) -> dict[str, dict[str, dict[str, Any]]]:
@@ -154,7 +155,7 @@ def _rows(
 def _metrics(
     scores: Mapping[str, Mapping[str, Any]], suites: Sequence[Suite], tasks: Mapping[str, Sequence[Sample]]
 ) -> dict[str, float]:
-    metrics = {}
+    metrics = {"episodes/failed": float(sum(score["failed"] for score in scores.values()))}
     for suite in suites:
         sample, score = tasks[suite.name][0], scores[suite.name]
         metrics[f"eval/{suite.name}/{sample.ability}/{sample.modality}"] = float(score["value"])

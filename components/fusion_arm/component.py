@@ -25,6 +25,7 @@ def fusion_arm(
     probe_samples: int,
     samples: int,
     max_batch: int,
+    max_failed_episodes: float,
 ):
     """One arm of the fusion ablation with one seed: joint pre-training from the same first weights, then its measures.
 

@@ -6,10 +6,10 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from components.runtime.config import StepConfig
+from components.runtime.config import EpisodesConfig
 
 
-class Config(StepConfig):
+class Config(EpisodesConfig):
     looped: ClassVar[tuple[str, ...]] = ("arm", "seed")
 
     arm: str = Field("early", pattern="^(early|mid|late)$", description="when vision begins (source: K2.5 Table 1)")

@@ -182,7 +182,10 @@ def answers(
     engine = EmbeddedEngine(model, config.max_batch, prompt_products=torch.bfloat16)
     context = model.config.text_config.max_position_embeddings
     with Toolset() as toolset:
-        evaluation = Evaluation(data.tokenizer, data.image_config, toolset, temperature=0.0, seed=0)
+        evaluation = Evaluation(
+            data.tokenizer, data.image_config, toolset, temperature=0.0, seed=0,
+            max_failed_episodes=config.max_failed_episodes,
+        )  # fmt: skip
         scores = asyncio.run(evaluation.score(engine, engine, tasks, suites, context))
     return {name: asdict(score) for name, score in scores.items()}
 
@@ -192,6 +195,7 @@ def final_metrics(result: Mapping[str, Any], tasks: Mapping[str, list[Sample]]) 
     metrics = {f"tokens/{modality}": float(count) for modality, count in result["tokens"].items()}
     metrics |= {f"final/{name}": value for name, value in result["losses"].items()}
     metrics |= {f"bits_per_byte/{name}": value for name, value in result["bits_per_byte"].items()}
+    metrics["episodes/failed"] = float(sum(score["failed"] for score in result["scores"].values()))
     for name, score in result["scores"].items():
         metrics[f"eval/{name}/{tasks[name][0].ability}/{tasks[name][0].modality}"] = float(score["value"])
     for column, measures in result["columns"].items():

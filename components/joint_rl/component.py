@@ -25,6 +25,7 @@ def joint_rl(
     checkpoint_every: int,
     keep_last: int,
     keep_best: str,
+    max_failed_episodes: float,
     seed: int,
 ):
     """Reinforcement learning with verifiable rewards on text and image problems, grouped by ability, with Toggle."""

@@ -26,6 +26,7 @@ def parl(
     checkpoint_every: int,
     keep_last: int,
     keep_best: str,
+    max_failed_episodes: float,
     seed: int,
 ):
     """Train an orchestrator that hands work to frozen sub-agents (parallel-agent reinforcement learning)."""

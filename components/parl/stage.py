@@ -51,6 +51,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         settings = RLSettings(
             config.iterations, config.prompts_per_iteration, config.samples_per_prompt, config.learning_rate,
             seed=config.seed, checkpoint_every=config.checkpoint_every, expert_precision=config.expert_precision,
+            max_failed_episodes=config.max_failed_episodes,
         )  # fmt: skip
         RLTrainer(
             model, prompts, rollout, publish_weights, settings,

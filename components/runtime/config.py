@@ -65,3 +65,15 @@ class TrainingConfig(StepConfig):
         "",
         description="metric, e.g. loss/total, whose best checkpoint is kept as well; empty = none (source: ours)",
     )
+
+
+class EpisodesConfig(StepConfig):
+    """Base of the steps that run episodes (``model.rl.failures``)."""
+
+    max_failed_episodes: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="share of the episodes (of an evaluation: of each checkpoint) that may fail by a broken tool, task "
+        "or answer of the engine; they are counted and train nothing; more fail the step (source: ours)",
+    )

@@ -14,6 +14,7 @@ import torch
 
 from model.data.packing import pack
 from model.data.tokenize import TokenizedSample
+from model.foreign_text import well_formed
 from model.multimodal import KimiK25
 from model.tokenizer import Tokenizer
 
@@ -46,7 +47,7 @@ def bits_per_byte(model: KimiK25, tokenizer: Tokenizer, documents: Sequence[str]
     for start in range(0, len(samples), ROWS):
         batch = pack(samples[start : start + ROWS], tokenizer.pad_id, tokens)
         nats -= float(model.logprobs(batch).double().sum())
-    return nats / math.log(2) / sum(len(document.encode()) for document in documents)
+    return nats / math.log(2) / sum(len(well_formed(document).encode()) for document in documents)
 
 
 def xz(data: bytes) -> int:

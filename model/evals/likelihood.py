@@ -18,6 +18,8 @@ from model.data.folder import DataFolder
 from model.data.packing import Batch, pack
 from model.data.sample import Sample
 from model.data.tokenize import TokenizedSample, tokenize
+from model.evals.tasks import readable
+from model.foreign_text import well_formed
 from model.multimodal import KimiK25
 from model.precision import products_in
 
@@ -69,13 +71,13 @@ class HeldOut:
 
     @classmethod
     def of(cls, data: DataFolder, families: Iterable[str], count: int) -> Self:
-        """The first ``count`` eval samples of each family (fewer if there are fewer).
+        """The first ``count`` eval samples of each family (fewer if there are fewer), as `readable` gives them.
 
         Raises MoonflowError for a family without eval samples.
         """
         samples, text_bytes = {}, {}
         for family in families:
-            chosen = list(islice(data.samples(family, "eval"), count))
+            chosen = list(islice(readable(data, family), count))
             samples[family] = [tokenize(sample, data.tokenizer, data.image_config) for sample in chosen]
             text_bytes[family] = sum(trained_bytes(sample) for sample in chosen)
         return cls(samples, text_bytes, data.tokenizer.pad_id)
@@ -104,7 +106,8 @@ def _nats(model: KimiK25, batch: Batch) -> float:
 
 def trained_bytes(sample: Sample) -> int:
     """UTF-8 bytes of a document's text under the loss; 0 for a conversation."""
-    return sum(len(each["text"].encode()) for each in sample.segments if each["type"] == "text" and each["loss"])
+    trained = (each["text"] for each in sample.segments if each["type"] == "text" and each["loss"])
+    return sum(len(well_formed(text).encode()) for text in trained)
 
 
 def portions(samples: Sequence[TokenizedSample], tokens: int) -> list[list[TokenizedSample]]:

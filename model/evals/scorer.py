@@ -6,16 +6,17 @@ it measures closeness (OCR edit distance, box overlap, table F1).
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from model.data.sample import Sample
 from model.evals.tasks import Suite
 from model.image import ImageConfig
 from model.rl import rewards
-from model.rl.environment import Episode, derive_seed, run_episode
+from model.rl.environment import FAILED, Episode, derive_seed, run_episode
+from model.rl.failures import FailureCount, all_of, attempt
 from model.rl.tools.toolset import Toolset
 from model.rollout.protocol import Engine
 from model.swarm.orchestrator import SwarmLimits, run_swarm_episode
@@ -31,8 +32,10 @@ class Score:
     Attributes:
         value: mean score over ``n`` tasks.   stderr: its standard error.
         answered: share of episodes that ended with an answer.
+        failed: episodes in which something broke (`model.rl.failures`); one that ended by it scores 0.
         tokens: sampled in all.
-        figures: means of what the environment measured, e.g. ``critical_steps`` and ``parallelism`` of a swarm.
+        figures: means of what the environment measured in the others, e.g. ``critical_steps`` and ``parallelism`` of a
+            swarm.
     """
 
     value: float
@@ -40,18 +43,24 @@ class Score:
     n: int
     answered: float
     tokens: int
+    failed: int = 0
     figures: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How episodes are run: ``sub_engine`` speaks for a swarm's frozen sub-agents."""
+    """How episodes are run: ``sub_engine`` speaks for a swarm's frozen sub-agents.
+
+    Attributes:
+        max_failed_episodes: share of the episodes of one call of ``score`` that may fail; more are an error.
+    """
 
     tokenizer: Tokenizer
     image_config: ImageConfig
     toolset: Toolset
     temperature: float
     seed: int
+    max_failed_episodes: float = 0.0
 
     async def score(
         self,
@@ -66,17 +75,18 @@ class Evaluation:
         Args:
             tasks: suite name -> held-out samples.
             max_tokens: of one episode: the smaller context of the two engines.
+
+        Raises:
+            MoonflowError: too many episodes failed.
         """
-
-        async def one(suite: Suite) -> Score:
-            samples = tasks[suite.name]
-            episodes = await asyncio.gather(
-                *(self._episode(engine, sub_engine, suite, sample, n, max_tokens) for n, sample in enumerate(samples))
-            )
-            return summarise(samples, episodes)
-
-        scores = await asyncio.gather(*(one(suite) for suite in suites))
-        return {suite.name: score for suite, score in zip(suites, scores, strict=True)}
+        episodes = await all_of(
+            attempt(self._episode(engine, sub_engine, suite, sample, n, max_tokens), sample)
+            for suite in suites
+            for n, sample in enumerate(tasks[suite.name])
+        )
+        FailureCount(self.max_failed_episodes, len(episodes)).add(episodes)
+        left = iter(episodes)
+        return {suite.name: summarise(of := tasks[suite.name], list(islice(left, len(of)))) for suite in suites}
 
     async def _episode(
         self, engine: Engine, sub_engine: Engine, suite: Suite, sample: Sample, number: int, max_tokens: int
@@ -98,14 +108,16 @@ def summarise(samples: Sequence[Sample], episodes: Sequence[Episode]) -> Score:
     """Mean and standard error of finished episodes."""
     values = [_score(sample, e.response) if e.finish_reason == "answer" else 0.0
               for sample, e in zip(samples, episodes, strict=True)]  # fmt: skip
-    names = {name for episode in episodes for name in episode.metrics}
+    measured = [e.metrics for e in episodes if e.finish_reason != FAILED]
+    names = {name for metrics in measured for name in metrics}
     return Score(
         value=sum(values) / len(values),
         stderr=standard_error(values),
         n=len(values),
         answered=sum(e.finish_reason == "answer" for e in episodes) / len(episodes),
         tokens=sum(e.policy_tokens for e in episodes),
-        figures={name: sum(e.metrics.get(name, 0.0) for e in episodes) / len(episodes) for name in sorted(names)},
+        failed=sum(bool(e.failure) for e in episodes),
+        figures={name: sum(m.get(name, 0.0) for m in measured) / len(measured) for name in sorted(names)},
     )
 
 
@@ -119,9 +131,17 @@ def standard_error(values: Sequence[float]) -> float:
 
 
 def chance_level(samples: Sequence[Sample]) -> float:
-    """Score of the best constant answer: that one reference answer, given to every task, which scores highest."""
+    """Score of the best constant answer: that one reference answer, given to every task, which scores highest. A task
+    that cannot be scored, whose episodes fail, adds nothing."""
     candidates = {reference_answer(sample) for sample in samples}
-    return max(sum(_score(sample, answer) for sample in samples) / len(samples) for answer in candidates)
+    return max(sum(_score_or_nothing(sample, answer) for sample in samples) / len(samples) for answer in candidates)
+
+
+def _score_or_nothing(sample: Sample, response: str) -> float:
+    try:
+        return _score(sample, response)
+    except Exception:  # whatever a foreign answer makes a verifier raise
+        return 0.0
 
 
 def reference_answer(sample: Sample) -> str:

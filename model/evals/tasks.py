@@ -5,14 +5,21 @@ Limits are a little above the longest reference turn, so that a model which neve
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
 from model.data.folder import DataFolder
 from model.data.sample import Sample
+from model.data.shards import Shard
+from model.data.source import BrokenShard
+from model.data.stream import MAX_BROKEN
 from model.errors import MoonflowError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,14 +86,35 @@ def available(data: DataFolder) -> list[Suite]:
 
 
 def held_out(data: DataFolder, suite: Suite, count: int) -> list[Sample]:
-    """The first held-out tasks of a suite's family: its share of ``count`` (fewer if there are fewer)."""
-    return list(islice(_tasks(data.samples(suite.family, "eval")), suite.tasks(count)))
+    """The first held-out tasks of a suite's family: its share of ``count`` (fewer if there are fewer), as `readable`
+    gives them."""
+    return list(islice(readable(data, suite.family), suite.tasks(count)))
 
 
-def _tasks(samples: Iterable[Sample]) -> Iterable[Sample]:
-    for sample in samples:
-        if not sample.reward:
-            raise MoonflowError(
-                f"held-out sample {sample.key} of {sample.family} has no reward, so it cannot be scored"
-            )
-        yield sample
+def readable(data: DataFolder, family: str) -> Iterator[Sample]:
+    """The held-out samples of a family in their order; one that cannot be read is named and passed over.
+
+    Raises:
+        MoonflowError: more than ``MAX_BROKEN`` of them cannot be read; a shard cannot be reached now.
+    """
+    entries, lost = data.entries(family, "eval"), 0
+    total = sum(entry["samples"] for entry in entries)
+    for entry in entries:
+        try:
+            shard = Shard(data.source.open(entry["shard"]), entry["shard"])
+        except BrokenShard as damage:
+            shard = Shard.lost(damage, entry["shard"])
+        with closing(shard):
+            for number in range(entry["samples"]):
+                try:
+                    sample = shard[number]
+                except MoonflowError as error:
+                    lost += 1
+                    log.warning("%s (it is left out)", error)
+                    if lost > MAX_BROKEN * total:
+                        raise MoonflowError(
+                            f"{lost} of {total} held-out samples of {family} cannot be read, more than "
+                            f"{MAX_BROKEN:.0%}: mend the data; the last was: {error}"
+                        ) from error
+                else:
+                    yield sample

@@ -6,6 +6,7 @@ encoded tool results, and so on. Nothing is decoded and encoded again, so the st
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,8 +21,10 @@ from model.errors import MoonflowError
 from model.image import ImageConfig
 from model.rl import rewards
 from model.rl.tools.toolset import EpisodeTools, Toolset
-from model.rollout.protocol import Engine, Request
+from model.rollout.protocol import Completion, Engine, Request
 from model.tokenizer import Tokenizer
+
+FAILED = "failed"
 
 Message = Mapping[str, Any]
 Respond = Callable[[AssistantTurn], Awaitable[list[Message]]]
@@ -43,8 +46,10 @@ class Episode:
         reward: outcome in [0, 1].   correct: strict accuracy.   response: text of the final answer ("" without one).
         turns: number of completions.
         finish_reason: "answer", or why there is none: "length" (a turn ran out of tokens), "turns", "context" (the
-            episode did), "malformed" (a media token was sampled), "abort", or a responder's reason.
+            episode did), "malformed" (a media token was sampled), a responder's reason, or "failed": the episode broke,
+            through no doing of the policy; it has no tokens then, and nothing is learnt from it.
         metrics: figures of the environment, e.g. ``tool_calls``.
+        failure: one line on what broke in a failed episode, or in one whose sub-agent did; "" where nothing did.
     """
 
     input_ids: list[int]
@@ -58,6 +63,7 @@ class Episode:
     finish_reason: str
     correct: bool = False
     metrics: dict[str, float] = field(default_factory=dict)
+    failure: str = ""
 
     @property
     def policy_logprobs(self) -> list[float]:
@@ -90,6 +96,9 @@ async def converse(
     Args:
         respond: an assistant turn with tool calls or an error -> the turns to append (tool results, a complaint).
         max_turns: completions. max_new_tokens: per completion. max_tokens: of the whole episode, observations included.
+
+    Raises:
+        MoonflowError: the prompt leaves no room, or the engine answered with what cannot be a completion.
     """
     ids = [int(token) for token in prompt.input_ids]
     mask, logprobs = [False] * len(ids), [0.0] * len(ids)
@@ -111,7 +120,7 @@ async def converse(
             stop_token_ids=(tokenizer.im_end_id,),
             seed=derive_seed(seed, turns),
         )
-        completion = (await engine.generate([request]))[0]
+        completion = _usable((await engine.generate([request]))[0], request, tokenizer.vocab_size)
         turns += 1
         sampled = completion.token_ids
         if tokenizer.media_pad_id in sampled:  # no pixels stand behind it: neither the engine nor the trainer can go on
@@ -158,6 +167,21 @@ async def converse(
     )
 
 
+def _usable(completion: Completion, request: Request, vocabulary: int) -> Completion:
+    """The completion, if it can be trained on: a broken one would be found no sooner than in the middle of a step."""
+    tokens, logprobs = completion.token_ids, completion.logprobs
+    if completion.finish_reason == "abort":
+        raise MoonflowError("the engine gave up the request")
+    if len(tokens) > request.max_new_tokens or not all(0 <= token < vocabulary for token in tokens):
+        raise MoonflowError(
+            f"the engine answered with {len(tokens)} tokens, of which it may use {request.max_new_tokens}, or with "
+            f"tokens outside 0..{vocabulary - 1}"
+        )
+    if len(logprobs) != len(tokens) or not all(math.isfinite(value) for value in logprobs):
+        raise MoonflowError("the engine's log-probs are not finite, or not one to a token")
+    return completion
+
+
 def complaint(turn: AssistantTurn) -> Message:
     """The observation after a turn that could not be read."""
     return {"role": "system", "content": f"error: {turn.error}"}
@@ -193,7 +217,7 @@ async def run_episode(
         max_turns, max_new_tokens, max_tokens: as for `converse`.
 
     Raises:
-        MoonflowError: the sample names no known reward, or cannot be tokenised.
+        Exception: whatever the sample, a tool, the verifier or the engine raised; see `model.rl.failures.attempt`.
     """
     prompt = tokenize_prompt(sample, tokenizer, image_config)
     async with toolset.episode(sample) as tools:

@@ -5,22 +5,50 @@ Prompts are grouped by ability rather than by modality (K2.5 paper, joint RL).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from model.data.order import FamilyShards
 from model.data.sample import ABILITIES, Sample
 from model.data.source import ShardSource
+from model.data.stream import MAX_BROKEN
 from model.errors import MoonflowError
 
+log = logging.getLogger(__name__)
+
 PROBED = 256  # a family without a task among so many samples is a family of documents
+
+
+@dataclass
+class Unreadable:
+    """Samples of a pool's families that cannot be read: each is named once and passed over, up to ``MAX_BROKEN``."""
+
+    total: int
+    lost: set[tuple[str, int]] = field(default_factory=set)
+
+    def add(self, family: str, number: int, error: MoonflowError) -> None:
+        """
+        Raises:
+            MoonflowError: too much cannot be read.
+        """
+        if (family, number) in self.lost:
+            return
+        self.lost.add((family, number))
+        log.warning("%s (it is left out)", error)
+        if len(self.lost) > MAX_BROKEN * self.total:
+            raise MoonflowError(
+                f"{len(self.lost)} of {self.total} samples to take prompts from cannot be read, more than "
+                f"{MAX_BROKEN:.0%}: mend the data; the last was: {error}"
+            )
 
 
 class FamilyTasks:
     """The tasks of one family, without its documents (captions, say): n -> the n-th in the shards' seeded order."""
 
-    def __init__(self, shards: FamilyShards) -> None:
-        self._shards = shards
+    def __init__(self, name: str, shards: FamilyShards, unreadable: Unreadable) -> None:
+        self._name, self._shards, self._unreadable = name, shards, unreadable
         self._positions: list[int] = []
         self._read = 0
 
@@ -36,8 +64,13 @@ class FamilyTasks:
         return self._shards[self._positions[n]]
 
     def _advance(self) -> None:
-        if self._shards[self._read].reward:
-            self._positions.append(self._read)
+        number, offset = self._shards.place(self._read)
+        shard = self._shards.shard(number, self._read // self._shards.total)
+        try:
+            if shard[offset].reward:
+                self._positions.append(self._read)
+        except MoonflowError as error:
+            self._unreadable.add(f"{self._name}/{number}", offset, error)
         self._read += 1
 
 
@@ -53,7 +86,7 @@ class PromptPool:
         modalities: of tasks; a family of another one is left out.
 
     Raises:
-        MoonflowError: when a family has no train shards, or no family has tasks.
+        MoonflowError: when a family has no train shards, no family has tasks, or too much cannot be read.
     """
 
     def __init__(
@@ -70,11 +103,13 @@ class PromptPool:
         self._groups: dict[str, list[FamilyTasks]] = {}
         self.families: dict[str, list[str]] = {}
         names = sorted(index["families"] if families is None else families)
-        for number, name in enumerate(name for name in names if name not in excluded):
-            entries = index["families"].get(name, {}).get("train")
+        chosen = {name: index["families"].get(name, {}).get("train") for name in names if name not in excluded}
+        for name, entries in chosen.items():
             if not entries:
                 raise MoonflowError(f"no train shards of family {name!r} in the data's index.json")
-            tasks = FamilyTasks(FamilyShards(source, entries, seed * 1000 + number))
+        unreadable = Unreadable(sum(entry["samples"] for entries in chosen.values() for entry in entries))
+        for number, (name, entries) in enumerate(chosen.items()):
+            tasks = FamilyTasks(name, FamilyShards(source, entries, seed * 1000 + number), unreadable)
             if (first := tasks.first()) is not None and first.modality in wanted:
                 self._groups.setdefault(first.ability, []).append(tasks)
                 self.families.setdefault(first.ability, []).append(name)

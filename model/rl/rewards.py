@@ -16,6 +16,7 @@ from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 from model.errors import MoonflowError
 
 _INTEGER = re.compile(r"-?\d+")
+MAX_DIGITS = 300  # of an integer in a response; one with more is past every float, and no count or pixel (ours)
 Box = Sequence[float]
 
 
@@ -31,11 +32,17 @@ def exact(response: str, answer: Any) -> float:
 
 def number(response: str, answer: Any) -> float:
     """Counting: 1 - |n - truth| / max(1, |truth|), not below 0, of the response's only integer (else 0)."""
-    found = _INTEGER.findall(response)
-    if len(found) != 1:  # a list of guesses must not be scored by its luckiest member
+    found = _integers(response)
+    if found is None or len(found) != 1:  # a list of guesses must not be scored by its luckiest member
         return 0.0
     truth = int(answer)
-    return max(0.0, 1.0 - abs(int(found[0]) - truth) / max(1, abs(truth)))
+    return max(0.0, 1.0 - abs(found[0] - truth) / max(1, abs(truth)))
+
+
+def _integers(text: str) -> list[int] | None:
+    """The integers in ``text``; None if one of them has more than MAX_DIGITS digits."""
+    found = _INTEGER.findall(text)
+    return None if any(len(digits) > MAX_DIGITS for digits in found) else [int(digits) for digits in found]
 
 
 def edit(response: str, answer: Any) -> float:
@@ -76,8 +83,9 @@ def grounding_f1(predicted: Sequence[Box], truth: Sequence[Box]) -> float:
 
 
 def parse_boxes(text: str) -> list[list[int]]:
-    """Boxes in ``text``: its integers, four by four; none when their number is not a multiple of four."""
-    values = [int(v) for v in _INTEGER.findall(text)]
+    """Boxes in ``text``: its integers, four by four; none when their number is not a multiple of four, or when one of
+    them has more than MAX_DIGITS digits."""
+    values = _integers(text) or []
     return [values[i : i + 4] for i in range(0, len(values), 4)] if len(values) % 4 == 0 else []
 
 

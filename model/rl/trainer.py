@@ -26,7 +26,8 @@ from model.data.stream import StreamState
 from model.data.tokenize import TokenizedSample
 from model.multimodal import KimiK25
 from model.quantization import experts_in
-from model.rl.environment import Episode, derive_seed
+from model.rl.environment import FAILED, Episode, derive_seed
+from model.rl.failures import FailureCount, all_of, attempt
 from model.rl.objective import Objective, ObjectiveConfig, advantages, policy_loss, token_weights
 from model.rl.ptx import PTX
 from model.rl.toggle import Toggle
@@ -53,6 +54,7 @@ class RLSettings:
         checkpoint_every: iterations between saved states; 0 saves only at the end.
         expert_precision: "int4" trains the routed experts for an INT4 export; episodes must then come from
             ``model.quantization.as_served``, or the policy that is trained is not the one that acted.
+        max_failed_episodes: share of the run's episodes that may fail (`model.rl.failures`); more end it.
     """
 
     iterations: int
@@ -63,6 +65,7 @@ class RLSettings:
     seed: int = 0
     checkpoint_every: int = 0
     expert_precision: str = "full"
+    max_failed_episodes: float = 0.0
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
 
@@ -86,7 +89,8 @@ def outcome(iteration: int, episode: Episode) -> tuple[float, dict[str, float]]:
 
 @dataclass(frozen=True)
 class Group:
-    """K episodes of one prompt, with the advantages that they are trained with."""
+    """The episodes of one prompt, at most K, with the advantages that they are trained with; those that failed are not
+    among them."""
 
     sample: Sample
     episodes: list[Episode]
@@ -97,6 +101,7 @@ class Group:
 class LoopState:
     iteration: int = 0
     tokens_seen: int = 0
+    failed: int = 0  # episodes
 
 
 class RLTrainer:
@@ -163,27 +168,41 @@ class RLTrainer:
             figures |= {"tokens/seen": self.loop.tokens_seen, "tokens/s": tokens / (ended - begun)}
             figures |= {"seconds/rollout": rolled - begun, "seconds/train": ended - rolled}
             self.around.metrics.log(figures, self.loop.iteration)
-            newest = {"reward": figures["reward/mean"], "tokens_per_s": figures["tokens/s"]}
+            newest = {"tokens_per_s": figures["tokens/s"]}
+            if "reward/mean" in figures:  # not if every episode of the round failed
+                newest["reward"] = figures["reward/mean"]
             self.around.progress.update(self.loop.iteration, settings.iterations, **newest)
             self._save(saver)
         return self.loop
 
     async def collect(self) -> tuple[list[Group], dict[str, float]]:
-        """This iteration's episodes, rewarded, and what they say about the policy."""
+        """This iteration's episodes, rewarded, and what they say about the policy.
+
+        An episode that failed says nothing about it: rewards, advantages, lengths and figures are those of the others
+        of its group, and a group without others is left out.
+
+        Raises:
+            MoonflowError: too many episodes of the run have failed.
+        """
         t, count, k = self.loop.iteration, self.settings.prompts_per_iteration, self.settings.samples_per_prompt
         samples = [self.prompts[t * count + number] for number in range(count)]
         self.model.eval()
-        episodes = await asyncio.gather(
-            *(
-                self.rollout(sample, derive_seed(self.settings.seed, t, number, j))
-                for number, sample in enumerate(samples)
-                for j in range(k)
-            )
+        episodes = await all_of(
+            attempt(self.rollout(sample, derive_seed(self.settings.seed, t, number, j)), sample)
+            for number, sample in enumerate(samples)
+            for j in range(k)
         )
+        failures = FailureCount(
+            self.settings.max_failed_episodes, self.settings.iterations * count * k, count=self.loop.failed
+        )
+        failed = failures.add(episodes)
+        self.loop.failed = failures.count
         groups: list[Group] = []
         parts: dict[str, list[float]] = {}
         for number, sample in enumerate(samples):
-            members = list(episodes[number * k : (number + 1) * k])
+            members = [e for e in episodes[number * k : (number + 1) * k] if e.finish_reason != FAILED]
+            if not members:
+                continue
             rewarded = [self.reward(t, episode) for episode in members]
             values, lengths = [value for value, _ in rewarded], [episode.policy_tokens for episode in members]
             if self.toggle is not None:
@@ -194,6 +213,7 @@ class RLTrainer:
             for key, value in _figures(sample, members, values, [figures for _, figures in rewarded]):
                 parts.setdefault(key, []).append(value)
         figures = {key: float(np.mean(values)) for key, values in parts.items()}
+        figures["episodes/failed"] = float(failed)
         if self.toggle is not None:
             figures["toggle/budget_phase"] = float(self.toggle.budget_phase(t))
         return groups, figures
@@ -211,7 +231,7 @@ class RLTrainer:
             for episode, advantage, weight in zip(group.episodes, group.advantages, group_weights, strict=True)
             if any(group.advantages) and episode.policy_tokens
         ]
-        figures = {"groups/with_signal": sum(any(group.advantages) for group in groups) / len(groups)}
+        figures = {"groups/with_signal": sum(any(group.advantages) for group in groups) / max(1, len(groups))}
         if not rows and self.pretraining is None:
             return figures
         self.model.train()

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from model.errors import MoonflowError
+from model.errors import MoonflowError, Unavailable
 from model.image import ImageConfig, encode_png
 from model.rollout.protocol import Completion, Request
 from model.vision import GridTHW, media_tokens
@@ -63,8 +63,9 @@ class SGLangEngine:
         """Completions of ``requests``, in their order; a cancelled call closes its connections, which aborts it there.
 
         Raises:
-            MoonflowError: SGLang is unreachable, refuses the request or answers without log-probs; videos, which it
-                does not take for this model.
+            Unavailable: SGLang is unreachable.
+            MoonflowError: it refuses the request or answers without log-probs; videos, which it does not take for this
+                model.
         """
         bodies = [self._body(request) for request in requests]
         async with self._client() as client:
@@ -107,7 +108,7 @@ class SGLangEngine:
         return httpx.AsyncClient(base_url=self._url, timeout=self._timeout, limits=unlimited)
 
     async def _call(self, client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        failure = ""
+        failure, reached = "", False
         for attempt in range(self._attempts):
             if attempt:
                 await asyncio.sleep(self._backoff_s * 2 ** (attempt - 1))
@@ -116,6 +117,7 @@ class SGLangEngine:
             except httpx.TransportError as error:
                 failure = f"{type(error).__name__} {error}".strip()
                 continue
+            reached = True
             if response.status_code in RETRIED:
                 failure = f"HTTP {response.status_code} {response.text[:200]}"
                 continue
@@ -128,7 +130,7 @@ class SGLangEngine:
                 raise MoonflowError(f"SGLang at {self._url}{path} answered HTTP {response.status_code}: {told}")
             return answer
         tried = f"failed {self._attempts} times, last: {failure}"
-        raise MoonflowError(f"SGLang at {self._url}{path} {tried}; is it running?")
+        raise (MoonflowError if reached else Unavailable)(f"SGLang at {self._url}{path} {tried}; is it running?")
 
     def _body(self, request: Request) -> dict[str, Any]:
         body: dict[str, Any] = {

@@ -3,12 +3,11 @@
 The orchestrator may search by itself, create named sub-agents, and assign them tasks; the assignments of one turn run
 at the same time. Each is a fresh conversation (the sub-agent's system prompt and the task) of another, frozen engine.
 Only its final message comes back, as an observation: it is masked in training, and the sub-agent's context
-never enters the orchestrator's.
+never enters the orchestrator's. A sub-agent that breaks is an observation, too, and a failure of the episode.
 """
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
@@ -30,6 +29,7 @@ from model.rl.environment import (
     scored,
     tool_result,
 )
+from model.rl.failures import all_of, attempt
 from model.rl.tools.toolset import Toolset, call_error
 from model.rollout.protocol import Engine
 from model.swarm.critical_steps import CriticalSteps
@@ -65,6 +65,7 @@ class _Swarm:
     parallelism: int = 0
     assigned: int = 0
     finished: int = 0
+    failure: str = ""
 
 
 class _Orchestrator:
@@ -92,7 +93,7 @@ class _Orchestrator:
                 self._end()
             return [complaint(turn)]
         results: dict[str, str] = {}
-        assignments: list[ToolCall] = []
+        assignments: list[tuple[ToolCall, TokenizedSample]] = []
         searches = 0
         async with self.toolset.episode(self.sample) as tools:
             for call in turn.tool_calls:
@@ -102,7 +103,11 @@ class _Orchestrator:
                     swarm.agents[call.arguments["name"]] = call.arguments["system_prompt"]
                     results[call.id] = created(call.arguments["name"])
                 elif call.name == "assign_task":
-                    assignments.append(call)
+                    prompt = self._prompt(call)
+                    if len(prompt.input_ids) < self.limits.max_tokens:
+                        assignments.append((call, prompt))
+                    else:
+                        results[call.id] = "error: the task is too long"
                 else:
                     searches += 1
                     if searches > swarm.steps.remaining:
@@ -112,13 +117,16 @@ class _Orchestrator:
         allowed = min(self.limits.sub_agent_steps, swarm.steps.remaining - main)
         if assignments and allowed < 1:
             self._end()
-        spoken = await asyncio.gather(*(self._sub_agent(call, n, allowed) for n, call in enumerate(assignments)))
+        spoken = await all_of(
+            attempt(self._sub_agent(prompt, n, allowed), self.sample) for n, (_, prompt) in enumerate(assignments)
+        )
         swarm.steps.spend(main, [episode.turns for episode in spoken])
         swarm.parallelism = max(swarm.parallelism, len(spoken))
         swarm.assigned += len(spoken)
-        for call, episode in zip(assignments, spoken, strict=True):
+        for (call, _), episode in zip(assignments, spoken, strict=True):
             done = episode.finish_reason == "answer"
             swarm.finished += done
+            swarm.failure = swarm.failure or (f"sub-agent of {episode.failure}" if episode.failure else "")
             results[call.id] = episode.response if done else f"error: no answer ({episode.finish_reason})"
         if swarm.steps.remaining < 1:  # not even the answer would fit
             self._end()
@@ -133,17 +141,20 @@ class _Orchestrator:
             return f"error: no agent {call.arguments['agent']}"
         return None
 
-    async def _sub_agent(self, call: ToolCall, number: int, max_turns: int) -> Episode:
-        """One assignment, run by the frozen engine in a context of its own."""
+    def _prompt(self, call: ToolCall) -> TokenizedSample:
+        """What the sub-agent of an assignment is told."""
         messages = [
             {"role": "system", "content": self.swarm.agents[call.arguments["agent"]]},
             {"role": "user", "content": call.arguments["prompt"]},
         ]
-        encoded = encode_chat(messages, SUB_AGENT_TOOLS, self.tokenizer, add_generation_prompt=True)
+        return as_prompt(encode_chat(messages, SUB_AGENT_TOOLS, self.tokenizer, add_generation_prompt=True).ids)
+
+    async def _sub_agent(self, prompt: TokenizedSample, number: int, max_turns: int) -> Episode:
+        """One assignment, run by the frozen engine in a context of its own."""
         task = replace(self.sample, tools=list(SUB_AGENT_TOOLS))
         async with self.toolset.episode(task) as tools:
             return await converse(
-                self.sub_engine, self.tokenizer, as_prompt(encoded.ids), lambda turn: answer_calls(tools, turn),
+                self.sub_engine, self.tokenizer, prompt, lambda turn: answer_calls(tools, turn),
                 max_turns=max_turns, max_new_tokens=self.limits.max_new_tokens, max_tokens=self.limits.max_tokens,
                 temperature=self.temperature, seed=derive_seed(self.seed, self.swarm.steps.spent, number, 1),
             )  # fmt: skip
@@ -176,7 +187,10 @@ async def run_swarm_episode(
 
     Returns:
         An episode whose metrics have ``critical_steps``, ``parallelism`` (the largest number of assignments at once),
-        ``subtasks_assigned`` and ``subtasks_finished``.
+        ``subtasks_assigned`` and ``subtasks_finished``; ``failure`` tells of a sub-agent that broke.
+
+    Raises:
+        Exception: as `run_episode`; what a sub-agent raises is an observation.
     """
     sample = replace(sample, tools=list(SWARM_TOOLS if swarm else SUB_AGENT_TOOLS))
     orchestrator = _Orchestrator(sub_engine, tokenizer, sample, toolset, limits, temperature, seed)
@@ -194,4 +208,4 @@ async def run_swarm_episode(
         "subtasks_assigned": float(done.assigned),
         "subtasks_finished": float(done.finished),
     }
-    return scored(replace(episode, metrics=metrics), sample)
+    return scored(replace(episode, metrics=metrics, failure=done.failure), sample)

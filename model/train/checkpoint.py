@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from model.config import ModelConfig, load_config
+from model.config import ModelConfig
 from model.errors import MoonflowError
-from model.hf import load_weights, save_weights
+from model.hf import load_model, load_weights, save_weights
 from model.multimodal import KimiK25
 from model.tokenizer import Tokenizer
 from model.train.slices import Slice, SliceReader, as_slices, file_name, is_slices, write_slices
@@ -114,7 +114,7 @@ def load_parent(folder: Path, tokenizer: Tokenizer) -> KimiK25:
     """The model an earlier stage left.
 
     Raises:
-        MoonflowError: when it was trained with another tokenizer than the data's.
+        MoonflowError: when it was trained with another tokenizer than the data's; as ``load_model``.
     """
     theirs = Tokenizer.load(folder)
     if theirs.digest != tokenizer.digest:
@@ -123,6 +123,4 @@ def load_parent(folder: Path, tokenizer: Tokenizer) -> KimiK25:
             f"the data with {tokenizer.digest[:12]}; "
             "use the data folder the checkpoint came from, or train again from prepare_data"
         )
-    model = KimiK25(load_config(folder / "config.json"))
-    load_weights(model, folder)
-    return model
+    return load_model(folder).train()

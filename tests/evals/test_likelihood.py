@@ -11,6 +11,7 @@ import torch
 from model.config import preset
 from model.data.folder import DataFolder
 from model.data.packing import pack
+from model.data.sample import Sample
 from model.data.tokenize import tokenize
 from model.evals.likelihood import HeldOut, Likelihood, portions, trained_bytes
 from model.multimodal import KimiK25
@@ -50,6 +51,11 @@ def test_bytes_are_those_under_the_loss() -> None:
     (segment,) = document.segments
     assert trained_bytes(document) == len(segment["text"].encode("utf-8"))
     assert trained_bytes(FAMILIES["fact_qa"].sample(0, "eval", 0)) == 0
+
+
+def test_half_a_character_counts_as_the_character_that_is_read_for_it() -> None:
+    segments = [{"type": "text", "text": "ab\ud83d", "loss": True}]
+    assert trained_bytes(Sample("k", "f", "knowledge", "text", "s", segments=segments)) == len("ab\ufffd".encode())
 
 
 def test_portions_keep_order_and_bound(tmp_path: Path) -> None:

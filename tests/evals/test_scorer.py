@@ -11,10 +11,11 @@ import torch
 
 from model.config import preset
 from model.data.families import FAMILIES
+from model.data.folder import DataFolder
 from model.data.sample import Sample
 from model.data.tokenize import tokenize
 from model.errors import MoonflowError
-from model.evals.scorer import Evaluation, chance_level, reference_answer, standard_error, summarise
+from model.evals.scorer import Evaluation, Score, chance_level, reference_answer, standard_error, summarise
 from model.evals.tasks import SUITES, available, held_out
 from model.image import ImageConfig
 from model.multimodal import KimiK25
@@ -23,6 +24,7 @@ from model.rl.environment import Episode
 from model.rl.tools.toolset import Toolset
 from model.rollout.embedded import EmbeddedEngine
 from model.rollout.protocol import Completion, Request
+from tests.tiny_folders import write_data_folder
 
 IMAGES = ImageConfig()
 
@@ -74,6 +76,28 @@ def test_every_suite_fits_its_family(suite):
     assert perfect.value == 1.0
     assert chance_level(samples) < 1.0
     assert all(sample.reward in rewards.REWARDS for sample in samples)
+
+
+def test_a_task_that_breaks_scores_zero_and_is_counted_until_too_many_do(tokenizer):
+    """One verifier meets an answer it cannot read, one prompt is empty; the others are scored."""
+    suite, main = SUITES["fact_qa"], Reciter()
+    samples = tasks_of("fact_qa", 6)
+    for sample in samples:
+        teach(main, sample, tokenizer)
+    samples[1] = replace(samples[1], reward="table_f1", answer="no table")
+    samples[4] = replace(samples[4], messages=[])
+    with Toolset() as toolset:
+
+        def scored(share: float) -> Score:
+            evaluation = Evaluation(tokenizer, IMAGES, toolset, temperature=0.0, seed=0, max_failed_episodes=share)
+            return asyncio.run(evaluation.score(main, main, {suite.name: samples}, [suite], 512))[suite.name]
+
+        score = scored(0.5)
+        assert (score.value, score.answered, score.n, score.failed) == (4 / 6, 4 / 6, 6, 2)
+        assert score.figures == {"tool_calls": 0.0}
+        with pytest.raises(MoonflowError, match=r"2 of 6 episodes failed.*fact_qa/.*AttributeError"):
+            scored(0.3)
+    assert 0.0 < chance_level(samples) < 1.0
 
 
 def key_of(ids: list[int], pixel_values: torch.Tensor | None) -> tuple[object, ...]:
@@ -174,6 +198,28 @@ def test_held_out_tasks_come_from_the_eval_shards(data_folder):
         "wide_search_swarm",
         "wide_search_single",
     }
+
+
+def test_held_out_samples_that_cannot_be_read_are_passed_over_until_they_are_too_many(tmp_path, caplog):
+    """Of 40, two may be broken."""
+    data = DataFolder(write_data_folder(tmp_path / "data", count=40))
+    suite, shard = SUITES["fact_qa"], tmp_path / "data/eval/fact_qa-00000.tar"
+    keys = [sample.key for sample in held_out(data, suite, 40)]
+    content = bytearray(shard.read_bytes())
+
+    def spoil(number: int) -> None:
+        content[content.index(b"{", content.index(f"{keys[number]}.json".encode()))] = ord("!")
+        shard.write_bytes(content)
+
+    spoil(3), spoil(1)
+    assert [sample.key for sample in held_out(data, suite, 4)] == [keys[n] for n in (0, 2, 4, 5)]
+    assert [f"{keys[number]}.json" in line for number, line in zip((1, 3), caplog.messages, strict=True)] == [True] * 2
+    spoil(2)
+    with pytest.raises(MoonflowError, match=f"3 of 40 held-out samples of fact_qa .* more than 5%.*{keys[3]}"):
+        held_out(data, suite, 4)
+    shard.unlink()
+    with pytest.raises(MoonflowError, match="cannot be read"):
+        held_out(data, suite, 4)
 
 
 def test_a_data_folder_without_held_out_tasks_is_refused(data_folder):

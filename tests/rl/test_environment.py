@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,12 +12,12 @@ from PIL import Image
 
 from model.chat import encode_chat
 from model.data.sample import Sample
-from model.errors import MoonflowError
+from model.errors import MoonflowError, Unavailable
 from model.image import ImageConfig
 from model.rl.environment import Episode, derive_seed, run_episode
 from model.rl.tools.search import search
 from model.rl.tools.toolset import Toolset, environment_array
-from model.rollout.protocol import Request
+from model.rollout.protocol import Completion, Request
 from model.tokenizer import Tokenizer
 from tests.odd_media import blank_png, odd_images
 
@@ -123,6 +124,45 @@ def test_a_sampled_media_token_ends_the_episode_before_it(tokenizer, toolset, sc
     episode = play(tokenizer, toolset, scripted(turns(ids)), task())
     assert (episode.finish_reason, episode.reward, episode.policy_tokens) == ("malformed", 0.0, 2)
     assert tokenizer.media_pad_id not in episode.input_ids
+
+
+@pytest.mark.parametrize(
+    "code", ["print(chr(0xd83d))", r"raise ValueError('\ud800')", "'\ud83d'", "print('\x00' + chr(0xffff))"]
+)
+def test_half_a_character_from_a_program_is_an_observation(code, tokenizer, toolset, scripted, speak) -> None:
+    call = ("ipython", {"code": code})
+    episode = play(tokenizer, toolset, scripted(turns(speak("", [call]), speak("3"))), task())
+    assert (episode.finish_reason, episode.reward) == ("answer", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("completion", "told"),
+    [
+        (Completion([5], [-0.1], "abort"), "gave up the request"),
+        (Completion([5, 6], [-0.1], "stop"), "not one to a token"),
+        (Completion([5], [math.nan], "stop"), "not finite"),
+        (Completion([5], [-math.inf], "stop"), "not finite"),
+        (Completion([1024], [-0.1], "stop"), r"outside 0\.\.1023"),
+        (Completion([-1], [-0.1], "stop"), r"outside 0\.\.1023"),
+        (Completion([5] * 101, [-0.1] * 101, "length"), "101 tokens, of which it may use 100"),
+    ],
+)
+def test_what_cannot_be_a_completion_fails_the_episode_before_it_is_trained_on(
+    completion, told, tokenizer, toolset
+) -> None:
+    class Broken:
+        async def generate(self, requests: Any) -> list[Completion]:
+            return [completion]
+
+    with pytest.raises(MoonflowError, match=told):
+        play(tokenizer, toolset, Broken(), task())
+
+
+def test_without_a_sandbox_no_episode_can_go_on(tokenizer, scripted, speak, monkeypatch) -> None:
+    monkeypatch.setattr("sys.executable", "/nowhere/python")
+    call = speak("", [("ipython", {"code": "1"})])
+    with Toolset() as none, pytest.raises(Unavailable):
+        play(tokenizer, none, scripted(turns(call)), task())
 
 
 def test_an_image_task_shows_its_picture_and_computes_on_it(tokenizer, toolset, scripted, speak) -> None:

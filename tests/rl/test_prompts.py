@@ -59,3 +59,34 @@ def test_families_and_modalities_select(data: tuple[LocalShards, dict[str, Any]]
         PromptPool(*data, modalities=["text"], seed=0, families=["wide"])
     with pytest.raises(MoonflowError, match="no task of modality text"):
         PromptPool(*data, modalities=["text"], seed=0, families=["prose"])
+
+
+def broken(source: LocalShards, shard: str, key: str) -> None:
+    """Makes one sample's JSON unreadable, without moving anything."""
+    path = source.folder / shard
+    content = path.read_bytes()
+    at = content.index(b"{", content.index(f"{key}.json".encode()))
+    path.write_bytes(content[:at] + b"!" + content[at + 1 :])
+
+
+def test_a_sample_that_cannot_be_read_is_named_once_and_passed_over(data: tuple[Any, Any], caplog: Any) -> None:
+    """Of 21 samples one may be unreadable. Epoch after epoch the others come in their order."""
+    before = PromptPool(*data, modalities=["text", "image"], seed=0)
+    whole = [before[n] for n in range(60)]
+    broken(data[0], "qa.tar", "qa-2")
+    pool = PromptPool(*data, modalities=["text", "image"], seed=0)
+    drawn = [pool[n].key for n in range(60)]
+    for family in ("digits", "tool"):
+        assert [key for key in drawn if key.startswith(family)] == [s.key for s in whole if s.family == family]
+    found = [key for key in drawn if key.startswith("qa")]
+    assert set(found) == {"qa-0", "qa-1", "qa-3", "qa-4", "qa-5"}
+    assert found[:5] == [s.key for s in whole if s.family == "qa" and s.key != "qa-2"][:5]
+    assert len(caplog.messages) == 1 and "qa-2.json" in caplog.messages[0]
+
+
+def test_too_many_samples_that_cannot_be_read_are_an_error(data: tuple[Any, Any]) -> None:
+    for number in range(2):
+        broken(data[0], "qa.tar", f"qa-{number}")
+    pool = PromptPool(*data, modalities=["text"], seed=0)
+    with pytest.raises(MoonflowError, match=r"2 of 21 samples .* more than 5%.*qa-[01]\.json"):
+        [pool[n] for n in range(60)]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from model.errors import MoonflowError
 from model.rl import rewards
@@ -64,3 +66,25 @@ def test_correct_is_strict() -> None:
     assert not rewards.correct("edit", "helo", "hello")
     with pytest.raises(MoonflowError, match="unknown reward 'bleu'"):
         rewards.correct("bleu", "a", "a")
+
+
+NASTY = st.sampled_from(
+    ["9" * 200, "9" * 5000, "-" + "9" * 5000, "²", "१", "٤", "１", "-", "NaN", "Infinity", "1e999", "0", " ", ":", "\n",
+     "a" * 50, "\x00", "\ufffd"]
+)  # fmt: skip
+ANSWERS = {"exact": "7", "number": 7, "edit": "seven", "box": [0, 0, 10, 10], "table_f1": {"Peru": "Lima"}}
+
+
+@pytest.mark.parametrize("name", rewards.REWARDS)
+@given(st.lists(NASTY | st.text(max_size=5), max_size=9).map("".join))
+def test_any_response_earns_between_nothing_and_all(name: str, response: str) -> None:
+    assert 0.0 <= rewards.score(name, response, ANSWERS[name]) <= 1.0
+
+
+@pytest.mark.parametrize("digits", [200, 400, 5000])
+def test_a_number_past_every_float_is_no_count_and_no_box(digits: int) -> None:
+    huge = "9" * digits
+    assert rewards.number(huge, 4) == rewards.number(f"-{huge}", 4) == 0.0
+    for response in (f"0 0 {huge} {huge}", f"0 5 {huge} 0", f"-{huge} 0 0 {huge}"):
+        assert rewards.box(response, "0 0 10 10") == 0.0
+    assert rewards.number(huge[:200], int(huge[:200])) == 1.0

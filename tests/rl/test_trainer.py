@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import io
+import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from model.data.folder import DataFolder
 from model.data.packing import pack
 from model.data.sample import Sample
 from model.data.tokenize import TokenizedSample, tokenize_prompt
+from model.errors import MoonflowError
 from model.image import ImageConfig
 from model.multimodal import KimiK25
 from model.quantization import as_served
@@ -223,6 +226,85 @@ def test_reward_rises(tokenizer, tokenizer_folder, tmp_path) -> None:
     assert np.mean(rewards[:2]) < 0.65  # about half of what it says is below 4
     assert np.mean(rewards[-2:]) > 0.85
     assert around.saved == [(0, True)]
+
+
+def failing(rl: RLTrainer, breaks: Callable[[int], bool]) -> list[Episode]:
+    """Lets the n-th episode fail after it was played where ``breaks(n)``; returns the others as they come."""
+    play, kept, number = rl.rollout, [], itertools.count()
+
+    async def rollout(sample: Sample, seed: int) -> Episode:
+        n = next(number)
+        episode = await play(sample, seed)
+        if breaks(n):
+            raise ValueError("half a character")
+        kept.append(episode)
+        return episode
+
+    rl.rollout = rollout
+    return kept
+
+
+def test_a_failed_episode_is_counted_and_out_of_its_groups_mean_and_gradient(
+    tokenizer, tokenizer_folder, tmp_path
+) -> None:
+    """Three of four episodes of a group come through: all is as if three had been asked for."""
+    rl = trainer(tokenizer, tokenizer_folder, Around(tmp_path), replace(SETTINGS, max_failed_episodes=0.5))
+    kept = failing(rl, lambda n: n % 4 == 3)
+    groups, figures = asyncio.run(rl.collect())
+    assert figures["episodes/failed"] == rl.loop.failed == 2
+    assert [len(group.episodes) for group in groups] == [3, 3]
+    assert figures["reward/mean"] == pytest.approx(np.mean([episode.reward for episode in kept]))
+    assert figures["tokens/response"] == pytest.approx(np.mean([episode.policy_tokens for episode in kept]))
+
+    whole = trainer(tokenizer, tokenizer_folder, Around(tmp_path), replace(SETTINGS, samples_per_prompt=3))
+    expected, _ = asyncio.run(whole.collect())
+    assert [group.advantages for group in groups] == [group.advantages for group in expected]
+    assert [e.input_ids for g in groups for e in g.episodes] == [e.input_ids for g in expected for e in g.episodes]
+    assert rl.learn(groups) == whole.learn(expected)
+    assert all(torch.equal(value, whole.model.state_dict()[name]) for name, value in rl.model.state_dict().items())
+
+
+def test_a_group_whose_episodes_all_failed_is_left_out(tokenizer, tokenizer_folder, tmp_path) -> None:
+    rl = trainer(tokenizer, tokenizer_folder, Around(tmp_path), replace(SETTINGS, max_failed_episodes=0.5),
+                 toggle=Toggle())  # fmt: skip
+    failing(rl, lambda n: n < 4)
+    groups, figures = asyncio.run(rl.collect())
+    assert [group.sample.key for group in groups] == ["t-1"] and figures["episodes/failed"] == 4
+    assert "reward/text" not in figures and "reward/image" in figures
+    assert rl.learn(groups)["groups/with_signal"] == 1.0
+
+
+def test_a_round_without_any_episode_is_passed_over(data_folder, tokenizer, tokenizer_folder, tmp_path) -> None:
+    """Half of the run's episodes may fail; the first round's all do. With the pre-training loss it learns even so."""
+    around = Around(tmp_path)
+    around.work.mkdir()
+    settings = replace(SETTINGS, iterations=2, max_failed_episodes=0.5)
+    pretraining = ptx(DataFolder(data_folder), weight=0.5, rows=1, tokens=256, seed=0)
+    rl = trainer(tokenizer, tokenizer_folder, around, settings, ptx=pretraining)
+    failing(rl, lambda n: n < 8)
+    assert rl.train().failed == 8
+    first, second = around.logged
+    assert (first["episodes/failed"], second["episodes/failed"]) == (8.0, 0.0)
+    assert "reward/mean" not in first and "reward/mean" in second
+    assert first["groups/with_signal"] == 0.0 and first["gradient_norm"] > 0
+
+
+def test_a_run_ends_past_its_share_of_failed_episodes_also_when_it_was_resumed(
+    tokenizer, tokenizer_folder, tmp_path
+) -> None:
+    settings = replace(SETTINGS, checkpoint_every=1, max_failed_episodes=0.1)  # 3 of 32
+    told = r"4 of 32 episodes failed, .* max_failed_episodes = 0.1; the first: t/t-\d: ValueError: half a character"
+    around = Around(tmp_path)
+    around.work.mkdir()
+    straight = trainer(tokenizer, tokenizer_folder, around, settings)
+    failing(straight, lambda n: n in (0, 9, 17, 25))
+    with pytest.raises(MoonflowError, match=told):
+        straight.train()
+    assert [index for index, _ in around.saved] == [0, 1, 2]
+    resumed = trainer(tokenizer, tokenizer_folder, around, settings)
+    failing(resumed, lambda n: n == 5)
+    with pytest.raises(MoonflowError, match=told):
+        resumed.train()
 
 
 def test_groups_without_signal_leave_the_weights_alone(tokenizer, tokenizer_folder, tmp_path) -> None:

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from model.data.sample import Sample
+from model.errors import Unavailable
 from model.image import ImageConfig
 from model.rl.environment import Episode
 from model.rl.tools.toolset import Toolset
 from model.rollout.protocol import Request
 from model.swarm.orchestrator import SwarmLimits, run_swarm_episode
+from model.tokenizer import Tokenizer
 
 ITEMS = {"Peru": "Lima", "France": "Paris", "Chad": "Oman"}
 SAMPLE = Sample(
@@ -133,3 +136,68 @@ def test_a_single_agent_has_search_alone(play, speak, searcher, tokenizer) -> No
     text = tokenizer.decode(episode.input_ids)
     assert "assign_task" not in text and "error: no tool create_subagent" in text
     assert episode.reward == 1.0 and searcher.requests == []
+
+
+def rewritten(turn: list[int], arguments: list[int], tokenizer: Tokenizer) -> list[int]:
+    """A turn with one call, whose arguments are other tokens."""
+    begin = turn.index(tokenizer.token_id("<|tool_call_argument_begin|>")) + 1
+    return [*turn[:begin], *arguments, *turn[turn.index(tokenizer.token_id("<|tool_call_end|>")) :]]
+
+
+@pytest.mark.parametrize("text", ["\ud83d", "\udc00\x00", "९" * 9], ids=["high", "low", "digits"])
+def test_any_name_and_prompt_of_a_sub_agent_is_encoded(text, play, tokenizer, speak, scripted) -> None:
+    """The JSON escape of half a character, as a policy may write it, is read as U+FFFD."""
+
+    def escaped(tool: str, first: int = 0, **arguments: str) -> list[int]:
+        return rewritten(speak("", [(tool, {})], first=first), tokenizer.encode(json.dumps(arguments)), tokenizer)
+
+    create = escaped("create_subagent", name=text, system_prompt=text)
+    assign = escaped("assign_task", first=1, agent=text, prompt=text)
+    episode = play(create, assign, speak(ANSWER), sub=scripted(lambda request: speak("found")))
+    assert episode.reward == 1.0 and episode.metrics["subtasks_finished"] == 1.0 and not episode.failure
+
+
+def test_a_sub_agent_that_breaks_is_an_observation_and_a_failure_of_the_episode(
+    play, speak, scripted, searcher, tokenizer
+) -> None:
+    """One of three: the others are not cancelled."""
+
+    class Fragile:
+        async def generate(self, requests):
+            if "France capital" in tokenizer.decode(requests[0].input_ids):
+                raise TypeError("the reply is no completion")
+            return await searcher.generate(requests)
+
+    episode = play(speak("", [CREATE]), speak("", ASSIGN, first=1), speak(ANSWER), sub=Fragile())
+    text = tokenizer.decode(episode.input_ids)
+    assert "## Return of functions.assign_task:2\nerror: no answer (failed)" in text
+    assert "assign_task:1\nLima" in text and "assign_task:3\nOman" in text
+    assert (episode.finish_reason, episode.reward) == ("answer", 1.0)
+    assert (episode.metrics["subtasks_assigned"], episode.metrics["subtasks_finished"]) == (3.0, 2.0)
+    assert episode.failure == "sub-agent of wide_search/w-0: TypeError: the reply is no completion"
+
+
+def test_where_the_sub_agents_engine_is_gone_the_episode_cannot_go_on(play, speak) -> None:
+    class Gone:
+        async def generate(self, requests):
+            raise Unavailable("SGLang is unreachable")
+
+    with pytest.raises(Unavailable, match="unreachable"):
+        play(speak("", [CREATE]), speak("", ASSIGN, first=1), speak(ANSWER), sub=Gone())
+
+
+def test_a_task_too_long_for_a_sub_agent_is_told_and_fails_nothing(play, speak, searcher, tokenizer) -> None:
+    """Bytes that are no character are three tokens each when they are read again. A policy that writes such tasks must
+    not use up the share of episodes that may fail."""
+    byte = next(token for token in range(tokenizer.ranks) if tokenizer.token_bytes(token) == b"\x80")
+
+    def noisy(name: str, known: str, noise: str, first: int = 0) -> list[int]:
+        head, tail = tokenizer.encode(f'{{{known}, "{noise}": "'), tokenizer.encode('"}')
+        return rewritten(speak("", [(name, {})], first=first), [*head, *[byte] * 90, *tail], tokenizer)
+
+    create = noisy("create_subagent", '"name": "finder"', "system_prompt")
+    assign = noisy("assign_task", '"agent": "finder"', "prompt", first=1)
+    episode = play(create, assign, speak(ANSWER), sub=searcher)
+    assert "error: the task is too long" in tokenizer.decode(episode.input_ids)
+    assert episode.reward == 1.0 and not episode.failure and searcher.requests == []
+    assert episode.metrics["subtasks_assigned"] == 0.0

@@ -11,7 +11,7 @@ import numpy as np
 
 from model.chat import TOOLS, ToolCall
 from model.data.sample import Sample
-from model.errors import MoonflowError
+from model.errors import MoonflowError, Unavailable
 from model.image import read_rgb
 from model.rl.tools.sandbox import Limits, Sandbox, Session
 from model.rl.tools.search import search
@@ -82,7 +82,12 @@ class EpisodeTools:
 
     async def _ipython(self, code: str) -> str:
         if self._kernel is None:  # most episodes never ask for one
-            self._kernel = await self._stack.enter_async_context(self._sandbox.session(environment_array(self._sample)))
+            array = environment_array(self._sample)
+            try:
+                session = self._sandbox.session(array)
+            except (MoonflowError, OSError) as error:  # no server starts: no program of any episode can run
+                raise Unavailable(str(error)) from error
+            self._kernel = await self._stack.enter_async_context(session)
         return await self._kernel.run(code)
 
 

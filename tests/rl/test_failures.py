@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import asyncio
+from typing import Any, NoReturn
+
+import pytest
+
+from model.data.sample import Sample
+from model.errors import MoonflowError, Unavailable
+from model.rl.environment import Episode
+from model.rl.failures import FailureCount, all_of, attempt
+
+SAMPLE = Sample("k-3", "fact_qa", "knowledge", "text", "s")
+GOOD = Episode([1, 2], [False, True], [0.0, -0.1], None, [], 1.0, "yes", 1, "answer")
+BROKEN = Episode([], [], [], None, [], 0.0, "", 0, "failed", failure="fact_qa/k-3: it broke")
+
+
+class Panic(BaseException):
+    """As the panics of Rust libraries: no Exception."""
+
+
+async def good(seconds: float = 0.0) -> Episode:
+    await asyncio.sleep(seconds)
+    return GOOD
+
+
+async def raises(error: BaseException) -> NoReturn:
+    await asyncio.sleep(0)
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (TypeError("no\n text"), "fact_qa/k-3: TypeError: no text"),
+        (MoonflowError("the sample is empty"), "fact_qa/k-3: the sample is empty"),
+        (RecursionError("too deep"), "fact_qa/k-3: RecursionError: too deep"),
+        (MemoryError(), "fact_qa/k-3: MemoryError:"),
+        (Panic("index out of bounds"), "fact_qa/k-3: Panic: index out of bounds"),
+        (asyncio.CancelledError("by the engine"), "fact_qa/k-3: CancelledError: by the engine"),
+        (ValueError("x" * 10_000), "fact_qa/k-3: ValueError: " + "x" * 275),
+    ],
+)
+def test_whatever_breaks_an_episode_it_is_an_episode_with_a_reason(error: BaseException, told: str) -> None:
+    episode = asyncio.run(attempt(raises(error), SAMPLE))
+    assert (episode.finish_reason, episode.failure) == ("failed", told)
+    assert (episode.reward, episode.policy_tokens, episode.input_ids) == (0.0, 0, [])
+
+
+@pytest.mark.parametrize("error", [Unavailable("no engine"), KeyboardInterrupt(), SystemExit(1)])
+def test_what_concerns_all_episodes_is_raised(error: BaseException) -> None:
+    with pytest.raises(type(error)):
+        asyncio.run(attempt(raises(error), SAMPLE))
+
+
+def test_an_episode_that_is_cancelled_is_cancelled() -> None:
+    async def cancelled() -> bool:
+        task = asyncio.create_task(attempt(good(60.0), SAMPLE))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        return task.cancelled()
+
+    assert asyncio.run(cancelled())
+
+
+def test_an_episode_that_fails_leaves_the_others_alone() -> None:
+    episodes = asyncio.run(
+        all_of(attempt(one, SAMPLE) for one in (good(0.02), raises(ValueError("a")), good(), raises(Panic("b"))))
+    )
+    assert [episode.finish_reason for episode in episodes] == ["answer", "failed", "answer", "failed"]
+
+
+def test_where_the_engine_is_gone_the_other_episodes_have_ended_before_it_is_told() -> None:
+    ended: list[str] = []
+
+    async def long() -> Episode:
+        try:
+            return await good(60.0)
+        finally:
+            ended.append("long")
+
+    async def play() -> None:
+        try:
+            await all_of(attempt(one, SAMPLE) for one in (long(), raises(Unavailable("no engine"))))
+        finally:
+            ended.append("all")
+
+    with pytest.raises(Unavailable, match="no engine"):
+        asyncio.run(play())
+    assert ended == ["long", "all"]
+
+
+def test_failures_are_counted_and_named_and_end_a_step_past_its_share(caplog: Any) -> None:
+    count = FailureCount(allowed=0.25, planned=40)
+    assert count.add([GOOD] * 5) == 0 and not caplog.messages
+    assert count.add([GOOD, *[BROKEN] * 6]) == 6
+    named = "an episode failed: fact_qa/k-3: it broke"
+    assert caplog.messages == [named] * 3 + ["and 3 more of these 7 episodes"]
+    assert count.add([BROKEN] * 4) == 4 and count.count == 10
+    with pytest.raises(MoonflowError, match=r"11 of 40 .* max_failed_episodes = 0.25; the first: fact_qa/k-3: it"):
+        count.add([BROKEN])
+    with pytest.raises(MoonflowError, match="1 of 40"):
+        FailureCount(allowed=0.0, planned=40).add([BROKEN])
