@@ -15,7 +15,7 @@ from typing import Any
 
 from model.errors import MoonflowError
 from model.foreign_text import read_json
-from model.tokenizer import Tokenizer
+from model.tokenizer import Tokenizer, TooManyTokensError
 
 Message = Mapping[str, Any]
 
@@ -123,6 +123,7 @@ def encode_chat(
     tokenizer: Tokenizer,
     add_generation_prompt: bool = False,
     thinking: bool = False,
+    limit: int | None = None,
 ) -> Encoded:
     """Tokens of a whole conversation, one ``<|media_pad|>`` per medium.
 
@@ -134,8 +135,12 @@ def encode_chat(
         tools: what to declare first: names from ``TOOLS``, or other tools.
         add_generation_prompt: end with an open assistant turn.
         thinking: the open turn starts with ``<think>`` instead of the instant mode's ``<think></think>``.
+        limit: tokens that the messages may have, for a conversation that a stranger wrote.
+
+    Raises:
+        TooManyTokensError: they have more; found out before the rest is tokenised.
     """
-    encoded = encode_pieces(render(messages, tools), tokenizer)
+    encoded = encode_pieces(render(messages, tools), tokenizer, limit)
     if add_generation_prompt:
         prompt = encode_pieces(_generation_prompt(thinking), tokenizer)
         return Encoded(encoded.ids + prompt.ids, encoded.loss + prompt.loss, encoded.media)
@@ -302,26 +307,36 @@ def _content(message: Message) -> Iterator[Piece]:
             raise MoonflowError(f"unknown content part {part['type']!r}; use text, image or video")
 
 
-def encode_pieces(pieces: Iterable[Piece], tokenizer: Tokenizer) -> Encoded:
-    """Tokens of pieces. Adjacent texts of equal loss are one text, as for an engine that tokenises the string."""
+def encode_pieces(pieces: Iterable[Piece], tokenizer: Tokenizer, limit: int | None = None) -> Encoded:
+    """Tokens of pieces. Adjacent texts of equal loss are one text, as for an engine that tokenises the string.
+
+    Raises:
+        TooManyTokensError: there are more than ``limit``.
+    """
     ids: list[int] = []
     loss: list[bool] = []
     media: list[str] = []
-    text, text_loss = "", False
+    texts: list[str] = []
+    text_loss = False
+    if limit is not None:
+        pieces = list(pieces)
+        if sum(_fewest_tokens(piece, tokenizer) for piece in pieces) > limit:
+            raise TooManyTokensError(f"the conversation has more than {limit} tokens")
 
     def flush() -> None:
-        nonlocal text
+        text = "".join(texts)
+        texts.clear()
         if text:
-            tokens = tokenizer.encode(text)
+            tokens = tokenizer.encode(text) if limit is None else tokenizer.encode_within(text, limit - len(ids))
             ids.extend(tokens)
             loss.extend([text_loss] * len(tokens))
-        text = ""
 
     for piece in pieces:
         if piece.kind == "text":
             if piece.loss != text_loss:
                 flush()
-            text, text_loss = text + piece.text, piece.loss
+            texts.append(piece.text)
+            text_loss = piece.loss
             continue
         flush()
         ids.append(tokenizer.media_pad_id if piece.kind == "media" else tokenizer.token_id(piece.text))
@@ -329,7 +344,14 @@ def encode_pieces(pieces: Iterable[Piece], tokenizer: Tokenizer) -> Encoded:
         if piece.kind == "media":
             media.append(piece.text)
     flush()
+    if limit is not None and len(ids) > limit:
+        raise TooManyTokensError(f"the conversation has more than {limit} tokens")
     return Encoded(ids, loss, media)
+
+
+def _fewest_tokens(piece: Piece, tokenizer: Tokenizer) -> int:
+    """Of adjacent texts a token may stand for the end of one and the beginning of the next, so each counts down."""
+    return tokenizer.fewest_tokens(len(piece.text)) - 1 if piece.kind == "text" and piece.text else piece.kind != "text"
 
 
 def parse_call(tokens: Sequence[int], tokenizer: Tokenizer) -> ToolCall:

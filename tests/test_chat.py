@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from model.chat import TOOLS, ToolCall, call_id, encode_chat, encode_turns, parse_assistant
 from model.errors import MoonflowError
-from model.tokenizer import SPECIALS
+from model.tokenizer import SPECIALS, TooManyTokensError
 from tests.corpus import small_tokenizer
 
 TOKENIZER = small_tokenizer()
@@ -266,3 +266,12 @@ def test_a_cut_off_completion_is_read_as_far_as_it_goes():
 def test_conversations_that_cannot_be_rendered_are_told(messages, tools, told):
     with pytest.raises(MoonflowError, match=told):
         encode_chat(messages, tools, TOKENIZER)
+
+
+@given(st.lists(st.text(max_size=30), min_size=1, max_size=6))
+def test_a_limit_changes_nothing_but_what_is_too_long(texts):
+    turns = [{"role": "user", "content": [{"type": "text", "text": text} for text in texts]}]
+    whole = encode_chat(turns, [], small_tokenizer())
+    assert encode_chat(turns, [], small_tokenizer(), limit=len(whole.ids)) == whole
+    with pytest.raises(TooManyTokensError):
+        encode_chat(turns, [], small_tokenizer(), limit=len(whole.ids) - 1)

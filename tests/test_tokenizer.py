@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from model.errors import MoonflowError
 from model.foreign_text import well_formed
-from model.tokenizer import NAMED_SLOTS, SPECIALS, Tokenizer
+from model.tokenizer import NAMED_SLOTS, PIECE_CHARACTERS, SPECIALS, Tokenizer, TooManyTokensError
 from tests.corpus import corpus, small_tokenizer
 
 TEXTS = st.lists(
@@ -250,3 +251,30 @@ def test_too_little_text_and_unknown_names_are_told():
         Tokenizer.train(["a few words"], ranks=10)
     with pytest.raises(MoonflowError, match="not a special token"):
         small_tokenizer().token_id("<|nope|>")
+
+
+PARTS = ["word", " ", "  ", "\n", "7", "42", ". ", ",", "'s", "don't ", "\t", "日本", "。", "é", "½", "\u0301", "!\n"]
+
+
+@settings(max_examples=40)
+@given(st.lists(st.sampled_from(PARTS) | st.text(max_size=4), max_size=12), st.integers(0, 3))
+def test_a_text_in_pieces_has_the_tokens_of_the_whole(parts, shift):
+    unit = "".join(parts)
+    text = "x" * shift + unit * (2 * PIECE_CHARACTERS // max(1, len(unit)) + 2)
+    tokenizer = small_tokenizer()
+    whole = tokenizer.encode(text)
+    assert tokenizer.encode_within(text, len(whole)) == whole
+    assert tokenizer.fewest_tokens(len(text)) <= len(whole)
+    with pytest.raises(TooManyTokensError):
+        tokenizer.encode_within(text, len(whole) - 1)
+
+
+def test_no_more_of_a_text_is_tokenised_than_there_is_room_for():
+    tokenizer = small_tokenizer()
+    began = time.perf_counter()
+    for text in ("7" * 30_000_000, "a" * 30_000_000):
+        with pytest.raises(TooManyTokensError, match="more than 5000 tokens"):
+            tokenizer.encode_within(text, 5000)
+    with pytest.raises(MoonflowError, match="a word of more than 65,536 characters"):
+        tokenizer.encode_within("a" * 30_000_000, 10**9)
+    assert time.perf_counter() - began < 5  # whole, the first takes minutes and 14 GB

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.types import Send
 
-from components.serve import replies
+from components.serve import replies, strict_json
 from components.serve.engine_process import EngineProcess, Generation, Token
 from components.serve.errors import ApiError
 from components.serve.openai_api import Asked, ChatRequest
@@ -19,6 +18,7 @@ from model.image import ImageConfig
 from model.tokenizer import Tokenizer
 
 JSON = b"application/json"
+AT_ONCE = 512  # tokens of a whole answer that are read before other requests have their turn
 EVENTS = b"text/event-stream; charset=utf-8"
 
 
@@ -79,12 +79,13 @@ class Answer:
 
     async def _choice(self, index: int) -> dict[str, Any]:
         deltas: list[Delta] = []
-        tokens: list[Token] = []
-        async for new, read in self._turn(index):
-            tokens += new
+        entries: list[dict[str, Any]] = []
+        async for tokens, read in self._turn(index):
             deltas += read
+            entries += self._entries(tokens) or []
         calls = sum(delta.call is not None for delta in deltas)
-        return replies.choice(index, deltas, await self._reason(index, calls), self._entries(tokens))
+        logprobs = entries if self._chat.logprobs else None
+        return replies.choice(index, deltas, await self._reason(index, calls), logprobs)
 
     async def _stream(self, send: Send, index: int) -> None:
         calls = 0
@@ -142,18 +143,19 @@ class Answer:
 
 
 async def _at_once(generation: Generation) -> AsyncIterator[list[Token]]:
+    """All tokens when the last has come, so many at a time as hold up nobody else."""
     await generation.wait()
-    yield generation.tokens
+    for start in range(0, len(generation.tokens), AT_ONCE):
+        yield generation.tokens[start : start + AT_ONCE]
+        await asyncio.sleep(0)
 
 
-async def send_whole(send: Send, status: int, body: bytes, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
-    length = (b"content-length", str(len(body)).encode())
-    await send(
-        {"type": "http.response.start", "status": status, "headers": [(b"content-type", JSON), length, *headers]}
-    )
+async def send_whole(send: Send, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
+    told = [(b"content-type", JSON), (b"content-length", str(len(body)).encode())]
+    told += [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
+    await send({"type": "http.response.start", "status": status, "headers": told})
     await send({"type": "http.response.body", "body": body})
 
 
 async def send_error(send: Send, error: ApiError) -> None:
-    headers = ((b"retry-after", b"1"),) if error.status == 503 else ()
-    await send_whole(send, error.status, json.dumps(error.body).encode(), headers)
+    await send_whole(send, error.status, strict_json.write(error.body).encode(), error.headers)

@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
 
 from starlette.types import Receive, Scope, Send
 
 from components.serve.answer import Answer, Loaded, send_error
-from components.serve.errors import ApiError
+from components.serve.errors import ApiError, overloaded
+from components.serve.limits import BODY_SECONDS, MAX_BODY_BYTES, MAX_REQUESTS, MAX_WAITING, SMALL_BODY_BYTES
 from components.serve.metrics import Metrics
-from components.serve.openai_api import parse, to_engine
+from components.serve.openai_api import Asked, ChatRequest, parse, to_engine
+from components.serve.preparation import Memory, Threads
 
-MAX_BODY_BYTES = 32 * 2**20
-SMALL_BODY_BYTES = 16 * 2**10  # larger ones are read on another thread, so that they hold up nobody
-MAX_WAITING = 1024  # sequences in the queue; more would only time out there
 CLIENT_LEFT = 499  # as nginx calls it; only the metrics see it
+Result = TypeVar("Result")
 logger = logging.getLogger("moonflow.serve")
 
 
@@ -37,14 +38,25 @@ class ChatCompletions:
         self._model_name = model_name
         self._ready = ready
         self._metrics = metrics
+        self._under_way = 0
+        self._memory = Memory()
+        self._threads = Threads()
+
+    def close(self) -> None:
+        """Begin to prepare nothing more."""
+        self._threads.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         arrived = time.monotonic()
         self._metrics.in_flight.inc()
         status, answer = 500, None
         try:
-            answer = await self._begin(scope, receive)
-            await _unless_gone(answer.send(send), receive)
+            with self._memory.holding() as hold:
+                body = await _read_body(scope, receive, hold)
+                with self._counted():
+                    answer = await self._begin(body, receive, hold)
+                    del body
+                    await _unless_gone(answer.send(send), receive)
             status = 200
         except _ClientLeftError:
             status = CLIENT_LEFT
@@ -63,46 +75,75 @@ class ChatCompletions:
             self._metrics.in_flight.dec()
             self._metrics.answered(status, time.monotonic() - arrived)
 
-    async def _begin(self, scope: Scope, receive: Receive) -> Answer:
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Requests whose clients wait for us."""
+        if self._under_way >= MAX_REQUESTS:
+            raise overloaded(f"{MAX_REQUESTS} requests are under way already")
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+
+    async def _begin(self, body: bytes, receive: Receive, hold: Callable[[int], None]) -> Answer:
         """Read and check the request, and put it into the engine's queue."""
-        body = await _read_body(scope, receive)
-        chat = await _off_loop(len(body), parse, body)
+        self._check_queue(self._ready(), 1)
+        if len(body) <= SMALL_BODY_BYTES and _is_light(chat := parse(body)):
+            asked, loaded = self._prepare(chat, hold)
+        else:
+            chat, (asked, loaded) = await _unless_gone(self._threads.run(lambda: self._read(body, hold)), receive)
+        self._check_queue(loaded, len(asked.requests))
+        self._metrics.prompted(asked.prompt_tokens)
+        return Answer(chat, asked, loaded)
+
+    def _check_queue(self, loaded: Loaded, more: int) -> None:
+        if loaded.engine.waiting + more > MAX_WAITING:
+            raise overloaded(f"{loaded.engine.waiting} sequences are waiting already, and {MAX_WAITING} may")
+
+    def _read(self, body: bytes, hold: Callable[[int], None]) -> tuple[ChatRequest, tuple[Asked, Loaded]]:
+        chat = parse(body)
+        return chat, self._prepare(chat, hold)
+
+    def _prepare(self, chat: ChatRequest, hold: Callable[[int], None]) -> tuple[Asked, Loaded]:
         if chat.model != self._model_name:
             told = f"the model {chat.model!r} does not exist; this server has {self._model_name!r}"
             raise ApiError(404, told, "model", "model_not_found")
         loaded = self._ready()
-        asked = await _off_loop(len(body), to_engine, chat, loaded.tokenizer, loaded.image_config, loaded.context)
-        if loaded.engine.waiting + len(asked.requests) > MAX_WAITING:
-            raise ApiError(503, f"{loaded.engine.waiting} requests are waiting already; try later", None, "overloaded")
-        self._metrics.prompted(asked.prompt_tokens)
-        return Answer(chat, asked, loaded)
+        return to_engine(chat, loaded.tokenizer, loaded.image_config, loaded.context, hold), loaded
 
 
-async def _off_loop(size: int, work: Callable[..., Any], *arguments: Any) -> Any:
-    return work(*arguments) if size <= SMALL_BODY_BYTES else await asyncio.to_thread(work, *arguments)
+def _is_light(chat: ChatRequest) -> bool:
+    """Is a small body all there is to it: texts alone?"""
+    return not chat.offers_tools and all(isinstance(message.get("content"), str) for message in chat.messages)
 
 
-async def _read_body(scope: Scope, receive: Receive) -> bytes:
-    """Raises ApiError (413) for a body over MAX_BODY_BYTES, before it is in memory."""
+async def _read_body(scope: Scope, receive: Receive, hold: Callable[[int], None]) -> bytes:
+    """Raises ApiError for a body over MAX_BODY_BYTES (413), before it is in memory, or over BODY_SECONDS (408)."""
     too_large = ApiError(413, f"the body exceeds {MAX_BODY_BYTES} bytes", None, "request_too_large")
     announced = dict(scope["headers"]).get(b"content-length", b"0")
     if int(announced) > MAX_BODY_BYTES:  # the HTTP parser let only digits through
         raise too_large
     parts: list[bytes] = []
     size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _ClientLeftError
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > MAX_BODY_BYTES:
-            raise too_large
-        if not message.get("more_body", False):
-            return b"".join(parts)
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise _ClientLeftError
+                parts.append(message.get("body", b""))
+                size += len(parts[-1])
+                if size > MAX_BODY_BYTES:
+                    raise too_large
+                hold(len(parts[-1]))
+                if not message.get("more_body", False):
+                    return b"".join(parts)
+    except TimeoutError as error:
+        raise ApiError(408, f"the body has not come within {BODY_SECONDS:g} s", None, "request_timeout") from error
 
 
-async def _unless_gone(work: Awaitable[None], receive: Receive) -> None:
+async def _unless_gone(work: Awaitable[Result], receive: Receive) -> Result:
     """Do the work, unless the client leaves before it is done: then it is cancelled.
 
     Raises:
@@ -118,7 +159,7 @@ async def _unless_gone(work: Awaitable[None], receive: Receive) -> None:
         await asyncio.wait((doing, leaving), return_when=asyncio.FIRST_COMPLETED)
         if not doing.done():
             raise _ClientLeftError
-        await doing
+        return await doing
     finally:
         doing.cancel()
         leaving.cancel()

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import math
 import time
 import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from components.serve import strict_json
 from components.serve.engine_process import Token
 from components.serve.turn_reader import Delta
 from model.chat import ToolCall
 from model.tokenizer import Tokenizer
 
 DONE = b"data: [DONE]\n\n"
-_encode = json.JSONEncoder(ensure_ascii=False).encode
+NO_LOGPROB = -9999.0  # where there is no number to tell (source: the API reference)
 
 
 class Reply:
@@ -27,20 +28,20 @@ class Reply:
         self._metadata = {"weight_version": weight_version}
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
         # A stream has an event for every token: what they share is written once.
-        self._chunk_head = _encode(self._head | {"object": "chat.completion.chunk"})[:-1]
+        self._chunk_head = strict_json.write(self._head | {"object": "chat.completion.chunk"})[:-1]
 
     def whole(self, choices: list[dict[str, Any]], usage: dict[str, int]) -> bytes:
         body = {"object": "chat.completion", "choices": choices, "usage": usage, "metadata": self._metadata}
-        return _encode(self._head | body).encode()
+        return strict_json.write(self._head | body).encode()
 
     def chunk(self, choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> bytes:
         """A server-sent event; ``usage`` on the last one only."""
-        last = f', "usage": {_encode(usage)}' if usage is not None else ""
-        return f'data: {self._chunk_head}, "choices": {_encode(choices)}{last}}}\n\n'.encode()
+        last = f', "usage": {strict_json.write(usage)}' if usage is not None else ""
+        return f'data: {self._chunk_head}, "choices": {strict_json.write(choices)}{last}}}\n\n'.encode()
 
 
 def event(body: dict[str, Any]) -> bytes:
-    return f"data: {_encode(body)}\n\n".encode()
+    return f"data: {strict_json.write(body)}\n\n".encode()
 
 
 def choice(index: int, deltas: Sequence[Delta], reason: str, logprobs: list[dict[str, Any]] | None) -> dict[str, Any]:
@@ -93,7 +94,7 @@ def logprob_entries(tokens: Iterable[Token], tokenizer: Tokenizer) -> list[dict[
     return [
         {
             "token": (raw := tokenizer.token_bytes(token.id)).decode(errors="replace"),
-            "logprob": token.logprob,
+            "logprob": token.logprob if math.isfinite(token.logprob) else NO_LOGPROB,
             "bytes": list(raw),
             "top_logprobs": [],
         }
@@ -106,5 +107,5 @@ def _logprobs(entries: list[dict[str, Any]] | None) -> dict[str, Any] | None:
 
 
 def _call(call: ToolCall) -> dict[str, Any]:
-    arguments = json.dumps(call.arguments, ensure_ascii=False)
+    arguments = strict_json.write(call.arguments)
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}

@@ -23,6 +23,7 @@ from starlette.routing import Route
 from components.serve.answer import Loaded
 from components.serve.chat import ChatCompletions
 from components.serve.checkpoint import stamps, verify
+from components.serve.connection import OPTIONS
 from components.serve.engine_process import EngineProcess
 from components.serve.errors import ApiError
 from components.serve.metrics import Metrics
@@ -45,11 +46,13 @@ class Server:
         self._loaded: Loaded | None = None
         self._load_failure = ""
         self.metrics = Metrics()
+        self.chat = ChatCompletions(model_name, self.ready, self.metrics)
 
     @asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
         loading = asyncio.create_task(self._load())
         yield
+        self.chat.close()
         loading.cancel()
         await asyncio.wait([loading])
         if self._loaded is not None:
@@ -113,14 +116,13 @@ def create_app(checkpoint: Path, model_name: str = "moonflow", sha256: str = "")
     """The application. It answers /health with 503 until the checkpoint is verified and loaded, and with 500 if it
     cannot be or the engine has died. ``sha256`` is the manifest's digest as promoted, see ``verify``."""
     server = Server(checkpoint, model_name, sha256)
-    chat = ChatCompletions(model_name, server.ready, server.metrics)
     return Starlette(
         routes=[
             Route("/health", server.health),
             Route("/metrics", server.show_metrics),
             Route("/v1/models", server.models),
             Route("/v1/models/{name:path}", server.model),
-            Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/v1/chat/completions", server.chat, methods=["POST"]),
         ],
         lifespan=server.lifespan,
         exception_handlers={ApiError: _on_api_error, HTTPException: _on_http, Exception: _on_failure},
@@ -129,7 +131,7 @@ def create_app(checkpoint: Path, model_name: str = "moonflow", sha256: str = "")
 
 async def _on_api_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return JSONResponse(error.body, error.status)
+    return JSONResponse(error.body, error.status, error.headers)
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
@@ -152,14 +154,8 @@ def serve_forever(checkpoint: Path, host: str, port: int, model_name: str = "moo
     """
     verify(checkpoint, sha256)
     load_config(checkpoint / "config.json")
-    uvicorn.run(
-        create_app(checkpoint, model_name, sha256),
-        host=host,
-        port=port,
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=DRAIN_SECONDS,
-    )
+    app = create_app(checkpoint, model_name, sha256)
+    uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=DRAIN_SECONDS, **OPTIONS)
 
 
 def main(arguments: list[str] | None = None) -> None:

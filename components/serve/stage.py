@@ -28,6 +28,7 @@ from components.runtime.manifest import Manifest
 from components.runtime.step import StepContext
 from components.serve.checkpoint import bring
 from components.serve.config import Config
+from components.serve.connection import OPTIONS
 from components.serve.endpoint import ask, await_answer
 from components.serve.merge import promoted_as
 from components.serve.server import create_app
@@ -103,7 +104,7 @@ def serving(checkpoint: Path, model_name: str, timeout: float, sha256: str = "")
         MoonflowError: the checkpoint cannot be loaded, or not within ``timeout`` seconds.
     """
     app = create_app(checkpoint, model_name, sha256)
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, **OPTIONS))
     thread = threading.Thread(target=server.run, name="serve", daemon=True)
     thread.start()
     try:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from components.serve import strict_json
 from components.serve.errors import bad_request
+from components.serve.limits import MAX_DECLARATION_CHARACTERS, MAX_TOOLS
 from model.chat import TOOLS, DeclaredTool
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
@@ -28,10 +29,14 @@ def declare(tools: Sequence[dict[str, Any]]) -> list[str | DeclaredTool]:
     gives only its name.
 
     Raises:
-        ApiError: a tool without a proper name, or two of one name.
+        ApiError: too many tools, one without a proper name, two of one name, a schema that is none, or more text than
+            MAX_DECLARATION_CHARACTERS.
     """
+    if len(tools) > MAX_TOOLS:
+        raise bad_request(f"there are {len(tools)} tools; give at most {MAX_TOOLS}", "tools")
     declared: list[str | DeclaredTool] = []
     names: set[str] = set()
+    room = _Room()
     for index, tool in enumerate(tools):
         function = tool.get("function")
         name = function.get("name") if isinstance(function, dict) else None
@@ -43,44 +48,108 @@ def declare(tools: Sequence[dict[str, Any]]) -> list[str | DeclaredTool]:
             raise bad_request(f"two tools are named {name!r}; give each its own name", f"tools.{index}.function.name")
         names.add(name)
         assert isinstance(function, dict)
-        described = function.get("description") or (function.get("parameters") or {}) not in ({}, {"type": "object"})
-        declared.append(name if name in TOOLS and not described else DeclaredTool(name, _typescript(name, function)))
+        description = _or_empty(function, "description", "", "a string", index)
+        parameters = _or_empty(function, "parameters", {}, "a JSON Schema, an object", index)
+        if name in TOOLS and not description and parameters in ({}, {"type": "object"}):
+            declared.append(name)
+            continue
+        lines = [room.take(f"// {line}".rstrip() + "\n") for line in description.splitlines()]
+        type_ = _Schema(room, f"tools.{index}.function.parameters").type(parameters, 0)
+        declared.append(DeclaredTool(name, "".join(lines) + f"type {name} = (_: {type_}) => any;\n"))
     return declared
 
 
-def _typescript(name: str, function: dict[str, Any]) -> str:
-    description = str(function.get("description") or "")
-    lines = [f"// {line}".rstrip() for line in description.splitlines()]
-    return "\n".join([*lines, f"type {name} = (_: {_type(function.get('parameters') or {}, 0)}) => any;", ""])
+def _or_empty(function: dict[str, Any], key: str, empty: Any, kind: str, index: int) -> Any:
+    value = function.get(key)
+    if value is not None and not isinstance(value, type(empty)):
+        raise bad_request(f"a tool's {key} must be {kind}", f"tools.{index}.function.{key}")
+    return empty if value is None else value
 
 
-def _type(schema: Any, depth: int) -> str:
-    """A JSON Schema's type; what it says beyond TypeScript's types is left out."""
-    if not isinstance(schema, dict) or depth > _MAX_DEPTH:
-        return "any"
-    if isinstance(schema.get("enum"), list):
-        return " | ".join(json.dumps(value, ensure_ascii=False) for value in schema["enum"]) or "any"
-    if "const" in schema:
-        return json.dumps(schema["const"], ensure_ascii=False)
-    for key in ("anyOf", "oneOf"):
-        if isinstance(schema.get(key), list):
-            return " | ".join(dict.fromkeys(_type(option, depth + 1) for option in schema[key])) or "any"
-    kind = schema.get("type")
-    if isinstance(kind, list):
-        return " | ".join(_type({**schema, "type": one}, depth + 1) for one in kind) or "any"
-    if kind == "array" and "items" in schema:
-        items = _type(schema["items"], depth + 1)
-        return f"({items})[]" if "|" in items else f"{items}[]"
-    if isinstance(schema.get("properties"), dict):
-        return _object(schema["properties"], schema.get("required"), depth)
-    if kind is None or depth == 0:
-        return "{}" if depth == 0 else "any"
-    return _PRIMITIVES.get(kind, "any")
+class _Room:
+    """The characters that the declarations of a request may still have."""
+
+    def __init__(self) -> None:
+        self._left = MAX_DECLARATION_CHARACTERS
+
+    def take(self, text: str) -> str:
+        self._left -= len(text)
+        if self._left < 0:
+            told = f"the tools' declarations have more than {MAX_DECLARATION_CHARACTERS:,} characters"
+            raise bad_request(f"{told}; give fewer tools or shorter schemas", "tools")
+        return text
 
 
-def _object(properties: dict[str, Any], required: Any, depth: int) -> str:
-    needed = set(required) if isinstance(required, list) else set()
-    fields = ", ".join(
-        f"{name}{'' if name in needed else '?'}: {_type(schema, depth + 1)}" for name, schema in properties.items()
-    )
-    return f"{{{fields}}}"
+class _Schema:
+    """Writes JSON Schemas as types. Every part of a schema is written once, and all that is written is counted, so the
+    work is linear in what there is room for."""
+
+    def __init__(self, room: _Room, where: str) -> None:
+        self._room = room
+        self._where = where
+
+    def type(self, schema: Any, depth: int) -> str:
+        """A JSON Schema's type; what it says beyond TypeScript's types is left out."""
+        take = self._room.take
+        if not isinstance(schema, dict) or depth > _MAX_DEPTH:
+            return take("any")
+        if (values := self._list(schema, "enum")) is not None:
+            return " | ".join(take(self._json(value)) for value in values) or take("any")
+        if "const" in schema:
+            return take(self._json(schema["const"]))
+        for key in ("anyOf", "oneOf"):
+            if (options := self._list(schema, key)) is not None:
+                return self._union(self.type(option, depth + 1) for option in options)
+        kind = schema.get("type")
+        if isinstance(kind, list):
+            # Only an object has properties and only an array has items, so that none of them is written twice.
+            kinds = dict.fromkeys(self._name(one) for one in kind)
+            return self._union(
+                self.type({**schema, "type": one}, depth + 1) if one in ("object", "array") else self._primitive(one)
+                for one in kinds
+            )
+        if kind is not None:
+            self._name(kind)
+        if kind == "array" and "items" in schema:
+            items = self.type(schema["items"], depth + 1)
+            return f"({items})[]" if "|" in items else f"{items}[]"
+        if kind != "array" and schema.get("properties") is not None:
+            return self._object(schema["properties"], self._list(schema, "required") or [], depth)
+        if depth == 0:
+            return take("{}")
+        return self._primitive(kind)
+
+    def _object(self, properties: Any, required: list[Any], depth: int) -> str:
+        if not isinstance(properties, dict):
+            raise bad_request("a schema's properties must be an object", self._where)
+        if not all(isinstance(name, str) for name in required):
+            raise bad_request("a schema's required must be a list of names", self._where)
+        needed = set(required)
+        fields = ", ".join(
+            self._room.take(f"{name}{'' if name in needed else '?'}: ") + self.type(schema, depth + 1)
+            for name, schema in properties.items()
+        )
+        return f"{{{fields}}}"
+
+    def _primitive(self, kind: str | None) -> str:
+        return self._room.take(_PRIMITIVES.get(kind, "any") if kind is not None else "any")
+
+    def _union(self, types: Iterable[str]) -> str:
+        return " | ".join(dict.fromkeys(types)) or self._room.take("any")
+
+    def _list(self, schema: dict[str, Any], key: str) -> list[Any] | None:
+        value = schema.get(key)
+        if value is not None and not isinstance(value, list):
+            raise bad_request(f"a schema's {key} must be a list", self._where)
+        return value
+
+    def _name(self, kind: Any) -> str:
+        if not isinstance(kind, str):
+            raise bad_request("a schema's type must be a name or a list of names", self._where)
+        return kind
+
+    def _json(self, value: Any) -> str:
+        try:
+            return strict_json.write(value)
+        except ValueError as error:
+            raise bad_request(f"a schema holds a value that JSON cannot: {error}", self._where) from error

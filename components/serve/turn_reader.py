@@ -6,6 +6,7 @@ import codecs
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from components.serve import strict_json
 from model.chat import ToolCall, call_id, parse_call
 from model.tokenizer import Tokenizer
 
@@ -23,7 +24,8 @@ class TurnReader:
     """Feed it a completion's tokens; joined, its deltas are the turn.
 
     What a policy writes amiss is not lost: a tool call that cannot be read, or one where no tool was offered, is
-    content as it stands. A stop text ends the content before it; ``stopped`` tells so, and further tokens are ignored.
+    content as it stands. So is a call whose arguments JSON cannot tell, as NaN and 1e999: another value in their place
+    would be another call. A stop text ends the content before it; ``stopped`` tells so, and further tokens are ignored.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class TurnReader:
                 if self._section[:begin] not in ([self._open], []):
                     raise ValueError("there is text between the calls")
                 call = parse_call(self._section[begin + 1 : -1], self._tokenizer)
+                strict_json.read(strict_json.write(call.arguments))  # the caller will send it back
             except ValueError:
                 # What follows in this section stands on the broken call; it is text like it.
                 broken, self._section = self._section, None

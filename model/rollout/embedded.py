@@ -8,6 +8,7 @@ coroutines after each. Rows leave as they finish and are refilled.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,7 +156,7 @@ class EmbeddedEngine:
             raise MoonflowError(f"a prompt of {length} tokens is empty or has ids outside 0..{vocabulary - 1}")
         if length >= context:
             raise MoonflowError(f"a prompt of {length} tokens leaves no room in the model's context of {context}")
-        if request.max_new_tokens < 1 or request.temperature < 0 or not 0 < request.top_p <= 1:
+        if request.max_new_tokens < 1 or not 0 <= request.temperature < math.inf or not 0 < request.top_p <= 1:
             raise MoonflowError(
                 f"max_new_tokens {request.max_new_tokens}, temperature {request.temperature} or top_p "
                 f"{request.top_p} is out of range: at least 1, at least 0, in (0, 1]"
@@ -176,7 +177,7 @@ class EmbeddedEngine:
         self, request: Request, limit: int, on_token: Callable[[int, float], None] | None = None
     ) -> asyncio.Future[Completion]:
         loop = asyncio.get_running_loop()
-        chances = uniforms(request) if request.temperature > 0 else []
+        chances = [] if request.greedy else uniforms(request)
         sequence = _Sequence(request, limit, chances, loop.create_future(), on_token)
         self._waiting.append(sequence)
         self._wake(loop)

@@ -9,6 +9,10 @@ from typing import Literal, Protocol
 
 import torch
 
+# Colder than this is greedy: logits that differ at all are then decided, and division by a smaller number leaves what
+# float32 can hold (source: vLLM's and SGLang's samplers draw the line at 1e-5 and 1e-6).
+GREEDY_BELOW = 1e-5
+
 
 @dataclass(frozen=True)
 class Request:
@@ -19,7 +23,7 @@ class Request:
         pixel_values: float32 [patches, 3, 14, 14] of all media in order, or None.
         grid_thws: (t, h, w) in patches of each medium, in order.
         max_new_tokens: generation stops after so many tokens (``finish_reason`` "length").
-        temperature: 0 is greedy.
+        temperature: below GREEDY_BELOW, as 0, it is greedy.
         stop_token_ids: the token that stops is included in the completion.
         seed: the completion is a function of (weights, request) alone, whatever else shares the batch.
     """
@@ -32,6 +36,10 @@ class Request:
     top_p: float = 1.0
     stop_token_ids: tuple[int, ...] = ()
     seed: int = 0
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature < GREEDY_BELOW
 
 
 @dataclass(frozen=True)

@@ -25,23 +25,26 @@ def sample(logits_BV: Tensor, requests: Sequence[Request], chances: Sequence[flo
     Returns:
         Tokens, and their log-probs in nats: log-softmax(logits / temperature) over the whole vocabulary, before top-p
         truncation (as SGLang and vLLM's processed log-probs without truncation), which is what an importance ratio
-        against the trained policy at the same temperature needs. For a greedy row (temperature 0): at temperature 1.
+        against the trained policy at the same temperature needs. For a greedy row: at temperature 1.
     """
     device = logits_BV.device
-    temperatures = [request.temperature for request in requests]
-    divisor_B1 = torch.tensor([t if t > 0 else 1.0 for t in temperatures], device=device)[:, None]
-    logprobs_BV = (logits_BV / divisor_B1).log_softmax(-1)
-    if not any(temperatures):
+    greedy = [request.greedy for request in requests]
+    divisor_B1 = torch.tensor([1.0 if r.greedy else r.temperature for r in requests], device=device)[:, None]
+    # The largest is taken off before the division, which then rounds differences and not the logits themselves: at a
+    # low temperature that would change the odds.
+    logprobs_BV = ((logits_BV - logits_BV.amax(-1, keepdim=True)) / divisor_B1).log_softmax(-1)
+    if all(greedy):
         tokens_B1 = logits_BV.argmax(-1, keepdim=True)
     else:
         probs_BV = logprobs_BV.double().exp()
         if any(request.top_p < 1 for request in requests):
-            _truncate(probs_BV, torch.tensor([request.top_p for request in requests], device=device)[:, None])
+            top_p = torch.tensor([request.top_p for request in requests], device=device, dtype=torch.float64)
+            _truncate(probs_BV, top_p[:, None])
         cumulative_BV = probs_BV.cumsum(-1)
         # Scaling by the last sum renormalises, and makes rounding unable to step past the last possible token.
         chances_B1 = torch.tensor(chances, device=device, dtype=torch.float64)[:, None] * cumulative_BV[:, -1:]
         tokens_B1 = torch.searchsorted(cumulative_BV, chances_B1, right=True).clamp(max=logits_BV.shape[1] - 1)
-        greedy_B1 = torch.tensor([t == 0 for t in temperatures], device=device)[:, None]
+        greedy_B1 = torch.tensor(greedy, device=device)[:, None]
         tokens_B1 = torch.where(greedy_B1, logits_BV.argmax(-1, keepdim=True), tokens_B1)
     return tokens_B1.flatten().tolist(), logprobs_BV.gather(-1, tokens_B1).flatten().tolist()
 

@@ -137,7 +137,7 @@ class SGLangEngine:
             "input_ids": self._folded(request.input_ids, request.grid_thws),
             "sampling_params": {
                 "max_new_tokens": request.max_new_tokens,
-                "temperature": request.temperature,
+                "temperature": 0.0 if request.greedy else request.temperature,
                 "top_p": request.top_p,
                 "stop_token_ids": list(request.stop_token_ids),
                 "sampling_seed": request.seed,

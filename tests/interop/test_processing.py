@@ -162,6 +162,8 @@ def test_every_kind_of_type_is_declared_as_the_server_declares_it(processor):
     inner = [ARRAY, NULLABLE, {"type": "array", "items": NULLABLE}, {"anyOf": [ARRAY, NULLABLE, ARRAY]}, {"enum": [1]}]
     inner += [{"type": "object"}, {"const": None}, {"oneOf": []}, {"type": "integer"}, {"type": "odd"}, {}]
     inner += [{"type": "object", "properties": {"items": ARRAY, "get": {}}, "required": ["get"]}]
+    both = {"type": ["array", "odd", "null", "object", "odd"], "items": NULLABLE, "properties": {"a": ARRAY}}
+    inner += [both, {"type": ["object", "null"], "properties": {"b": both}}, {"type": "array", "properties": {"c": {}}}]
     turns = [{"role": "user", "content": "x"}]
     deep: dict[str, Any] = {"type": "string"}
     for _ in range(10):

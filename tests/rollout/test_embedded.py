@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import Counter
 from dataclasses import replace
@@ -231,6 +232,8 @@ def test_set_model_refuses_while_requests_are_in_flight(tiny_model):
         (Request([1] * 512), "no room"),
         (Request([1], max_new_tokens=0), "out of range"),
         (Request([1], temperature=-1.0), "out of range"),
+        (Request([1], temperature=math.nan), "out of range"),
+        (Request([1], temperature=math.inf), "out of range"),
         (Request([1, PAD]), "1 media pads"),
         (Request([1, PAD], pixel_values=torch.zeros(4, 3, 14, 14), grid_thws=[(1, 4, 4)]), "ask for 4"),
     ],

@@ -20,6 +20,7 @@ from PIL import Image
 from components.serve import chat
 from components.serve.chat import MAX_BODY_BYTES
 from components.serve.checkpoint import verify
+from components.serve.limits import MAX_ERROR_CHARACTERS
 from components.serve.openai_api import ChatRequest, to_engine
 from components.serve.stage import serving
 from model.chat import encode_chat
@@ -118,6 +119,13 @@ def shown(kind: str, url: str) -> list[dict]:
     ({"seed": 2**64}, "seed"),
     ({"stop": ["a", "b", "c", "d", "e"]}, "stop takes up to 4"),
     ({"stop": ""}, "stop takes up to 4"),
+    ({"stop": ["x" * 257]}, "up to 256 characters"),
+    ({"n": 64, "max_tokens": 5000}, "more than 262,144"),
+    ({"temperature": float("inf")}, "not JSON"),
+    ({"temperature": float("nan")}, "not JSON"),
+    ({"messages": ASK * 4097}, "at most 4096 items"),
+    ({"messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * 4097}]}, "more than 4096 content"),
+    ({"messages": ASK, "x" * 2000: 1}, "x" * 400),
     ({"frequency_penalty": 0.5}, "frequency_penalty"),
     ({"logit_bias": {"5": 1}}, "logit_bias"),
     ({"response_format": {"type": "json_object"}}, "response_format"),
@@ -136,15 +144,16 @@ def shown(kind: str, url: str) -> list[dict]:
     ({"messages": shown("image_url", "data:image/png;base64,!!")}, "base64"),
     ({"messages": shown("image_url", "data:image/png;base64,AAAA")}, "cannot be decoded"),
     ({"messages": shown("image_url", data_url()[:-40] + "AAAA")}, "cannot be decoded"),
-    ({"messages": shown("image_url", png_header(9_000, 9_000))}, "9000 x 9000 pixels"),
+    ({"messages": shown("image_url", png_header(9_000, 9_000))}, "9,000 x 9,000 pixels: give at most 50,000,000"),
     ({"messages": shown("video_url", "data:video/mp4;base64,AAAA")}, "video of 3 bytes cannot be decoded"),
     ({"tools": [{"type": "function", "function": {"name": "no spaces"}}]}, "function.name"),
 ])  # fmt: skip
 def test_a_bad_request_is_told_in_openais_shape(address: str, change: dict, message: str):
     body = {"model": "moonflow", "messages": ASK, "max_tokens": 4} | change
-    reply = httpx.post(f"{address}/v1/chat/completions", json=body)
+    reply = httpx.post(f"{address}/v1/chat/completions", content=json.dumps(body))
     assert reply.status_code == 400, reply.text
     error = reply.json()["error"]
+    assert max(len(error["message"]), len(error["param"] or "")) <= MAX_ERROR_CHARACTERS
     assert set(error) == {"message", "type", "param", "code"} and error["type"] == "invalid_request_error"
     assert message in error["message"]
 

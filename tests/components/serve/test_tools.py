@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import time
+
 import pytest
 
 from components.serve.errors import ApiError
@@ -40,6 +43,10 @@ def test_the_callers_own_words_count_where_there_are_any():
     ({"anyOf": [{"type": "string"}, {"type": "boolean"}]}, "string | boolean"),
     ({"type": "object", "properties": {"b": {"type": "boolean"}}}, "{b?: boolean}"),
     ({"$ref": "#/x"}, "any"),
+    ({"type": ["object", "null"], "properties": {"b": {"type": "boolean"}}}, "{b?: boolean} | null"),
+    ({"type": ["array", "object", "array"], "items": {"type": "null"}, "properties": {}}, "null[] | {}"),
+    ({"type": "object", "properties": None, "required": None, "enum": None}, "object"),
+    ({"enum": ["\ud83d"]}, '"\ufffd"'),
 ])  # fmt: skip
 def test_a_json_schema_becomes_a_typescript_type(schema: dict, typescript: str):
     assert typed(a=schema) == f"{{a: {typescript}}}"
@@ -51,7 +58,58 @@ def test_a_schema_without_end_ends():
     assert typed(a=schema).count("{") < 12
 
 
+def test_types_in_types_are_written_once():
+    schema: dict = {"type": "integer"}
+    for _ in range(4):
+        schema = {"type": ["object", "array"] * 20, "properties": {"a": schema}, "items": schema}
+    began = time.perf_counter()
+    assert len(typed(a=schema)) < 1000
+    assert time.perf_counter() - began < 0.1
+
+
+@pytest.mark.parametrize("schema", [
+    {"enum": ["x" * 100] * 2000},
+    {"const": [[1] * 1000] * 100},
+    {"anyOf": [{}] * 50_000},
+    {"type": "object", "properties": {f"p{n}": {} for n in range(20_000)}},
+    {"type": "object", "properties": {"x" * 2**17: {}}},
+])  # fmt: skip
+def test_declarations_have_a_bound(schema: dict):
+    with pytest.raises(ApiError, match="more than 131,072 characters"):
+        declare([tool("f", type="object", properties={"a": schema})])
+
+
+def test_the_bound_is_that_of_all_tools_together():
+    assert len(declare([tool("f", "x" * 100_000)])) == 1
+    with pytest.raises(ApiError, match="more than 131,072 characters"):
+        declare([tool("f", "x" * 100_000), tool("g", "x" * 100_000)])
+    with pytest.raises(ApiError, match="at most 128"):
+        declare([tool(f"f{n}") for n in range(129)])
+
+
+@pytest.mark.parametrize("schema", [
+    {"type": {}},
+    {"type": [["string"]]},
+    {"type": 1},
+    {"properties": []},
+    {"properties": {}, "required": [["x"]]},
+    {"properties": {}, "required": "x"},
+    {"enum": {"a": 1}},
+    {"enum": [math.nan]},
+    {"enum": [[{"a": math.inf}]]},
+    {"const": 10**5000},
+    {"anyOf": {}},
+    {"oneOf": "x"},
+])  # fmt: skip
+def test_a_schema_that_is_none_is_told(schema: dict):
+    with pytest.raises(ApiError, match="a schema") as told:
+        typed(a=schema)
+    assert (told.value.status, told.value.param) == (400, "tools.0.function.parameters")
+
+
 @pytest.mark.parametrize("tools", [
+    [{"type": "function", "function": {"name": "x", "description": {}, "parameters": {}}}],
+    [{"type": "function", "function": {"name": "x", "description": ["a"]}}],
     [{"type": "function"}],
     [{"type": "function", "function": {"name": "no spaces"}}],
     [{"type": "retrieval", "function": {"name": "x"}}],

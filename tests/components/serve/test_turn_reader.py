@@ -82,6 +82,10 @@ def test_call_ids_are_counted_over_the_conversation_whatever_the_policy_wrote():
 @pytest.mark.parametrize("broken", [
     section(call("functions.search:0", "{oops")),
     section(call("search", "{}")),
+    section(call("functions.search:0", '{"a": NaN}')),
+    section(call("functions.search:0", '{"a": [1e999]}')),
+    section(call("functions.search:0", '{"a": ' + "1" * 4400 + "}")),
+    section(call("functions.search:0", '{"a": ' + "[" * 250 + "]" * 250 + "}")),
     tokens("<|tool_calls_section_begin|>", "<|tool_call_begin|>", "functions.search:0"),  # cut off
     tokens("<|tool_calls_section_begin|>", "no call", "<|tool_calls_section_end|>"),
 ])  # fmt: skip

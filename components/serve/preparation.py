@@ -1,0 +1,69 @@
+"""What a request needs before the engine has it: memory for its bytes, and a thread to read them in."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from components.serve.errors import overloaded
+from components.serve.limits import MAX_HELD_BYTES, MAX_PREPARING, PREPARING_THREADS
+
+Result = TypeVar("Result")
+
+
+class Memory:
+    """Bytes that requests hold, from their first to their last. Any thread may ask for more."""
+
+    def __init__(self) -> None:
+        self._held = 0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def holding(self) -> Iterator[Callable[[int], None]]:
+        """Gives what takes bytes, or raises ApiError (503) where there are too few left; they are free afterwards."""
+        mine, over = 0, False
+
+        def hold(size: int) -> None:
+            nonlocal mine
+            with self._lock:
+                if over:  # in a thread that still works for a client who has left
+                    raise asyncio.CancelledError
+                if self._held + size > MAX_HELD_BYTES:
+                    raise overloaded(f"the requests under way hold {self._held:,} of {MAX_HELD_BYTES:,} bytes")
+                self._held += size
+                mine += size
+
+        try:
+            yield hold
+        finally:
+            with self._lock:
+                over = True
+                self._held -= mine
+
+
+class Threads:
+    """Few, so that what is prepared leaves the event loop and the engine their share of the processor."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(PREPARING_THREADS, "prepare")
+        self._under_way: set[Future[Any]] = set()
+
+    async def run(self, work: Callable[[], Result]) -> Result:
+        """Do the work in a thread. If this call is cancelled before a thread has begun it, it is never begun.
+
+        Raises:
+            ApiError: 503, too many wait already. Else what the work raises.
+        """
+        if len(self._under_way) >= MAX_PREPARING + PREPARING_THREADS:
+            raise overloaded(f"{MAX_PREPARING} requests are waiting to be read already")
+        future = self._pool.submit(work)
+        self._under_way.add(future)
+        future.add_done_callback(self._under_way.discard)
+        return await asyncio.wrap_future(future)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,40 @@
+"""JSON as its specification has it, both ways: Python's own reads and writes NaN, Infinity and half surrogates.
+
+A caller is told what is wrong with his; a policy, which cannot be, is read by ``model.foreign_text``.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic_core import from_json
+
+from model.foreign_text import well_formed
+
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
+
+def read(text: str | bytes) -> Any:
+    """Parse what ``write`` could have written.
+
+    Raises:
+        ValueError: in one line, what is wrong: it is not JSON, is nested more than 200 levels deep, or holds a number
+            that a float cannot hold (1e999) or an int of more than 4,300 digits.
+    """
+    value = from_json(text, allow_inf_nan=False)
+    write(value)
+    return value
+
+
+def write(value: Any) -> str:
+    """``value`` as JSON. A half surrogate, which UTF-8 cannot hold, becomes U+FFFD.
+
+    Raises:
+        ValueError: it holds NaN, an infinity or an int of more than 4,300 digits, or is nested too deep.
+    """
+    try:
+        text = _encode(value)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+    return well_formed(text)
