@@ -61,7 +61,7 @@ def export(store: ObjectStore, checkpoint: Manifest, work: Path, key: Path, expe
         (folder / STATEMENT).write_bytes(signing.statement(released))
         _sign(store, f"{prefix}/{SIGNATURE}", folder, key)
     else:
-        manifests.fetch(store, released.uri, folder)
+        manifests.fetch_files(store, released.uri, released, folder)
     public, name = signing.public_half(key, work / "public.pem"), store.uri(prefix)
     try:
         signing.check_release(folder, released, public, name)
@@ -77,7 +77,7 @@ def _collect(store: ObjectStore, checkpoint: Manifest, folder: Path) -> None:
     missing = [name for name in FILES if name not in names]
     if missing or not any(name.endswith(".safetensors") for name in names):
         raise MoonflowError(f"{checkpoint.uri} cannot be served: it lacks {', '.join(missing) or 'its weights'}")
-    manifests.fetch(store, checkpoint.uri, folder, names)
+    manifests.fetch_files(store, checkpoint.uri, checkpoint, folder, names)
     Tokenizer.load(folder)  # a readable tokenizer with every special token that the chat template needs
 
 

@@ -70,7 +70,7 @@ def _first(
 def restore(store: ObjectStore, manifest: Manifest, cache: Path) -> Path:
     """A verified local copy of a manifest's files, in a folder named by its digest: fetched once per machine."""
     folder = cache / manifest.sha256
-    manifests.fetch(store, manifest.uri, folder)
+    manifests.fetch_files(store, manifest.uri, manifest, folder)
     return folder
 
 

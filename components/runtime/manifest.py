@@ -150,14 +150,17 @@ def publish(store: ObjectStore, prefix: str, folder: Path, added: Iterable[File]
         # Only after every file: a prefix without a manifest does not exist.
         if store.put_new(f"{prefix}/{MANIFEST}", manifest.canonical()):
             _require_files(store, prefix, manifest)
-            remove_unnamed(store, prefix)
+            with suppress(MoonflowError):  # it is published, and the next one removes what is left
+                remove_unnamed(store, prefix)
             return manifest
         if (taken := find(store, prefix)) is not None:
             break  # else it was taken back, or was damaged and is removed
     if taken is None:
         raise MoonflowError(f"{uri}/{MANIFEST} cannot be written, yet is not there: `moonflow doctor` checks the store")
     # An answer may have been lost: the manifest there can be this one, whose files must stay.
-    _remove(store, prefix, {file.place for file in manifest.files if file.key} - {file.place for file in taken.files})
+    mine = {file.place for file in manifest.files if file.key} - {file.place for file in taken.files}
+    with suppress(MoonflowError):
+        _remove(store, prefix, mine)
     return _same(taken, manifest)
 
 
@@ -274,6 +277,14 @@ def fetch(store: ObjectStore, uri: str, folder: Path, names: Iterable[str] | Non
     Files already there with the right digest are not transferred again. Damaged names a wrong or missing one.
     """
     manifest = read(store, uri)
+    fetch_files(store, uri, manifest, folder, names)
+    return manifest
+
+
+def fetch_files(
+    store: ObjectStore, uri: str, manifest: Manifest, folder: Path, names: Iterable[str] | None = None
+) -> None:
+    """``fetch`` by a manifest that was read, and perhaps compared with a digest, before: it is not read again."""
     by_name = {file.name: file for file in manifest.files}
     wanted = list(by_name) if names is None else list(names)
     for name in wanted:
@@ -286,7 +297,6 @@ def fetch(store: ObjectStore, uri: str, folder: Path, names: Iterable[str] | Non
         # The location asked for, not manifest.uri: a copied or mirrored prefix must be read from where it is.
         prefix = prefix_of(uri)
         list(pool.map(lambda name: _fetch_file(store, prefix, by_name[name], folder / name), wanted))
-    return manifest
 
 
 def describe(path: Path, folder: Path) -> File:

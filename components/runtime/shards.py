@@ -31,7 +31,7 @@ def open_data(store: ObjectStore, uri: str, cache: Path) -> DataFolder:
     if "index.json" not in names:
         raise MoonflowError(f"{uri} holds no index.json: it is {manifest.step}'s output, not prepare_data's")
     folder = cache / "data" / manifest.sha256
-    manifests.fetch(store, uri, folder, names)
+    manifests.fetch_files(store, uri, manifest, folder, names)
     return DataFolder(folder, StoredShards(store, uri, manifest, cache / "shards"))
 
 

@@ -49,7 +49,7 @@ def bring(store: ObjectStore, uri: str, sha256: str, folder: Path, public_key: P
     names = [file.name for file in manifest.files]
     if public_key is not None and SIGNATURE not in names:
         raise MoonflowError(f"{uri} is not signed, but {public_key} is to verify it: promote it again")
-    manifests.fetch(store, uri, folder, names)
+    manifests.fetch_files(store, uri, manifest, folder, names)
     _refuse_strangers(folder, manifest)
     if public_key is not None:
         signing.check_release(folder, manifest, public_key, uri)

@@ -118,6 +118,10 @@ def test_a_promotion_rolls_every_pod_and_changes_nothing_else(environment: str, 
         assert names[0][0] == names[1][0], "the store's settings stay"
         assert names[0][1] != names[1][1] and names[1][1].startswith("checkpoint-")
         container_now["envFrom"][1]["configMapRef"]["name"] = names[0][1]
+        (server_now,) = now["spec"]["containers"]
+        (digest,) = (entry["valueFrom"]["configMapKeyRef"] for entry in server_now["env"] if "valueFrom" in entry)
+        assert digest["name"] == names[1][1], "the server is told the same digest"
+        digest["name"] = names[0][1]
         assert was == now
 
 

@@ -191,3 +191,14 @@ def test_what_is_no_file_is_no_overlay(tmp_path: Path):
     (tmp_path / "overlays" / "prod" / "kustomization.yaml").mkdir(parents=True)
     with pytest.raises(MoonflowError, match="has no overlay 'prod'; it has: dev, prod"):
         overlay.path_of(tmp_path, "prod")
+
+
+NAMES = ("plain", "a#b", "a #b", "a?b=c&d", "100%", "a%20b", "a b", "a: b", "ü-漢", "'a'", '"a"', "$(X)")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_address_comes_back_literally(tmp_path: Path, name: str) -> None:
+    path = place(tmp_path, GOOD)
+    uri = f"s3://moonflow/runs/{name}/export/1"
+    overlay.write(path, Change(uri, "a" * 64))
+    assert overlay.read(path) == (uri, "a" * 64)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -203,6 +204,28 @@ def test_writers_and_deleters_of_one_folder_do_not_disturb_each_other(store: Obj
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(4)))
     assert store.list() == []
+
+
+def test_a_sweep_takes_nothing_from_living_writers(store: ObjectStore) -> None:
+    done = threading.Event()
+
+    def sweep_all_the_time() -> None:
+        while not done.is_set():
+            store.check()
+
+    def write(number: int) -> None:
+        for round_ in range(40):
+            store.put(f"run/{number}/{round_}", b"%d" % number * 1000)
+
+    with ThreadPoolExecutor(6) as pool:
+        sweepers = [pool.submit(sweep_all_the_time) for _ in range(2)]
+        writers = [pool.submit(write, number) for number in range(4)]
+        for writer in writers:
+            writer.result()
+        done.set()
+        for sweeper in sweepers:
+            sweeper.result()
+    assert [store.get(key) for key in store.list("run/3/")] == [b"3" * 1000] * 40 and len(store.list()) == 160
 
 
 ALLOWED = ("av", "llvmlite", "numba", "numpy", "PIL", "pydantic", "safetensors", "tokenizers", "torch")

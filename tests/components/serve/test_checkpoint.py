@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from components.runtime.manifest import Manifest, describe
+from components.runtime.folder_store import FolderStore
+from components.runtime.manifest import Manifest, describe, publish
 from components.serve import server
-from components.serve.checkpoint import verify
+from components.serve.checkpoint import bring, verify
 from components.serve.engine_process import EngineProcess
 from components.serve.stage import serving
 from model.errors import MoonflowError
@@ -40,6 +41,35 @@ def test_a_manifest_that_was_replaced_with_its_files_is_refused(folder: Path) ->
     (folder / "manifest.json").unlink()
     with pytest.raises(MoonflowError, match="has no manifest.json, but"):
         verify(folder, promoted)
+
+
+class Replacing(FolderStore):
+    """A store in which somebody replaces a manifest as soon as it was read."""
+
+    replacement = b""
+
+    def get(self, key: str) -> bytes:
+        data = super().get(key)
+        if key.endswith("/manifest.json") and self.replacement:
+            self.put(key, self.replacement)
+        return data
+
+
+def test_files_are_fetched_by_the_manifest_whose_digest_was_compared(tmp_path: Path) -> None:
+    store = Replacing(f"file://{tmp_path}/objects")
+    made = []
+    for name in ("promoted", "others"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text(name)
+        made.append(publish(store, f"r/{name}/0", tmp_path / name, run_id="r", step=name, index=0, kind="checkpoint"))
+    for file in made[1].files:  # whoever replaces the manifest can put the files there, too
+        store.upload(tmp_path / "others" / file.name, f"r/promoted/0/{file.place}")
+    store.replacement = made[1].canonical()
+    bring(store, "r/promoted/0", made[0].sha256, tmp_path / "served")
+    assert (tmp_path / "served" / "model.safetensors").read_text() == "promoted"
+    assert verify(tmp_path / "served", made[0].sha256) == made[0].sha256
+    with pytest.raises(MoonflowError, match="promote it again"):
+        bring(store, "r/promoted/0", made[0].sha256, tmp_path / "served")
 
 
 def test_a_server_that_knows_what_was_promoted_serves_nothing_else(folder: Path) -> None:
