@@ -72,10 +72,6 @@ def pairs(folder: Path, entries: Sequence[Entry]) -> Iterator[Pair | Problem | N
     where, used = str(folder), set[str]()
     seen = [entry for entry in entries if not entry.is_system_file]
     listed = next((entry for entry in seen if entry.name == METADATA), None)
-    for entry in seen:
-        if entry.hides:
-            used.add(entry.name)
-            yield entry.problem(where)
     yield from _listed(folder, listed, used) if listed else _beside(folder, seen, used)
 
     # What is left over.
@@ -101,20 +97,21 @@ def _instead_of(entry: Entry) -> str:
 
 def _beside(folder: Path, entries: Sequence[Entry], used: set[str]) -> Iterator[Pair | Problem]:
     """Adds the names of images and their texts to ``used``."""
+    where = str(folder)
     texts: dict[str, Entry] = {}
     for entry in entries:
         if entry.extension == TEXT:
             texts.setdefault(entry.stem, entry)
     first: dict[str, str] = {}  # stem -> the image whose text is beside it
     for entry in entries:
-        if entry.extension not in IMAGES or entry.hides:
+        if entry.extension not in IMAGES and not entry.hides:
             continue
         used.add(entry.name)
         text = texts.get(entry.stem)
         if text is not None:
             used.add(text.name)
         if entry.fault:
-            yield entry.problem(str(folder))
+            yield entry.problem(where)
             continue
         beside = f"{os.path.basename(entry.stem)}{TEXT}"
         if text is None:
@@ -184,12 +181,11 @@ def _pair(
 def _content(path: Path) -> bytes:
     try:
         with open_file(path) as stream:
-            content = stream.read(LARGEST_FILE + 1)
+            if os.fstat(stream.fileno()).st_size <= LARGEST_FILE:
+                return stream.read()
     except OSError as error:
         raise MoonflowError(f"{path} cannot be read ({error.strerror}): mend it or take it out") from None
-    if len(content) > LARGEST_FILE:
-        raise MoonflowError(f"{path} has more than {LARGEST_FILE >> 20} MiB: give a smaller one")
-    return content
+    raise MoonflowError(f"{path} has more than {LARGEST_FILE >> 20} MiB: give a smaller one")
 
 
 def _text(path: Path) -> str:

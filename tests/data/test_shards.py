@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from model.data.sample import Sample
 from model.data.shards import Shard, ShardWriter, read_shard, write_shard
+from model.data.source import BrokenShard, LocalShards
 from model.errors import MoonflowError
 from tests.data.odd import record, tar_of
 
@@ -187,3 +189,11 @@ def test_headers_without_sense_are_damage_and_what_lies_before_stays(headers: di
 def test_a_compressed_archive_is_named(mode: str, name: str) -> None:
     sources, (problem,), _ = found(tar_of(("a.json", record("a")), mode=mode))
     assert not sources and name in problem and "decompress" in problem
+
+
+def test_a_shard_that_is_no_regular_file_is_broken_and_never_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.tar")
+    (tmp_path / "folder.tar").mkdir()
+    for name in ("fifo.tar", "folder.tar"):
+        with pytest.raises(BrokenShard, match=rf"{name} cannot be read \(it is no regular file\)"):
+            LocalShards(tmp_path).open(name)
