@@ -21,7 +21,8 @@ from model.data.source import open_file
 from model.data.walk import Entry, unused
 from model.errors import MoonflowError
 
-IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
+# The usual extensions of ``model.remote.media_files.IMAGE_FORMATS``; what a file really is, its first bytes tell.
+IMAGES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".avif"}
 TEXT = ".txt"
 METADATA = "metadata.jsonl"
 LARGEST_FILE = 256 * 2**20  # bytes of an image or a text (ours): a larger file is neither, and might fill the memory

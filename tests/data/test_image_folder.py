@@ -81,13 +81,13 @@ def test_a_line_ends_at_a_line_feed_and_a_byte_order_mark_is_no_text(tmp_path: P
 
 def test_files_that_are_not_used_are_counted_and_named(tmp_path: Path) -> None:
     put(tmp_path, a="a cat", b="b")
-    for name in ("c.tif", "c.txt", "d.avif", "e", "._a.png", ".DS_Store"):
+    for name in ("c.tif", "c.txt", "d.heic", "e", "._a.png", ".DS_Store"):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "f.png").write_bytes(PNG)
     samples, problems, (left, hidden) = read(tmp_path)
     assert len(samples) == 2 and not problems
-    assert "4 files are not used (c.tif, c.txt, d.avif and 1 more)" in left and ".png" in left
+    assert "4 files are not used (c.tif, c.txt, d.heic and 1 more)" in left and ".png" in left
     assert "3 files are not used (.DS_Store, ._a.png, .git)" in hidden
     rows(tmp_path, {"file_name": "a.png", "text": "a cat"})
     samples, problems, (left, _) = read(tmp_path)
