@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from components.runtime.config import StepConfig
@@ -20,6 +22,11 @@ class Config(StepConfig):
         pattern="^(full|int4)$",
         description="routed experts of the trained checkpoints: as they are (full) or as an INT4 export has them "
         "(int4); promote exports only what was measured (source: ours)",
+    )
+    sandbox: Literal["strict", "unsafe"] = Field(
+        "strict",
+        description="model-written programs: strict refuses them where the kernel takes no seccomp filter, unsafe runs "
+        "them with what it has (source: ours)",
     )
     max_batch: int = Field(128, ge=1, description="completions generated at once (source: ours)")
     floors: str = Field(

@@ -24,6 +24,7 @@ def fusion_arm(
     probe_every: int,
     probe_samples: int,
     samples: int,
+    sandbox: str,
     max_batch: int,
 ):
     """One arm of the fusion ablation with one seed: joint pre-training from the same first weights, then its measures.

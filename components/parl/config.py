@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from components.runtime.config import TrainingConfig
@@ -23,6 +25,11 @@ class Config(TrainingConfig):
         pattern="^(full|int4)$",
         description="routed experts in rollouts and training: as they are (full) or rounded as an INT4 export rounds "
         "them (int4) (source: K2-Thinking's post-training; default ours)",
+    )
+    sandbox: Literal["strict", "unsafe"] = Field(
+        "strict",
+        description="model-written programs: strict refuses them where the kernel takes no seccomp filter, unsafe runs "
+        "them with what it has (source: ours)",
     )
     checkpoint_every: int = Field(3, ge=0, description="rounds between saved states; 0: only the end (source: ours)")
     seed: int = Field(5, ge=0, description="seed of prompts and sampling (source: ours)")

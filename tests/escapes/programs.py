@@ -3,9 +3,10 @@
 ``FRONT`` go through the check of the language; each tries to reach a file. ``BEHIND`` start with all of Python and
 ctypes (`behind`), as a program does that has found a way around the check.
 
-Both find these names: ``secret`` (a file of mode 0600), ``readable`` (0644), ``folder`` (of mode 0777), ``port``
-(TCP and UDP listeners on 127.0.0.1), ``path`` and ``abstract`` (listeners of the Unix domain), ``client`` (the trainer's process
-number), ``address`` and ``size`` (of bytes in its memory), ``key`` (of shared memory), ``name`` (for new things).
+Both find these names: ``secret`` (a file of mode 0600), ``readable`` (0644), ``folder`` (of mode 0777), ``port`` (TCP
+and UDP listeners on 127.0.0.1), ``path`` and ``abstract`` (listeners of the Unix domain), ``client`` (the trainer's
+process number), ``address`` and ``size`` (of bytes in its memory), ``key`` (of shared memory), ``name`` (for new
+things).
 """
 
 from __future__ import annotations
