@@ -6,6 +6,8 @@ import pytest
 
 from components.joint_rl import stage
 from components.joint_rl.config import Config
+from components.parl import stage as parl_stage
+from components.parl.config import Config as ParlConfig
 from model.hf import load_model
 from tests.rl.conftest import Around
 
@@ -30,3 +32,22 @@ def test_joint_rl_covers_abilities_and_modalities_and_ends_complete(
     assert [row["toggle/budget_phase"] for row in around.logged] == [1.0, 1.0]
     assert around.logged[-1]["tokens/seen"] > 0
     assert all(row.get("rollout/mismatch_max", 0.0) < 1e-3 for row in around.logged)
+
+
+class _Asked(Exception):
+    pass
+
+
+@pytest.mark.parametrize("step", [stage, parl_stage], ids=["joint_rl", "parl"])
+@pytest.mark.parametrize("sandbox", ["strict", "unsafe"])
+def test_the_parameter_sandbox_reaches_the_tools(
+    data_folder, checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step, sandbox: str
+) -> None:
+    def tools(*, sandbox: str) -> None:
+        raise _Asked(sandbox)
+
+    monkeypatch.setattr(step, "Toolset", tools)
+    config = (Config if step is stage else ParlConfig)(sandbox=sandbox)
+    inputs = {"data": data_folder, "parent": checkpoint, "policy": checkpoint, "sub_agents": checkpoint}
+    with pytest.raises(_Asked, match=sandbox):
+        step.run(config, {name: str(path) for name, path in inputs.items()}, Around(tmp_path))

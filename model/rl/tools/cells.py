@@ -172,8 +172,9 @@ def run_cell(code: str, names: dict[str, Any], *, cpu_s: float, output_chars: in
 
 def _last_line(error: BaseException) -> str:
     """Of the traceback. The error is the program's: that it can be shown is not sure."""
-    name = type(error).__name__.removeprefix("_")
+    name = "Exception"
     try:
+        name = type(error).__name__.removeprefix("_")
         message = " ".join(str.split(str(error)))
     except BaseException as another:
         message = f"(its message cannot be shown: {type(another).__name__})"

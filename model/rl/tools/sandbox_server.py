@@ -40,7 +40,7 @@ QUESTION_BYTES = 64 << 20  # of a program or an array (ours)
 SESSIONS = 256  # at once; further ones wait (ours)
 START_S = 60.0  # for a session to begin: on an overloaded machine, or after others have ended (ours)
 _RETRY_S = 0.1  # after a fork that the machine refused
-_OUT_OF_MEMORY, _UNCONFINED = 3, 4  # exit statuses of a session's process
+_OUT_OF_MEMORY, _UNCONFINED = 3, 64  # exit statuses of a session's process; the last one plus an errno
 Runner = Callable[[str, dict[str, Any]], str]
 
 
@@ -123,9 +123,8 @@ class Server:
             try:
                 self._confinement.enter(data.fileno(), number=self._started, **limits)
             except OSError as error:
-                status = _UNCONFINED
-                os.write(0, str(error).encode())
-                return 0  # not reached
+                status = _UNCONFINED + (error.errno or 0)
+                return 0  # not reached: it exits
             _session(self._runner)
             status = 0
         except MemoryError:
@@ -145,9 +144,10 @@ class Server:
         if code == -signal.SIGKILL:
             return "killed by the system, as it does for want of memory"
         if code < 0:
-            return f"crashed with {signal.Signals(-code).name}"
-        reasons = {_OUT_OF_MEMORY: "out of memory", _UNCONFINED: "it could not be confined"}
-        return reasons.get(code, "its process ended itself")
+            return f"crashed: {signal.strsignal(-code)}"
+        if code >= _UNCONFINED:
+            return f"it could not be confined: {os.strerror(code - _UNCONFINED)}"
+        return "out of memory" if code == _OUT_OF_MEMORY else "its process ended itself"
 
     def serve(self, channel: socket.socket, parent: int) -> None:
         """Start sessions until the channel or the process ``parent`` (a pidfd) ends; end each whose client hung up."""
@@ -235,9 +235,9 @@ def _trial(server: Server) -> str:
     question, said = HEAD.pack(bytes(8), 0), b""
     with ours, suppress(OSError):
         ours.sendall(question)
-        said = ours.recv(200)
+        said = ours.recv(len(question))
     _, status, used = os.wait4(pid, 0)  # it ends with the connection
-    return "" if said == question else said.decode(errors="replace") or server.why(status, used)
+    return "" if said == question else server.why(status, used)
 
 
 def main(runner: Runner | None = None) -> None:
