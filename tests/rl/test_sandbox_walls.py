@@ -119,6 +119,19 @@ def test_unsafe_runs_programs_with_what_there_is() -> None:
     assert lines == ["2 True"]
 
 
+def test_a_machine_that_has_limits_of_its_own_keeps_them() -> None:
+    lines = elsewhere(
+        "import asyncio, resource\nfrom model.rl.tools.sandbox import Sandbox\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
+        "resource.setrlimit(resource.RLIMIT_CPU, (30, 30))\n"
+        "async def main(sandbox):\n"
+        "    async with sandbox.session() as session: return await session.run('1 + 1')\n"
+        "from model.rl.tools.sandbox import Limits\n"
+        "with Sandbox(Limits(session_cpu_s=60, memory_mb=4096)) as sandbox: print(asyncio.run(main(sandbox)))\n"
+    )
+    assert lines == ["2"]
+
+
 def test_the_walls_of_this_machine_are_told() -> None:
     with Sandbox() as sandbox:
         walls = sandbox.walls

@@ -96,7 +96,8 @@ def isolate() -> bool:
     if uid == 0 or _libc.unshare(flags | _CLONE_NEWUSER) != 0:
         return False
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
-        with open(f"/proc/self/{name}", "w") as file:
+        # Without them this user has no name in the namespace, which is no reason to do without it.
+        with suppress(OSError), open(f"/proc/self/{name}", "w") as file:
             file.write(text)
     return True
 
@@ -147,7 +148,9 @@ class Confinement:
             (resource.RLIMIT_NPROC, 0, 0),
             (resource.RLIMIT_NOFILE, 0, 0),
         ):
-            resource.setrlimit(what, (soft, hard))
+            _, most = resource.getrlimit(what)
+            hard = hard if most == resource.RLIM_INFINITY else min(hard, most)
+            resource.setrlimit(what, (min(soft, hard), hard))
         if self.walls.user_ids:
             _become(FIRST_UID + number % UIDS)
         _checked(_libc.capset(_CAPABILITIES_OF_SELF, bytes(24)), "capset")  # a user namespace gives all of them
