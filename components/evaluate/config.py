@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
 from components.runtime.config import StepConfig
@@ -23,8 +21,9 @@ class Config(StepConfig):
         description="routed experts of the trained checkpoints: as they are (full) or as an INT4 export has them "
         "(int4); promote exports only what was measured (source: ours)",
     )
-    sandbox: Literal["strict", "unsafe"] = Field(
+    sandbox: str = Field(
         "strict",
+        pattern="^(strict|unsafe)$",
         description="model-written programs: strict refuses them where the kernel takes no seccomp filter, unsafe runs "
         "them with what it has (source: ours)",
     )

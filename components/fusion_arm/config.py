@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -37,8 +37,9 @@ class Config(StepConfig):
     )
     probe_samples: int = Field(12, ge=1, description="held-out samples of each family in such a look (source: ours)")
     samples: int = Field(128, ge=2, description="held-out tasks per suite at the end (source: ours)")
-    sandbox: Literal["strict", "unsafe"] = Field(
+    sandbox: str = Field(
         "strict",
+        pattern="^(strict|unsafe)$",
         description="model-written programs: strict refuses them where the kernel takes no seccomp filter, unsafe runs "
         "them with what it has (source: ours)",
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
 from components.runtime.config import TrainingConfig
@@ -26,8 +24,9 @@ class Config(TrainingConfig):
         description="routed experts in rollouts and training: as they are (full) or rounded as an INT4 export rounds "
         "them (int4) (source: K2-Thinking's post-training; default ours)",
     )
-    sandbox: Literal["strict", "unsafe"] = Field(
+    sandbox: str = Field(
         "strict",
+        pattern="^(strict|unsafe)$",
         description="model-written programs: strict refuses them where the kernel takes no seccomp filter, unsafe runs "
         "them with what it has (source: ours)",
     )

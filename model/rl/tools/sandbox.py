@@ -18,7 +18,6 @@ import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
 
 import numpy as np
 
@@ -26,7 +25,6 @@ from model.errors import MoonflowError
 from model.rl.tools.sandbox_server import HEAD, QUESTION_BYTES, START_S, image_question
 from model.rl.tools.walls import Walls
 
-Mode = Literal["strict", "unsafe"]
 ROOT = Path(__file__).resolve().parents[3]
 SUFFIX_CHARS = 64  # room for what follows a cut output: "... [n more characters]"
 _REASON_S = 5.0  # for the server to reap a process and say why it ended (ours)
@@ -189,12 +187,13 @@ def _hand_over(channel: socket.socket) -> tuple[socket.socket, socket.socket]:
 class Sandbox:
     """The server process; started at the first session, ended by `close` or with this process.
 
-    ``mode``: "strict" runs no program without the wall, a seccomp filter; "unsafe" does with what the machine has.
+    ``mode``: "unsafe" runs programs within what walls the machine has; any other, as "strict", runs none without a
+    seccomp filter.
     """
 
     module = "model.rl.tools.sandbox_server"
 
-    def __init__(self, limits: Limits | None = None, mode: Mode = "strict") -> None:
+    def __init__(self, limits: Limits | None = None, mode: str = "strict") -> None:
         self.limits, self.mode = limits or Limits(), mode
         self._server: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None

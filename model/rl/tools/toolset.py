@@ -14,7 +14,7 @@ from PIL import Image
 from model.chat import TOOLS, ToolCall
 from model.data.sample import Sample
 from model.errors import MoonflowError
-from model.rl.tools.sandbox import Limits, Mode, Sandbox, Session
+from model.rl.tools.sandbox import Limits, Sandbox, Session
 from model.rl.tools.search import search
 
 
@@ -80,7 +80,7 @@ class EpisodeTools:
 class Toolset:
     """Makes the tools of each episode; owns the sandbox server that its episodes share."""
 
-    def __init__(self, limits: Limits | None = None, sandbox: Mode = "strict") -> None:
+    def __init__(self, limits: Limits | None = None, sandbox: str = "strict") -> None:
         self._sandbox = Sandbox(limits, sandbox)
 
     def episode(self, sample: Sample) -> EpisodeTools:
