@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing.context
 import os
 import resource
 import signal
@@ -207,6 +208,34 @@ def test_no_process_is_left(sandbox: Sandbox) -> None:
     while len(server.children(recursive=True)) > 2 and time.monotonic() < deadline:
         time.sleep(0.02)
     assert 1 <= len(server.children(recursive=True)) <= 2
+
+
+def test_a_fork_of_the_client_keeps_neither_sessions_nor_server_alive() -> None:
+    def left() -> int:
+        deadline = time.monotonic() + 5
+        while (count := len(server.children(recursive=True))) > 1 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return count
+
+    async def main(sandbox: Sandbox) -> multiprocessing.context.ForkProcess:
+        async with sandbox.session() as session:
+            await session.run("1")
+            heir = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+            heir.start()
+        return heir
+
+    sandbox = Sandbox()
+    before = set(psutil.Process().children())
+    assert sandbox.walls
+    (server,) = set(psutil.Process().children()) - before
+    heir = asyncio.run(main(sandbox))
+    try:
+        assert left() <= 1
+        sandbox.close()
+        assert not server.is_running()
+    finally:
+        heir.kill()
+        heir.join()
 
 
 @pytest.mark.parametrize("heir", ["", "os.fork() or time.sleep(60)\n"], ids=["alone", "its fork holds the channel too"])

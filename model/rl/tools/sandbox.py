@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -163,8 +164,15 @@ class Session:
     def _hang_up(self, why: str) -> None:
         """The server kills the session's process as soon as the connection is closed."""
         for each in self._sockets or ():
-            each.close()
+            _end(each)
         self._sockets, self._why = None, why
+
+
+def _end(connection: socket.socket) -> None:
+    """Close a connection, also where a fork of this process has a copy of its descriptor."""
+    with suppress(OSError):  # its other end may be gone
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()
 
 
 def _hand_over(channel: socket.socket) -> tuple[socket.socket, socket.socket]:
@@ -267,7 +275,7 @@ class Sandbox:
 
     def _stop(self) -> None:
         if self._channel is not None:
-            self._channel.close()  # the server ends with it, and every session with the server
+            _end(self._channel)  # the server ends with it, and every session with the server
             self._channel = None
         if self._server is not None:
             try:
