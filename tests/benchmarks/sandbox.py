@@ -19,9 +19,9 @@ import argparse
 import asyncio
 import json
 import os
-import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -38,7 +38,7 @@ CELLS, SESSIONS = 2000, 100
 PATIENCE_S = 600
 # nobody may not enter a home of root's: in a mount namespace of the case's own, only the interpreter is left of it.
 REACHABLE = """set -e
-mkdir -p "$3"; mount --rbind "$2" "$3"; mount -t tmpfs -o mode=755 none "$1"; mkdir -p "$2"; mount --rbind "$3" "$2"
+mount --rbind "$2" "$3"; mount -t tmpfs -o mode=755 none "$1"; mkdir -p "$2"; mount --rbind "$3" "$2"
 shift 3; exec "$@"
 """
 
@@ -91,11 +91,11 @@ def _hidden() -> Path | None:
     return next((folder for folder in reversed([way, *way.parents]) if not folder.stat().st_mode & 1), None)
 
 
-def in_its_own_process(user: int, namespaces: bool, work: Path) -> dict[str, object]:
+def in_its_own_process(user: int, namespaces: bool, place: Path) -> dict[str, object]:
     command = [sys.executable, __file__, "--case", f"{user}", "namespaces" if namespaces else "bare"]
     if user != os.getuid() and (hidden := _hidden()):
         prefix = str(Path(sys.base_prefix).resolve())
-        wrapped = ["sh", "-c", REACHABLE, "sh", str(hidden), prefix, str(work / "interpreter")]
+        wrapped = ["sh", "-c", REACHABLE, "sh", str(hidden), prefix, str(place)]
         command = ["unshare", "--mount", "--propagation", "private", *wrapped, *command]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=PATIENCE_S, cwd="/")
     if done.returncode:
@@ -115,19 +115,18 @@ def main() -> None:
     users = [0, NOBODY] if os.getuid() == 0 else [os.getuid()]
     figures: dict[str, object] = {"benchmark": "sandbox", "tried": 0, "escapes": 0}
     cases, missed = {}, [] if os.getuid() == 0 else ["root", "nobody"]
-    work = Path(os.environ.get("TMPDIR", "/tmp")) / f"moonflow-escapes-{os.getpid()}"
-    work.mkdir()
+    place = Path(tempfile.mkdtemp(prefix="moonflow-interpreter-"))
     try:
         for user in users:
             for namespaces in (True, False):
                 name = f"{user}, {'with' if namespaces else 'without'} namespaces"
-                cases[name] = told = in_its_own_process(user, namespaces, work)
+                cases[name] = told = in_its_own_process(user, namespaces, place)
                 if not options.json:
                     print(f"user {name}: {told['tried']} tried, {len(told['escapes'])} escapes; walls: {told['walls']}")  # type: ignore[arg-type]
                     for escape in told["escapes"]:  # type: ignore[attr-defined]
                         print(f"  {escape}")
     finally:
-        shutil.rmtree(work)
+        place.rmdir()  # nothing but a mount point, of another namespace: never more than an empty folder may go
     figures["tried"] = sum(int(str(each["tried"])) for each in cases.values())
     figures["escapes"] = sum(len(each["escapes"]) for each in cases.values())  # type: ignore[arg-type]
     figures |= speed() | {"cases": cases}
