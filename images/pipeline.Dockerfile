@@ -6,9 +6,10 @@
 ARG BASE_IMAGE=python:3.11.7-slim-bookworm
 FROM ${BASE_IMAGE}
 
-# Git for the GitOps repository. The user has a name because some libraries ask for it.
+# Git for the GitOps repository, libseccomp for the programs of a model that evaluation runs. The user has a name because
+# some libraries ask for it.
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends git=1:2.39.* \
+    && apt-get install -y --no-install-recommends git=1:2.39.* libseccomp2=2.5.* \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin moonflow
 

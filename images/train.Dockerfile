@@ -8,10 +8,11 @@ ARG BASE_IMAGE=python:3.11.7-slim-bookworm
 FROM ${BASE_IMAGE}
 
 # A compiler, because Triton builds its launchers at first use; ibverbs, because NCCL opens it to use RDMA and falls back
-# to TCP without a word if it is missing; git and the named user as in pipeline.Dockerfile.
+# to TCP without a word if it is missing; git, libseccomp and the named user as in pipeline.Dockerfile.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends \
-        g++=4:12.* gcc=4:12.* git=1:2.39.* ibverbs-providers=44.* libibverbs1=44.* librdmacm1=44.* ninja-build=1.11.* \
+        g++=4:12.* gcc=4:12.* git=1:2.39.* ibverbs-providers=44.* libibverbs1=44.* librdmacm1=44.* \
+        libseccomp2=2.5.* ninja-build=1.11.* \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin moonflow
 

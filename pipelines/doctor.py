@@ -7,7 +7,6 @@ import platform
 import random
 import shutil
 import socket
-import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from rich.table import Table
 
 from components.runtime.store import ObjectStore
 from model.errors import MoonflowError
+from model.rl.tools.sandbox import Sandbox
 from pipelines.services.ports import PORT_RANGE
 
 GIB = 1024**3
@@ -81,13 +81,12 @@ def _machine(_: Path) -> Iterator[Check]:
         f"{ports} of {PORTS} tried in {PORT_RANGE.start}-{PORT_RANGE.stop} are free",
         "end the programs that listen there, or allow listening on 127.0.0.1",
     )
-    isolated = _namespaces()
+    holds, walls = _walls()
     yield Check(
         "sandbox (RL tools)",
-        isolated,
-        "namespaces and limits" if isolated else "limits only",
-        "allow unprivileged user namespaces (sysctl user.max_user_namespaces), or run as root in a container",
-        needed=False,
+        holds,
+        walls,
+        'apt install libseccomp2, or set sandbox = "unsafe" for the steps that run programs of a model',
     )
 
 
@@ -210,7 +209,11 @@ def _free_ports(count: int) -> int:
     return len(held)
 
 
-def _namespaces() -> bool:
-    """Whether the sandbox of model-written programs gets namespaces of its own: tried in a process of its own."""
-    code = "from model.rl.tools.sandbox_server import isolate; raise SystemExit(not isolate())"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+def _walls() -> tuple[bool, str]:
+    """Whether programs that a model wrote are run here, and what confines them or why not: tried with one session."""
+    try:
+        with Sandbox(mode="unsafe") as sandbox:
+            walls = sandbox.walls
+    except MoonflowError as error:
+        return False, str(error)
+    return not walls.seccomp, f"{walls}; {walls.seccomp}" if walls.seccomp else str(walls)

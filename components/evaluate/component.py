@@ -22,6 +22,7 @@ def evaluate(
     samples_intermediate: int,
     temperature: float,
     expert_precision: str,
+    sandbox: str,
     max_batch: int,
     floors: str,
     champion: str,

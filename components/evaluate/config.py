@@ -21,6 +21,12 @@ class Config(EpisodesConfig):
         description="routed experts of the trained checkpoints: as they are (full) or as an INT4 export has them "
         "(int4); promote exports only what was measured (source: ours)",
     )
+    sandbox: str = Field(
+        "strict",
+        pattern="^(strict|unsafe)$",
+        description="model-written programs: strict refuses them where the kernel takes no seccomp filter, unsafe runs "
+        "them with what it has (source: ours)",
+    )
     max_batch: int = Field(128, ge=1, description="completions generated at once (source: ours)")
     floors: str = Field(
         "digit_string=0.8, digit_count=0.6, array_tool=0.7",

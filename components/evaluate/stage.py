@@ -55,7 +55,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         return as_served(load_model(context.fetch(inputs[step])), config.expert_precision)
 
     frozen = served(SUB_AGENTS if SUB_AGENTS in inputs else trained[-1])
-    with Toolset() as toolset:
+    with Toolset(sandbox=config.sandbox) as toolset:
         evaluation = Evaluation(
             data.tokenizer, data.image_config, toolset, config.temperature, config.seed, config.max_failed_episodes
         )

@@ -24,6 +24,7 @@ def fusion_arm(
     probe_every: int,
     probe_samples: int,
     samples: int,
+    sandbox: str,
     max_batch: int,
     max_failed_episodes: float,
 ):

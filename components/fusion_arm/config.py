@@ -37,4 +37,10 @@ class Config(EpisodesConfig):
     )
     probe_samples: int = Field(12, ge=1, description="held-out samples of each family in such a look (source: ours)")
     samples: int = Field(128, ge=2, description="held-out tasks per suite at the end (source: ours)")
+    sandbox: str = Field(
+        "strict",
+        pattern="^(strict|unsafe)$",
+        description="model-written programs: strict refuses them where the kernel takes no seccomp filter, unsafe runs "
+        "them with what it has (source: ours)",
+    )
     max_batch: int = Field(128, ge=1, description="completions generated at once (source: ours)")

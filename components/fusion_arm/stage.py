@@ -181,7 +181,7 @@ def answers(
     suites = [SUITES[name] for name in tasks]
     engine = EmbeddedEngine(model, config.max_batch, prompt_products=torch.bfloat16)
     context = model.config.text_config.max_position_embeddings
-    with Toolset() as toolset:
+    with Toolset(sandbox=config.sandbox) as toolset:
         evaluation = Evaluation(
             data.tokenizer, data.image_config, toolset, temperature=0.0, seed=0,
             max_failed_episodes=config.max_failed_episodes,

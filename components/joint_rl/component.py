@@ -22,6 +22,7 @@ def joint_rl(
     ptx_weight: float,
     ptx_rows: int,
     expert_precision: str,
+    sandbox: str,
     checkpoint_every: int,
     keep_last: int,
     keep_best: str,

@@ -34,7 +34,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     engine = EmbeddedEngine(policy, max_batch=config.prompts_per_iteration * config.samples_per_prompt)
 
     # 3. Environment: tools, episodes, verifiers.
-    with Toolset() as toolset:
+    with Toolset(sandbox=config.sandbox) as toolset:
 
         async def rollout(sample: Sample, seed: int) -> Episode:
             return await run_episode(

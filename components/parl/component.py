@@ -23,6 +23,7 @@ def parl(
     ptx_weight: float,
     ptx_rows: int,
     expert_precision: str,
+    sandbox: str,
     checkpoint_every: int,
     keep_last: int,
     keep_best: str,

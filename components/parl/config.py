@@ -24,5 +24,11 @@ class Config(EpisodesConfig, TrainingConfig):
         description="routed experts in rollouts and training: as they are (full) or rounded as an INT4 export rounds "
         "them (int4) (source: K2-Thinking's post-training; default ours)",
     )
+    sandbox: str = Field(
+        "strict",
+        pattern="^(strict|unsafe)$",
+        description="model-written programs: strict refuses them where the kernel takes no seccomp filter, unsafe runs "
+        "them with what it has (source: ours)",
+    )
     checkpoint_every: int = Field(3, ge=0, description="rounds between saved states; 0: only the end (source: ours)")
     seed: int = Field(5, ge=0, description="seed of prompts and sampling (source: ours)")

@@ -35,7 +35,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     limits = SwarmLimits(config.critical_steps, max_tokens=model.config.text_config.max_position_embeddings)
 
     # 3. Environment: a closed world to search, sub-agents whose answers are observations.
-    with Toolset() as toolset:
+    with Toolset(sandbox=config.sandbox) as toolset:
 
         async def rollout(sample: Sample, seed: int) -> Episode:
             return await run_swarm_episode(

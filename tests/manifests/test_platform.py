@@ -14,6 +14,7 @@ import pytest
 from kubernetes.utils.quantity import parse_quantity
 
 from components.runtime.launcher import body
+from components.runtime.launcher.placement import Placement
 from pipelines.placement import SETTINGS
 from pipelines.profile import load_profile
 from tests.manifests.overlays import ENVIRONMENTS, label, named, objects
@@ -32,6 +33,18 @@ def test_settings_are_those_that_tasks_read(overlay: str) -> None:
     assert settings["metadata"]["namespace"] == "moonflow"
     assert set(SETTINGS) - OPTIONAL <= settings["data"].keys() <= set(SETTINGS)
     assert ("AWS_ENDPOINT_URL_S3" in settings["data"]) == (not overlay.startswith("prod")), "the store in the cluster"
+
+
+@pytest.mark.parametrize("overlay", PLATFORMS)
+def test_each_runtime_is_there_once_more_under_gvisor(overlay: str) -> None:
+    for runtime in ("moonflow-torchrun", "moonflow-deepspeed"):
+        placement = Placement.model_validate({"launcher": "trainjob", "runtime": runtime, "runtime_class": "gvisor"})
+        (plain,), (confined,) = (
+            [pod for _, pod in pod_templates(named(overlay, "ClusterTrainingRuntime", each))]
+            for each in (runtime, placement.cluster_runtime)
+        )
+        assert confined["spec"].pop("runtimeClassName") == "gvisor"
+        assert "runtimeClassName" not in plain["spec"] and confined == plain
 
 
 @pytest.mark.parametrize("overlay", PLATFORMS)

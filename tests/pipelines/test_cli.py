@@ -90,7 +90,7 @@ def test_a_run_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None
 
 def test_doctor_passes_or_says_how_to_mend(tmp_path: Path) -> None:
     result = moonflow("doctor", cwd=tmp_path)
-    for name in ("python", "memory", "disk", "packages", "weed", "mlflow", "git"):
+    for name in ("python", "memory", "sandbox", "seccomp", "disk", "packages", "weed", "mlflow", "git"):
         assert name in result.stdout
     assert result.returncode == (1 if "mend first" in result.stdout else 0)
 

@@ -9,6 +9,8 @@ import pytest
 
 from components.joint_rl import stage
 from components.joint_rl.config import Config
+from components.parl import stage as parl_stage
+from components.parl.config import Config as ParlConfig
 from model.data.families import FAMILIES
 from model.data.shards import write_shard
 from model.errors import MoonflowError
@@ -62,3 +64,22 @@ def test_tasks_that_cannot_be_asked_are_failed_episodes_up_to_the_steps_share(
     assert 0 < failed < 16
     with pytest.raises(MoonflowError, match="max_failed_episodes = 0.1; the first: fact_qa/.*nothing to ask"):
         run("short", 0.1)
+
+
+class _Asked(Exception):
+    pass
+
+
+@pytest.mark.parametrize("step", [stage, parl_stage], ids=["joint_rl", "parl"])
+@pytest.mark.parametrize("sandbox", ["strict", "unsafe"])
+def test_the_parameter_sandbox_reaches_the_tools(
+    data_folder, checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step, sandbox: str
+) -> None:
+    def tools(*, sandbox: str) -> None:
+        raise _Asked(sandbox)
+
+    monkeypatch.setattr(step, "Toolset", tools)
+    config = (Config if step is stage else ParlConfig)(sandbox=sandbox)
+    inputs = {"data": data_folder, "parent": checkpoint, "policy": checkpoint, "sub_agents": checkpoint}
+    with pytest.raises(_Asked, match=sandbox):
+        step.run(config, {name: str(path) for name, path in inputs.items()}, Around(tmp_path))

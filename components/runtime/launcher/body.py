@@ -90,7 +90,7 @@ def train_job(
         "kind": "TrainJob",
         "metadata": metadata,
         "spec": {
-            "runtimeRef": {"apiGroup": GROUP, "kind": "ClusterTrainingRuntime", "name": placement.runtime},
+            "runtimeRef": {"apiGroup": GROUP, "kind": "ClusterTrainingRuntime", "name": placement.cluster_runtime},
             "activeDeadlineSeconds": max(1, int(placement.deadline_hours * 3600)),
             "trainer": {
                 "image": placement.image,

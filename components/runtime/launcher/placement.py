@@ -51,6 +51,12 @@ class Placement(StepConfig):
         "", pattern=NAME, description="Kueue WorkloadPriorityClass of the job; empty = the queue's default"
     )
     runtime: str = Field("moonflow-torchrun", description="ClusterTrainingRuntime of a TrainJob")
+    runtime_class: str = Field(
+        "",
+        pattern=NAME,
+        description="RuntimeClass of a TrainJob's pods, e.g. gvisor around model-written programs: "
+        "ClusterTrainingRuntime <runtime>-<runtime_class> asks for it; empty = the node's default",
+    )
     deadline_hours: float = Field(
         24.0, gt=0, description="hours from the first attempt after which the task is stopped and not retried"
     )
@@ -65,6 +71,11 @@ class Placement(StepConfig):
         return self.nodes * self.processes
 
     @property
+    def cluster_runtime(self) -> str:
+        """The ClusterTrainingRuntime's name: a TrainJob cannot change the RuntimeClass of its runtime's pods."""
+        return f"{self.runtime}-{self.runtime_class}" if self.runtime_class else self.runtime
+
+    @property
     def layout(self) -> Layout:
         """What these ranks divide."""
         return Layout(self.zero_stage, self.expert_parallel, self.sequence_parallel)
@@ -74,6 +85,9 @@ class Placement(StepConfig):
         if self.launcher != "trainjob" and (self.nodes > 1 or self.rdma):
             key = "nodes" if self.nodes > 1 else "rdma"
             raise ValueError(f'{key} = {getattr(self, key)} needs launcher = "trainjob"')
+        if self.launcher != "trainjob" and self.runtime_class:
+            # Kubeflow Pipelines has no setting for it.
+            raise ValueError(f'runtime_class = "{self.runtime_class}" needs launcher = "trainjob"')
         if self.launcher == "in-process" and self.processes > 1:
             raise ValueError(f'processes = {self.processes} needs launcher = "ranks" or "trainjob"')
         try:

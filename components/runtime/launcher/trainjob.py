@@ -128,6 +128,12 @@ def _wait(cluster: Cluster, work: Work, placement: Placement, job_id: str) -> No
                     f"{where} was deleted by someone else: run again, it resumes from its last checkpoint"
                 )
             pods = cluster.pods(job_id)
+            if (outside := _outside(pods, placement)) is not None:
+                cluster.delete(job_id)  # what it runs is to be confined
+                raise MoonflowError(
+                    f"{where}: pod {name(outside)} is not of RuntimeClass {placement.runtime_class}: let "
+                    f"ClusterTrainingRuntime {placement.cluster_runtime} ask for it, and run again"
+                )
             last = pods or last  # an ended job's pods may be gone: the last ones seen tell the reason
             if (first := _first(pods)) is not None:
                 log.follow(name(first))
@@ -196,6 +202,12 @@ def _state(job: Json, pods: list[Json], placement: Placement) -> str:
             why = reasons.unstartable([pod]) or (f"not scheduled: {unplaced}" if unplaced else "starting")
             return f"pod {name(pod)} pending: {why}"
     return f"running on {len(alive)} of {placement.nodes} pods" if alive else "waiting for its pods"
+
+
+def _outside(pods: list[Json], placement: Placement) -> Json | None:
+    """A pod that is not of the RuntimeClass that the placement asks for."""
+    wanted = placement.runtime_class
+    return next((pod for pod in pods if wanted and pod.get("spec", {}).get("runtimeClassName") != wanted), None)
 
 
 def _first(pods: list[Json]) -> Json | None:

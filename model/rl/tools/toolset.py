@@ -94,8 +94,8 @@ class EpisodeTools:
 class Toolset:
     """Makes the tools of each episode; owns the sandbox server that its episodes share."""
 
-    def __init__(self, limits: Limits | None = None) -> None:
-        self._sandbox = Sandbox(limits)
+    def __init__(self, limits: Limits | None = None, sandbox: str = "strict") -> None:
+        self._sandbox = Sandbox(limits, sandbox)
 
     def episode(self, sample: Sample) -> EpisodeTools:
         return EpisodeTools(self._sandbox, sample)

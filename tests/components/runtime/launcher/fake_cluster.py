@@ -36,6 +36,7 @@ class FakeCluster:
         self.deleted: list[str] = []
         self.on_delete: Callable[[str], None] | None = None
         self.bookmark_s = 0.2
+        self.runtime_class = ""  # of the pods
         self._changed = threading.Condition()
         self._version = 100
         self._oldest = 0  # versions up to this one have been compacted away
@@ -152,6 +153,8 @@ class FakeCluster:
                 "spec": {"containers": [{"name": "node", "resources": {"limits": {"memory": "64Gi"}}}]},
                 "status": {"phase": "Running", "containerStatuses": [{"name": "node", "state": container}], **status},
             }
+            if self.runtime_class:
+                self._pods[name]["spec"]["runtimeClassName"] = self.runtime_class
             self._logs.setdefault(name, [])
             self._changed.notify_all()
         return name

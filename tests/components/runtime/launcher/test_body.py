@@ -73,6 +73,13 @@ def test_everything_of_the_placement_is_in_the_body() -> None:
     assert pod["containers"][0]["volumeMounts"] == [{"name": "shm", "mountPath": "/dev/shm"}]
 
 
+def test_the_runtime_class_is_that_of_a_runtime_of_its_own() -> None:
+    body = made(SMALL | {"runtime_class": "gvisor"})
+    validate_train_job(body)
+    assert body["spec"]["runtimeRef"]["name"] == "moonflow-torchrun-gvisor"
+    assert made(SMALL)["spec"]["runtimeRef"]["name"] == "moonflow-torchrun"
+
+
 def test_one_rank_runs_without_torchrun() -> None:
     assert made(SMALL)["spec"]["trainer"]["command"] == ["python", "-m", "components.runtime.worker"]
 

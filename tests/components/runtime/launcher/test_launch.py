@@ -178,11 +178,23 @@ def test_no_step_trains_twice_under_the_name_of_parallelism(values: dict[str, ob
         launch("joint_rl", {}, {}, Placement.parse(values, "test"))
 
 
-@pytest.mark.parametrize("values", [{"processes": 2}, {"nodes": 2}, {"launcher": "ranks", "nodes": 2}, {"rdma": 1}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"processes": 2},
+        {"nodes": 2},
+        {"launcher": "ranks", "nodes": 2},
+        {"rdma": 1},
+        {"runtime_class": "gvisor"},
+        {"launcher": "ranks", "runtime_class": "gvisor"},
+    ],
+)
 def test_a_launcher_that_cannot_hold_the_ranks_says_so(
     values: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(MoonflowError, match=r'^here: (processes|nodes|rdma) = \d needs launcher = .*"trainjob"$'):
+    with pytest.raises(
+        MoonflowError, match=r'^here: (processes|nodes|rdma|runtime_class) = [\w"]+ needs launcher = .*"trainjob"$'
+    ):
         Placement.parse(values, "here")
     monkeypatch.setenv("MOONFLOW_PLACEMENT", json.dumps(values))
     with pytest.raises(MoonflowError, match="^MOONFLOW_PLACEMENT: .* needs launcher = "):

@@ -163,6 +163,21 @@ def test_a_pull_that_mends_itself_is_no_failure(fake: FakeCluster, launched: Cal
     launched(script)
 
 
+@pytest.mark.parametrize("found", ["", "runc", "gvisor"])
+def test_pods_without_the_runtime_class_that_was_asked_for_end_the_job(
+    found: str, fake: FakeCluster, cluster: Cluster, work: Work
+) -> None:
+    fake.runtime_class, fake.on_create = found, lambda fake, _: completes(fake)
+    values = {"launcher": "trainjob", "image": "moonflow-train:0.1.0", "runtime_class": "gvisor"}
+    placement = Placement.parse(values, "test")
+    if found == "gvisor":
+        run(work, placement, lambda: True, cluster)
+        return
+    with pytest.raises(MoonflowError, match="is not of RuntimeClass gvisor: let ClusterTrainingRuntime moonflow-torch"):
+        run(work, placement, lambda: True, cluster)
+    assert fake.deleted == [NAME]
+
+
 def test_a_job_deleted_by_someone_else_is_told(fake: FakeCluster, launched: Callable[..., None]) -> None:
     def script(fake: FakeCluster) -> None:
         time.sleep(0.2)

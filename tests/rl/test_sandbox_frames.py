@@ -1,0 +1,132 @@
+"""What the client believes of a session's process, which may send whatever it likes."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from model.rl.tools.sandbox import Limits, Sandbox, Session
+from model.rl.tools.sandbox_server import Server
+from tests.escapes.world import Behind
+
+LIMITS = Limits(cell_cpu_s=1, session_cpu_s=2, wall_s=20, output_chars=100)
+MOST = 4 * (100 + 64)  # bytes of an answer
+# The mark of the question in hand, from the frame of the session's own loop.
+MARK = "import sys\nf = sys._getframe()\nwhile 'mark' not in f.f_locals: f = f.f_back\nmark = f.f_locals['mark']\n"
+
+
+@pytest.fixture(scope="module")
+def hostile() -> Iterator[Behind]:
+    with Behind(LIMITS) as running:
+        yield running
+
+
+def cells(sandbox: Sandbox, *codes: str) -> list[str]:
+    async def run() -> list[str]:
+        async with sandbox.session() as session:
+            return [await session.run(code) for code in codes]
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("os.write(0, b'x' * 100)", "RuntimeError: it answered what was not asked"),
+        ("os.write(0, b'{\"output\": 1}' * 9)", "RuntimeError: it answered what was not asked"),
+        (
+            MARK + "os.write(0, struct.pack('>8sI', mark, 1 << 30))",
+            f"RuntimeError: an answer of {1 << 30} bytes, more than {MOST}",
+        ),
+        ("os._exit(0)", "RuntimeError: its process ended itself"),
+        (MARK + "os.write(0, mark + b'\\0')\nos._exit(0)", "RuntimeError: its process ended itself"),
+        ("os.kill(1, 9)", "RuntimeError: a forbidden system call"),
+        ("ctypes.string_at(0)", "RuntimeError: crashed: Segmentation fault"),
+        ("while True: pass", "RuntimeError: out of processor time"),
+    ],
+)
+def test_a_session_that_breaks_the_rules_is_dead_for_the_reason_there_is(hostile: Behind, code: str, said: str) -> None:
+    assert cells(hostile, code, "print(2)") == [f"{said}, the session is dead", "RuntimeError: the session is dead"]
+    assert cells(hostile, "print(3)") == ["3\n"], "the others go on"
+
+
+def test_an_answer_is_bounded_text_whatever_bytes_it_is(hostile: Behind) -> None:
+    answer = MARK + f"os.write(0, struct.pack('>8sI', mark, {MOST}) + b'\\xed\\xa0\\xbd' * {MOST})\nwhile True: pass"
+    (said,) = cells(hostile, answer)
+    assert said == "\ufffd" * 164
+    assert said.encode()
+
+
+def test_an_answer_written_ahead_is_not_the_next_questions(hostile: Behind) -> None:
+    twice = MARK + "os.write(0, (struct.pack('>8sI', mark, 1) + b'1') * 2)"
+    assert cells(hostile, twice, "print(2)")[1] == "RuntimeError: it answered what was not asked, the session is dead"
+
+
+def test_a_cell_that_is_given_up_leaves_no_answer_for_the_next() -> None:
+    async def main(sandbox: Sandbox) -> str:
+        async with sandbox.session() as session:
+            asked = asyncio.ensure_future(session.run("while True: pass"))
+            await asyncio.sleep(0.1)
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
+            return await session.run("1")
+
+    with Sandbox(LIMITS) as sandbox:
+        assert asyncio.run(main(sandbox)) == "RuntimeError: the session is dead"
+
+
+def test_without_the_server_a_session_says_so_and_the_next_one_has_a_new_server(hostile: Behind) -> None:
+    async def main() -> list[str]:
+        async with hostile.session() as session:
+            hostile.close()
+            said = [await session.run("print(1)")]
+        early = hostile.session()
+        hostile.close()
+        async with early as session:
+            said.append(await session.run("print(1)"))
+        async with hostile.session() as session:
+            return [*said, await session.run("print(1)")]
+
+    said = asyncio.run(main())
+    assert said[0] == "RuntimeError: the sandbox server ended, the session is dead"
+    assert said[1].startswith("RuntimeError: no session: the sandbox server is gone")
+    assert said[2] == "1\n"
+
+
+class Crowded(Server):
+    """On a machine that has no process left, twice."""
+
+    refused = 0
+
+    def fork(self, data: socket.socket) -> int:
+        if self.refused < 2:
+            self.refused += 1
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return super().fork(data)
+
+
+def test_a_session_waits_for_a_process_where_there_is_none_left() -> None:
+    # A fork of this process must not hold the client's sockets.
+    open_ground: Any = SimpleNamespace(enter=lambda connection, **_: (os.dup2(connection, 0), os.closerange(1, 4096)))
+    server = Crowded({"memory_mb": 1, "session_cpu_s": 1}, open_ground, lambda code, names: code)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    running = threading.Thread(target=server.serve, args=(theirs, os.pidfd_open(os.getppid())))
+    running.start()
+
+    async def main() -> str:
+        async with Session(ours, LIMITS, None) as session:
+            return await session.run("echo")
+
+    assert asyncio.run(main()) == "echo"
+    assert server.refused == 2
+    ours.close()
+    running.join()
