@@ -11,7 +11,7 @@ from typing import Any
 from components.runtime import manifest as manifests
 from components.runtime.manifest import Damaged, File, Manifest
 from components.runtime.retention import Retention
-from components.runtime.store import NotInStore, ObjectStore
+from components.runtime.store import ObjectStore
 
 
 def indices(store: ObjectStore, prefix: str) -> list[int]:
@@ -41,7 +41,7 @@ def resumable(store: ObjectStore, prefix: str, cache: Path) -> tuple[Manifest | 
     The manifest is the newest whose files are all as published; they are fetched to ``cache`` on the way. Damaged if
     there are manifests, but none undamaged.
     """
-    return _first(store, prefix, lambda manifest: restore(store, manifest, cache))
+    return _first(store, prefix, lambda manifest: restore(store, manifest, cache, f"{prefix}/{manifest.index}"))
 
 
 def _first(
@@ -55,8 +55,6 @@ def _first(
             if (manifest := manifests.find(store, f"{prefix}/{index}")) is not None:
                 check(manifest)
                 return manifest, damaged
-        except NotInStore:  # another process took it away just now: it does not exist
-            continue
         except Damaged as error:
             damaged[index] = Damage(error.what, error.manifest if manifest is None else manifest.canonical())
     if damaged:
@@ -67,10 +65,13 @@ def _first(
     return None, damaged
 
 
-def restore(store: ObjectStore, manifest: Manifest, cache: Path) -> Path:
-    """A verified local copy of a manifest's files, in a folder named by its digest: fetched once per machine."""
+def restore(store: ObjectStore, manifest: Manifest, cache: Path, uri: str) -> Path:
+    """A verified local copy of a manifest's files, in a folder named by its digest: fetched once per machine.
+
+    ``uri`` is where the manifest was read; in a copied run, its own ``uri`` names the place it was copied from.
+    """
     folder = cache / manifest.sha256
-    manifests.fetch_files(store, manifest.uri, manifest, folder)
+    manifests.fetch_files(store, uri, manifest, folder)
     return folder
 
 
@@ -120,7 +121,9 @@ class StoredCheckpoints:
     def latest(self) -> Path | None:
         """A local folder with the newest checkpoint, verified; None if there is none yet. Do not write into it."""
         found = self._find_newest()
-        return None if found is None else restore(self._store, found, self._cache)
+        if found is None:
+            return None
+        return restore(self._store, found, self._cache, f"{self._prefix}/{found.index}")
 
     def prepare(self, *, index: int, tokens_seen: int, complete: bool) -> Outgoing:
         """Checkpoint ``index`` as of now; see ``model.train.protocol``."""

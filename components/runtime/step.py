@@ -115,7 +115,7 @@ class StepContext:
             history.unlink(missing_ok=True)
             if start is not None and any(file.name == METRICS for file in start.files):
                 # What the dead attempt logged after its last checkpoint will be logged again: go on from there.
-                manifest.fetch(store, start.uri, self.work, [METRICS])
+                manifest.fetch_files(store, f"{prefix}/{start.index}", start, self.work, [METRICS])
                 shutil.move(self.work / METRICS, history)
         self.metrics = StepMetrics(history, tracker)
         self.progress: Progress = StepProgress(run_dir / "progress", step) if ranks.first else Silent()
@@ -125,7 +125,7 @@ class StepContext:
 
     def fetch(self, uri: str) -> Path:
         """A verified local copy of the manifest's files at ``uri``, fetched once per machine; do not write into it."""
-        return checkpoints.restore(self.store, manifest.read(self.store, uri), self._cache)
+        return checkpoints.restore(self.store, manifest.read(self.store, uri), self._cache, uri)
 
     def data(self, uri: str) -> DataFolder:
         """The data that prepare_data published at ``uri``; its shards come from the store when they are opened."""

@@ -246,6 +246,16 @@ def test_a_manifest_of_before_is_read_as_it_was(tmp_path: Path) -> None:
     assert publish(store, "r/s/0", tmp_path / "again", **fields()) == made, "the same content, wherever it lies"
 
 
+def test_a_copied_run_goes_on_from_the_copy(tmp_path: Path) -> None:
+    saved = stored(FolderStore(f"file://{tmp_path}/objects"), tmp_path)
+    newest = save(saved, [folder_of(tmp_path, "one", "weights")])
+    (tmp_path / "objects").rename(tmp_path / "copy")
+    again = stored(FolderStore(f"file://{tmp_path}/copy"), tmp_path / "other")
+    restored = again.latest()
+    assert again.newest == newest and restored is not None
+    assert (restored / "model.safetensors").read_text() == "weights"
+
+
 @pytest.mark.parametrize("key", ["../out", "/etc/passwd", "manifest.json", "a//b", "a\0b"])
 def test_a_manifest_cannot_send_a_reader_elsewhere(key: str) -> None:
     with pytest.raises(ValueError, match="not a plain path"):
