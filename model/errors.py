@@ -1,4 +1,9 @@
-"""The one exception a user is meant to read."""
+"""The one exception a user is meant to read, and the hint that a misspelt name deserves."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class MoonflowError(Exception):
@@ -7,3 +12,9 @@ class MoonflowError(Exception):
     Entry points print the message without a traceback and exit with a non-zero status; anything else that
     escapes is a bug and keeps its traceback.
     """
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``"; did you mean X?"`` with the known word nearest to ``word``, "" if none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.4)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated
 
-from components.runtime.config import TrainingConfig
+from pydantic import AfterValidator, Field
+
+from components.runtime.config import HIGHEST_RATE, TrainingConfig
+from model.data.sample import MODALITIES
+from model.errors import did_you_mean
+
+
+def _modalities(text: str) -> str:
+    for name in text.split(","):
+        if name not in MODALITIES:
+            hint = did_you_mean(name, MODALITIES)
+            raise ValueError(f"{name!r} is no modality{hint}; write some of {','.join(MODALITIES)}, no blanks between")
+    return text
 
 
 class Config(TrainingConfig):
     iterations: int = Field(20, ge=1, description="rounds of rollout and training (source: ours)")
     prompts_per_iteration: int = Field(16, ge=1, description="prompts per round (source: ours)")
     samples_per_prompt: int = Field(8, ge=2, description="K, episodes per prompt (source: ours)")
-    learning_rate: float = Field(2e-4, gt=0, description="constant learning rate (source: ours)")
+    learning_rate: float = Field(2e-4, gt=0, le=HIGHEST_RATE, description="constant learning rate (source: ours)")
     max_new_tokens: int = Field(48, ge=1, description="tokens per completion (source: ours)")
-    modalities: str = Field("text,image", description="of the tasks: text, image, video; by commas (source: ours)")
+    modalities: Annotated[str, AfterValidator(_modalities)] = Field(
+        "text,image", description="of the tasks: text, image, video; by commas (source: ours)"
+    )
     ptx_weight: float = Field(
         0.5, ge=0, description="of the pre-training loss beside the policy's; 0 = none (source: K2; value ours)"
     )

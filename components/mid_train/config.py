@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
-from components.runtime.config import TrainingConfig
+from components.runtime.config import HIGHEST_RATE, TrainingConfig
 
 
 class Config(TrainingConfig):
@@ -22,7 +22,7 @@ class Config(TrainingConfig):
     vision_ratio: float = Field(0.4, ge=0, le=1, description="share of vision tokens (source: ours)")
     learning_rate: float = Field(
         4e-3,
-        gt=0,
+        gt=0, le=HIGHEST_RATE,
         description="peak learning rate of the first context step; a later one's is lower as its context is longer "
         "(source: ours)",
     )

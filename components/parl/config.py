@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from components.runtime.config import TrainingConfig
+from components.runtime.config import HIGHEST_RATE, TrainingConfig
 
 
 class Config(TrainingConfig):
     iterations: int = Field(6, ge=1, description="rounds of rollout and training (source: ours)")
     prompts_per_iteration: int = Field(5, ge=1, description="prompts per round (source: ours)")
     samples_per_prompt: int = Field(6, ge=2, description="K, episodes per prompt (source: ours)")
-    learning_rate: float = Field(2e-4, gt=0, description="constant learning rate (source: ours)")
+    learning_rate: float = Field(2e-4, gt=0, le=HIGHEST_RATE, description="constant learning rate (source: ours)")
     critical_steps: int = Field(5, ge=2, description="budget of an episode in critical steps (source: ours)")
     auxiliary: float = Field(0.3, ge=0, description="lambda1 = lambda2 of the first round (source: ours)")
     ptx_weight: float = Field(

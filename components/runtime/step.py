@@ -50,20 +50,36 @@ class Lineage:
     git_commit: str
 
     def fits(self, earlier: Manifest) -> bool:
-        return earlier.config_sha256 == self.config.sha256 and earlier.parents == self.parents
+        """Whether ``earlier`` is a part of this step's work, to go on from."""
+        return not self._changes(earlier)
+
+    def is_done_by(self, earlier: Manifest) -> bool:
+        """Whether ``earlier`` is what this step would write."""
+        return earlier.complete and self.fits(earlier) and not _differing(self.config.ending, earlier)
 
     def require(self, earlier: Manifest) -> None:
-        """MoonflowError that names what changed since ``earlier`` was written under the same run id."""
-        if self.fits(earlier):
+        """MoonflowError that names what changed since ``earlier`` was written under the same run id.
+
+        A repeatable step does its work again instead.
+        """
+        if self.config.repeatable or not (changes := self._changes(earlier)):
             return
-        old, new = earlier.extra.get("config", {}), self.config.model_dump(mode="json")
-        changed = [f"{key} {old.get(key)!r} -> {value!r}" for key, value in new.items() if old.get(key) != value]
-        if earlier.parents != self.parents:
-            changed.append(f"inputs {earlier.extra.get('inputs')} -> {dict(self.inputs)}")
         raise MoonflowError(
             f"step {earlier.step} of run {earlier.run_id} was started with other parameters "
-            f"({'; '.join(changed) or 'config digest differs'}): restore them or use a new run id"
+            f"({'; '.join(changes)}): restore them or use a new run id"
         )
+
+    def _changes(self, earlier: Manifest) -> list[str]:
+        changes = _differing(self.config.lineage, earlier)
+        if earlier.parents != self.parents:
+            changes.append(f"inputs {earlier.extra.get('inputs')} -> {dict(self.inputs)}")
+        return changes
+
+
+def _differing(values: Mapping[str, Any], earlier: Manifest) -> list[str]:
+    # By values, not by the digest: which fields the digest covers is another matter from one version to the next.
+    old = earlier.extra.get("config", {})
+    return [f"{key} {old.get(key)!r} -> {value!r}" for key, value in values.items() if old.get(key) != value]
 
 
 class StepContext:
@@ -105,7 +121,9 @@ class StepContext:
             shutil.rmtree(self.work, ignore_errors=True)
             self.work.mkdir(parents=True)
             start, damaged = checkpoints.resumable(store, prefix, self._cache)
-            self._before: dict[str, Any] = start.extra if start is not None else {}
+            # What a repeatable step wrote from something else counts for its index only.
+            going_on = start is not None and lineage.fits(start)
+            self._before: dict[str, Any] = start.extra if start is not None and going_on else {}
             self._warnings: list[str] = list(self._before.get("warnings", []))
             for what in damaged.values():
                 self._warnings.append(f"{what}: went on from the checkpoint before it")
@@ -113,7 +131,7 @@ class StepContext:
             history = run_dir / "work" / "metrics" / f"{self.work.name}.jsonl"
             history.parent.mkdir(parents=True, exist_ok=True)
             history.unlink(missing_ok=True)
-            if start is not None and any(file.name == METRICS for file in start.files):
+            if start is not None and going_on and any(file.name == METRICS for file in start.files):
                 # What the dead attempt logged after its last checkpoint will be logged again: go on from there.
                 manifest.fetch(store, start.uri, self.work, [METRICS])
                 shutil.move(self.work / METRICS, history)
@@ -212,7 +230,8 @@ def run_step(
         ranks: of this process, where several run the step together; each of them calls this.
 
     Returns:
-        The step's complete manifest. An unfinished one is resumed from its newest checkpoint.
+        The step's complete manifest. An unfinished one is resumed from its newest checkpoint; so is a finished one
+        whose end other parameters would have made otherwise.
 
     Raises:
         MoonflowError: bad parameters, a missing input, an unreachable store, or other parameters under a used run id.
@@ -221,8 +240,8 @@ def run_step(
     start = _begin(step, config, inputs)
     store, run_id, lineage = start.store, start.run_id, start.lineage
     parsed, given = lineage.config, lineage.inputs
-    if start.earlier is not None and start.earlier.complete:
-        return start.earlier
+    if start.finished is not None:
+        return start.finished
     run_dir = _run_dir(run_id)
     with disk_errors(run_dir):
         tracker = _tracker(run_dir, run_id, start.name) if ranks.first else None
@@ -255,19 +274,18 @@ def finished(step: str, config: Mapping[str, Any], inputs: Mapping[str, str] | N
 
     Takes and raises what ``run_step`` does.
     """
-    earlier = _begin(step, config, inputs).earlier
-    return earlier if earlier is not None and earlier.complete else None
+    return _begin(step, config, inputs).finished
 
 
 @dataclass(frozen=True)
 class _Start:
-    """A step about to run: where it writes, from what, and the newest manifest that it has already written."""
+    """A step about to run: where it writes, from what, and its finished output if there is one already."""
 
     store: ObjectStore
     run_id: str
     name: str
     lineage: Lineage
-    earlier: Manifest | None
+    finished: Manifest | None
 
 
 def _begin(step: str, config: Mapping[str, Any], inputs: Mapping[str, str] | None) -> _Start:
@@ -284,7 +302,8 @@ def _begin(step: str, config: Mapping[str, Any], inputs: Mapping[str, str] | Non
     earlier = checkpoints.newest(store, f"{run_id}/{name}")
     if earlier is not None:
         lineage.require(earlier)
-    return _Start(store, run_id, name, lineage, earlier)
+    done = earlier is not None and lineage.is_done_by(earlier)
+    return _Start(store, run_id, name, lineage, earlier if done else None)
 
 
 def git_commit() -> str:

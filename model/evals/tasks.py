@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from model.data.folder import DataFolder
 from model.data.sample import Sample
 from model.errors import MoonflowError
+
+if TYPE_CHECKING:
+    from model.data.folder import DataFolder  # brings torch, which whoever reads names of suites does not want
 
 
 @dataclass(frozen=True)
