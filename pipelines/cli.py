@@ -78,10 +78,15 @@ def compile_(
     """Compile the pipeline for Kubeflow: IR YAML to upload, or objects for kubectl and Argo CD."""
     from importlib.metadata import version as installed
 
-    from pipelines.compile import compile_ir, compile_kubernetes
+    from pipelines.compile import check_namespace, check_output, compile_ir, compile_kubernetes, version_name
     from pipelines.profile import load_profile
 
+    check_output(output)
     resolved = load_profile(profile, set_ or ())
+    version = version or installed("moonflow")
+    if kubernetes:
+        check_namespace(namespace)
+        version_name(resolved, version)
     try:
         resolved.require_parallel()
     except MoonflowError as error:  # a statement of where steps belong can be written; it cannot be run
@@ -92,7 +97,7 @@ def compile_(
         return
     try:
         if kubernetes:
-            compile_kubernetes(resolved, output, namespace, version or installed("moonflow"))
+            compile_kubernetes(resolved, output, namespace, version)
         else:
             compile_ir(resolved, output)
     except OSError as error:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from components.runtime.config import HIGHEST_RATE, StepConfig
+from components.runtime.config import HIGHEST_RATE, Preset, StepConfig
 
 
 class Config(StepConfig):
@@ -14,7 +14,7 @@ class Config(StepConfig):
 
     arm: str = Field("early", pattern="^(early|mid|late)$", description="when vision begins (source: K2.5 Table 1)")
     seed: int = Field(0, ge=0, description="seed of the initial weights and of the data order (source: ours)")
-    preset: str = Field("tiny", description="the model's shape: a file in model/presets")
+    preset: Preset = Field("tiny", description="the model's shape: a file in model/presets")
     steps: int = Field(900, ge=1, description="optimizer steps, the same for every arm (source: ours)")
     learning_rate: float = Field(6e-3, gt=0, le=HIGHEST_RATE, description="peak learning rate (source: ours)")
     final_ratio: float = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Self
 
@@ -22,7 +23,8 @@ class Config(TrainingConfig):
     vision_ratio: float = Field(0.4, ge=0, le=1, description="share of vision tokens (source: ours)")
     learning_rate: float = Field(
         4e-3,
-        gt=0, le=HIGHEST_RATE,
+        gt=0,
+        le=HIGHEST_RATE,
         description="peak learning rate of the first context step; a later one's is lower as its context is longer "
         "(source: ours)",
     )
@@ -46,7 +48,7 @@ class Config(TrainingConfig):
             factors = [float(part) for part in text.split(",")]
         except ValueError:
             factors = []
-        if not factors or any(later <= earlier for earlier, later in pairwise([1.0, *factors])):
+        if not factors or not all(earlier < later < math.inf for earlier, later in pairwise([1.0, *factors])):
             raise ValueError("growing factors above 1 with commas between them, such as 2,4")
         return text
 

@@ -6,12 +6,13 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from model.errors import MoonflowError
+from model.config import PRESETS
+from model.errors import MoonflowError, did_you_mean
 
 HIGHEST_RATE = 1.0
 """Learning rates above it are taken for a slip of the pen (ours); trainings that explode on purpose use 0.1."""
@@ -101,6 +102,17 @@ class TrainingConfig(StepConfig):
         json_schema_extra=NO_EFFECT,
         description="metric, e.g. loss/total, whose best checkpoint is kept as well; empty = none (source: ours)",
     )
+
+
+def _preset(name: str) -> str:
+    known = sorted(path.stem for path in PRESETS.glob("*.json"))
+    if name not in known:
+        raise ValueError(f"there is no such preset{did_you_mean(name, known)}; choose one of {', '.join(known)}")
+    return name
+
+
+Preset = Annotated[str, AfterValidator(_preset)]
+"""A model's shape: the name of a file in model/presets."""
 
 
 def _effect(field: FieldInfo) -> str:

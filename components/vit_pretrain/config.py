@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from components.runtime.config import HIGHEST_RATE, TrainingConfig
+from components.runtime.config import HIGHEST_RATE, Preset, TrainingConfig
 
 
 class Config(TrainingConfig):
-    preset: str = Field("tiny", description="model shape, one of model/presets (source: ours; k25 is K2 Table 2)")
+    preset: Preset = Field("tiny", description="model shape, one of model/presets (source: ours; k25 is K2 Table 2)")
     steps: int = Field(340, ge=1, description="optimizer steps that train ViT, projector and captioner (source: ours)")
     projector_steps: int = Field(
         15, ge=1, description="optimizer steps that train the projector only (source: K2.5 section 4, 'very short')"
