@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import socket
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def serve_run(run_dir: Path, port: int, *, dry_run: bool) -> None:
 
 def _example(address: str, model: str) -> str:
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 16})
-    return f"  curl -s {address}/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+    return f"  curl -s {address}/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}"
 
 
 def _free_port() -> int:

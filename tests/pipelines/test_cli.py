@@ -97,6 +97,16 @@ def test_a_run_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None
     assert "taken" in result.stderr and "--run-dir" in result.stderr and "Traceback" not in result.stderr
 
 
+def test_a_folder_inside_of_a_run_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for name in ("profile.toml", "arguments.json"):
+        (tmp_path / "run" / name).touch()
+    before = sorted(tmp_path.rglob("*"))
+    result = moonflow("run", "--run-dir", "run/tmp/mine", cwd=tmp_path)
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
+    assert "inside of another run's" in result.stderr and sorted(tmp_path.rglob("*")) == before
+
+
 def test_doctor_passes_or_says_how_to_mend(tmp_path: Path) -> None:
     result = moonflow("doctor", cwd=tmp_path)
     for name in ("python", "memory", "disk", "packages", "weed", "mlflow", "git"):
