@@ -13,7 +13,7 @@ from components.promote.forge import Forge
 from components.promote.gitops import Entry
 from model.errors import MoonflowError
 from pipelines.profile import load_profile
-from pipelines.services import Services
+from pipelines.services import REPOSITORY, Services
 
 SHOWN = 10
 """Commits that the history shows."""
@@ -41,7 +41,7 @@ def where(run_dir: Path | None, repository: str, environment: str, alias: str) -
         raise MoonflowError(f"{run_dir} is not a run's folder: give one that moonflow run made, for example runs/tiny")
     profile = load_profile(str(run_dir / "profile.toml"))
     promoted_to, served = profile.step("promote").model_dump(), profile.step("serve").model_dump()
-    path = str(run_dir.resolve() / "gitops.git")
+    path = str(run_dir.resolve() / REPOSITORY)
     return Where(path, environment or promoted_to["environment"], alias or served["alias"], run_dir)
 
 

@@ -23,11 +23,12 @@ from model.errors import MoonflowError
 from pipelines.compile import compile_ir
 from pipelines.fusion_ablation import AT_ONCE
 from pipelines.memory import PeakMemory
+from pipelines.preflight import preflight
 from pipelines.profile import Profile
 from pipelines.progress import progress_table, task_state
 from pipelines.result import print_result
 from pipelines.run_folder import run_folder, temporary_folder
-from pipelines.services import Services
+from pipelines.services import REPOSITORY, Services
 from pipelines.worker import LOCK
 
 STOP_SECONDS = 5.0
@@ -61,6 +62,7 @@ def run_locally(profile: Profile, run_dir: Path, *, keep: bool, console: Console
         )
     profile.require_parallel()
     run_dir = run_folder(run_dir)
+    preflight(profile, str(run_dir / REPOSITORY))
     started, began = time.time(), time.monotonic()
     try:
         run_dir.mkdir(parents=True, exist_ok=True)

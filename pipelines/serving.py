@@ -13,7 +13,7 @@ from components.runtime.store import ObjectStore
 from components.serve.checkpoint import bring
 from model.errors import MoonflowError
 from pipelines.profile import load_profile
-from pipelines.services import Services
+from pipelines.services import REPOSITORY, Services
 
 
 def serve_run(run_dir: Path, port: int, *, dry_run: bool) -> None:
@@ -25,7 +25,7 @@ def serve_run(run_dir: Path, port: int, *, dry_run: bool) -> None:
     if not (run_dir / "profile.toml").is_file():
         raise MoonflowError(f"{run_dir} is not a run's folder: give one that moonflow run made, for example runs/tiny")
     config = load_profile(str(run_dir / "profile.toml")).step("serve").model_dump()
-    promoted = read_promoted(str(run_dir.resolve() / "gitops.git"), config["environment"])
+    promoted = read_promoted(str(run_dir.resolve() / REPOSITORY), config["environment"])
     port = port or _free_port()
     address = f"http://127.0.0.1:{port}/v1"
     if dry_run:

@@ -43,6 +43,15 @@ class Submission:
     def pipeline(self) -> str:
         return pipeline_name(self.profile)
 
+    @property
+    def unseen(self) -> str:
+        """What the run needs and only the cluster's network and Secrets lead to."""
+        unseen = ["prepare_data's sources"]
+        if "promote" in self.profile.steps:
+            overlay = self.profile.step("promote").model_dump()["environment"]
+            unseen += [f"the GitOps repository with its overlay {overlay}", "the registry's champion"]
+        return ", ".join(unseen)
+
     @classmethod
     def resolve(
         cls, profile: str, overrides: Sequence[str], version: str, run_id: str = "", **options: Any
@@ -100,6 +109,7 @@ def submit(submission: Submission, server: Server) -> None:
     print(f"pipeline   {submission.pipeline} {submission.version}, {state}: {page}")
     if submission.upload_only:
         return
+    print(f"not seen   from here: {submission.unseen}; the steps that use them check them")
     experiment = server.experiment(submission.experiment, submission.namespace)
     what = (experiment, version, submission.arguments, submission.account)
     if submission.cron:

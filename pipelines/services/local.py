@@ -32,6 +32,7 @@ from model.errors import MoonflowError
 from pipelines.services.ports import ADMIN_GRPC, PORTS, choose, free, remove_sockets, unix_sockets
 
 BUCKET = "moonflow"
+REPOSITORY = "gitops.git"  # in the run folder
 _STARTS = 5
 _STORE_S = 30.0
 _MLFLOW_S = 90.0
@@ -96,7 +97,7 @@ class Services:
             "AWS_REGION": "us-east-1",
             "MOONFLOW_STORE": f"s3://{BUCKET}/runs",
             "MOONFLOW_RUN_DIR": str(self.run_dir),
-            "MOONFLOW_GITOPS_REPO": str(self.run_dir / "gitops.git"),
+            "MOONFLOW_GITOPS_REPO": str(self.run_dir / REPOSITORY),
             signing.KEY: str(self._signing[0]),
             signing.PUBLIC_KEY: str(self._signing[1]),
             "MLFLOW_TRACKING_URI": self._url("mlflow"),
