@@ -22,14 +22,12 @@ from components.runtime.config import Preset, StepConfig
 from components.runtime.image import PIPELINE, TRAIN
 from components.runtime.launcher.placement import Placement
 from components.runtime.launcher.work import require_parallel
-from components.steps import ALL_STEPS, PIPELINES, config_class
+from components.steps import ALL_STEPS, PIPELINES, config_class, disagreement
 from model.errors import MoonflowError
 
 PROFILES = Path(__file__).parent / "profiles"
 LONGEST_NAME = 48
 """Kubeflow calls a run's workflow ``moonflow-<name>-<five characters>`` and labels pods with that: 63 characters."""
-SAME = (("promote", "serve", "environment"), ("evaluate", "promote", "expert_precision"))
-"""(step, later step, parameter): where the two differ, the later one could only refuse what the earlier one made."""
 
 
 class RunSettings(StepConfig):
@@ -166,13 +164,8 @@ def _resolve(tables: dict[str, Any], source: str) -> Profile:
         if given := [name for name in schema.looped if name in values]:
             raise MoonflowError(f"{source}: {step}.{given[0]}: the pipeline runs all of them; leave it out")
         steps[step] = schema.parse(values, f"{source}: [{step}]")
-    for step, later, name in SAME:
-        if step in steps and later in steps:
-            first, second = getattr(steps[step], name), getattr(steps[later], name)
-            if first != second:
-                raise MoonflowError(
-                    f"{source}: {step}.{name} is {first!r} and {later}.{name} is {second!r}: give both the same value"
-                )
+    if told := disagreement(steps):
+        raise MoonflowError(f"{source}: {told}")
     return Profile(source, run, tasks, steps)
 
 
