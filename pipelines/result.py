@@ -16,7 +16,7 @@ from components.finish import ablation
 from components.finish.report import render
 from model.errors import MoonflowError
 from pipelines.progress import busy_seconds, task_state
-from pipelines.run_folder import resume_command
+from pipelines.run_folder import resume_command, run_folder
 
 LABELS = {
     "init": "init",
@@ -32,6 +32,7 @@ LABELS = {
 
 def render_report(run_dir: Path, output: Path) -> None:
     """Render the report again from ``summary.json`` and ``events.json`` of ``run_dir``."""
+    run_dir = run_folder(run_dir)
     summary, record = _load(run_dir, "summary.json"), _load(run_dir, "events.json")
     page = ablation.render if "ablation" in summary else render
     try:
@@ -182,5 +183,7 @@ def _load(run_dir: Path, name: str) -> dict[str, Any]:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise MoonflowError(f"{path} is not there: finish the run with {resume_command(run_dir)}") from None
+    except OSError as error:
+        raise MoonflowError(f"{path} cannot be read: {error.strerror}; make it readable") from None
     except ValueError as error:
         raise MoonflowError(f"{path} is damaged ({error}): write it again with {resume_command(run_dir)}") from None

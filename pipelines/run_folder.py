@@ -30,14 +30,22 @@ def run_folder(path: Path) -> Path:
         taken = [place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()]
     except (OSError, RuntimeError) as error:  # too long, not to be looked into, a circle of links
         reason = error.strerror if isinstance(error, OSError) else "it is a circle of links"
-        raise MoonflowError(f"run folder {str(path)[:200]!r}: {reason}; give another --run-dir") from None
+        raise MoonflowError(f"run folder {str(path)[:200]!r}: {reason}; give another one") from None
     if not str(folder).isprintable():  # line breaks, control characters, bytes that are no UTF-8
-        raise MoonflowError(f"run folder {str(folder)!r} has characters that cannot be printed: give another --run-dir")
+        raise MoonflowError(f"run folder {str(folder)!r} has characters that cannot be printed: give another one")
     if taken:
-        raise MoonflowError(f"run folder {folder}: {taken[0]} is a file; give another --run-dir")
+        raise MoonflowError(f"run folder {folder}: {taken[0]} is a file; give another one")
     for parent in folder.parents:
         if is_run_folder(parent):
-            raise MoonflowError(f"run folder {folder} lies inside of another run's, {parent}: give another --run-dir")
+            raise MoonflowError(f"run folder {folder} lies inside of another run's, {parent}: give another one")
+    return folder
+
+
+def made_by_a_run(path: Path) -> Path:
+    """The absolute path of a folder that ``moonflow run`` made; MoonflowError for any other."""
+    folder = run_folder(path)
+    if not (folder / "profile.toml").is_file():
+        raise MoonflowError(f"{path} is not a run's folder: give one that moonflow run made, for example runs/tiny")
     return folder
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from components.runtime.step import git_commit
+from components.runtime.step import check_run_id, git_commit
 from model.errors import MoonflowError
 from pipelines.compile import compile_ir, pipeline_name, version_name
 from pipelines.dag import pipeline_parameters
@@ -67,8 +67,7 @@ class Submission:
         given = {parameter.name: parameter.default for parameter in pipeline_parameters(wanted)}
         arguments = {name: value for name, value in given.items() if value != defaults[name]}
         if run_id:
-            if "/" in run_id:
-                raise MoonflowError(f"--run-id {run_id}: a run's id has no slash; name the run's folder in the store")
+            check_run_id(run_id, "--run-id")
             arguments[RUN_ID] = run_id
         made = cls(base, arguments, version, **options)
         made._check()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,8 @@ from model.train.ranks import Ranks
 if TYPE_CHECKING:
     from model.data.folder import DataFolder
 
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+"""A folder in the store and on disk, and a word in MLflow's queries (source: ours; Kubeflow's ids are UUIDs)."""
 METRICS = "metrics.jsonl"  # the step's metric history, a file of every manifest it publishes
 
 
@@ -291,8 +294,7 @@ class _Start:
 def _begin(step: str, config: Mapping[str, Any], inputs: Mapping[str, str] | None) -> _Start:
     store = ObjectStore.from_env()
     run_id = os.environ.get("MOONFLOW_RUN_ID", "")
-    if not run_id or "/" in run_id:
-        raise MoonflowError(f"MOONFLOW_RUN_ID is {run_id!r}: set it to a name without slashes, the same for all steps")
+    check_run_id(run_id, "MOONFLOW_RUN_ID")
     parsed = _config_class(step).parse(config, f"step {step}")
     store.check()
     given = {name: uri for name, uri in sorted((inputs or {}).items()) if uri}
@@ -304,6 +306,15 @@ def _begin(step: str, config: Mapping[str, Any], inputs: Mapping[str, str] | Non
         lineage.require(earlier)
     done = earlier is not None and lineage.is_done_by(earlier)
     return _Start(store, run_id, name, lineage, earlier if done else None)
+
+
+def check_run_id(run_id: str, where: str) -> None:
+    """MoonflowError that begins with ``where`` unless ``run_id`` can name a run."""
+    if not RUN_ID.fullmatch(run_id):
+        raise MoonflowError(
+            f"{where} is {run_id[:200]!r}: a run's id has letters, digits, '.', '_' and '-', no slashes, at most 128 "
+            "characters, and is the same for all steps"
+        )
 
 
 def git_commit() -> str:

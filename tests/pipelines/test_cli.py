@@ -36,6 +36,11 @@ def moonflow(*arguments: str, cwd: Path, **environment: str) -> subprocess.Compl
         ("run", "--set", "vit_pretrain.learning_rate=inf"),
         ("report", "nowhere"),
         ("serve", "nowhere"),
+        ("serve", "x" * 300),
+        ("promote", "x" * 300),
+        ("report", "x" * 300),
+        ("run", "--run-dir", "x" * 300),
+        ("submit", "--profile", "tiny", "--run-id", "a'b", "--host", "http://127.0.0.1:9"),
     ],
 )
 def test_bad_input_is_one_line_on_stderr_and_status_2(arguments: tuple[str, ...], tmp_path: Path) -> None:
@@ -94,7 +99,7 @@ def test_a_run_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None
     (tmp_path / "taken").write_text("a file, not a folder")
     result = moonflow("run", "--run-dir", "taken", cwd=tmp_path)
     assert result.returncode == 2
-    assert "taken" in result.stderr and "--run-dir" in result.stderr and "Traceback" not in result.stderr
+    assert "taken is a file; give another one" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_a_folder_inside_of_a_run_is_refused_and_nothing_is_written(tmp_path: Path) -> None:

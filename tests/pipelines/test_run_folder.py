@@ -62,7 +62,7 @@ def test_a_place_that_cannot_hold_a_run_is_refused_in_one_line(tmp_path: Path) -
     ]:
         with pytest.raises(MoonflowError, match=told) as caught:
             run_folder(tmp_path / place)
-        assert "--run-dir" in str(caught.value) and len(str(caught.value)) < 600
+        assert "give another one" in str(caught.value) and len(str(caught.value)) < 600
 
 
 def test_sockets_find_room_below_the_temporary_folder_of_a_deep_run(tmp_path: Path) -> None:
