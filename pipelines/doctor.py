@@ -20,6 +20,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.run_folder import run_folder
 from pipelines.services.ports import PORT_RANGE
 
 GIB = 1024**3
@@ -87,7 +88,7 @@ def _machine(_: Path) -> Iterator[Check]:
 
 
 def _disk(run_dir: Path) -> Iterator[Check]:
-    folder = run_dir.resolve()
+    folder = run_folder(run_dir)
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free / GIB

@@ -149,7 +149,11 @@ def _services(run_dir: Path, console: Console, *, keep: bool) -> Services:
 @contextmanager
 def run_lock(run_dir: Path) -> Iterator[None]:
     """Own the run folder. The worker ends when this lock is released, so it is also the steps' lifeline."""
-    with (run_dir / LOCK).open("ab") as lock:
+    try:
+        opened = (run_dir / LOCK).open("ab")
+    except OSError as error:
+        raise _no_room(run_dir, error) from error
+    with opened as lock:
         try:
             _lock(lock, LOCK_SECONDS)
         except BlockingIOError:

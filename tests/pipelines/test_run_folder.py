@@ -65,6 +65,12 @@ def test_a_place_that_cannot_hold_a_run_is_refused_in_one_line(tmp_path: Path) -
         assert "give another one" in str(caught.value) and len(str(caught.value)) < 600
 
 
+def test_a_lock_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(MoonflowError, match="cannot write to .*: Is a directory; make room"), run_lock(tmp_path):
+        pass
+
+
 def test_sockets_find_room_below_the_temporary_folder_of_a_deep_run(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 100) / ("e" * 100)
     with temporary_folder(deep) as temporary:
