@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import secrets
 import shutil
 import signal
 import subprocess
@@ -20,7 +19,7 @@ import sysconfig
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +28,7 @@ from typing import IO, Any
 from components.promote import signing
 from components.runtime.store import ObjectStore, disk_errors
 from model.errors import MoonflowError
+from pipelines.services.credentials import credentials, s3_config
 from pipelines.services.ports import ADMIN_GRPC, PORTS, choose, free, remove_sockets, unix_sockets
 
 BUCKET = "moonflow"
@@ -52,7 +52,7 @@ class Services:
         self.keep = keep
         self.seconds: dict[str, float] = {}
         self._lock = lock
-        self._credentials = _credentials(run_dir)
+        self._credentials = credentials(run_dir)
         self._signing = signing.key_pair(run_dir / "signing")
         self._ports: dict[str, int] = {}
         self._supervisor: subprocess.Popen[str] | None = None
@@ -181,7 +181,7 @@ class Services:
         options: dict[str, object] = {
             "dir": "store",
             # By a file: a key from the environment would be written to the log.
-            "s3.config": _s3_config(self.run_dir, *self._credentials).name,
+            "s3.config": s3_config(self.run_dir, *self._credentials).name,
             "ip": "127.0.0.1",
             "ip.bind": "127.0.0.1",
             "admin.port": ports["admin"],
@@ -353,41 +353,6 @@ def service_processes(run_dir: Path) -> list[int]:
         except OSError:  # ended meanwhile, or another user's
             continue
     return found
-
-
-def _credentials(run_dir: Path) -> tuple[str, str]:
-    """The folder's own S3 key and secret: made once, readable by its owner only."""
-    path = run_dir / "credentials.json"
-    if not path.exists():
-        _write_secret(
-            path, {"access_key": secrets.token_hex(10).upper(), "secret_key": secrets.token_urlsafe(30)}
-        )
-    try:
-        saved = json.loads(path.read_text())
-        return saved["access_key"], saved["secret_key"]
-    except (ValueError, KeyError):
-        raise MoonflowError(f"{path} is damaged: delete it and run again") from None
-
-
-def _s3_config(run_dir: Path, key: str, secret: str) -> Path:
-    """What SeaweedFS reads of who may do what: our key, everything."""
-    path = run_dir / "s3.json"
-    identity = {
-        "name": "moonflow",
-        "credentials": [{"accessKey": key, "secretKey": secret}],
-        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-    }
-    _write_secret(path, {"identities": [identity]})
-    return path
-
-
-def _write_secret(path: Path, values: Mapping[str, Any]) -> None:
-    """Write JSON that its owner alone may read, whole or not at all."""
-    part = path.with_suffix(".part")
-    part.unlink(missing_ok=True)
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-        json.dump(values, stream)
-    part.replace(path)
 
 
 def _answers(url: str) -> bool:
