@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,6 +30,20 @@ PIPELINES = {"k25": STEPS, "fusion_ablation": ("prepare_data", "fusion_arm", "fi
 """The steps of each pipeline. A module of ``pipelines`` with that name has its DAG."""
 
 ALL_STEPS = tuple(dict.fromkeys(step for steps in PIPELINES.values() for step in steps))
+
+
+AGREE = (("promote", "serve", "environment"), ("evaluate", "promote", "expert_precision"))
+"""(step, later step, parameter): where the two differ, the later one could only refuse what the earlier one made."""
+
+
+def disagreement(configs: Mapping[str, StepConfig]) -> str:
+    """What is wrong between the parameters of two steps, "" if nothing is."""
+    for step, later, name in AGREE:
+        if step in configs and later in configs:
+            first, second = getattr(configs[step], name), getattr(configs[later], name)
+            if first != second:
+                return f"{step}.{name} is {first!r} and {later}.{name} is {second!r}: give both the same value"
+    return ""
 
 
 def config_class(step: str) -> type[StepConfig]:

@@ -1,4 +1,9 @@
-"""The one exception a user is meant to read."""
+"""The one exception a user is meant to read, and the hint that a misspelt name deserves."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class MoonflowError(Exception):
@@ -11,3 +16,9 @@ class MoonflowError(Exception):
 
 class Unavailable(MoonflowError):
     """A service that all of a step's work needs is not there: to pass over one sample or episode would not help."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``"; did you mean X?"`` with the known word nearest to ``word``, "" if none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.4)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,12 @@ import typer
 from rich.console import Console
 
 from model.errors import MoonflowError
+
+# What makes a path unusable that was given to us; any other OSError is a bug and keeps its traceback.
+_UNUSABLE = frozenset((
+    errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENOSPC,
+    errno.EDQUOT,
+))  # fmt: skip
 
 app = typer.Typer(
     name="moonflow",
@@ -78,10 +85,15 @@ def compile_(
     """Compile the pipeline for Kubeflow: IR YAML to upload, or objects for kubectl and Argo CD."""
     from importlib.metadata import version as installed
 
-    from pipelines.compile import compile_ir, compile_kubernetes
+    from pipelines.compile import check_namespace, check_output, compile_ir, compile_kubernetes, version_name
     from pipelines.profile import load_profile
 
+    check_output(output)
     resolved = load_profile(profile, set_ or ())
+    version = version or installed("moonflow")
+    if kubernetes:
+        check_namespace(namespace)
+        version_name(resolved, version)
     try:
         resolved.require_parallel()
     except MoonflowError as error:  # a statement of where steps belong can be written; it cannot be run
@@ -92,7 +104,7 @@ def compile_(
         return
     try:
         if kubernetes:
-            compile_kubernetes(resolved, output, namespace, version or installed("moonflow"))
+            compile_kubernetes(resolved, output, namespace, version)
         else:
             compile_ir(resolved, output)
     except OSError as error:
@@ -300,11 +312,19 @@ def clean(
 
 
 def main() -> None:
-    """Entry point: a MoonflowError is one line on stderr and status 2; a signal's end is status 128 + its number."""
+    """Entry point: a MoonflowError is one line on stderr and status 2; a signal's end is status 128 + its number.
+
+    So is a path that the machine does not let us use.
+    """
     try:
         app()
     except MoonflowError as error:
         print(f"moonflow: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _UNUSABLE or error.filename is None:
+            raise
+        print(f"moonflow: {str(error.filename)!r}: {error.strerror}: give another path, or mend it", file=sys.stderr)
         sys.exit(2)
     except SystemExit as ended:
         if isinstance(ended.code, int) and ended.code > 128:  # typer makes 130 of a KeyboardInterrupt

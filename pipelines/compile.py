@@ -16,6 +16,8 @@ from pipelines.profile import Profile
 
 BUILDERS = {"k25": k25, "fusion_ablation": fusion_ablation}
 VERSION = re.compile(r"[a-z0-9]([-.a-z0-9]{0,61}[a-z0-9])?")
+NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+SUFFIXES = (".yaml", ".yml")
 LABELS = {"app.kubernetes.io/name": "moonflow", "app.kubernetes.io/component": "pipeline"}
 ARGO_CD = {
     # The API server refuses a version whose pipeline it does not know.
@@ -40,6 +42,20 @@ def version_name(profile: Profile, version: str) -> str:
             f"--version {version!r}: use small letters, digits, '.' and '-', for example 0.1.0 or 0.1.0-3"
         )
     return f"{pipeline_name(profile)}-{version.replace('.', '-')}"
+
+
+def check_output(path: Path) -> None:
+    """MoonflowError for a file that the compiler would not write, or not as what its name says."""
+    if path.suffix not in SUFFIXES:
+        raise MoonflowError(f"--output {path}: what is written is YAML; end the name in {' or '.join(SUFFIXES)}")
+    if not path.parent.is_dir():
+        raise MoonflowError(f"--output {path}: there is no folder {path.parent}; make it, or give another --output")
+
+
+def check_namespace(namespace: str) -> None:
+    """MoonflowError for a namespace that Kubernetes would refuse."""
+    if not NAMESPACE.fullmatch(namespace):
+        raise MoonflowError(f"--namespace {namespace!r}: use small letters, digits and '-', for example moonflow")
 
 
 def compile_ir(profile: Profile, path: Path) -> None:

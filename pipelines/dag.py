@@ -14,9 +14,12 @@ from typing import Any
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
+from components.runtime import later
+from components.steps import STEPS
 from pipelines.placement import place
 from pipelines.profile import Profile
 
+FIRST = STEPS[0]
 MakeTask = Callable[..., dsl.PipelineTask]
 """(component, **what is not a parameter of the pipeline: artifacts, a loop's item) -> a task of the DAG."""
 
@@ -61,6 +64,12 @@ def pipeline(profile: Profile, title: str, recipe: Callable[[MakeTask], None]) -
             arguments = {p.field: given[p.name] for p in parameters if p.step == step}
             if "preset" in type(profile.steps[step]).model_fields:
                 arguments["preset"] = given["p00_preset"]
+            if step == FIRST:
+                # A constant with parameters in it: KFP puts their values there, a server or kfp.local alike.
+                texts = [(p.step, p.field, given[p.name]) for p in parameters if p.step and p.type is str]
+                shaped = [name for name, config in profile.steps.items() if "preset" in type(config).model_fields]
+                texts += [(name, "preset", given["p00_preset"]) for name in shaped]
+                arguments["later"] = later.as_text(texts)
             made = component(run_id=given["p00_run_id"], **arguments, **others)
             return place(made, step, profile.placement(step), profile.run.image, profile.run.retries)
 

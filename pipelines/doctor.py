@@ -23,6 +23,7 @@ from rich.table import Table
 from components.runtime.store import ObjectStore
 from model.errors import MoonflowError
 from model.rl.tools.sandbox import Sandbox
+from pipelines.run_folder import run_folder
 from pipelines.services.ports import PORT_RANGE
 
 GIB = 1024**3
@@ -91,7 +92,7 @@ def _machine(_: Path) -> Iterator[Check]:
 
 
 def _disk(run_dir: Path) -> Iterator[Check]:
-    folder = run_dir.resolve()
+    folder = run_folder(run_dir)
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free / GIB

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,24 +18,30 @@ from typing import Any
 from pydantic import Field
 
 from components.fusion_arm.arms import cells
-from components.runtime.config import StepConfig
+from components.runtime.config import Preset, StepConfig
 from components.runtime.image import PIPELINE, TRAIN
 from components.runtime.launcher.placement import Placement
 from components.runtime.launcher.work import require_parallel
-from components.steps import ALL_STEPS, PIPELINES, config_class
+from components.steps import ALL_STEPS, PIPELINES, config_class, disagreement
 from model.errors import MoonflowError
 
 PROFILES = Path(__file__).parent / "profiles"
+LONGEST_NAME = 48
+"""Kubeflow calls a run's workflow ``moonflow-<name>-<five characters>`` and labels pods with that: 63 characters."""
 
 
 class RunSettings(StepConfig):
     """What concerns the whole run."""
 
-    name: str = Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", description="names the pipeline and a local run")
+    name: str = Field(
+        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+        max_length=LONGEST_NAME,
+        description="names the pipeline and a local run",
+    )
     pipeline: str = Field(
         "k25", pattern=f"^({'|'.join(PIPELINES)})$", description=f"which pipeline: {' or '.join(PIPELINES)}"
     )
-    preset: str = Field(description="the model's shape: a file in model/presets")
+    preset: Preset = Field(description="the model's shape: a file in model/presets")
     seeds: int = Field(3, ge=1, description="runs of each arm of fusion_ablation, seeded 0, 1, ...; k25 has one run")
     image: str = Field(PIPELINE, min_length=1, description="container image of the tasks; ignored in a local run")
     train_image: str = Field(
@@ -99,19 +106,37 @@ def load_profile(name: str, overrides: Sequence[str] = ()) -> Profile:
     Raises MoonflowError naming the file, the key and the nearest valid key.
     """
     path = Path(name) if name.endswith(".toml") else PROFILES / f"{name}.toml"
-    if not path.is_file():
+    if not _exists(path):
         known = sorted(p.stem for p in PROFILES.glob("*.toml"))
         there = ", ".join(known)
         raise MoonflowError(
             f"profile {name!r} not found{_nearest(name, known)}; there are {there}; or give a .toml file"
         )
-    try:
-        tables: dict[str, Any] = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise MoonflowError(f"{path}: not valid TOML: {error}") from error
+    tables = _read(path)
     for override in overrides:
         _apply_override(tables, override)
     return _resolve(tables, str(path))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise MoonflowError(f"profile {path}: {error.strerror}: give another .toml file") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file; MoonflowError for what is no such file."""
+    try:
+        # As editors on Windows save it too: with a mark of the byte order, with CRLF.
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise MoonflowError(f"profile {path} cannot be read: {error.strerror}; give a .toml file") from None
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise MoonflowError(f"{path}: line {line} is not UTF-8: save the file as UTF-8") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise MoonflowError(f"{path}: not valid TOML: {error}") from None
 
 
 def _resolve(tables: dict[str, Any], source: str) -> Profile:
@@ -124,6 +149,9 @@ def _resolve(tables: dict[str, Any], source: str) -> Profile:
 
     tasks_table = tables.get("task", {})
     _check_keys(source, "task.", tasks_table, [*Placement.model_fields, *names])
+    for step in names:
+        if not isinstance(tasks_table.get(step, {}), dict):
+            raise MoonflowError(f"{source}: task.{step} is a table: write [task.{step}]")
     shared = {key: value for key, value in tasks_table.items() if key not in names}
     tasks = {step: _placement(shared | tasks_table.get(step, {}), step, f"{source}: [task.{step}]") for step in names}
 
@@ -136,6 +164,8 @@ def _resolve(tables: dict[str, Any], source: str) -> Profile:
         if given := [name for name in schema.looped if name in values]:
             raise MoonflowError(f"{source}: {step}.{given[0]}: the pipeline runs all of them; leave it out")
         steps[step] = schema.parse(values, f"{source}: [{step}]")
+    if told := disagreement(steps):
+        raise MoonflowError(f"{source}: {told}")
     return Profile(source, run, tasks, steps)
 
 
@@ -167,7 +197,7 @@ def _apply_override(tables: dict[str, Any], override: str) -> None:
         raise MoonflowError(f"--set {override}: write STEP.KEY=VALUE, for example joint_pretrain.steps=10")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         value = text  # a bare word is a string
     table = tables
     for part in parts[:-1]:
@@ -181,5 +211,6 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        # JSON's escapes are TOML's, but for the one character that JSON leaves as it is.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)

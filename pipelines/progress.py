@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 STYLES = {
@@ -43,7 +44,7 @@ def task_state(run_dir: Path, step: str) -> TaskState:
         over = step != "finish" and (run_dir / "tasks" / "finish.json").exists()
         return TaskState("skipped" if over else "waiting")
     state = "kept" if task["state"] == "done" and task.get("kept") else task["state"]
-    seconds = task.get("ended", time.time()) - task["started"]
+    seconds = max(0.0, task.get("ended", time.time()) - task["started"])  # the clock may have been set back
     progress = _read(run_dir / "progress" / f"{step}.json")
     if not progress or progress["updated"] < task["started"]:
         return TaskState(state, seconds, task.get("error", ""))
@@ -72,9 +73,9 @@ def busy_seconds(run_dir: Path, steps: Iterable[str]) -> float:
 COLUMNS = {"step": 15, "state": 7, "progress": 9, "tokens/s": 8, "loss": 6, "reward": 6, "time": 7, "ETA": 6}
 
 
-def progress_table(run_dir: Path, started: float, names: Sequence[str]) -> Table:
-    """The live table: a row for each task of ``names``."""
-    title = f"moonflow run {run_dir.name}, {duration(time.time() - started)}"
+def progress_table(run_dir: Path, began: float, names: Sequence[str]) -> Table:
+    """The live table: a row for each task of ``names``. ``began`` is of the monotonic clock."""
+    title = escape(f"moonflow run {run_dir.name}, {duration(time.monotonic() - began)}")
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     for name, width in COLUMNS.items():
         table.add_column(name, justify="left" if name in ("step", "state") else "right", min_width=width, no_wrap=True)

@@ -15,7 +15,8 @@ from components.promote.overlay import NOTHING, Served
 from components.runtime.store import ObjectStore
 from model.errors import MoonflowError
 from pipelines.profile import load_profile
-from pipelines.services import Services
+from pipelines.run_folder import made_by_a_run
+from pipelines.services import REPOSITORY, Services
 
 SHOWN = 10
 """Commits that the history shows."""
@@ -39,11 +40,10 @@ def where(run_dir: Path | None, repository: str, environment: str, alias: str) -
         if not environment:
             raise MoonflowError("--repository needs --environment: the overlay to look at, for example prod")
         return Where(repository, environment, alias or "champion", None)
-    if not (run_dir / "profile.toml").is_file():
-        raise MoonflowError(f"{run_dir} is not a run's folder: give one that moonflow run made, for example runs/tiny")
+    run_dir = made_by_a_run(run_dir)
     profile = load_profile(str(run_dir / "profile.toml"))
     promoted_to, served = profile.step("promote").model_dump(), profile.step("serve").model_dump()
-    path = str(run_dir.resolve() / "gitops.git")
+    path = str(run_dir / REPOSITORY)
     return Where(path, environment or promoted_to["environment"], alias or served["alias"], run_dir)
 
 

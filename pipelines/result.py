@@ -16,6 +16,7 @@ from components.finish import ablation
 from components.finish.report import render
 from model.errors import MoonflowError
 from pipelines.progress import busy_seconds, task_state
+from pipelines.run_folder import resume_command, run_folder
 
 LABELS = {
     "init": "init",
@@ -31,6 +32,7 @@ LABELS = {
 
 def render_report(run_dir: Path, output: Path) -> None:
     """Render the report again from ``summary.json`` and ``events.json`` of ``run_dir``."""
+    run_dir = run_folder(run_dir)
     summary, record = _load(run_dir, "summary.json"), _load(run_dir, "events.json")
     page = ablation.render if "ablation" in summary else render
     try:
@@ -63,16 +65,16 @@ def print_result(
     console.print(_times(summary["steps"], run_dir, names, seconds, services_s))
     if "ablation" in summary:
         for line in ablation.sentences(summary["ablation"]):
-            console.print(f"- {line}", highlight=False, soft_wrap=True)
-        console.print(f"table      {run_dir / 'table.md'}", highlight=False, soft_wrap=True)
+            _say(console, f"- {line}")
+        _say(console, f"table      {run_dir / 'table.md'}")
     else:
         _print_promotion(summary, extra, environment, console)
     for warning in extra.get("warnings", []):
-        console.print(f"warning    {warning}", style="yellow", highlight=False, soft_wrap=True)
-    console.print(f"MLflow     {mlflow_page(environment)}", highlight=False, soft_wrap=True)
+        _say(console, f"warning    {warning}", style="yellow")
+    _say(console, f"MLflow     {mlflow_page(environment)}")
     if not keep:
-        console.print(f"           stopped; up again with {_again(run_dir)} --keep", highlight=False, soft_wrap=True)
-    console.print(f"report     {run_dir / 'report.html'}", highlight=False, soft_wrap=True)
+        _say(console, f"           stopped; up again with {resume_command(run_dir, '--keep')}")
+    _say(console, f"report     {run_dir / 'report.html'}")
     memory = f"{peak_bytes / 2**30:.1f} GiB (all processes, services included)"
     console.print(f"this call  {seconds:.1f} s, peak memory {memory}", highlight=False)
 
@@ -84,13 +86,18 @@ def _print_promotion(
     if promoted := summary["promoted"]:
         console.print(f"promoted   version {promoted['version']}, manifest sha256 {promoted['manifest_sha256'][:16]}")
         repository = environment.get("MOONFLOW_GITOPS_REPO", "")
-        console.print(f"GitOps     commit {promoted['commit'][:12]} in {repository}", soft_wrap=True)
+        _say(console, f"GitOps     commit {promoted['commit'][:12]} in {repository}")
     else:
         reasons = "; ".join(map(str, extra.get("evaluate", {}).get("reasons", []))) or "see the report"
-        console.print(f"promoted   nothing: {reasons}")
+        _say(console, f"promoted   nothing: {reasons}")
     if answer := extra.get("serve", {}):
         question, said, right = (answer[key] for key in ("question", "answer", "expected"))
-        console.print(f"served     {question!r} about a picture -> {said!r} (right: {right!r})", soft_wrap=True)
+        _say(console, f"served     {question!r} about a picture -> {said!r} (right: {right!r})")
+
+
+def _say(console: Console, line: str, style: str | None = None) -> None:
+    """Print a line as it is: a path or an answer may hold what rich would take for markup."""
+    console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def mlflow_page(environment: Mapping[str, str]) -> str:
@@ -170,16 +177,13 @@ def _times(
     return table
 
 
-def _again(run_dir: Path) -> str:
-    """The command that goes on with this run: its own resolved profile, or another one would start in its folder."""
-    return f"moonflow run --profile {run_dir / 'profile.toml'} --run-dir {run_dir}"
-
-
 def _load(run_dir: Path, name: str) -> dict[str, Any]:
     path = run_dir / name
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise MoonflowError(f"{path} is not there: finish the run with {_again(run_dir)}") from None
+        raise MoonflowError(f"{path} is not there: finish the run with {resume_command(run_dir)}") from None
+    except OSError as error:
+        raise MoonflowError(f"{path} cannot be read: {error.strerror}; make it readable") from None
     except ValueError as error:
-        raise MoonflowError(f"{path} is damaged ({error}): write it again with {_again(run_dir)}") from None
+        raise MoonflowError(f"{path} is damaged ({error}): write it again with {resume_command(run_dir)}") from None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,10 +23,12 @@ from model.errors import MoonflowError
 from pipelines.compile import compile_ir
 from pipelines.fusion_ablation import AT_ONCE
 from pipelines.memory import PeakMemory
+from pipelines.preflight import preflight
 from pipelines.profile import Profile
 from pipelines.progress import progress_table, task_state
 from pipelines.result import print_result
-from pipelines.services import Services
+from pipelines.run_folder import run_folder, temporary_folder
+from pipelines.services import REPOSITORY, Services
 from pipelines.worker import LOCK
 
 STOP_SECONDS = 5.0
@@ -60,8 +61,9 @@ def run_locally(profile: Profile, run_dir: Path, *, keep: bool, console: Console
             "use moonflow submit, or another profile"
         )
     profile.require_parallel()
-    run_dir = run_dir.resolve()
-    started = time.time()
+    run_dir = run_folder(run_dir)
+    preflight(profile, str(run_dir / REPOSITORY))
+    started, began = time.time(), time.monotonic()
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -70,15 +72,15 @@ def run_locally(profile: Profile, run_dir: Path, *, keep: bool, console: Console
     # Nothing is written before the lock is held: a refused second run must not touch the first one's files.
     with run_lock(run_dir), stop_on_signal():
         _lay_out(profile, run_dir)
-        _run(profile, run_dir, keep=keep, console=console, started=started)
+        _run(profile, run_dir, keep=keep, console=console, started=started, began=began)
 
 
 def _lay_out(profile: Profile, run_dir: Path) -> None:
     """Folders, the resolved profile and the compiled pipeline."""
     try:
-        for folder in ("logs", "progress", "tasks", "work", "tmp"):
+        for folder in ("logs", "progress", "tasks", "work"):
             (run_dir / folder).mkdir(parents=True, exist_ok=True)
-        (run_dir / "profile.toml").write_text(profile.as_toml())
+        (run_dir / "profile.toml").write_text(profile.as_toml(), encoding="utf-8")
         compile_ir(profile, run_dir / "pipeline.yaml")
         (run_dir / "arguments.json").write_text(json.dumps({"p00_run_id": profile.run.name}))
     except OSError as error:
@@ -89,8 +91,12 @@ def _no_room(run_dir: Path, error: OSError) -> MoonflowError:
     return MoonflowError(f"cannot write to {run_dir}: {error.strerror}; make room, or give another --run-dir")
 
 
-def _run(profile: Profile, run_dir: Path, *, keep: bool, console: Console, started: float) -> None:
-    with PeakMemory() as memory, _services(run_dir, console, keep=keep) as services:
+def _run(profile: Profile, run_dir: Path, *, keep: bool, console: Console, started: float, began: float) -> None:
+    with (
+        PeakMemory() as memory,
+        _services(run_dir, console, keep=keep) as services,
+        temporary_folder(run_dir) as temporary,
+    ):
         names = profile.task_names
         for step in names:
             (run_dir / "tasks" / f"{step}.json").unlink(missing_ok=True)
@@ -101,7 +107,7 @@ def _run(profile: Profile, run_dir: Path, *, keep: bool, console: Console, start
             "MOONFLOW_RUN_ID": profile.run.name,
             "MOONFLOW_PROFILE": profile.run.name,
             "MOONFLOW_STARTED": str(started),
-            "TMPDIR": str(run_dir / "tmp"),  # kfp leaves a folder behind for every task
+            "TMPDIR": str(temporary),  # kfp leaves a folder behind for every task
             "PYTHONUNBUFFERED": "1",
             # Training gives every core some rows of the batch (model.train.shares). The threads of operators, the
             # optimizer's above all, spin for an instant only: longer, and they take a core from the next share of rows;
@@ -119,10 +125,9 @@ def _run(profile: Profile, run_dir: Path, *, keep: bool, console: Console, start
                 start_new_session=True,
             )
         try:
-            _watch(worker, run_dir, console, started, names)
+            _watch(worker, run_dir, console, began, names)
         finally:
             _end_group(worker)
-            shutil.rmtree(run_dir / "tmp", ignore_errors=True)
         _raise_for_failure(run_dir, worker.returncode, names)
         print_result(
             run_dir,
@@ -130,7 +135,7 @@ def _run(profile: Profile, run_dir: Path, *, keep: bool, console: Console, start
             services.environment,
             names,
             keep=keep,
-            seconds=time.time() - started,
+            seconds=time.monotonic() - began,
             services_s=max(services.seconds.values()),
             peak_bytes=memory.bytes,
         )
@@ -144,7 +149,11 @@ def _services(run_dir: Path, console: Console, *, keep: bool) -> Services:
 @contextmanager
 def run_lock(run_dir: Path) -> Iterator[None]:
     """Own the run folder. The worker ends when this lock is released, so it is also the steps' lifeline."""
-    with (run_dir / LOCK).open("ab") as lock:
+    try:
+        opened = (run_dir / LOCK).open("ab")
+    except OSError as error:
+        raise _no_room(run_dir, error) from error
+    with opened as lock:
         try:
             _lock(lock, LOCK_SECONDS)
         except BlockingIOError:
@@ -155,13 +164,13 @@ def run_lock(run_dir: Path) -> Iterator[None]:
 
 
 def _lock(file: IO[bytes], patience: float) -> None:
-    deadline = time.time() + patience
+    deadline = time.monotonic() + patience
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            if time.time() > deadline:
+            if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
 
@@ -182,11 +191,11 @@ def stop_on_signal() -> Iterator[None]:
 
 
 def _watch(
-    worker: subprocess.Popen[bytes], run_dir: Path, console: Console, started: float, names: Sequence[str]
+    worker: subprocess.Popen[bytes], run_dir: Path, console: Console, began: float, names: Sequence[str]
 ) -> None:
     """Show the table until the pipeline ends; without a terminal, one line whenever a step starts or ends."""
     if console.is_terminal:
-        table = partial(progress_table, run_dir, started, names)
+        table = partial(progress_table, run_dir, began, names)
         with Live(console=console, refresh_per_second=4, get_renderable=table):
             worker.wait()
         return
@@ -211,8 +220,8 @@ def _end_group(worker: subprocess.Popen[bytes]) -> None:
             os.killpg(worker.pid, number)
         except ProcessLookupError:
             break
-        deadline = time.time() + patience
-        while time.time() < deadline:
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
             worker.poll()  # reaped, or the group never counts as empty
             try:
                 os.killpg(worker.pid, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import socket
 from pathlib import Path
 
@@ -10,9 +11,9 @@ from components.promote.gitops import read_promoted
 from components.promote.signing import PUBLIC_KEY
 from components.runtime.store import ObjectStore
 from components.serve.checkpoint import bring
-from model.errors import MoonflowError
 from pipelines.profile import load_profile
-from pipelines.services import Services
+from pipelines.run_folder import made_by_a_run
+from pipelines.services import REPOSITORY, Services
 
 
 def serve_run(run_dir: Path, port: int, *, dry_run: bool) -> None:
@@ -21,16 +22,15 @@ def serve_run(run_dir: Path, port: int, *, dry_run: bool) -> None:
     The checkpoint is fetched by its committed address and digest; every file and its signature are checked. The run's
     object store is only up while it is fetched.
     """
-    if not (run_dir / "profile.toml").is_file():
-        raise MoonflowError(f"{run_dir} is not a run's folder: give one that moonflow run made, for example runs/tiny")
+    run_dir = made_by_a_run(run_dir)
     config = load_profile(str(run_dir / "profile.toml")).step("serve").model_dump()
-    promoted = read_promoted(str(run_dir.resolve() / "gitops.git"), config["environment"])
+    promoted = read_promoted(str(run_dir / REPOSITORY), config["environment"])
     port = port or _free_port()
     address = f"http://127.0.0.1:{port}/v1"
     if dry_run:
         print(f"would serve {promoted.uri} (sha256 {promoted.manifest_sha256}) as {config['model_name']} at {address}")
         return
-    checkpoint = run_dir.resolve() / "work" / "served" / promoted.manifest_sha256
+    checkpoint = run_dir / "work" / "served" / promoted.manifest_sha256
     with Services.start(run_dir) as services:
         store, public_key = ObjectStore.from_env(services.environment), Path(services.environment[PUBLIC_KEY])
         bring(store, promoted.uri, promoted.manifest_sha256, checkpoint, public_key)
@@ -44,7 +44,7 @@ def serve_run(run_dir: Path, port: int, *, dry_run: bool) -> None:
 
 def _example(address: str, model: str) -> str:
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 16})
-    return f"  curl -s {address}/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+    return f"  curl -s {address}/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}"
 
 
 def _free_port() -> int:

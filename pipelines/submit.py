@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from components.runtime.step import git_commit
+from components.runtime.step import check_run_id, git_commit
 from model.errors import MoonflowError
 from pipelines.compile import compile_ir, pipeline_name, version_name
 from pipelines.dag import pipeline_parameters
@@ -43,6 +43,15 @@ class Submission:
     def pipeline(self) -> str:
         return pipeline_name(self.profile)
 
+    @property
+    def unseen(self) -> str:
+        """What the run needs and only the cluster's network and Secrets lead to."""
+        unseen = ["prepare_data's sources"]
+        if "promote" in self.profile.steps:
+            overlay = self.profile.step("promote").model_dump()["environment"]
+            unseen += [f"the GitOps repository with its overlay {overlay}", "the registry's champion"]
+        return ", ".join(unseen)
+
     @classmethod
     def resolve(
         cls, profile: str, overrides: Sequence[str], version: str, run_id: str = "", **options: Any
@@ -58,8 +67,7 @@ class Submission:
         given = {parameter.name: parameter.default for parameter in pipeline_parameters(wanted)}
         arguments = {name: value for name, value in given.items() if value != defaults[name]}
         if run_id:
-            if "/" in run_id:
-                raise MoonflowError(f"--run-id {run_id}: a run's id has no slash; name the run's folder in the store")
+            check_run_id(run_id, "--run-id")
             arguments[RUN_ID] = run_id
         made = cls(base, arguments, version, **options)
         made._check()
@@ -100,6 +108,7 @@ def submit(submission: Submission, server: Server) -> None:
     print(f"pipeline   {submission.pipeline} {submission.version}, {state}: {page}")
     if submission.upload_only:
         return
+    print(f"not seen   from here: {submission.unseen}; the steps that use them check them")
     experiment = server.experiment(submission.experiment, submission.namespace)
     what = (experiment, version, submission.arguments, submission.account)
     if submission.cron:

@@ -15,14 +15,6 @@ from model.errors import MoonflowError
 DECISION, TABLE = "decision.json", "decision.md"
 
 
-def parse_champion(reference: str) -> tuple[str, str]:
-    """``"moonflow@champion"`` as (model, alias), ``""`` as two empty ones; raises MoonflowError for anything else."""
-    name, at, alias = reference.partition("@")
-    if reference and not (name and at and alias):
-        raise MoonflowError(f"evaluate: champion is {reference!r}; write MODEL@ALIAS, or leave it empty")
-    return name, alias
-
-
 def find_champion(store: ObjectStore, reference: str, data_sha256: str) -> tuple[Champion | None, dict[str, Any]]:
     """The model in service with the scores that let it through, and what to write down about it.
 
@@ -33,7 +25,7 @@ def find_champion(store: ObjectStore, reference: str, data_sha256: str) -> tuple
     Raises:
         MoonflowError: MLflow is away, or the champion's evaluation is gone or is not what was registered.
     """
-    name, alias = parse_champion(reference)
+    name, _, alias = reference.partition("@")
     version = registry.aliased(name, alias) if reference else None
     if version is None:
         return None, {}

@@ -83,18 +83,6 @@ class Verdict:
     checks: list[Check]
 
 
-def parse_floors(text: str) -> dict[str, float]:
-    """``"digit_string=0.9, reasoning/image=0.5"`` as a dictionary; raises MoonflowError for anything else."""
-    floors: dict[str, float] = {}
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
-        name, _, value = part.partition("=")
-        try:
-            floors[name.strip()] = float(value)
-        except ValueError:
-            raise MoonflowError(f"evaluate: floors has {part!r}; write suite=value or ability/modality=value") from None
-    return floors
-
-
 def decide(
     rows: Sequence[Row],
     rules: Rules,

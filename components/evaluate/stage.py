@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from components.evaluate.config import Config
-from components.evaluate.decision import DECISION, TABLE, as_record, as_table, find_champion, parse_champion
-from components.evaluate.gate import Rules, decide, parse_floors
+from components.evaluate.decision import DECISION, TABLE, as_record, as_table, find_champion
+from components.evaluate.floors import parse_floors
+from components.evaluate.gate import Rules, decide
 from components.runtime import manifest as manifests
 from components.runtime.manifest import Manifest
 from components.runtime.step import StepContext
@@ -39,14 +40,13 @@ RESULTS = "evals.json"
 def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
     # 1. The same held-out tasks for every checkpoint.
     rules = Rules(parse_floors(config.floors), config.sigmas, config.margin, config.well_formed)
-    parse_champion(config.champion)  # a wrong one is told now, not after the evaluation
     data = context.data(inputs["data"])
     suites = available(data)
     tasks = {suite.name: held_out(data, suite, config.samples) for suite in suites}
     chance = {name: chance_level(samples) for name, samples in tasks.items()}
 
-    # 2. The checkpoints in the order of the recipe, as they would be served. Those that a killed attempt finished are
-    # not evaluated again.
+    # 2. The checkpoints in the order of the recipe, as they would be served. Those that an earlier attempt finished are
+    # not evaluated again; where one got to its end and the gate's rules have changed, nothing is.
     trained = [step for step in TRAINING_STEPS if step in inputs]
     steps = [UNTRAINED, *trained]
     results = _finished(context.checkpoints.latest())
@@ -54,7 +54,8 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     def served(step: str) -> KimiK25:
         return as_served(load_model(context.fetch(inputs[step])), config.expert_precision)
 
-    frozen = served(SUB_AGENTS if SUB_AGENTS in inputs else trained[-1])
+    missing = [step for step in steps if step not in results]
+    frozen = served(SUB_AGENTS if SUB_AGENTS in inputs else trained[-1]) if missing else None
     with Toolset(sandbox=config.sandbox) as toolset:
         evaluation = Evaluation(
             data.tokenizer, data.image_config, toolset, config.temperature, config.seed, config.max_failed_episodes
@@ -62,6 +63,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         for done, step in enumerate(steps):
             if step in results:
                 continue
+            assert frozen is not None
             count = config.samples if step == trained[-1] else config.samples_intermediate
             chosen = {suite.name: tasks[suite.name][: suite.tasks(count)] for suite in suites}
             model = _untrained(context.fetch(inputs[trained[0]]), config.seed) if step == UNTRAINED else None

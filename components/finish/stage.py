@@ -25,6 +25,8 @@ from components.runtime.step import METRICS, read_metrics
 from components.runtime.store import ObjectStore, disk_errors
 from components.steps import STEPS
 
+FOLLOWS = {"promote": ("evals", "evaluate"), "serve": ("promotion", "promote")}
+"""Steps that may be left over from an earlier decision: (their input, the step whose newest output it must be)."""
 PACKAGES = ("moonflow", "torch", "kfp", "mlflow", "numpy", "tokenizers")
 
 
@@ -51,6 +53,8 @@ def run(config: Config, store: ObjectStore, run_id: str, run_dir: Path | None, e
     names = [*STEPS, *(name for name in store.folders(f"{run_id}/") if name.startswith(f"{ablation.STEP}-"))]
     found = {name: m for name in names if (m := newest(store, f"{run_id}/{name}")) is not None}
 
+    outdated = take_out_outdated(found)
+
     # 2. The figures.
     summary = summarise(found)
     events = {step: thin(history(store, manifest), config.curve_points) for step, manifest in found.items()}
@@ -59,6 +63,11 @@ def run(config: Config, store: ObjectStore, run_id: str, run_dir: Path | None, e
     extra["warnings"] = [
         f"{step}: {line}" for step, manifest in found.items() for line in manifest.extra.get("warnings", ())
     ]
+    if "promote" in outdated and extra.get("evaluate", {}).get("decision") == "hold":
+        extra["warnings"].append(
+            f"promote: an earlier decision let version {outdated['promote'].extra.get('version')} through, and it is "
+            "still promoted: `moonflow promote --rollback` takes it back"
+        )
 
     # 3. The page, and everything it was made from.
     page = render
@@ -78,6 +87,17 @@ def run(config: Config, store: ObjectStore, run_id: str, run_dir: Path | None, e
         if run_dir is not None:
             write_whole(run_dir / name, text)
     return Finished(files, outcome(found, summary, extra["profile"], error))
+
+
+def take_out_outdated(found: dict[str, Manifest]) -> dict[str, Manifest]:
+    """Take out, and return, what was made from an output that its step has replaced: corrected rules decided anew."""
+    outdated: dict[str, Manifest] = {}
+    for step, (name, before) in FOLLOWS.items():
+        if step not in found or not (uri := found[step].extra.get("inputs", {}).get(name)):
+            continue
+        if before not in found or uri.rstrip("/") != found[before].uri:
+            outdated[step] = found.pop(step)
+    return outdated
 
 
 def write_whole(path: Path, text: str) -> None:

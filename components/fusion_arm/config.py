@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from components.runtime.config import EpisodesConfig
+from components.runtime.config import HIGHEST_RATE, EpisodesConfig, Preset
 
 
 class Config(EpisodesConfig):
@@ -14,9 +14,9 @@ class Config(EpisodesConfig):
 
     arm: str = Field("early", pattern="^(early|mid|late)$", description="when vision begins (source: K2.5 Table 1)")
     seed: int = Field(0, ge=0, description="seed of the initial weights and of the data order (source: ours)")
-    preset: str = Field("tiny", description="the model's shape: a file in model/presets")
+    preset: Preset = Field("tiny", description="the model's shape: a file in model/presets")
     steps: int = Field(900, ge=1, description="optimizer steps, the same for every arm (source: ours)")
-    learning_rate: float = Field(6e-3, gt=0, description="peak learning rate (source: ours)")
+    learning_rate: float = Field(6e-3, gt=0, le=HIGHEST_RATE, description="peak learning rate (source: ours)")
     final_ratio: float = Field(
         0.5,
         ge=0,
@@ -37,10 +37,4 @@ class Config(EpisodesConfig):
     )
     probe_samples: int = Field(12, ge=1, description="held-out samples of each family in such a look (source: ours)")
     samples: int = Field(128, ge=2, description="held-out tasks per suite at the end (source: ours)")
-    sandbox: str = Field(
-        "strict",
-        pattern="^(strict|unsafe)$",
-        description="model-written programs: strict refuses them where the kernel takes no seccomp filter, unsafe runs "
-        "them with what it has (source: ours)",
-    )
     max_batch: int = Field(128, ge=1, description="completions generated at once (source: ours)")

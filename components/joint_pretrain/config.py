@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from components.runtime.config import TrainingConfig
+from components.runtime.config import HIGHEST_RATE, TrainingConfig
 
 
 class Config(TrainingConfig):
@@ -15,7 +15,7 @@ class Config(TrainingConfig):
     vision_start: float = Field(
         0.0, ge=0, lt=1, description="share of the steps before vision begins (source: K2.5 Table 1: 0, early fusion)"
     )
-    learning_rate: float = Field(6e-3, gt=0, description="peak learning rate (source: ours)")
+    learning_rate: float = Field(6e-3, gt=0, le=HIGHEST_RATE, description="peak learning rate (source: ours)")
     tokens_per_row: int = Field(256, ge=64, description="sequence length in tokens (source: K2.5 Table 3 has 4096)")
     rows: int = Field(4, ge=1, description="sequences per step (source: ours)")
     products: str = Field(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
-from components.runtime.config import TrainingConfig
+from components.runtime.config import HIGHEST_RATE, TrainingConfig
 
 
 class Config(TrainingConfig):
@@ -23,6 +24,7 @@ class Config(TrainingConfig):
     learning_rate: float = Field(
         4e-3,
         gt=0,
+        le=HIGHEST_RATE,
         description="peak learning rate of the first context step; a later one's is lower as its context is longer "
         "(source: ours)",
     )
@@ -46,7 +48,7 @@ class Config(TrainingConfig):
             factors = [float(part) for part in text.split(",")]
         except ValueError:
             factors = []
-        if not factors or any(later <= earlier for earlier, later in pairwise([1.0, *factors])):
+        if not factors or not all(earlier < later < math.inf for earlier, later in pairwise([1.0, *factors])):
             raise ValueError("growing factors above 1 with commas between them, such as 2,4")
         return text
 

@@ -22,8 +22,12 @@ def prepare_data(
     samples_per_shard: int,
     processes: int,
     seed: int,
+    later: str = "",
 ):
-    """Tokenizer and WebDataset shards from the embedded corpora, train and eval from separate sources."""
+    """Tokenizer and WebDataset shards from the embedded corpora, train and eval from separate sources.
+
+    As the first step it also checks the texts among all steps' parameters (`later`), before anything is trained.
+    """
     from components.runtime.entry import enter
 
     enter("prepare_data", locals(), inputs={}, output=data, metrics=metrics, card=card)

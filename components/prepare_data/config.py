@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated
 
-from components.runtime.config import StepConfig
+from pydantic import AfterValidator, Field
+
+from components.runtime.config import NO_EFFECT, StepConfig
+from model.errors import MoonflowError
+
+
+def _sources(text: str) -> str:
+    if not text.strip():
+        return text
+    # These bring torch: only who has data of their own waits for it.
+    from model.data.families import FAMILIES
+    from model.data.own import parse_sources
+
+    try:
+        named = parse_sources(text)
+    except MoonflowError as error:
+        raise ValueError(str(error)) from None
+    for source in named:
+        if source.name in FAMILIES:
+            raise ValueError(f"source {source.name!r} has the name of a built-in family: choose another name")
+    return text
 
 
 class Config(StepConfig):
@@ -23,7 +43,7 @@ class Config(StepConfig):
     long_videos: int = Field(
         50, ge=3, description="chunks of 4 frames of the longest video, about 18 tokens each (source: ours)"
     )
-    sources: str = Field(
+    sources: Annotated[str, AfterValidator(_sources)] = Field(
         "",
         description="your own data, as name=URI or name:weight=URI, separated by commas: a folder or s3:// address of "
         "WebDataset shards in our sample format, or a folder of images with texts; the weight (1) stands beside those "
@@ -32,5 +52,10 @@ class Config(StepConfig):
     eval_samples: int = Field(128, ge=1, description="held-out samples of each family (source: ours)")
     tokenizer_ranks: int = Field(768, ge=256, description="BPE ranks, special slots apart (source: ours; K2: 163584)")
     samples_per_shard: int = Field(1_000, ge=1, description="samples in one tar shard (source: ours)")
-    processes: int = Field(2, ge=1, description="worker processes; the data does not depend on it (source: ours)")
+    processes: int = Field(
+        2,
+        ge=1,
+        json_schema_extra=NO_EFFECT,
+        description="worker processes; the data does not depend on it (source: ours)",
+    )
     seed: int = Field(0, ge=0, description="seed of every sample (source: ours)")

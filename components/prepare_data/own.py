@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,8 +75,8 @@ def summary(source: Named, parts: Sequence[Written]) -> dict[str, object]:
     if not trained or len(problems) > MAX_BROKEN * (len(problems) + len(sizes)):
         raise MoonflowError(
             f"source {source.name} ({source.uri}): {len(problems)} of {len(problems) + len(sizes)} samples cannot be "
-            f"used and {trained} are left to train on; `moonflow data check {source.uri}` names all, the first is: "
-            f"{'; '.join([*problems[:1], *notes[:1]]) or 'too few samples to hold some out'}"
+            f"used and {trained} are left to train on; `moonflow data check {shlex.quote(source.uri)}` names all, the "
+            f"first is: {'; '.join([*problems[:1], *notes[:1]]) or 'too few samples to hold some out'}"
         )
     tokens, media = np.array(sizes)[:, 0], np.array(sizes)[:, 1]
     vision = int(tokens[media > 0].sum())

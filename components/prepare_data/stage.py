@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from components.prepare_data.config import Config
+from components.prepare_data.families import IMAGE_WEIGHTS, LONG_WEIGHTS, TEXT_WEIGHTS
 from components.prepare_data.lengths import measured
 from components.prepare_data.own import entries, summary, write_part
 from components.prepare_data.workers import workers
@@ -30,20 +31,9 @@ from model.data.lengths import write_lengths
 from model.data.own import parse_sources
 from model.data.sample import Sample, Split
 from model.data.shards import write_shard
-from model.errors import MoonflowError
 from model.image import ImageConfig
 from model.tokenizer import Tokenizer
 
-# Shares of `text_samples` and of `image_samples` (ours). Copying (recall, fact_qa) needs the most different samples.
-TEXT_WEIGHTS = {
-    "recall": 5, "fact_qa": 4, "fact_prose": 2, "stdlib_text": 1.5, "stdlib_code": 1.5, "reasoning_gym": 2,
-    "array_tool": 3, "wide_search": 3, "sub_search": 1,
-}  # fmt: skip
-IMAGE_WEIGHTS = {
-    "digit_string": 6, "digit_count": 6, "grounding": 2, "ocr_line": 1.5, "photo": 1, "chart": 1.5,
-    "interleaved": 1.5, "array_tool_image": 0.3, "video_digits": 0.8, "video_clip": 0.4,
-}  # fmt: skip
-LONG_WEIGHTS = {"needle": 5, "video_needle": 3}  # shares of `long_samples` (ours)
 TOKENIZER_SAMPLES = 6_000  # of the train split, by the same shares: more do not change the first ranks (ours)
 
 
@@ -71,9 +61,6 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     shards = list(plan(counts, config.eval_samples, config.samples_per_shard))
     total = sum(shard.count for shard in shards)
     sources = parse_sources(config.sources)
-    for source in sources:
-        if source.name in FAMILIES:
-            raise MoonflowError(f"source {source.name!r} has the name of a built-in family: choose another name")
     parts = [(source, number, part) for source in sources for number, part in enumerate(parts_at(source.uri))]
     for split in ("train", "eval"):
         (folder / split).mkdir(parents=True, exist_ok=True)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 
+from components.promote.names import Environment, Model
 from components.runtime.config import StepConfig
 
 
 class Config(StepConfig):
-    environment: str = Field("local", description="overlay of the GitOps repository to write to (source: ours)")
-    model_name: str = Field("moonflow", description="name in the MLflow model registry (source: ours)")
+    # The same promotion again is the same export, version and commit; another one is another commit.
+    repeatable: ClassVar[bool] = True
+
+    environment: Environment = Field("local", description="overlay of the GitOps repository to write to (source: ours)")
+    model_name: Model = Field("moonflow", description="name in the MLflow model registry (source: ours)")
     expert_precision: str = Field(
         "full",
         pattern="^(full|int4)$",

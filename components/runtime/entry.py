@@ -36,15 +36,17 @@ def enter(
     """Run ``step``, write its manifest's bytes to ``output`` and name the manifest's prefix in its metadata.
 
     ``arguments`` are the component's (its ``locals()``): those named like fields of the step's Config become the
-    config, ``run_id`` names the run. In the UI, numbers in the manifest's ``extra`` are shown as ``metrics``, and
-    ``card`` leads to the MLflow run and to the manifest.
+    config, ``run_id`` names the run, ``later`` of the first step holds the texts of all. In the UI, numbers in the
+    manifest's ``extra`` are shown as ``metrics``, and ``card`` leads to the MLflow run and to the manifest.
     """
     schema = config_class(step)
     config = {name: arguments[name] for name in schema.model_fields}
     with task(schema.task_name(step, config), arguments["run_id"]) as state:
+        from components.runtime import later
         from components.runtime.card import mlflow_link, step_card
         from components.runtime.launcher.launch import launch, placement_from_environment
 
+        later.check(arguments.get("later", ""))
         given = {name: _prefix(name, artifact) for name, artifact in inputs.items()}
         manifest = launch(step, config, given, placement_from_environment())
         state["kept"] = datetime.fromisoformat(manifest.created_at).timestamp() < int(state["started"])

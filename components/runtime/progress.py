@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from contextlib import suppress
@@ -30,11 +31,11 @@ class StepProgress:
         self._step = step
         self._started = time.time()
         self._first: tuple[float, int] | None = None
-        self._wrote = self._printed = 0.0
+        self._wrote = self._printed = -math.inf
 
     def update(self, done: int, total: int, **figures: float) -> None:
         """Report ``done`` of ``total`` units with the newest figures."""
-        now = time.time()
+        now = time.monotonic()
         if self._first is None:
             self._first = (now, done)  # a resumed step starts above zero: its rate counts from here
         last = done >= total
@@ -62,7 +63,7 @@ class StepProgress:
             "total": total,
             "figures": {name: float(value) for name, value in figures.items()},
             "started": self._started,
-            "updated": now,
+            "updated": time.time(),
             "eta_s": self._eta_s(now, done, total),
         }
         part = self._path.with_suffix(f".part{os.getpid()}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,8 @@ from model.train.ranks import Ranks
 if TYPE_CHECKING:
     from model.data.folder import DataFolder
 
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+"""A folder in the store and on disk, and a word in MLflow's queries (source: ours; Kubeflow's ids are UUIDs)."""
 METRICS = "metrics.jsonl"  # the step's metric history, a file of every manifest it publishes
 
 
@@ -50,20 +53,36 @@ class Lineage:
     git_commit: str
 
     def fits(self, earlier: Manifest) -> bool:
-        return earlier.config_sha256 == self.config.sha256 and earlier.parents == self.parents
+        """Whether ``earlier`` is a part of this step's work, to go on from."""
+        return not self._changes(earlier)
+
+    def is_done_by(self, earlier: Manifest) -> bool:
+        """Whether ``earlier`` is what this step would write."""
+        return earlier.complete and self.fits(earlier) and not _differing(self.config.ending, earlier)
 
     def require(self, earlier: Manifest) -> None:
-        """MoonflowError that names what changed since ``earlier`` was written under the same run id."""
-        if self.fits(earlier):
+        """MoonflowError that names what changed since ``earlier`` was written under the same run id.
+
+        A repeatable step does its work again instead.
+        """
+        if self.config.repeatable or not (changes := self._changes(earlier)):
             return
-        old, new = earlier.extra.get("config", {}), self.config.model_dump(mode="json")
-        changed = [f"{key} {old.get(key)!r} -> {value!r}" for key, value in new.items() if old.get(key) != value]
-        if earlier.parents != self.parents:
-            changed.append(f"inputs {earlier.extra.get('inputs')} -> {dict(self.inputs)}")
         raise MoonflowError(
             f"step {earlier.step} of run {earlier.run_id} was started with other parameters "
-            f"({'; '.join(changed) or 'config digest differs'}): restore them or use a new run id"
+            f"({'; '.join(changes)}): restore them or use a new run id"
         )
+
+    def _changes(self, earlier: Manifest) -> list[str]:
+        changes = _differing(self.config.lineage, earlier)
+        if earlier.parents != self.parents:
+            changes.append(f"inputs {earlier.extra.get('inputs')} -> {dict(self.inputs)}")
+        return changes
+
+
+def _differing(values: Mapping[str, Any], earlier: Manifest) -> list[str]:
+    # By values, not by the digest: which fields the digest covers is another matter from one version to the next.
+    old = earlier.extra.get("config", {})
+    return [f"{key} {old.get(key)!r} -> {value!r}" for key, value in values.items() if old.get(key) != value]
 
 
 class StepContext:
@@ -105,7 +124,9 @@ class StepContext:
             shutil.rmtree(self.work, ignore_errors=True)
             self.work.mkdir(parents=True)
             start, damaged = checkpoints.resumable(store, prefix, self._cache)
-            self._before: dict[str, Any] = start.extra if start is not None else {}
+            # What a repeatable step wrote from something else counts for its index only.
+            going_on = start is not None and lineage.fits(start)
+            self._before: dict[str, Any] = start.extra if start is not None and going_on else {}
             self._warnings: list[str] = list(self._before.get("warnings", []))
             for damage in damaged.values():
                 self._warnings.append(f"{damage.what}: went on from the checkpoint before it")
@@ -113,7 +134,7 @@ class StepContext:
             history = run_dir / "work" / "metrics" / f"{self.work.name}.jsonl"
             history.parent.mkdir(parents=True, exist_ok=True)
             history.unlink(missing_ok=True)
-            if start is not None and any(file.name == METRICS for file in start.files):
+            if start is not None and going_on and any(file.name == METRICS for file in start.files):
                 # What the dead attempt logged after its last checkpoint will be logged again: go on from there.
                 manifest.fetch_files(store, f"{prefix}/{start.index}", start, self.work, [METRICS])
                 shutil.move(self.work / METRICS, history)
@@ -212,7 +233,8 @@ def run_step(
         ranks: of this process, where several run the step together; each of them calls this.
 
     Returns:
-        The step's complete manifest. An unfinished one is resumed from its newest checkpoint.
+        The step's complete manifest. An unfinished one is resumed from its newest checkpoint; so is a finished one
+        whose end other parameters would have made otherwise.
 
     Raises:
         MoonflowError: bad parameters, a missing input, an unreachable store, or other parameters under a used run id.
@@ -221,8 +243,8 @@ def run_step(
     start = _begin(step, config, inputs)
     store, run_id, lineage = start.store, start.run_id, start.lineage
     parsed, given = lineage.config, lineage.inputs
-    if start.earlier is not None and start.earlier.complete:
-        return start.earlier
+    if start.finished is not None:
+        return start.finished
     run_dir = _run_dir(run_id)
     with disk_errors(run_dir):
         tracker = _tracker(run_dir, run_id, start.name) if ranks.first else None
@@ -255,26 +277,24 @@ def finished(step: str, config: Mapping[str, Any], inputs: Mapping[str, str] | N
 
     Takes and raises what ``run_step`` does.
     """
-    earlier = _begin(step, config, inputs).earlier
-    return earlier if earlier is not None and earlier.complete else None
+    return _begin(step, config, inputs).finished
 
 
 @dataclass(frozen=True)
 class _Start:
-    """A step about to run: where it writes, from what, and the newest manifest that it has already written."""
+    """A step about to run: where it writes, from what, and its finished output if there is one already."""
 
     store: ObjectStore
     run_id: str
     name: str
     lineage: Lineage
-    earlier: Manifest | None
+    finished: Manifest | None
 
 
 def _begin(step: str, config: Mapping[str, Any], inputs: Mapping[str, str] | None) -> _Start:
     store = ObjectStore.from_env()
     run_id = os.environ.get("MOONFLOW_RUN_ID", "")
-    if not run_id or "/" in run_id:
-        raise MoonflowError(f"MOONFLOW_RUN_ID is {run_id!r}: set it to a name without slashes, the same for all steps")
+    check_run_id(run_id, "MOONFLOW_RUN_ID")
     parsed = _config_class(step).parse(config, f"step {step}")
     store.check()
     given = {name: uri for name, uri in sorted((inputs or {}).items()) if uri}
@@ -284,7 +304,17 @@ def _begin(step: str, config: Mapping[str, Any], inputs: Mapping[str, str] | Non
     earlier = checkpoints.newest(store, f"{run_id}/{name}")
     if earlier is not None:
         lineage.require(earlier)
-    return _Start(store, run_id, name, lineage, earlier)
+    done = earlier is not None and lineage.is_done_by(earlier)
+    return _Start(store, run_id, name, lineage, earlier if done else None)
+
+
+def check_run_id(run_id: str, where: str) -> None:
+    """MoonflowError that begins with ``where`` unless ``run_id`` can name a run."""
+    if not RUN_ID.fullmatch(run_id):
+        raise MoonflowError(
+            f"{where} is {run_id[:200]!r}: a run's id has letters, digits, '.', '_' and '-', no slashes, at most 128 "
+            "characters, and is the same for all steps"
+        )
 
 
 def git_commit() -> str:

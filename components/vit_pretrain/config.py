@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from components.runtime.config import TrainingConfig
+from components.runtime.config import HIGHEST_RATE, Preset, TrainingConfig
 
 
 class Config(TrainingConfig):
-    preset: str = Field("tiny", description="model shape, one of model/presets (source: ours; k25 is K2 Table 2)")
+    preset: Preset = Field("tiny", description="model shape, one of model/presets (source: ours; k25 is K2 Table 2)")
     steps: int = Field(340, ge=1, description="optimizer steps that train ViT, projector and captioner (source: ours)")
     projector_steps: int = Field(
         15, ge=1, description="optimizer steps that train the projector only (source: K2.5 section 4, 'very short')"
@@ -16,7 +16,7 @@ class Config(TrainingConfig):
     text_ratio: float = Field(
         0.65, ge=0, lt=1, description="share of text tokens, for the decoder that captions (source: ours)"
     )
-    learning_rate: float = Field(6e-3, gt=0, description="peak learning rate (source: ours)")
+    learning_rate: float = Field(6e-3, gt=0, le=HIGHEST_RATE, description="peak learning rate (source: ours)")
     tokens_per_row: int = Field(256, ge=64, description="sequence length in tokens (source: K2.5 Table 3 has 4096)")
     rows: int = Field(4, ge=1, description="sequences per step (source: ours)")
     products: str = Field(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from components.runtime.config import TrainingConfig
+from components.runtime.config import HIGHEST_RATE, TrainingConfig
 
 
 class Config(TrainingConfig):
     steps: int = Field(400, ge=1, description="optimizer steps (source: ours)")
-    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate (source: ours)")
+    learning_rate: float = Field(1e-3, gt=0, le=HIGHEST_RATE, description="peak learning rate (source: ours)")
     tokens_per_row: int = Field(512, ge=64, description="sequence length in tokens (source: ours)")
     rows: int = Field(2, ge=1, description="sequences per step (source: ours)")
     products: str = Field(

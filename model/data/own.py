@@ -40,7 +40,7 @@ def parse_sources(text: str) -> list[Named]:
     """``name=URI`` or ``name:weight=URI``, separated by commas. MoonflowError names the entry that is none."""
     found: list[Named] = []
     for entry in filter(None, (part.strip() for part in text.split(","))):
-        match = re.fullmatch(r"([a-z][a-z0-9_]*)(?::([0-9.]+))?=(\S.*)", entry)
+        match = re.fullmatch(r"([a-z][a-z0-9_]*)(?::([0-9.]{1,9}))?=(\S.*)", entry)
         try:
             weight = float(match[2] or 1) if match else 0.0
         except ValueError:

@@ -10,14 +10,16 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from model.data.folder import DataFolder
 from model.data.sample import Sample
 from model.data.shards import Shard
 from model.data.source import BrokenShard
 from model.data.stream import MAX_BROKEN
 from model.errors import MoonflowError
+
+if TYPE_CHECKING:
+    from model.data.folder import DataFolder  # brings torch, which whoever reads names of suites does not want
 
 log = logging.getLogger(__name__)
 

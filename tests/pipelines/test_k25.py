@@ -79,7 +79,7 @@ def test_component_arguments_are_the_config_fields(step: str) -> None:
     arguments = {
         name: parameter.annotation
         for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.annotation in (int, float, str, bool) and name != "run_id"
+        if parameter.annotation in (int, float, str, bool) and name not in ("run_id", "later")
     }
     assert arguments == {name: field.annotation for name, field in config_class(step).model_fields.items()}
 

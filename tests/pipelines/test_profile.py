@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from components.runtime.image import PIPELINE, TRAIN
-from components.steps import PIPELINES
+from components.steps import ALL_STEPS, PIPELINES, config_class
 from model.errors import MoonflowError
 from pipelines.profile import PROFILES, load_profile
 
@@ -69,6 +70,24 @@ def test_a_profile_promotes_to_the_overlay_of_its_size(name: str, environment: s
         ("[task.parl]\nlauncher = 'mpi'", ["[task.parl]", "'launcher'", "'mpi'"]),
         ("[task.parl]\nmemory = '4GB'", ["[task.parl]", "'memory'", "'4GB'"]),
         ("[task.parl]\nqueue = 'Train Queue'", ["[task.parl]", "'queue'", "'Train Queue'"]),
+        ("[task]\nparl = 3", ["task.parl is a table"]),
+        ("[task]\ndeadline_hours = inf", ["'deadline_hours'", "finite"]),
+        ("[run]\nname = 'mine'\npreset = 'tinny'", ["'preset'", "did you mean tiny"]),
+        (f"[run]\nname = '{'n' * 49}'\npreset = 'tiny'", ["'name'", "at most 48"]),
+        ("[joint_rl]\nmodalities = 'text,imgae'", ["'modalities'", "did you mean image"]),
+        ("[prepare_data]\nsources = 'cats'", ["'sources'", "name=URI"]),
+        ("[prepare_data]\nsources = 'photo=/data/cats'", ["'sources'", "built-in family"]),
+        ("[evaluate]\nmargin = 2", ["'margin'"]),
+        ("[mid_train]\ncontext_steps = '2,inf'", ["'context_steps'", "growing factors"]),
+        ("[mid_train]\ncontext_steps = '2,nan'", ["'context_steps'", "growing factors"]),
+        ("[promote]\nmodel_name = 'a/b'", ["'model_name'", "a model's name"]),
+        ("[promote]\nenvironment = '../prod'", ["'environment'", "overlays/"]),
+        ("[serve]\nalias = 'latest'", ["'alias'", "MLflow keeps"]),
+        ("[serve]\nfamily = 'fact_qa'", ["'family'", "one image"]),
+        ("[serve]\nfamily = 'digit_strin'", ["'family'", "did you mean digit_string"]),
+        ("[serve]\nmodel_name = ''", ["'model_name'"]),
+        ("[promote]\nenvironment = 'dev'", ["promote.environment", "serve.environment", "same value"]),
+        ("[promote]\nexpert_precision = 'int4'", ["evaluate.expert_precision", "promote.expert_precision"]),
     ],
 )
 def test_a_wrong_key_or_value_is_one_line_with_file_key_and_nearest_key(
@@ -98,3 +117,69 @@ def test_a_wrong_override_says_how_to_write_it(override: str) -> None:
 def test_an_unknown_override_is_refused() -> None:
     with pytest.raises(MoonflowError, match="did you mean 'learning_rate'"):
         load_profile("tiny", ["joint_pretrain.learning_rat=1e-3"])
+
+
+@pytest.mark.parametrize("step", ALL_STEPS)
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_no_parameter_of_any_step_takes_a_number_that_is_not_finite(step: str, value: float) -> None:
+    schema = config_class(step)
+    for name, field in schema.model_fields.items():
+        if field.annotation is float:
+            with pytest.raises(MoonflowError, match=f"{step}: parameter '{name}'"):
+                schema.parse({name: value}, step)
+
+
+@pytest.mark.parametrize("step", ALL_STEPS)
+def test_a_learning_rate_above_one_is_a_slip_of_the_pen(step: str) -> None:
+    schema = config_class(step)
+    if "learning_rate" in schema.model_fields:
+        for wrong in (0.0, -1e-3, 20.0):
+            with pytest.raises(MoonflowError, match="'learning_rate'"):
+                schema.parse({"learning_rate": wrong}, step)
+
+
+@pytest.mark.parametrize("step", ALL_STEPS)
+def test_the_defaults_pass_their_own_checks(step: str) -> None:
+    schema = config_class(step)
+    assert schema.parse(schema().model_dump(), step) == schema()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"[run]\nname = 'a'\npreset = 'tiny'\n# M\xfcnchen\n", "line 4 is not UTF-8: save the file as UTF-8"),
+        ("[run]\nname = 'a'".encode("utf-16"), "not UTF-8"),
+        (b"", "'name'"),
+        (b"\x00\x01", "not valid TOML"),
+        (b"a = " + b"[" * 100_000, "not valid TOML"),
+    ],
+)
+def test_a_file_that_is_no_profile_is_one_line_that_names_it(tmp_path: Path, content: bytes, told: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(content)
+    with pytest.raises(MoonflowError) as caught:
+        load_profile(str(path))
+    assert str(path) in str(caught.value) and told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_profile_as_windows_editors_save_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes("\ufeff[run]\r\nname = 'mine'\r\npreset = 'tiny'\r\n".encode())
+    assert load_profile(str(path)).run.name == "mine"
+
+
+def test_a_folder_or_an_unreadable_name_in_place_of_a_profile_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "folder.toml").mkdir()
+    with pytest.raises(MoonflowError, match="folder.toml cannot be read: Is a directory"):
+        load_profile(str(tmp_path / "folder.toml"))
+    with pytest.raises(MoonflowError, match="name too long"):
+        load_profile("x" * 300)
+
+
+@pytest.mark.parametrize("text", ["a\nb", 'say "no"', "back\\slash", "\x7f\t", "M\u00fcnchen \U0001f319"])
+def test_any_text_survives_the_resolved_profile(tmp_path: Path, text: str) -> None:
+    profile = load_profile("tiny")
+    profile = replace(profile, run=profile.run.model_copy(update={"image": text}))
+    path = tmp_path / "resolved.toml"
+    path.write_text(profile.as_toml(), encoding="utf-8")
+    assert load_profile(str(path)).run.image == text

@@ -22,7 +22,7 @@ def tell(run_dir: Path, folder: str, step: str, **content: object) -> None:
 def shown(run_dir: Path) -> str:
     console = Console(width=80, force_terminal=False)
     with console.capture() as capture:
-        console.print(progress_table(run_dir, time.time() - 75, STEPS))
+        console.print(progress_table(run_dir, time.monotonic() - 75, STEPS))
     return capture.get()
 
 

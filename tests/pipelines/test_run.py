@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -23,3 +25,16 @@ def test_tasks_get_the_cores_that_a_containers_quota_leaves(
     monkeypatch.setattr(run.os, "sched_getaffinity", lambda _: set(range(8)))
     assert run._cores(load_profile("tiny")) == cores
     assert run._cores(load_profile("fusion")) == of_an_arm  # two at once
+
+
+def test_a_clock_that_is_set_back_does_not_keep_a_run_from_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    began = time.monotonic()
+    monkeypatch.setattr(time, "time", lambda: 1e9 - 3600 * (time.monotonic() - began))  # it runs backwards
+    monkeypatch.setattr(run, "STOP_SECONDS", 0.3)
+    deaf = subprocess.Popen(
+        ["sh", "-c", "trap '' TERM; echo; sleep 60 & wait"], stdout=subprocess.PIPE, start_new_session=True
+    )
+    assert deaf.stdout is not None and deaf.stdout.readline()
+    run._end_group(deaf)
+    assert time.monotonic() - began < 10 and deaf.returncode == -9
+    deaf.stdout.close()

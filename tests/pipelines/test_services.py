@@ -94,13 +94,6 @@ def test_folder_in_use_is_one_line(services: Services) -> None:
     ObjectStore.from_env(services.environment).check()  # and the refused start has not ended the first one's
 
 
-@pytest.mark.parametrize("name", ["a?b", "a%20b"])
-def test_a_folder_whose_database_would_be_anothers_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(MoonflowError, match="give another --run-dir"):
-        Services.start(tmp_path / name)
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.slow
 def test_kill_9_of_the_owner_leaves_no_process_and_a_restart_keeps_the_data(tmp_path: Path) -> None:
     first = owner(tmp_path, "wait")
@@ -161,6 +154,41 @@ def test_kept_services_outlive_their_owner_until_they_are_stopped(tmp_path: Path
     assert not stop_kept(tmp_path)
     with Services.start(tmp_path) as again:
         assert again.environment["MLFLOW_TRACKING_URI"] == page, "the same folder keeps its addresses"
+
+
+def test_a_folder_of_any_name_holds_its_own_database_and_objects(tmp_path: Path) -> None:
+    run_dir = tmp_path / "a,b?c#d%20 'e' \"f\" [g] ü"
+    with Services.start(run_dir) as services:
+        store = ObjectStore.from_env(services.environment)
+        store.put("a", b"1")
+        assert store.get("a") == b"1"
+    assert (run_dir / "mlflow.db").stat().st_size > 0 and list((run_dir / "store").glob("*.dat"))
+    assert list(tmp_path.iterdir()) == [run_dir], "something was written beside the folder"
+
+
+def test_no_key_is_in_a_log_or_in_a_file_that_others_may_read(services: Services) -> None:
+    ObjectStore.from_env(services.environment).check()
+    saved = json.loads((services.run_dir / "credentials.json").read_text())
+    private = (services.run_dir / "signing" / "private.pem").read_bytes()
+    words = [word.encode() for word in saved.values()] + [private.splitlines()[1]]
+    checked = 0
+    for path in services.run_dir.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            content, mode = path.read_bytes(), stat.S_IMODE(path.stat().st_mode)
+            held = [word for word in words if word in content]
+            assert not held or (mode == 0o600 and path.parent.name != "logs"), path
+            checked += path.parent.name == "logs"
+    assert checked >= 2
+    for pid in service_processes(services.run_dir):
+        line = Path(f"/proc/{pid}/cmdline").read_bytes()
+        assert not any(word in line for word in words)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "logs").touch()
+    with pytest.raises(MoonflowError, match="cannot write to .*run: File exists; make it writable"):
+        Services.start(tmp_path / "run")
 
 
 def test_a_taken_port_is_survived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,6 +112,21 @@ def test_second_call_redoes_nothing(smoke_run: tuple[Path, str]) -> None:
         assert after[key] == before[key]
 
 
+def test_corrected_rules_decide_again_and_nothing_is_trained_or_evaluated_again(smoke_run: tuple[Path, str]) -> None:
+    run_dir, _ = smoke_run
+    before = json.loads((run_dir / "summary.json").read_text())
+    out = complete(run_dir, "--set", "evaluate.floors=digit_string=1", "--set", "joint_pretrain.keep_last=5")
+    for step in ("prepare_data", *TRAINING_STEPS):
+        assert re.search(rf"^{step}: kept", out, re.MULTILINE), f"{step} was done again"
+    assert "evaluate: done" in out and "promoted   nothing: digit_string" in out and "still promoted" in out
+    held = json.loads((run_dir / "summary.json").read_text())
+    assert held["promoted"] is None and held["evals"] == before["evals"]
+
+    out = complete(run_dir)
+    assert "promote: done" in out and "serve: done" in out
+    assert json.loads((run_dir / "summary.json").read_text())["promoted"] == before["promoted"]
+
+
 def test_other_parameters_under_the_same_run_are_refused(smoke_run: tuple[Path, str]) -> None:
     process = start(smoke_run[0], "--set", "mid_train.steps=4")
     _, err = process.communicate(timeout=300)

@@ -58,9 +58,10 @@ class Work:
 
     @property
     def sha256(self) -> str:
-        """Hex digest of run, step, parameters and inputs: whether a running job does this work or another.
+        """Hex digest of run, step, lineage and inputs: whether a running job does this work or another.
 
-        The layout is none of it: it changes how the work is divided, not what it is.
+        The layout is none of it: it changes how the work is divided, not what it is. Nor is what a step applies at its
+        end: a job that ended with another value is started anew and has that little left to do.
         """
         canonical = json.dumps([self.run_id, self.step, self.config.sha256, dict(self.inputs)], sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import resource
 import signal
 from pathlib import Path
@@ -7,7 +8,10 @@ from typing import Any
 
 import pytest
 
-from components.finish.stage import summarise, thin, write_whole
+from components.finish.config import Config
+from components.finish.stage import run, summarise, thin, write_whole
+from components.runtime import manifest as manifests
+from components.runtime.folder_store import FolderStore
 from components.runtime.manifest import Manifest
 from model.errors import MoonflowError
 
@@ -60,6 +64,31 @@ def test_seconds_are_the_wall_clock_of_a_whole_run(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("MOONFLOW_STARTED", "1000")
     monkeypatch.setattr("time.time", lambda: 1060.0)
     assert summarise({"parl": manifest("parl", seconds=2.5)})["seconds"] == 60.0
+
+
+def test_a_promotion_of_an_earlier_decision_is_told_as_such(tmp_path: Path) -> None:
+    store = FolderStore(f"file://{tmp_path / 'store'}")
+
+    def publish(step: str, index: int, **extra: Any) -> str:
+        folder = tmp_path / f"{step}{index}"
+        folder.mkdir()
+        (folder / "output.json").write_text("{}")
+        fields = {"run_id": "r", "step": step, "index": index, "kind": "evals", "extra": extra}
+        return manifests.publish(store, f"r/{step}/{index}", folder, **fields).uri
+
+    first = publish("evaluate", 0, evals=[], decision="promote")
+    version = {"version": "3", "manifest_sha256": "ab", "commit": "cd"}
+    promoted = publish("promote", 0, inputs={"evals": first}, **version)
+    publish("serve", 0, inputs={"promotion": promoted})
+    run(Config(), store, "r", tmp_path, "")
+    assert json.loads((tmp_path / "summary.json").read_text())["promoted"] == version
+
+    publish("evaluate", 1, evals=[], decision="hold")
+    run(Config(), store, "r", tmp_path, "")
+    summary, extra = (json.loads((tmp_path / name).read_text()) for name in ("summary.json", "events.json"))
+    assert summary["promoted"] is None and [step["name"] for step in summary["steps"]] == ["evaluate"]
+    (warning,) = extra["extra"]["warnings"]
+    assert "version 3" in warning and "still promoted" in warning and "--rollback" in warning
 
 
 @pytest.mark.parametrize(("rows", "points"), [(0, 5), (3, 5), (5, 5), (11, 5), (1000, 5)])

@@ -1,0 +1,72 @@
+"""What is missing outside of a profile is told before the first step, and nothing is written."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from components.promote.gitops import MANIFESTS
+from model.errors import MoonflowError
+from pipelines.preflight import preflight
+from pipelines.profile import load_profile
+from pipelines.run import run_locally
+
+OTHER = ["promote.environment=staging", "serve.environment=staging"]
+
+
+def bare(folder: Path, overlays: tuple[str, ...]) -> str:
+    """A bare repository whose main branch has these overlays; none: no commit."""
+    made, work = folder / "gitops.git", folder / "work"
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@localhost", "-c", "init.defaultBranch=main"]
+    subprocess.run([*git, "init", "--quiet", "--bare", str(made)], check=True)
+    if overlays:
+        subprocess.run([*git, "init", "--quiet", str(work)], check=True)
+        for name in overlays:
+            (work / "overlays" / name).mkdir(parents=True)
+            (work / "overlays" / name / "kustomization.yaml").write_text("{}")
+        for command in (["add", "--all"], ["commit", "--quiet", "-m", "x"], ["push", "--quiet", str(made), "main"]):
+            subprocess.run([*git, *command], cwd=work, check=True)
+    return str(made)
+
+
+@pytest.mark.parametrize("overlays", [(), ("local",)])
+def test_every_shipped_profile_passes(overlays: tuple[str, ...], tmp_path: Path) -> None:
+    preflight(load_profile("tiny"), bare(tmp_path, overlays))
+    for name in ("tiny", "smoke", "small", "k25", "fusion"):
+        preflight(load_profile(name), str(tmp_path / "not-there-yet.git"))
+    assert not (tmp_path / "not-there-yet.git").exists()
+
+
+@pytest.mark.parametrize("overlays", [None, (), ("local", "dev")])
+def test_an_environment_without_an_overlay_is_told_before_the_first_step(
+    overlays: tuple[str, ...] | None, tmp_path: Path
+) -> None:
+    repository = str(tmp_path / "new.git") if overlays is None else bare(tmp_path, overlays)
+    known = ", ".join(overlays or sorted(path.name for path in (MANIFESTS / "overlays").iterdir()))
+    with pytest.raises(MoonflowError) as caught:
+        preflight(load_profile("tiny", OTHER), repository)
+    assert "'staging'" in str(caught.value) and ", ".join(sorted(known.split(", "))) in str(caught.value)
+
+
+def test_a_repository_that_is_none_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "gitops.git").write_text("no repository")
+    with pytest.raises(MoonflowError, match="git clone failed"):
+        preflight(load_profile("tiny"), str(tmp_path / "gitops.git"))
+
+
+def test_a_source_that_is_not_there_is_told_before_the_first_step(tmp_path: Path) -> None:
+    there, missing = tmp_path / "cats", tmp_path / "dogs"
+    there.mkdir()
+    sources = f"prepare_data.sources=cats={there}, dogs:2={missing}"
+    with pytest.raises(MoonflowError, match=f"dogs is to lie in {missing}, which is no folder"):
+        preflight(load_profile("fusion", [sources]), "")
+    preflight(load_profile("fusion", [f"prepare_data.sources=cats={there}, far=s3://bucket/far"]), "")
+
+
+def test_a_run_that_cannot_be_finished_begins_nothing(tmp_path: Path) -> None:
+    with pytest.raises(MoonflowError, match="no overlay 'staging'"):
+        run_locally(load_profile("smoke", OTHER), tmp_path / "run", keep=False, console=Console())
+    assert not (tmp_path / "run").exists()
