@@ -13,14 +13,16 @@ from components.runtime.store import NotInStore, ObjectStore
 from model.errors import MoonflowError
 
 DECISION, TABLE = "decision.json", "decision.md"
+DATA_CONTENT = "data_content_sha256"
+"""In an evaluation's extra: the digest of its data's content."""
 
 
-def find_champion(store: ObjectStore, reference: str, data_sha256: str) -> tuple[Champion | None, dict[str, Any]]:
+def find_champion(store: ObjectStore, reference: str, data_content: str) -> tuple[Champion | None, dict[str, Any]]:
     """The model in service with the scores that let it through, and what to write down about it.
 
     Args:
         reference: ``MODEL@ALIAS`` in the MLflow registry; empty = compare with none.
-        data_sha256: digest of the manifest of this evaluation's data: ``same_tasks`` tells whether theirs was the same.
+        data_content: digest of this evaluation's data: ``same_tasks`` tells whether theirs was the same.
 
     Raises:
         MoonflowError: MLflow is away, or the champion's evaluation is gone or is not what was registered.
@@ -46,7 +48,7 @@ def find_champion(store: ObjectStore, reference: str, data_sha256: str) -> tuple
         "version": version.number,
         "manifest_sha256": version.manifest_sha256,
         "evaluation": where,
-        "same_tasks": _data(evaluation) == data_sha256,
+        "same_tasks": evaluation.extra.get(DATA_CONTENT) == data_content,
     }
     return Champion(title, rows), record
 
@@ -75,9 +77,3 @@ def as_table(record: dict[str, Any]) -> str:
         cells = [rule["rule"], rule["subject"], f"{rule['observed']:.3f}", f"{low:.3f} to {high:.3f}"]
         lines.append(f"| {' | '.join(cells)} | {rule['bound']:g} | {'yes' if rule['passed'] else '**no**'} |")
     return "\n".join(lines) + "\n"
-
-
-def _data(evaluation: Manifest) -> str:
-    """Digest of the data that an evaluation was made with; parents stand in the order of the inputs' names."""
-    names = sorted(evaluation.extra.get("inputs", {}))
-    return dict(zip(names, evaluation.parents, strict=False)).get("data", "")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from components.evaluate.config import Config
-from components.evaluate.decision import DECISION, TABLE, as_record, as_table, find_champion
+from components.evaluate.decision import DATA_CONTENT, DECISION, TABLE, as_record, as_table, find_champion
 from components.evaluate.floors import parse_floors
 from components.evaluate.gate import Rules, decide
 from components.runtime import manifest as manifests
@@ -76,8 +76,8 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
 
     # 3. The gate, also against the model in service.
     rows = _rows(results, steps, suites, tasks)
-    data_sha256 = manifests.read(context.store, inputs["data"]).sha256
-    champion, about = find_champion(context.store, config.champion, data_sha256)
+    content = manifests.read(context.store, inputs["data"]).content_sha256
+    champion, about = find_champion(context.store, config.champion, content)
     share = _well_formed(results[trained[-1]])
     verdict = decide(
         rows, rules, candidate=trained[-1], untrained=UNTRAINED, well_formed=share, champion=champion
@@ -94,6 +94,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         "reasons": verdict.reasons,
         "candidate": trained[-1],
         "expert_precision": config.expert_precision,
+        DATA_CONTENT: content,
         "rules": record["rules"],
         "champion": record["champion"],
         "well_formed": share[0],

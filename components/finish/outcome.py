@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 from components.runtime.manifest import Manifest
 from components.runtime.mlflow_runs import COMMIT_TAG, Dataset, Outcome
-from components.runtime.step import METRICS
 from components.steps import TRAINING_STEPS, config_class, step_of
 
 DATA = "prepare_data"
@@ -41,7 +38,7 @@ def outcome(found: Mapping[str, Manifest], summary: Mapping[str, Any], profile: 
         metrics={**_speed(done, summary), **_scores(summary, evaluation), **_arms(summary)},
         params=_parameters(found),
         tags={name: value for name, value in tags.items() if value},
-        dataset=Dataset(f"{data.run_id}/{data.step}", _content(data), data.uri) if data else None,
+        dataset=Dataset(f"{data.run_id}/{data.step}", data.content_sha256, data.uri) if data else None,
         note=str(evaluation.extra.get("markdown", "")) if evaluation else "",
         ended=None if error or not done else max(map(_made, done.values())),
     )
@@ -92,12 +89,6 @@ def _parameters(found: Mapping[str, Manifest]) -> dict[str, str]:
             elif config[name] != schema.model_fields[name].default:
                 values[f"{step}.{name}"] = str(config[name])
     return dict(sorted(values.items()))
-
-
-def _content(data: Manifest) -> str:
-    """Hex SHA-256 of the data alone: two runs that made the same samples show the same digest."""
-    files = [(file.name, file.sha256) for file in data.files if file.name != METRICS]
-    return hashlib.sha256(json.dumps(sorted(files)).encode()).hexdigest()
 
 
 def _made(manifest: Manifest) -> float:

@@ -19,9 +19,9 @@ from components.finish.outcome import outcome
 from components.finish.report import render
 from components.runtime import manifest as manifests
 from components.runtime.checkpoints import newest
-from components.runtime.manifest import Manifest
+from components.runtime.manifest import METRICS, Manifest
 from components.runtime.mlflow_runs import Outcome
-from components.runtime.step import METRICS, read_metrics
+from components.runtime.step import read_metrics
 from components.runtime.store import ObjectStore, disk_errors
 from components.steps import STEPS
 

@@ -9,8 +9,7 @@ from typing import Any
 from components.promote import signing
 from components.promote.signing import SIGNATURE, STATEMENT
 from components.runtime import manifest as manifests
-from components.runtime.manifest import Manifest
-from components.runtime.step import METRICS
+from components.runtime.manifest import METRICS, Manifest
 from components.runtime.store import ObjectStore
 from model.errors import MoonflowError
 from model.hf import FILES, quantise_checkpoint

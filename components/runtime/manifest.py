@@ -37,6 +37,7 @@ from components.runtime.store import NotInStore, ObjectStore, disk_errors
 from model.errors import MoonflowError
 
 MANIFEST = "manifest.json"
+METRICS = "metrics.jsonl"  # the step's metric history, a file of every manifest that a step publishes
 _ATTEMPT = "files-"  # and a random number: the folder of one publisher's files
 _TRIES = 3  # to write a manifest, while others take back theirs
 _THREADS = 8  # parallel uploads and downloads: one stream does not fill a store's bandwidth
@@ -133,6 +134,12 @@ class Manifest(BaseModel):
     def sha256(self) -> str:
         """Hex digest of the canonical bytes: the identity that children and promotions record."""
         return hashlib.sha256(self.canonical()).hexdigest()
+
+    @property
+    def content_sha256(self) -> str:
+        """Hex digest of the files alone, the metric history left out: the same for the same output of another run."""
+        files = [(file.name, file.sha256) for file in self.files if file.name != METRICS]
+        return hashlib.sha256(json.dumps(sorted(files)).encode()).hexdigest()
 
 
 def publish(store: ObjectStore, prefix: str, folder: Path, added: Iterable[File] = (), **fields: Any) -> Manifest:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from components.runtime import checkpoints, manifest
 from components.runtime.checkpoints import StoredCheckpoints
 from components.runtime.config import StepConfig, TrainingConfig
-from components.runtime.manifest import File, Kind, Manifest
+from components.runtime.manifest import METRICS, File, Kind, Manifest
 from components.runtime.progress import Silent, StepProgress
 from components.runtime.retention import METRICS as LAST_METRICS
 from components.runtime.retention import Retention
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """A folder in the store and on disk, and a word in MLflow's queries (source: ours; Kubeflow's ids are UUIDs)."""
-METRICS = "metrics.jsonl"  # the step's metric history, a file of every manifest it publishes
 
 
 @dataclass(frozen=True)

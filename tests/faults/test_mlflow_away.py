@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from components.runtime.manifest import fetch
-from components.runtime.step import METRICS, read_metrics, run_step
+from components.runtime.manifest import METRICS, fetch
+from components.runtime.step import read_metrics, run_step
 from components.runtime.store import ObjectStore
 from model.errors import MoonflowError
 from tests.counted import Stage, counting

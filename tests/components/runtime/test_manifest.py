@@ -44,6 +44,16 @@ def place(store: ObjectStore, prefix: str, name: str) -> str:
     return f"{prefix}/{file.place}"
 
 
+def test_the_content_s_digest_is_of_the_files_alone(store: ObjectStore, folder: Path, prefix: str) -> None:
+    (folder / "metrics.jsonl").write_text("of one run")
+    made = publish(store, f"{prefix}/a", folder, **fields())
+    (folder / "metrics.jsonl").write_text("of another")
+    again = publish(store, f"{prefix}/b", folder, **fields(run_id="other"))
+    assert again.content_sha256 == made.content_sha256 and again.sha256 != made.sha256
+    (folder / "config.json").write_text('{"hidden_size": 129}')
+    assert publish(store, f"{prefix}/c", folder, **fields()).content_sha256 != made.content_sha256
+
+
 def test_published_files_come_back(store: ObjectStore, folder: Path, prefix: str, tmp_path: Path) -> None:
     made = publish(store, prefix, folder, **fields(tokens_seen=7, model_config={"hidden_size": 128}, extra={"x": 0.1}))
     stored = store.get(f"{prefix}/manifest.json")
