@@ -199,7 +199,10 @@ def promote(
     ] = False,
     repository: Annotated[
         str,
-        typer.Option(help="Instead of a run's folder: the GitOps repository's URL; MLFLOW_TRACKING_URI names MLflow."),
+        typer.Option(
+            help="Instead of a run's folder: the GitOps repository's URL; MLFLOW_TRACKING_URI names MLflow, "
+            "MOONFLOW_STORE the store."
+        ),
     ] = "",
     environment: Annotated[str, typer.Option("--environment", "-e", help="Overlay. Default: the run's.")] = "",
     alias: Annotated[str, typer.Option(help="Registry alias. Default: the run's, else champion.")] = "",

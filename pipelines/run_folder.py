@@ -13,7 +13,7 @@ from pathlib import Path
 from model.errors import MoonflowError
 
 SOCKET_ROOM = 40
-"""Bytes of a path that programs put behind TMPDIR to name a socket, such as /moonflow-sandbox-xxxxxxxx/socket."""
+"""Bytes that programs put behind TMPDIR to name a socket, as multiprocessing does: /pymp-xxxxxxxx/listener-xxxxxxxx."""
 LONGEST_SOCKET = 107
 """Bytes of a Unix socket's path (Linux: sun_path has 108, the last one is zero)."""
 
@@ -74,7 +74,6 @@ def temporary_folder(folder: Path) -> Iterator[Path]:
             yield real
             return
         around = Path(tempfile.mkdtemp(prefix="moonflow-"))
-        around.chmod(0o711)  # the sandbox's programs run under another user id
         (around / "tmp").symlink_to(real, target_is_directory=True)
         yield around / "tmp"
     finally:

@@ -92,6 +92,19 @@ def finish_pipeline(run_id: str, status: str, outcome: Outcome) -> str:
     return parent
 
 
+def log_params(client: Any, run: str, values: Mapping[str, str]) -> None:
+    """Write a run's parameters. MLflow never changes one: what a later call changed is told by a tag of its name."""
+    from mlflow.entities import Param, RunTag
+
+    there = client.get_run(run).data.params
+    changed = [RunTag(name, value) for name, value in values.items() if there.get(name, value) != value]
+    if changed:
+        client.log_batch(run, tags=changed)
+    new = [Param(name, value) for name, value in values.items() if name not in there]
+    for start in range(0, len(new), PARAMS_AT_ONCE):
+        client.log_batch(run, params=new[start : start + PARAMS_AT_ONCE])
+
+
 def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
@@ -109,18 +122,14 @@ def _parent(client: Any, run_id: str) -> tuple[str, bool]:
 
 def _write(client: Any, run: str, outcome: Outcome) -> None:
     from mlflow.entities import Dataset as MlflowDataset
-    from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
+    from mlflow.entities import DatasetInput, InputTag, Metric, RunTag
 
     there = client.get_run(run).data
-    # MLflow never changes a parameter: what a later call of the run changed is told by a tag of the same name.
-    new = [Param(name, value) for name, value in outcome.params.items() if name not in there.params]
-    changed = {n: value for n, value in outcome.params.items() if there.params.get(n, value) != value}
-    tags = {**outcome.tags, **changed, **({NOTE_TAG: outcome.note} if outcome.note else {})}
+    tags = {**outcome.tags, **({NOTE_TAG: outcome.note} if outcome.note else {})}
     now = int(time.time() * 1000)
     metrics = [Metric(n, value, now, 0) for n, value in outcome.metrics.items() if there.metrics.get(n) != value]
     client.log_batch(run, metrics, tags=[RunTag(name, value) for name, value in tags.items()])
-    for start in range(0, len(new), PARAMS_AT_ONCE):
-        client.log_batch(run, params=new[start : start + PARAMS_AT_ONCE])
+    log_params(client, run, outcome.params)
     if (data := outcome.dataset) is not None:
         source = json.dumps({"uri": data.uri})
         dataset = MlflowDataset(data.name, data.digest[:DIGEST_CHARS], "moonflow manifest", source)

@@ -321,9 +321,11 @@ def git_commit() -> str:
     if commit := os.environ.get("MOONFLOW_GIT_COMMIT"):
         return commit
     here = Path(__file__).resolve().parent
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # of this checkout
+    command = ["git", "rev-parse", "--verify", "HEAD"]
     try:
         asked = subprocess.run(
-            ["git", "rev-parse", "--verify", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5, check=False
+            command, cwd=here, env=environment, capture_output=True, text=True, timeout=5, check=False
         )
     except (OSError, subprocess.SubprocessError):
         return ""

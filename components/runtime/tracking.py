@@ -224,12 +224,12 @@ class _Spool:
         self._mark(end)
 
     def _other(self, client: Any, record: dict[str, Any]) -> None:
-        from mlflow.entities import Param, RunTag
+        from mlflow.entities import RunTag
 
         values = record.get("values", {})
         with _refusals():
             if record["kind"] == "params":
-                client.log_batch(self.mlflow_run_id, params=[Param(key, value) for key, value in values.items()])
+                mlflow_runs.log_params(client, self.mlflow_run_id, values)
             elif record["kind"] == "tags":
                 client.log_batch(self.mlflow_run_id, tags=[RunTag(key, value) for key, value in values.items()])
             elif record["kind"] == "end":

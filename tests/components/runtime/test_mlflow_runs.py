@@ -10,6 +10,7 @@ import mlflow
 import pytest
 
 from components.runtime.mlflow_runs import Dataset, Outcome, finish_pipeline, of_step
+from components.runtime.tracking import Tracker
 
 DIGEST = "ab" * 32
 
@@ -83,6 +84,19 @@ def test_a_parameter_that_a_later_call_changed_is_told_by_a_tag(client: mlflow.M
     data = client.get_run(parent).data
     assert data.params == {"evaluate.floors": "photo=9", "preset": "tiny"}
     assert data.tags["evaluate.floors"] == "photo=0.9"
+
+
+def test_a_step_that_runs_again_with_corrected_rules_tells_them_by_tags(
+    client: mlflow.MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for floors in ("photo=9", "photo=0.9"):
+        tracker = Tracker(tmp_path / "spool", "r", "evaluate")
+        tracker.params({"floors": floors, "samples": 4})
+        tracker.start()
+        tracker.close("FINISHED")
+    data = client.get_run(tracker.mlflow_run_id).data
+    assert data.params == {"floors": "photo=9", "samples": "4"} and data.tags["floors"] == "photo=0.9"
+    assert "refused" not in capsys.readouterr().err
 
 
 def test_more_parameters_than_one_request_takes(client: mlflow.MlflowClient) -> None:
