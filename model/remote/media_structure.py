@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 
-# Markers of a JPEG, but for stuffed zeros, restarts and fill bytes, which stand within a scan.
-MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
+# Markers of a JPEG with a length behind them, and the end of image.
+MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")
 # Boxes of an MP4 that state a number of samples or edits: where it stands behind the name.
 COUNTS = {b"stsz": 8, b"stz2": 8, b"trun": 4, b"elst": 4}
+
+
+class TooManyPieces(Exception):
+    """A header has more pieces than its reader may take."""
+
+
+class Header(io.BytesIO):
+    """An encoded file of whose header Pillow may read so many pieces. It takes a header's small parts one by one, and
+    puts some of them together again each time: a file of nothing else costs minutes."""
+
+    def __init__(self, data: bytes, pieces: int) -> None:
+        super().__init__(data)
+        self._left: float = pieces
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise TooManyPieces
+        return super().read(size)
+
+    def end(self) -> None:
+        """The header has been read: what follows has no bound."""
+        self._left = float("inf")
 
 
 def late_exif(png: bytes) -> bytes | None:
@@ -27,8 +51,7 @@ def jpeg_scans(jpeg: bytes) -> int:
     at, scans = 0, 0
     while (found := MARKER.search(jpeg, at)) and (marker := found[1][0]) != 0xD9:  # end of image
         at = found.end()
-        if marker not in (0x01, 0xD8):  # all others have a length
-            at += int.from_bytes(jpeg[at : at + 2], "big")
+        at += int.from_bytes(jpeg[at : at + 2], "big")
         scans += marker == 0xDA
     return scans
 
