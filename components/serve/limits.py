@@ -26,7 +26,7 @@ MAX_WAITING = 1024  # sequences in the engine's queue; more would only time out 
 SMALL_BODY_BYTES = 4 * 2**10  # texts of such a body are read at once: 10 ms at most, less than a thread's turn costs
 
 # One request: how many things (openai_api.py, conversation.py, tools.py).
-MAX_JSON_VALUES = 2**17  # by the body's commas and brackets; parsing keeps Python's lock
+MAX_JSON_VALUES = 2**17  # of a body, and of its calls' arguments, by commas and brackets; parsing keeps Python's lock
 MAX_MESSAGES = 4096
 MAX_PARTS = 4096  # of all messages' contents
 MAX_CALLS = 4096  # of all messages
