@@ -11,6 +11,7 @@ from __future__ import annotations
 MAX_CONNECTIONS = 768  # open; a process may usually have 1,024 files
 ACCEPTED_AT_ONCE = 128  # more, before they are counted
 MAX_HEAD_BYTES = 32 * 2**10  # request line, headers and trailers
+MAX_PIPELINED = 256  # requests that stand behind another one on its connection; each takes a kilobyte
 HEAD_SECONDS = 10.0  # from a request's first byte, or a new connection, to the end of its headers
 BODY_SECONDS = 60.0  # from there to the end of the body
 LINGER_SECONDS = 2.0  # for a client to read an answer that came before the end of its request
