@@ -10,6 +10,8 @@ import struct
 MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")
 # Boxes of an MP4 that state a number of samples or edits: where it stands behind the name.
 COUNTS = {b"stsz": 8, b"stz2": 8, b"trun": 4, b"elst": 4}
+# Outermost boxes of an MP4 that are told apart (ours). An hour in fragments of a second has 7,200.
+MAX_BOXES = 10_000
 
 
 class TooManyPieces(Exception):
@@ -82,9 +84,10 @@ def _counts(mp4: bytes, name: bytes, start: int, end: int) -> int:
 def _boxes_but_frames(mp4: bytes) -> list[tuple[int, int]]:
     """Start and end of each box of the outermost level, but for those of frames.
 
-    All of the file is one where a segment index (sidx) lets FFmpeg jump among the frames' bytes.
+    All of the file is one where a segment index (sidx) lets FFmpeg jump among the frames' bytes, or where there are too
+    many boxes: a megabyte of empty ones took a third of a second.
     """
-    at, found = 0, []
+    at, boxes, found = 0, 0, []
     while at + 16 <= len(mp4):
         length, kind = struct.unpack_from(">I4s", mp4, at)
         if length == 1:
@@ -92,6 +95,9 @@ def _boxes_but_frames(mp4: bytes) -> list[tuple[int, int]]:
         end = at + length if length >= 8 else len(mp4)
         if kind != b"mdat":
             found.append((at, end))
+        boxes += 1
+        if boxes > MAX_BOXES:
+            return [(0, len(mp4))]
         at = end
     found.append((at, len(mp4)))
     return [(0, len(mp4))] if any(mp4.find(b"sidx", *span) >= 0 for span in found) else found
