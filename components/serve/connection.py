@@ -21,6 +21,7 @@ from components.serve.limits import (
     LINGER_SECONDS,
     MAX_CONNECTIONS,
     MAX_HEAD_BYTES,
+    MAX_PIPELINED,
     STALLED_SECONDS,
 )
 
@@ -70,6 +71,9 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        if len(self.pipeline) >= MAX_PIPELINED:
+            self._refusal = overloaded(f"{MAX_PIPELINED} requests are waiting on this connection already")
+            raise self._refusal
         self._head, self._reading = 0, "head"
         if self._due is None:  # it stands behind another request in one piece
             self._owe(HEAD_SECONDS)

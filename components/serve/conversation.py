@@ -8,7 +8,7 @@ from typing import Any
 
 from components.serve import strict_json
 from components.serve.errors import bad_request
-from components.serve.limits import MAX_CALLS, MAX_PARTS
+from components.serve.limits import MAX_CALLS, MAX_JSON_VALUES, MAX_PARTS
 from components.serve.media import KINDS, Media
 from model.chat import call_id
 from model.image import ImageConfig
@@ -33,7 +33,7 @@ def read_conversation(messages: Sequence[dict[str, Any]], image_config: ImageCon
     """
     turns: list[dict[str, Any]] = []
     media = Media(image_config)
-    parts = calls = 0
+    parts = calls = values = 0
     pending: dict[str, list[str]] = {}
     for index, message in enumerate(messages):
         where = f"messages.{index}"
@@ -56,7 +56,8 @@ def read_conversation(messages: Sequence[dict[str, Any]], image_config: ImageCon
             pending = {}
             turn["tool_calls"] = []
             for position, call in enumerate(theirs):
-                ours = _call(call, f"{where}.tool_calls.{position}")
+                ours, more = _call(call, f"{where}.tool_calls.{position}", MAX_JSON_VALUES - values)
+                values += more
                 pending.setdefault(str(call.get("id")), []).append(call_id(ours["name"], calls))
                 turn["tool_calls"].append(ours)
                 calls += 1
@@ -103,11 +104,16 @@ def _part(part: Any, role: Any, media: Media, where: str) -> dict[str, Any]:
     return media.add(kind, part.get(kind), where)
 
 
-def _call(call: Any, where: str) -> dict[str, Any]:
+def _call(call: Any, where: str, room: int) -> tuple[dict[str, Any], int]:
+    """Our call, and how many values its arguments may hold. Escapes hide them where the body's are counted."""
     try:
-        name, arguments = call["function"]["name"], strict_json.read(call["function"]["arguments"])
-    except (KeyError, TypeError, ValueError) as error:
+        name, text = call["function"]["name"], call["function"]["arguments"]
+        if (values := strict_json.most_values(text)) > room:
+            told = f"the tool calls' arguments have more than {MAX_JSON_VALUES:,} values"
+            raise bad_request(f"{told}, by their commas and opening brackets", where)
+        arguments = strict_json.read(text)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise bad_request("a tool call needs function.name and function.arguments, JSON as text", where) from error
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise bad_request("a tool call's function.arguments must be a JSON object as text", where)
-    return {"name": name, "arguments": arguments}
+    return {"name": name, "arguments": arguments}, values

@@ -11,6 +11,7 @@ from __future__ import annotations
 MAX_CONNECTIONS = 768  # open; a process may usually have 1,024 files
 ACCEPTED_AT_ONCE = 128  # more, before they are counted
 MAX_HEAD_BYTES = 32 * 2**10  # request line, headers and trailers
+MAX_PIPELINED = 256  # requests that stand behind another one on its connection; each takes a kilobyte
 HEAD_SECONDS = 10.0  # from a request's first byte, or a new connection, to the end of its headers
 BODY_SECONDS = 60.0  # from there to the end of the body
 LINGER_SECONDS = 2.0  # for a client to read an answer that came before the end of its request
@@ -26,7 +27,7 @@ MAX_WAITING = 1024  # sequences in the engine's queue; more would only time out 
 SMALL_BODY_BYTES = 4 * 2**10  # texts of such a body are read at once: 10 ms at most, less than a thread's turn costs
 
 # One request: how many things (openai_api.py, conversation.py, tools.py).
-MAX_JSON_VALUES = 2**17  # by the body's commas and brackets; parsing keeps Python's lock
+MAX_JSON_VALUES = 2**17  # of a body, and of its calls' arguments, by commas and brackets; parsing keeps Python's lock
 MAX_MESSAGES = 4096
 MAX_PARTS = 4096  # of all messages' contents
 MAX_CALLS = 4096  # of all messages

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
+from components.serve import strict_json
 from components.serve.conversation import Conversation, read_conversation
 from components.serve.errors import ApiError, bad_request
 from components.serve.limits import (
@@ -115,9 +116,8 @@ class Asked:
 
 def parse(body: bytes) -> ChatRequest:
     """Raises ApiError that names the first wrong field."""
-    # A text of so many commas would not fit a context; values are what takes time and memory, and each but the first
-    # of its list or object has a comma before it.
-    if sum(body.count(mark) for mark in (b",", b"[", b"{")) > MAX_JSON_VALUES:
+    # A text of so many commas would not fit a context; values are what takes time and memory.
+    if strict_json.most_values(body) > MAX_JSON_VALUES:
         raise bad_request(f"the body has more than {MAX_JSON_VALUES:,} values, by its commas and opening brackets")
     try:
         fields = from_json(body, allow_inf_nan=False)

@@ -15,6 +15,13 @@ from model.foreign_text import well_formed
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
+def most_values(text: str | bytes) -> int:
+    """So many values may a JSON text hold: each but the first of its list or object has a comma before it."""
+    if isinstance(text, bytes):
+        return sum(text.count(mark) for mark in (b",", b"[", b"{"))
+    return sum(text.count(mark) for mark in ",[{")
+
+
 def read(text: str | bytes) -> Any:
     """Parse what ``write`` could have written.
 

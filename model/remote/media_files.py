@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from .media_structure import jpeg_scans, late_exif, mp4_index
+from .media_structure import Header, TooManyPieces, jpeg_scans, late_exif, mp4_index
 
 # What browsers show. Pillow knows forty formats more: EPS starts Ghostscript, others are seldom read and seldom tested.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")
@@ -28,6 +28,8 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")
 MAX_IMAGE_PIXELS = 50_000_000
 # The longest side that JPEG allows. Shrinking a side takes memory by its length: 40,000,000 x 1 pixels took gigabytes.
 MAX_IMAGE_SIDE = 65_535
+# Pieces in which Pillow reads a header: five for a segment of a JPEG. A photograph with depth maps has some hundreds.
+MAX_HEADER_PIECES = 5_000
 # Passes over the pixels of a JPEG. Encoders write ten; one takes 75 bytes and, of 50 million pixels, 30 ms.
 MAX_JPEG_SCANS = 50
 # A frame of 4K video, 4096 x 2304; a decoder may keep sixteen of them, 226 MB.
@@ -86,8 +88,14 @@ def _check_image_size(width: int, height: int) -> None:
 
 def _open_image(data: bytes) -> Image.Image:
     """The image with its header read and within bounds, its pixels not decoded yet."""
+    header = Header(data, MAX_HEADER_PIECES)
     try:
-        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        image = Image.open(header, formats=IMAGE_FORMATS)
+    except TooManyPieces:
+        raise MediaTooLarge(
+            f"image of {len(data):,} bytes has a header of over {MAX_HEADER_PIECES:,} pieces: save it without its "
+            "metadata (MAX_HEADER_PIECES)"
+        ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         # Pillow's own bound is higher than ours and comes before a size is known. It warns first; a program may have
         # turned warnings into errors.
@@ -96,6 +104,7 @@ def _open_image(data: bytes) -> Image.Image:
         ) from error
     except Exception as error:  # Pillow's readers raise whatever a broken header makes them raise
         raise _unreadable_image(f"image of {len(data):,} bytes", error) from error
+    header.end()
     _check_image_size(*image.size)
     if image.format in ("JPEG", "MPO") and (scans := jpeg_scans(data)) > MAX_JPEG_SCANS:
         raise MediaTooLarge(f"image is a JPEG of {scans:,} scans: give at most {MAX_JPEG_SCANS} (MAX_JPEG_SCANS)")

@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 
-# Markers of a JPEG, but for stuffed zeros, restarts and fill bytes, which stand within a scan.
-MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
+# Markers of a JPEG with a length behind them, and the end of image.
+MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")
 # Boxes of an MP4 that state a number of samples or edits: where it stands behind the name.
 COUNTS = {b"stsz": 8, b"stz2": 8, b"trun": 4, b"elst": 4}
+# Outermost boxes of an MP4 that are told apart (ours). An hour in fragments of a second has 7,200.
+MAX_BOXES = 10_000
+
+
+class TooManyPieces(Exception):
+    """A header has more pieces than its reader may take."""
+
+
+class Header(io.BytesIO):
+    """An encoded file of whose header Pillow may read so many pieces. It takes a header's small parts one by one, and
+    puts some of them together again each time: a file of nothing else costs minutes."""
+
+    def __init__(self, data: bytes, pieces: int) -> None:
+        super().__init__(data)
+        self._left: float = pieces
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise TooManyPieces
+        return super().read(size)
+
+    def end(self) -> None:
+        """The header has been read: what follows has no bound."""
+        self._left = float("inf")
 
 
 def late_exif(png: bytes) -> bytes | None:
@@ -27,8 +53,7 @@ def jpeg_scans(jpeg: bytes) -> int:
     at, scans = 0, 0
     while (found := MARKER.search(jpeg, at)) and (marker := found[1][0]) != 0xD9:  # end of image
         at = found.end()
-        if marker not in (0x01, 0xD8):  # all others have a length
-            at += int.from_bytes(jpeg[at : at + 2], "big")
+        at += int.from_bytes(jpeg[at : at + 2], "big")
         scans += marker == 0xDA
     return scans
 
@@ -59,9 +84,10 @@ def _counts(mp4: bytes, name: bytes, start: int, end: int) -> int:
 def _boxes_but_frames(mp4: bytes) -> list[tuple[int, int]]:
     """Start and end of each box of the outermost level, but for those of frames.
 
-    All of the file is one where a segment index (sidx) lets FFmpeg jump among the frames' bytes.
+    All of the file is one where a segment index (sidx) lets FFmpeg jump among the frames' bytes, or where there are too
+    many boxes: a megabyte of empty ones took a third of a second.
     """
-    at, found = 0, []
+    at, boxes, found = 0, 0, []
     while at + 16 <= len(mp4):
         length, kind = struct.unpack_from(">I4s", mp4, at)
         if length == 1:
@@ -69,6 +95,9 @@ def _boxes_but_frames(mp4: bytes) -> list[tuple[int, int]]:
         end = at + length if length >= 8 else len(mp4)
         if kind != b"mdat":
             found.append((at, end))
+        boxes += 1
+        if boxes > MAX_BOXES:
+            return [(0, len(mp4))]
         at = end
     found.append((at, len(mp4)))
     return [(0, len(mp4))] if any(mp4.find(b"sidx", *span) >= 0 for span in found) else found

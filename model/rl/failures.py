@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from model.data.sample import Sample
 from model.errors import MoonflowError, Unavailable
+from model.foreign_text import well_formed
 from model.rl.environment import FAILED, Episode
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,11 @@ async def attempt(episode: Awaitable[Episode], sample: Sample) -> Episode:
 
 def _failed(sample: Sample, error: BaseException) -> Episode:
     kind = "" if isinstance(error, MoonflowError) else f"{type(error).__name__}: "
-    line = " ".join(f"{sample.family}/{sample.key}: {kind}{error}".split())[:LINE]
+    try:
+        said = str(error)
+    except Exception:
+        said = "(its message cannot be shown)"
+    line = well_formed(" ".join(f"{sample.family}/{sample.key}: {kind}{said}".split())[:LINE])
     log.info("episode failed: %s", line, exc_info=error)
     return Episode([], [], [], None, [], 0.0, "", 0, FAILED, failure=line)
 

@@ -116,6 +116,8 @@ class SGLangEngine:
                 response = await client.post(path, json=body)
             except httpx.TransportError as error:
                 failure = f"{type(error).__name__} {error}".strip()
+                # Else it may be this request that it does not get done.
+                reached = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
                 continue
             reached = True
             if response.status_code in RETRIED:

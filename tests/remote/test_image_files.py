@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +176,34 @@ def test_a_jpeg_of_many_scans_is_refused_before_they_are_decoded() -> None:
     with pytest.raises(MediaTooLarge, match=r"1,0.. scans: give at most 50 \(MAX_JPEG_SCANS\)"):
         read_image(plain[:end] + plain[last:end] * 1_000 + plain[end:])
     assert time.thread_time() - start < 0.2
+
+
+@pytest.mark.parametrize("piece", [b"\xff\xe1\0\x0aExif\0\0xx", b"\xff\xfe\0\2", b"\xff\xd9", b"\xff\xd0", b"\xff"])
+def test_a_header_of_many_pieces_is_not_read_to_its_end(piece: bytes) -> None:
+    """Each piece of EXIF data was put to the others, which took minutes for 24 MB."""
+    plain = file(Image.new("L", (9, 9)), "JPEG")
+    assert image_size(plain[:2] + piece * 900 + plain[2:]) == (9, 9)
+    start = time.thread_time()
+    with pytest.raises(MediaTooLarge, match=r"header of over 5,000 pieces: .* \(MAX_HEADER_PIECES\)"):
+        image_size(plain[:2] + piece * (24_000_000 // len(piece)) + plain[2:])
+    assert time.thread_time() - start < 0.5
+
+
+def test_the_pieces_of_png_and_gif_are_counted_and_those_of_pixels_are_not() -> None:
+    png, gif = (file(Image.new("L", (9, 9)), kind) for kind in ("PNG", "GIF"))
+    text = b"\0\0\0\1" + b"tEXta" + struct.pack(">I", zlib.crc32(b"tEXta"))
+    start = 13 + 3 * 2 ** ((gif[10] & 7) + 1)  # behind the palette
+    for data in (png[:33] + text * 9_000 + png[33:], gif[:start] + b"!\xfe\1a\0" * 9_000 + gif[start:]):
+        with pytest.raises(MediaTooLarge, match="MAX_HEADER_PIECES"):
+            image_size(data)
+    assert read_image(png[:-12] + text * 9_000 + png[-12:]).size == (9, 9)
+
+
+def test_markers_without_a_length_are_passed_over_in_a_scan() -> None:
+    plain = file(Image.fromarray(noise(9, 9, 3)), "JPEG")
+    start = time.thread_time()
+    assert jpeg_scans(plain[:-2] + b"\xff\x01\xff\xd8" * 6_000_000 + plain[-2:]) == 1
+    assert time.thread_time() - start < 0.5
 
 
 def test_a_bmp_that_pillow_decodes_byte_by_byte_is_refused() -> None:

@@ -24,6 +24,11 @@ async def good(seconds: float = 0.0) -> Episode:
     return GOOD
 
 
+class Unshowable:
+    def __repr__(self) -> str:
+        raise ValueError
+
+
 async def raises(error: BaseException) -> NoReturn:
     await asyncio.sleep(0)
     raise error
@@ -38,6 +43,8 @@ async def raises(error: BaseException) -> NoReturn:
         (MemoryError(), "fact_qa/k-3: MemoryError:"),
         (Panic("index out of bounds"), "fact_qa/k-3: Panic: index out of bounds"),
         (asyncio.CancelledError("by the engine"), "fact_qa/k-3: CancelledError: by the engine"),
+        (ValueError("\ud83d"), "fact_qa/k-3: ValueError: \ufffd"),
+        (KeyError(Unshowable()), "fact_qa/k-3: KeyError: (its message cannot be shown)"),
         (ValueError("x" * 10_000), "fact_qa/k-3: ValueError: " + "x" * 275),
     ],
 )

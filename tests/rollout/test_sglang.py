@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -171,6 +172,16 @@ def test_weights_are_updated_from_a_folder_or_the_reason_is_told(host, tmp_path)
     host.script = [(400, {"success": False, "message": "Failed to load weights"})]
     with pytest.raises(MoonflowError, match="Failed to load weights"):
         asyncio.run(engine(host).update_weights(tmp_path))
+
+
+def test_one_request_that_takes_too_long_is_one_failure(monkeypatch):
+    async def late(*_, **__):
+        raise httpx.ReadTimeout("")
+
+    monkeypatch.setattr(httpx.AsyncClient, "post", late)
+    with pytest.raises(MoonflowError, match="failed 2 times, last: ReadTimeout") as told:
+        asyncio.run(SGLangEngine("http://127.0.0.1:9", PAD, attempts=2, backoff_s=0.01).generate([Request([1])]))
+    assert not isinstance(told.value, Unavailable)
 
 
 def test_health(host):

@@ -103,6 +103,15 @@ def test_as_many_values_as_a_body_can_hold(address: str, unit: bytes):
     assert f"more than {MAX_JSON_VALUES:,} values" in error_of(reply)["message"]
 
 
+def test_as_many_values_as_escapes_can_hide_in_a_calls_arguments(address: str):
+    values = "1,".replace(",", "\\u002c") * 4_000_000
+    call = '{"id": "a", "function": {"name": "f", "arguments": "{\\"a\\": \\u005b' + values + '1]}"}}'
+    body = '{"model": "moonflow", "messages": [{"role": "assistant", "tool_calls": [' + call + "]}]}"
+    with quick(address):
+        reply = httpx.post(f"{address}/v1/chat/completions", content=body.encode(), timeout=120)
+    assert f"arguments have more than {MAX_JSON_VALUES:,} values" in error_of(reply)["message"]
+
+
 def test_a_picture_is_measured_before_it_is_decoded(address: str):
     small_file = png(7000, 7000)
     assert len(small_file) < 10_000

@@ -15,7 +15,7 @@ import uvicorn
 
 from components.serve import connection
 from components.serve.connection import OPTIONS
-from components.serve.limits import MAX_HEAD_BYTES
+from components.serve.limits import MAX_HEAD_BYTES, MAX_PIPELINED
 
 
 async def application(scope, receive, send):
@@ -182,3 +182,10 @@ def test_a_client_that_does_not_read_is_cut_off(port: int, monkeypatch: pytest.M
         client.sendall(b"GET /400000000 HTTP/1.1\r\nHost: x\r\n\r\n")
         time.sleep(1.5)
         assert len(rest(client)) < 400_000_000
+
+
+@pytest.mark.parametrize(("count", "answered"), [(MAX_PIPELINED, MAX_PIPELINED), (14_000, 0)])
+def test_only_so_many_requests_stand_behind_one(port: int, count: int, answered: int):
+    """14,000 of them, in one piece, took 11 MB."""
+    last = b"GET /3 HTTP/1.1\r\nConnection: close\r\n\r\n"
+    assert sent(port, b"GET /3 HTTP/1.1\r\n\r\n" * (count - 1) + last).count(b"xxx") == answered
