@@ -32,11 +32,13 @@ def preflight(profile: Profile, repository: str) -> None:
 
 def _sources(profile: Profile) -> None:
     if text := profile.step("prepare_data").model_dump()["sources"]:
-        from model.data.own import parse_sources  # brings torch: only who has data of their own waits for it
+        # These bring torch: only who has data of their own waits for it.
+        from components.runtime.own_data import local_folder
+        from model.data.own import parse_sources
 
         for source in parse_sources(text):
             # An object store is asked by prepare_data itself, the first step, before it makes anything.
-            if not source.uri.startswith("s3://") and not Path(source.uri).expanduser().is_dir():
+            if (folder := local_folder(source.uri)) is not None and not os.path.isdir(folder):
                 raise MoonflowError(
                     f"[prepare_data] sources: {source.name} is to lie in {source.uri}, which is no folder: name one "
                     "with .tar shards or with images and texts, or s3://..."

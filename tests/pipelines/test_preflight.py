@@ -64,6 +64,13 @@ def test_a_source_that_is_not_there_is_told_before_the_first_step(tmp_path: Path
     with pytest.raises(MoonflowError, match=f"dogs is to lie in {missing}, which is no folder"):
         preflight(load_profile("fusion", [sources]), "")
     preflight(load_profile("fusion", [f"prepare_data.sources=cats={there}, far=s3://bucket/far"]), "")
+    preflight(load_profile("fusion", [f"prepare_data.sources=cats=file://{there}"]), "")
+
+
+@pytest.mark.parametrize("uri", ["file:///not/there", "~nobody-of-that-name/cats", "c" * 300])
+def test_a_source_that_can_be_no_folder_is_one_line(uri: str) -> None:
+    with pytest.raises(MoonflowError, match="cats is to lie in .*, which is no folder"):
+        preflight(load_profile("fusion", [f"prepare_data.sources=cats={uri}"]), "")
 
 
 def test_a_run_that_cannot_be_finished_begins_nothing(tmp_path: Path) -> None:
