@@ -12,12 +12,14 @@ from pathlib import Path
 from components.promote import overlay
 from components.promote.git import clone, has_commits, is_remote
 from components.promote.gitops import MANIFESTS
+from components.runtime.config import EpisodesConfig
 from model.errors import MoonflowError
+from model.rl.tools.sandbox import Sandbox
 from pipelines.profile import Profile
 
 
 def preflight(profile: Profile, repository: str) -> None:
-    """Check that the run's sources and the place of its promotion are there.
+    """Check that the run's sources, what confines its programs and the place of its promotion are there.
 
     Args:
         repository: the GitOps repository that promote will write to.
@@ -26,6 +28,7 @@ def preflight(profile: Profile, repository: str) -> None:
         MoonflowError: naming what is missing and what to do.
     """
     _sources(profile)
+    _sandbox(profile)
     if "promote" in profile.steps:
         _overlay(repository, profile.step("promote").model_dump()["environment"])
 
@@ -43,6 +46,12 @@ def _sources(profile: Profile) -> None:
                     f"[prepare_data] sources: {source.name} is to lie in {source.uri}, which is no folder: name one "
                     "with .tar shards or with images and texts, or s3://..."
                 )
+
+
+def _sandbox(profile: Profile) -> None:
+    if any(isinstance(config, EpisodesConfig) and config.sandbox == "strict" for config in profile.steps.values()):
+        with Sandbox() as sandbox:
+            _ = sandbox.walls  # raises where programs would be refused
 
 
 def _overlay(repository: str, environment: str) -> None:
