@@ -18,16 +18,18 @@ from model.rl.tools.sandbox import Sandbox
 from pipelines.profile import Profile
 
 
-def preflight(profile: Profile, repository: str) -> None:
+def preflight(profile: Profile, repository: str, *, begun: bool = False) -> None:
     """Check that the run's sources, what confines its programs and the place of its promotion are there.
 
     Args:
         repository: the GitOps repository that promote will write to.
+        begun: an earlier call has; its data may be prepared, and then the sources are needed no more.
 
     Raises:
         MoonflowError: naming what is missing and what to do.
     """
-    _sources(profile)
+    if not begun:
+        _sources(profile)
     _sandbox(profile)
     if "promote" in profile.steps:
         _overlay(repository, profile.step("promote").model_dump()["environment"])

@@ -64,6 +64,7 @@ def test_a_source_that_is_not_there_is_told_before_the_first_step(tmp_path: Path
     sources = f"prepare_data.sources=cats={there}, dogs:2={missing}"
     with pytest.raises(MoonflowError, match=f"dogs is to lie in {missing}, which is no folder"):
         preflight(load_profile("fusion", [sources]), "")
+    preflight(load_profile("fusion", [sources]), "", begun=True)  # prepare_data may have read them
     preflight(load_profile("fusion", [f"prepare_data.sources=cats={there}, far=s3://bucket/far"]), "")
     preflight(load_profile("fusion", [f"prepare_data.sources=cats=file://{there}"]), "")
 
