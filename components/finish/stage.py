@@ -57,7 +57,8 @@ def run(config: Config, store: ObjectStore, run_id: str, run_dir: Path | None, e
 
     # 2. The figures.
     summary = summarise(found)
-    events = {step: thin(history(store, manifest), config.curve_points) for step, manifest in found.items()}
+    curves = {step: history(store, manifest, f"{run_id}/{step}") for step, manifest in found.items()}
+    events = {step: thin(rows, config.curve_points) for step, rows in curves.items()}
     extra: dict[str, Any] = {"run_id": run_id, "profile": os.environ.get("MOONFLOW_PROFILE", ""), "error": error}
     extra |= {step: found[step].extra for step in ("evaluate", "promote", "serve") if step in found}
     extra["warnings"] = [
@@ -145,12 +146,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def history(store: ObjectStore, manifest: Manifest) -> list[dict[str, float]]:
-    """The step's metric history, if its manifest holds one."""
+def history(store: ObjectStore, manifest: Manifest, prefix: str) -> list[dict[str, float]]:
+    """The step's metric history, if its manifest, of an output below ``prefix``, holds one."""
     if all(file.name != METRICS for file in manifest.files):
         return []
     with tempfile.TemporaryDirectory() as folder:
-        manifests.fetch(store, manifest.uri, Path(folder), [METRICS])
+        manifests.fetch_files(store, f"{prefix}/{manifest.index}", manifest, Path(folder), [METRICS])
         return read_metrics(Path(folder))
 
 

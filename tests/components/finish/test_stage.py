@@ -91,6 +91,16 @@ def test_a_promotion_of_an_earlier_decision_is_told_as_such(tmp_path: Path) -> N
     assert "version 3" in warning and "still promoted" in warning and "--rollback" in warning
 
 
+def test_a_copied_run_is_told_of_from_the_copy(tmp_path: Path) -> None:
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "metrics.jsonl").write_text('{"step": 0, "time": 1.0, "loss/total": 2.0}\n')
+    fields = {"run_id": "r", "step": "parl", "index": 0, "kind": "checkpoint"}
+    manifests.publish(FolderStore(f"file://{tmp_path}/first"), "r/parl/0", tmp_path / "output", **fields)
+    (tmp_path / "first").rename(tmp_path / "copy")
+    run(Config(), FolderStore(f"file://{tmp_path}/copy"), "r", tmp_path, "")
+    assert json.loads((tmp_path / "events.json").read_text())["events"]["parl"][0]["loss/total"] == 2.0
+
+
 @pytest.mark.parametrize(("rows", "points"), [(0, 5), (3, 5), (5, 5), (11, 5), (1000, 5)])
 def test_thinning_keeps_order_and_the_last_row(rows: int, points: int) -> None:
     given = [{"step": float(n)} for n in range(rows)]
