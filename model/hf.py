@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -186,8 +187,12 @@ def load_image_config(folder: Path) -> ImageConfig:
     path = folder / PROCESSOR
     try:
         return ImageConfig.model_validate(read_json(path.read_text())["media_proc_cfg"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        told = f"{'.'.join(map(str, first['loc'])) or 'media_proc_cfg'}: {first['msg']}"
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise MoonflowError(f"{path} gives no usable media_proc_cfg ({error}); export the checkpoint again") from error
+        told = str(error)
+    raise MoonflowError(f"{path} gives no usable media_proc_cfg ({told}); export the checkpoint again")
 
 
 def _files(folder: Path) -> tuple[list[Path], dict[str, Path]]:
