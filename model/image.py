@@ -9,12 +9,12 @@ import io
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
 from model import config_bounds as bounds
 from model.errors import MoonflowError
@@ -51,6 +51,15 @@ class ImageConfig(BaseModel):
     temporal_merge_kernel_size: bounds.Frames = Field(default=4, description="frames pooled into one chunk")
     fixed_output_tokens: None = Field(default=None, description="always null: token counts follow the image's size")
     timestamp_mode: Literal["hh:mm:ss.fff"] = Field(default="hh:mm:ss.fff", description="a chunk's start")
+
+
+def as_image_config(values: Any) -> ImageConfig:
+    """The config that a file states; ValueError, one line with the first wrong field, if it states none."""
+    try:
+        return ImageConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))) from None
 
 
 def scaled_size(width: int, height: int, patch_limit: int, config: ImageConfig) -> tuple[int, int]:
