@@ -1,5 +1,7 @@
-"""The bounds of the numbers in a config.json (ours), each stated once: generous next to the largest released models,
-and small enough that a file cannot ask for what no machine has, or for arithmetic without meaning.
+"""The bounds of the numbers in a config.json and in the preprocessor_config.json beside it (ours), each stated once.
+
+They are generous next to the largest released models, and small enough that a file cannot ask for what no machine has,
+or for arithmetic without meaning.
 
 Whole numbers are JSON integers, never text, fractions or booleans; all numbers are finite.
 """

@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from model.config import AUTO_MAP, ModelConfig, QuantizationConfig, load_config
 from model.errors import MoonflowError
 from model.foreign_text import read_json
-from model.image import ImageConfig
+from model.image import ImageConfig, as_image_config
 from model.multimodal import KimiK25
 from model.quantization import packed_experts, unpacked_experts, unpacked_shapes
 from model.tokenizer import Tokenizer
@@ -185,7 +185,7 @@ def load_image_config(folder: Path) -> ImageConfig:
     """How a checkpoint's images are prepared; MoonflowError when its preprocessor_config.json is missing or wrong."""
     path = folder / PROCESSOR
     try:
-        return ImageConfig.model_validate(read_json(path.read_text())["media_proc_cfg"])
+        return as_image_config(read_json(path.read_text())["media_proc_cfg"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise MoonflowError(f"{path} gives no usable media_proc_cfg ({error}); export the checkpoint again") from error
 

@@ -9,13 +9,14 @@ import io
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
+from model import config_bounds as bounds
 from model.errors import MoonflowError
 from model.remote import media_files
 
@@ -29,21 +30,36 @@ class MediaTooLarge(MoonflowError):
 class ImageConfig(BaseModel):
     """``media_proc_cfg`` of the released preprocessor_config.json, with its values."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    patch_size: int = Field(default=14, description="pixels on a patch's side")
+    patch_size: bounds.PatchSize = Field(default=14, description="pixels on a patch's side")
     image_mean: tuple[float, float, float] = Field(default=(0.5, 0.5, 0.5), description="subtracted, in [0, 1] units")
-    image_std: tuple[float, float, float] = Field(default=(0.5, 0.5, 0.5), description="divided by, in [0, 1] units")
-    merge_kernel_size: int = Field(default=2, description="patches on the side of one language-model token")
-    in_patch_limit: int = Field(default=16384, description="patches of one image; a larger one is shrunk")
-    patch_limit_on_one_side: int = Field(default=512, description="patches on the longer side")
-    in_patch_limit_each_frame: int = Field(default=4096, description="patches of one video frame")
-    in_patch_limit_video: int | None = Field(default=None, gt=0, description="patches of one chunk; null: no limit")
-    sample_fps: float = Field(default=2.0, description="frames a second taken from a video")
-    max_num_frames_each_video: int | None = Field(default=None, description="frames taken from a video; null: no limit")
-    temporal_merge_kernel_size: int = Field(default=4, description="frames pooled into one chunk")
+    image_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = Field(
+        default=(0.5, 0.5, 0.5), description="divided by, in [0, 1] units"
+    )
+    merge_kernel_size: bounds.MergedPatches = Field(
+        default=2, description="patches on the side of one language-model token"
+    )
+    in_patch_limit: PositiveInt = Field(default=16384, description="patches of one image; a larger one is shrunk")
+    patch_limit_on_one_side: PositiveInt = Field(default=512, description="patches on the longer side")
+    in_patch_limit_each_frame: PositiveInt = Field(default=4096, description="patches of one video frame")
+    in_patch_limit_video: PositiveInt | None = Field(default=None, description="patches of one chunk; null: no limit")
+    sample_fps: PositiveFloat = Field(default=2.0, description="frames a second taken from a video")
+    max_num_frames_each_video: PositiveInt | None = Field(
+        default=None, description="frames taken from a video; null: no limit"
+    )
+    temporal_merge_kernel_size: bounds.Frames = Field(default=4, description="frames pooled into one chunk")
     fixed_output_tokens: None = Field(default=None, description="always null: token counts follow the image's size")
     timestamp_mode: Literal["hh:mm:ss.fff"] = Field(default="hh:mm:ss.fff", description="a chunk's start")
+
+
+def as_image_config(values: Any) -> ImageConfig:
+    """The config that a file states; ValueError, one line with the first wrong field, if it states none."""
+    try:
+        return ImageConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))) from None
 
 
 def scaled_size(width: int, height: int, patch_limit: int, config: ImageConfig) -> tuple[int, int]:

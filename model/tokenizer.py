@@ -135,7 +135,9 @@ class Tokenizer:
             raise MoonflowError(f"{path} has more than {MAX_BYTES:,} bytes; take the one the data was prepared with")
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:  # the library raises bare Exception, and panics, which are none
             raise MoonflowError(f"{path} is not a readable tokenizer ({error}); prepare the data again") from error
         try:
             return cls(backend)

@@ -12,35 +12,48 @@ from pathlib import Path
 from components.promote import overlay
 from components.promote.git import clone, has_commits, is_remote
 from components.promote.gitops import MANIFESTS
+from components.runtime.config import EpisodesConfig
 from model.errors import MoonflowError
+from model.rl.tools.sandbox import Sandbox
 from pipelines.profile import Profile
 
 
-def preflight(profile: Profile, repository: str) -> None:
-    """Check that the run's sources and the place of its promotion are there.
+def preflight(profile: Profile, repository: str, *, begun: bool = False) -> None:
+    """Check that the run's sources, what confines its programs and the place of its promotion are there.
 
     Args:
         repository: the GitOps repository that promote will write to.
+        begun: an earlier call has; its data may be prepared, and then the sources are needed no more.
 
     Raises:
         MoonflowError: naming what is missing and what to do.
     """
-    _sources(profile)
+    if not begun:
+        _sources(profile)
+    _sandbox(profile)
     if "promote" in profile.steps:
         _overlay(repository, profile.step("promote").model_dump()["environment"])
 
 
 def _sources(profile: Profile) -> None:
     if text := profile.step("prepare_data").model_dump()["sources"]:
-        from model.data.own import parse_sources  # brings torch: only who has data of their own waits for it
+        # These bring torch: only who has data of their own waits for it.
+        from components.runtime.own_data import local_folder
+        from model.data.own import parse_sources
 
         for source in parse_sources(text):
             # An object store is asked by prepare_data itself, the first step, before it makes anything.
-            if not source.uri.startswith("s3://") and not Path(source.uri).expanduser().is_dir():
+            if (folder := local_folder(source.uri)) is not None and not os.path.isdir(folder):
                 raise MoonflowError(
                     f"[prepare_data] sources: {source.name} is to lie in {source.uri}, which is no folder: name one "
                     "with .tar shards or with images and texts, or s3://..."
                 )
+
+
+def _sandbox(profile: Profile) -> None:
+    if any(isinstance(config, EpisodesConfig) and config.sandbox == "strict" for config in profile.steps.values()):
+        with Sandbox() as sandbox:
+            _ = sandbox.walls  # raises where programs would be refused
 
 
 def _overlay(repository: str, environment: str) -> None:

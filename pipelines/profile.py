@@ -24,6 +24,7 @@ from components.runtime.launcher.placement import Placement
 from components.runtime.launcher.work import require_parallel
 from components.steps import ALL_STEPS, PIPELINES, config_class, disagreement
 from model.errors import MoonflowError
+from model.foreign_text import well_formed
 
 PROFILES = Path(__file__).parent / "profiles"
 LONGEST_NAME = 48
@@ -195,6 +196,8 @@ def _apply_override(tables: dict[str, Any], override: str) -> None:
     parts = key.strip().split(".")
     if not separator or len(parts) < 2:
         raise MoonflowError(f"--set {override}: write STEP.KEY=VALUE, for example joint_pretrain.steps=10")
+    if well_formed(override) != override:  # the resolved profile could not be written
+        raise MoonflowError(f"--set {override!r} is not UTF-8: rename what it names")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except (tomllib.TOMLDecodeError, RecursionError):

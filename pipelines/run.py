@@ -27,7 +27,7 @@ from pipelines.preflight import preflight
 from pipelines.profile import Profile
 from pipelines.progress import progress_table, task_state
 from pipelines.result import print_result
-from pipelines.run_folder import run_folder, temporary_folder
+from pipelines.run_folder import is_run_folder, run_folder, temporary_folder
 from pipelines.services import REPOSITORY, Services
 from pipelines.worker import LOCK
 
@@ -62,7 +62,7 @@ def run_locally(profile: Profile, run_dir: Path, *, keep: bool, console: Console
         )
     profile.require_parallel()
     run_dir = run_folder(run_dir)
-    preflight(profile, str(run_dir / REPOSITORY))
+    preflight(profile, str(run_dir / REPOSITORY), begun=is_run_folder(run_dir))
     started, began = time.time(), time.monotonic()
     try:
         run_dir.mkdir(parents=True, exist_ok=True)

@@ -128,6 +128,10 @@ def odd_images() -> dict[str, tuple[bytes, Pixels]]:
     made["16-bit RGB"] = png16(wide, 2), top
     seen = np.where((top == top[3, 4]).all(axis=2)[..., None], 255, top).astype(np.uint8)
     made["16-bit RGB with one transparent"] = png16(wide, 2, struct.pack(">HHH", *wide[3, 4])), seen
+    few_greys = zlib.compress(b"".join(b"\0" + (row[::2] << 4 | row[1::2]).tobytes() for row in grey % 16))
+    four_bits = png(36, 20, 4, 0, few_greys, chunk(b"tRNS", struct.pack(">H", 5)))
+    seen = as_rgb(np.where(grey % 16 == 5, 255, grey % 16 * 17))
+    made["4-bit grey with one transparent"] = four_bits, seen
     plain = np.asarray(Image.open(io.BytesIO(file(Image.fromarray(stored), "JPEG"))))
     several = file(Image.fromarray(stored), "MPO", save_all=True, append_images=[Image.fromarray(stored[::-1])])
     made["a telephone's JPEG with a second picture"] = several, plain

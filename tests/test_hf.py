@@ -238,6 +238,22 @@ def test_an_export_has_every_file_of_a_checkpoint(model, tmp_path):
         load_image_config(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("patch_size", 0), ("patch_size", 10**9), ("merge_kernel_size", 0), ("temporal_merge_kernel_size", 0),
+        ("in_patch_limit", -1), ("patch_limit_on_one_side", 0), ("sample_fps", 0.0), ("sample_fps", -2.0),
+        ("max_num_frames_each_video", 0), ("image_std", [0.5, 0.0, 0.5]),
+    ],
+)  # fmt: skip
+def test_how_images_are_prepared_has_bounds_and_is_refused_by_its_name(tmp_path, field, value):
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps({"media_proc_cfg": {**ImageConfig().model_dump(mode="json"), field: value}}))
+    with pytest.raises(MoonflowError, match=f"gives no usable media_proc_cfg .{field}") as caught:
+        load_image_config(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_model_is_exported_with_its_own_tokenizer_only(model, tmp_path):
     with pytest.raises(MoonflowError, match="the model has"):
         export(model, Tokenizer.train(corpus(), ranks=700), tmp_path)

@@ -196,6 +196,13 @@ def test_a_file_that_would_read_texts_otherwise_is_refused_by_its_field(change, 
         Tokenizer.load(tampered(tmp_path, change))
 
 
+def test_a_file_over_which_the_library_panics_is_told(tmp_path: Path):
+    """A panic of Rust is no Exception."""
+    folder = tampered(tmp_path, lambda raw: raw["model"].update(continuing_subword_prefix="##"))
+    with pytest.raises(MoonflowError, match="not a readable tokenizer"):
+        Tokenizer.load(folder)
+
+
 def test_a_file_past_every_vocabulary_is_not_read(tmp_path: Path):
     with (tmp_path / "tokenizer.json").open("wb") as file:
         file.truncate((256 << 20) + 1)

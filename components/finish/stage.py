@@ -22,7 +22,7 @@ from components.runtime.checkpoints import newest
 from components.runtime.manifest import METRICS, Manifest
 from components.runtime.mlflow_runs import Outcome
 from components.runtime.step import read_metrics
-from components.runtime.store import ObjectStore, disk_errors
+from components.runtime.store import NotInStore, ObjectStore, disk_errors
 from components.steps import STEPS
 
 FOLLOWS = {"promote": ("evals", "evaluate"), "serve": ("promotion", "promote")}
@@ -57,7 +57,11 @@ def run(config: Config, store: ObjectStore, run_id: str, run_dir: Path | None, e
 
     # 2. The figures.
     summary = summarise(found)
-    events = {step: thin(history(store, manifest), config.curve_points) for step, manifest in found.items()}
+    before = _told_before(store, run_id)
+    if summary["steps"] and before.get("steps") == summary["steps"]:  # this call did nothing of it
+        summary["seconds"] = before["seconds"]
+    curves = {step: history(store, manifest, f"{run_id}/{step}") for step, manifest in found.items()}
+    events = {step: thin(rows, config.curve_points) for step, rows in curves.items()}
     extra: dict[str, Any] = {"run_id": run_id, "profile": os.environ.get("MOONFLOW_PROFILE", ""), "error": error}
     extra |= {step: found[step].extra for step in ("evaluate", "promote", "serve") if step in found}
     extra["warnings"] = [
@@ -89,6 +93,15 @@ def run(config: Config, store: ObjectStore, run_id: str, run_dir: Path | None, e
     return Finished(files, outcome(found, summary, extra["profile"], error))
 
 
+def _told_before(store: ObjectStore, run_id: str) -> dict[str, Any]:
+    """The summary that an earlier call wrote, empty if there is none."""
+    try:
+        told = json.loads(store.get(f"{run_id}/finish/summary.json"))
+    except (NotInStore, ValueError):
+        return {}
+    return told if isinstance(told, dict) and "seconds" in told else {}
+
+
 def take_out_outdated(found: dict[str, Manifest]) -> dict[str, Manifest]:
     """Take out, and return, what was made from an output that its step has replaced: corrected rules decided anew."""
     outdated: dict[str, Manifest] = {}
@@ -112,7 +125,7 @@ def summarise(found: Mapping[str, Manifest]) -> dict[str, Any]:
     """The machine-readable end of a run: ``seconds, steps, evals, promoted, versions``.
 
     ``seconds`` is the wall clock of the call that did the whole run, or the sum of the steps where several calls
-    shared the work.
+    shared the work; ``run`` leaves it as it was where a call did none.
     """
     done = {step: manifest for step, manifest in found.items() if manifest.complete}
     steps = [
@@ -145,12 +158,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def history(store: ObjectStore, manifest: Manifest) -> list[dict[str, float]]:
-    """The step's metric history, if its manifest holds one."""
+def history(store: ObjectStore, manifest: Manifest, prefix: str) -> list[dict[str, float]]:
+    """The step's metric history, if its manifest, of an output below ``prefix``, holds one."""
     if all(file.name != METRICS for file in manifest.files):
         return []
     with tempfile.TemporaryDirectory() as folder:
-        manifests.fetch(store, manifest.uri, Path(folder), [METRICS])
+        manifests.fetch_files(store, f"{prefix}/{manifest.index}", manifest, Path(folder), [METRICS])
         return read_metrics(Path(folder))
 
 

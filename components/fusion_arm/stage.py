@@ -74,7 +74,9 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     train(model, [phase], data.path, Around(context.work, Unfinished(context.checkpoints), probes, context.progress))
 
     # 4. What it was given, to the token.
-    position = read_state(context.fetch(context.checkpoints.newest.uri))["data_position"]
+    saved = context.checkpoints.latest()
+    assert saved is not None
+    position = read_state(saved)["data_position"]
     tokens = trained_tokens(StreamState(**position))
     require_budget(arm.budget, tokens)
 

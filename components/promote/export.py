@@ -36,7 +36,7 @@ def export(store: ObjectStore, checkpoint: Manifest, work: Path, key: Path, expe
     """
     prefix = f"{checkpoint.run_id}/export/{checkpoint.sha256}{'-int4' if expert_precision == 'int4' else ''}"
     folder = work / checkpoint.run_id  # the signature names the folder as the model
-    # All fields follow from the checkpoint, so that whoever exports it writes the same manifest.
+    # All fields follow from the checkpoint, so that whoever exports it signs the same statement.
     fields: dict[str, Any] = {
         "run_id": checkpoint.run_id,
         "step": checkpoint.step,
@@ -60,7 +60,7 @@ def export(store: ObjectStore, checkpoint: Manifest, work: Path, key: Path, expe
         (folder / STATEMENT).write_bytes(signing.statement(released))
         _sign(store, f"{prefix}/{SIGNATURE}", folder, key)
     else:
-        manifests.fetch_files(store, released.uri, released, folder)
+        manifests.fetch_files(store, prefix, released, folder)
     public, name = signing.public_half(key, work / "public.pem"), store.uri(prefix)
     try:
         signing.check_release(folder, released, public, name)

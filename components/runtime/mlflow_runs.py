@@ -96,8 +96,10 @@ def log_params(client: Any, run: str, values: Mapping[str, str]) -> None:
     """Write a run's parameters. MLflow never changes one: what a later call changed is told by a tag of its name."""
     from mlflow.entities import Param, RunTag
 
-    there = client.get_run(run).data.params
-    changed = [RunTag(name, value) for name, value in values.items() if there.get(name, value) != value]
+    data = client.get_run(run).data
+    there = data.params
+    told = {name: data.tags.get(name, value) for name, value in there.items()}
+    changed = [RunTag(name, value) for name, value in values.items() if told.get(name, value) != value]
     if changed:
         client.log_batch(run, tags=changed)
     new = [Param(name, value) for name, value in values.items() if name not in there]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,9 @@ from typing import BinaryIO
 
 from components.runtime.address import PART
 
+# As they are named below, and as earlier versions named them: with process, thread and number. No other file of a
+# folder, which may be a user's own, is ever taken for one.
+_PARTS = re.compile(rf"{re.escape(PART)}[0-9a-f]{{16}}|.+{re.escape(PART)}\d+-\d+-\d+", re.DOTALL)
 _TRIES = 100  # against somebody who removes the emptied folder between our making it and our using it
 
 
@@ -39,7 +43,7 @@ def sweep(folder: Path) -> list[Path]:
     removed = []
     for root, _, names in os.walk(folder):
         for name in names:
-            if PART in name and _remove_dead(path := Path(root, name)):
+            if _PARTS.fullmatch(name) and _remove_dead(path := Path(root, name)):
                 removed.append(path)
     return removed
 

@@ -16,7 +16,7 @@ from model.data.shards import Shard
 from model.data.source import LocalShards, ShardSource
 from model.data.stream import StreamRecipe
 from model.errors import MoonflowError
-from model.image import ImageConfig
+from model.image import as_image_config
 from model.tokenizer import Tokenizer
 
 
@@ -38,7 +38,7 @@ class DataFolder:
             self.index = json.loads((path / "index.json").read_text())
             if not isinstance(self.index, dict) or not isinstance(self.index.get("families"), dict):
                 raise ValueError("it has no families")
-            self.image_config = ImageConfig.model_validate(self.index.get("image", {}))
+            self.image_config = as_image_config(self.index.get("image", {}))
         except (OSError, ValueError, RecursionError) as error:
             raise MoonflowError(f"{path}/index.json cannot be read ({error}); run prepare_data again") from error
         self.tokenizer = Tokenizer.load(path)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from .media_structure import Header, TooManyPieces, jpeg_scans, late_exif, mp4_index
+from .media_structure import Header, TooManyPieces, jpeg_scans, late_exif, mp4_index, transparent_as_decoded
 
 # What browsers show. Pillow knows forty formats more: EPS starts Ghostscript, others are seldom read and seldom tested.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")
@@ -112,9 +112,8 @@ def _open_image(data: bytes) -> Image.Image:
         raise MediaError("image is a run-length encoded BMP, which takes seconds to decode: give another format")
     if image.format == "PNG" and "exif" not in image.info and (exif := late_exif(data)):
         image.info["exif"] = exif
-    if image.format == "PNG" and image.mode == "RGB" and data[24] == 16 and "transparency" in image.info:
-        # Pillow keeps the upper 8 of a pixel's 16 bits, but all of the transparent colour's.
-        image.info["transparency"] = tuple(value >> 8 for value in image.info["transparency"])
+    if image.format == "PNG" and image.mode in ("RGB", "L") and "transparency" in image.info:
+        image.info["transparency"] = transparent_as_decoded(data, image.info["transparency"])
     return image
 
 
@@ -143,8 +142,9 @@ def read_image(image: bytes | Image.Image) -> Image.Image:
     """An image as people see it, in RGB.
 
     It is turned upright, transparent parts become white, 16-bit grey keeps its upper 8 bits. Of an animation the first
-    frame is taken. These are the pixels of vLLM's loader, but for two kinds that it does not read as people see them:
-    it clips 16-bit grey, and it shows the one colour of an RGB image that is to be transparent.
+    frame is taken. These are the pixels of vLLM's loader, but for kinds that it does not read as people see them: it
+    clips 16-bit grey, and it shows the one colour of an RGB image, or of grey with 2 or 4 bits, that is to be
+    transparent.
 
     Raises:
         MediaError: it cannot be decoded, or states no range for its pixels; MediaTooLarge, if it is over a bound.

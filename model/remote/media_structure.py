@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import struct
+from typing import Any
 
 # Markers of a JPEG with a length behind them, and the end of image.
 MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")
@@ -46,6 +47,17 @@ def late_exif(png: bytes) -> bytes | None:
             return png[at + 8 : at + 8 + length]
         at += 12 + length
     return None
+
+
+def transparent_as_decoded(png: bytes, value: Any) -> Any:
+    """The transparent colour of a PNG without a palette, in the values of its pixels of 8 bits.
+
+    Pillow scales the pixels to 8 bits and leaves this colour as it stands in the file.
+    """
+    depth, kind = png[24:26]
+    if (depth, kind) == (16, 2):
+        return tuple(part >> 8 for part in value)
+    return value * (255 // (2**depth - 1)) if kind == 0 and depth in (2, 4) else value
 
 
 def jpeg_scans(jpeg: bytes) -> int:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from components.promote.gitops import MANIFESTS
 from model.errors import MoonflowError
+from model.rl.tools.sandbox import Sandbox
 from pipelines.preflight import preflight
 from pipelines.profile import load_profile
 from pipelines.run import run_locally
@@ -63,7 +64,25 @@ def test_a_source_that_is_not_there_is_told_before_the_first_step(tmp_path: Path
     sources = f"prepare_data.sources=cats={there}, dogs:2={missing}"
     with pytest.raises(MoonflowError, match=f"dogs is to lie in {missing}, which is no folder"):
         preflight(load_profile("fusion", [sources]), "")
+    preflight(load_profile("fusion", [sources]), "", begun=True)  # prepare_data may have read them
     preflight(load_profile("fusion", [f"prepare_data.sources=cats={there}, far=s3://bucket/far"]), "")
+    preflight(load_profile("fusion", [f"prepare_data.sources=cats=file://{there}"]), "")
+
+
+@pytest.mark.parametrize("uri", ["file:///not/there", "~nobody-of-that-name/cats", "c" * 300])
+def test_a_source_that_can_be_no_folder_is_one_line(uri: str) -> None:
+    with pytest.raises(MoonflowError, match="cats is to lie in .*, which is no folder"):
+        preflight(load_profile("fusion", [f"prepare_data.sources=cats={uri}"]), "")
+
+
+def test_a_machine_that_would_refuse_programs_is_told_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: Sandbox) -> None:
+        raise MoonflowError("no program is run")
+
+    monkeypatch.setattr(Sandbox, "walls", property(refused))
+    with pytest.raises(MoonflowError, match="no program is run"):
+        preflight(load_profile("fusion"), "")
+    preflight(load_profile("fusion", ["fusion_arm.sandbox=unsafe"]), "")
 
 
 def test_a_run_that_cannot_be_finished_begins_nothing(tmp_path: Path) -> None:

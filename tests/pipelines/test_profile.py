@@ -108,7 +108,9 @@ def test_unknown_profile_names_the_nearest() -> None:
         load_profile("tinny")
 
 
-@pytest.mark.parametrize("override", ["joint_pretrain.steps", "steps=3", "run.name.x=3"])
+@pytest.mark.parametrize(
+    "override", ["joint_pretrain.steps", "steps=3", "run.name.x=3", "prepare_data.sources=cats=/\udce9"]
+)
 def test_a_wrong_override_says_how_to_write_it(override: str) -> None:
     with pytest.raises(MoonflowError, match="--set"):
         load_profile("tiny", [override])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import resource
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,32 @@ def test_a_promotion_of_an_earlier_decision_is_told_as_such(tmp_path: Path) -> N
     assert summary["promoted"] is None and [step["name"] for step in summary["steps"]] == ["evaluate"]
     (warning,) = extra["extra"]["warnings"]
     assert "version 3" in warning and "still promoted" in warning and "--rollback" in warning
+
+
+def test_a_second_call_of_a_finished_run_changes_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FolderStore(f"file://{tmp_path}/store")
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "weights").write_text("w")
+    fields = {"run_id": "r", "kind": "checkpoint", "index": 0, "extra": {"seconds": 2.5}}
+
+    def seconds(step: str, ago: float) -> float:
+        manifests.publish(store, f"r/{step}/0", tmp_path / "output", step=step, **fields)
+        monkeypatch.setenv("MOONFLOW_STARTED", str(time.time() - ago))
+        return run(Config(), store, "r", tmp_path, "").outcome.metrics["seconds"]
+
+    first = seconds("joint_rl", 60.0)
+    assert first >= 60.0 and seconds("joint_rl", 1.0) == first
+    assert seconds("parl", 1.0) == 5.0, "of several calls, the sum of what they did"
+
+
+def test_a_copied_run_is_told_of_from_the_copy(tmp_path: Path) -> None:
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "metrics.jsonl").write_text('{"step": 0, "time": 1.0, "loss/total": 2.0}\n')
+    fields = {"run_id": "r", "step": "parl", "index": 0, "kind": "checkpoint"}
+    manifests.publish(FolderStore(f"file://{tmp_path}/first"), "r/parl/0", tmp_path / "output", **fields)
+    (tmp_path / "first").rename(tmp_path / "copy")
+    run(Config(), FolderStore(f"file://{tmp_path}/copy"), "r", tmp_path, "")
+    assert json.loads((tmp_path / "events.json").read_text())["events"]["parl"][0]["loss/total"] == 2.0
 
 
 @pytest.mark.parametrize(("rows", "points"), [(0, 5), (3, 5), (5, 5), (11, 5), (1000, 5)])

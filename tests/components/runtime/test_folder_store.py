@@ -115,6 +115,15 @@ def test_what_a_dead_writer_left_is_swept_and_a_living_ones_is_not(
     assert list((tmp_path / "objects").iterdir()) == [], "neither the part nor the folder that it alone was in"
 
 
+@pytest.mark.parametrize("name", ["film.part-1.mkv", "film.part-1", ".part-one", "a.part-1-2", ".part-"])
+def test_a_file_of_the_users_is_never_swept(store: ObjectStore, tmp_path: Path, name: str) -> None:
+    own = tmp_path / "objects" / name
+    own.parent.mkdir(exist_ok=True)
+    own.write_bytes(b"mine")
+    store.check()
+    assert own.read_bytes() == b"mine"
+
+
 def test_a_full_disk_is_told_and_recovers(small_disk: Path, tmp_path: Path) -> None:
     store = FolderStore(f"file://{small_disk}")
     store.put("kept", b"kept")
@@ -128,7 +137,7 @@ def test_a_full_disk_is_told_and_recovers(small_disk: Path, tmp_path: Path) -> N
             write()
         assert [path.name for path in small_disk.rglob("*") if path.is_file()] == ["kept"], "its part is left"
     # A writer that was killed when the disk was full: its part is what fills it.
-    (small_disk / ".part-dead").write_bytes(bytes(1_900_000))
+    (small_disk / f".part-{'dead' * 4}").write_bytes(bytes(1_900_000))
     with pytest.raises(MoonflowError, match="disk full"):
         store.put("small", bytes(300_000))
     store.check()

@@ -84,6 +84,8 @@ def test_a_parameter_that_a_later_call_changed_is_told_by_a_tag(client: mlflow.M
     data = client.get_run(parent).data
     assert data.params == {"evaluate.floors": "photo=9", "preset": "tiny"}
     assert data.tags["evaluate.floors"] == "photo=0.9"
+    finish_pipeline("r", "FINISHED", outcome(params={"evaluate.floors": "photo=9"}))
+    assert client.get_run(parent).data.tags["evaluate.floors"] == "photo=9", "the tag tells the newest value"
 
 
 def test_a_step_that_runs_again_with_corrected_rules_tells_them_by_tags(
