@@ -182,12 +182,24 @@ def _save_processing(image_config: ImageConfig, folder: Path) -> None:
 
 
 def load_image_config(folder: Path) -> ImageConfig:
-    """How a checkpoint's images are prepared; MoonflowError when its preprocessor_config.json is missing or wrong."""
+    """How a checkpoint's images are prepared.
+
+    Raises:
+        MoonflowError: its preprocessor_config.json is missing or wrong, or cuts other patches than config.json says.
+    """
     path = folder / PROCESSOR
     try:
-        return as_image_config(read_json(path.read_text())["media_proc_cfg"])
+        found = as_image_config(read_json(path.read_text())["media_proc_cfg"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise MoonflowError(f"{path} gives no usable media_proc_cfg ({error}); export the checkpoint again") from error
+    vision = load_config(folder / "config.json").vision_config
+    cut, wanted = (found.patch_size, *2 * (found.merge_kernel_size,)), (vision.patch_size, *vision.merge_kernel_size)
+    if cut != wanted:
+        raise MoonflowError(
+            f"{path} cuts patches of {cut[0]} pixels, {cut[1]} x {cut[2]} to a token, but config.json says "
+            f"{wanted[0]}, {wanted[1]} x {wanted[2]}; export the checkpoint again"
+        )
+    return found
 
 
 def _files(folder: Path) -> tuple[list[Path], dict[str, Path]]:

@@ -233,6 +233,9 @@ def test_an_export_has_every_file_of_a_checkpoint(model, tmp_path):
     custom = ImageConfig(in_patch_limit=64)
     save_model(model, tmp_path, image_config=custom)
     assert load_image_config(tmp_path) == custom
+    save_model(model, tmp_path, image_config=ImageConfig(patch_size=16))
+    with pytest.raises(MoonflowError, match="patches of 16 pixels, 2 x 2 to a token, but config.json says 14, 2 x 2"):
+        load_image_config(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text("{}")
     with pytest.raises(MoonflowError, match="preprocessor_config.json gives no usable media_proc_cfg"):
         load_image_config(tmp_path)

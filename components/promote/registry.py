@@ -10,10 +10,13 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from components.runtime.mlflow_runs import shortened
 from model.errors import MoonflowError
 
 DIGEST = "manifest_sha256"
 """Tag: the digest of the exported checkpoint's manifest, a version's identity."""
+LONGEST_DESCRIPTION = 5_000
+"""Characters that MLflow's database has room for."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def describe(name: str, number: str, tags: Mapping[str, str], text: str | None =
     client = _client()
     with _explained(f"describing version {number} of {name}"):
         if text is not None:
-            client.update_model_version(name, number, text)
+            client.update_model_version(name, number, shortened(text, LONGEST_DESCRIPTION))
         for key, value in tags.items():
             client.set_model_version_tag(name, number, key, value)
 

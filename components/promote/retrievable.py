@@ -19,8 +19,9 @@ _THREADS = 8  # parallel questions to the store
 def problem(store: ObjectStore, served: Served, public_key: Path | None) -> str:
     """Why a checkpoint cannot be served, "" if nothing speaks against it.
 
-    Its manifest must be there with the digest that Git names, and so must every file; with ``public_key``, that key
-    must have signed these files. What only the bytes themselves would tell is left to whoever fetches them.
+    Its manifest must be there with the digest that Git names, and so must every file with its size; with
+    ``public_key``, that key must have signed these files. What only the bytes themselves would tell is left to whoever
+    fetches them.
     """
     try:
         manifest = manifests.read(store, served.uri)
@@ -28,10 +29,13 @@ def problem(store: ObjectStore, served: Served, public_key: Path | None) -> str:
             return f"its manifest has sha256 {manifest.sha256} now"
         prefix = served.uri.rstrip("/")
         with ThreadPoolExecutor(_THREADS) as pool:
-            there = list(pool.map(store.exists, (f"{prefix}/{file.place}" for file in manifest.files)))
-        missing = [file.name for file, is_there in zip(manifest.files, there, strict=True) if not is_there]
+            sizes = list(pool.map(store.size, (f"{prefix}/{file.place}" for file in manifest.files)))
+        missing = [file.name for file, size in zip(manifest.files, sizes, strict=True) if size is None]
         if missing:
             return f"of its files {len(missing)} are gone, {missing[0]} first"
+        cut = [file.name for file, size in zip(manifest.files, sizes, strict=True) if size != file.size]
+        if cut:
+            return f"of its files {len(cut)} have another size, {cut[0]} first"
         if public_key is None:
             return ""
         digests = {file.name: file.sha256 for file in manifest.files}

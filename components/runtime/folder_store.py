@@ -85,8 +85,9 @@ class FolderStore(ObjectStore):
             stream.flush()
             part.replace(path)
 
-    def exists(self, key: str) -> bool:
-        return self._path(self._locate(key)).is_file()
+    def size(self, key: str) -> int | None:
+        path = self._path(self._locate(key))
+        return path.stat().st_size if path.is_file() else None
 
     def list(self, prefix: str = "") -> builtins.list[str]:
         address = self._locate(prefix)

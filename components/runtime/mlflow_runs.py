@@ -18,6 +18,7 @@ PARENT_TAG = "mlflow.parentRunId"
 NOTE_TAG = "mlflow.note.content"  # shown as the run's description, in Markdown
 DIGEST_CHARS = 36  # MLflow keeps no more of a dataset's digest
 PARAMS_AT_ONCE = 100  # and takes no more parameters in one request
+LONGEST_PARAM, LONGEST_TAG = 6_000, 8_000  # characters that MLflow's database has room for
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ def log_params(client: Any, run: str, values: Mapping[str, str]) -> None:
 
     data = client.get_run(run).data
     there = data.params
+    values = {name: shortened(value, LONGEST_PARAM) for name, value in values.items()}
     told = {name: data.tags.get(name, value) for name, value in there.items()}
     changed = [RunTag(name, value) for name, value in values.items() if told.get(name, value) != value]
     if changed:
@@ -105,6 +107,11 @@ def log_params(client: Any, run: str, values: Mapping[str, str]) -> None:
     new = [Param(name, value) for name, value in values.items() if name not in there]
     for start in range(0, len(new), PARAMS_AT_ONCE):
         client.log_batch(run, params=new[start : start + PARAMS_AT_ONCE])
+
+
+def shortened(text: str, limit: int) -> str:
+    """At most ``limit`` characters of a text; one that was longer ends with "..."."""
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def first_line(error: Exception) -> str:
@@ -130,7 +137,7 @@ def _write(client: Any, run: str, outcome: Outcome) -> None:
     tags = {**outcome.tags, **({NOTE_TAG: outcome.note} if outcome.note else {})}
     now = int(time.time() * 1000)
     metrics = [Metric(n, value, now, 0) for n, value in outcome.metrics.items() if there.metrics.get(n) != value]
-    client.log_batch(run, metrics, tags=[RunTag(name, value) for name, value in tags.items()])
+    client.log_batch(run, metrics, tags=[RunTag(name, shortened(value, LONGEST_TAG)) for name, value in tags.items()])
     log_params(client, run, outcome.params)
     if (data := outcome.dataset) is not None:
         source = json.dumps({"uri": data.uri})

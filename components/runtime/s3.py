@@ -134,16 +134,15 @@ class S3Store(ObjectStore):
             stream.flush()
             part.replace(path)
 
-    def exists(self, key: str) -> bool:
+    def size(self, key: str) -> int | None:
         place = self._locate(key)
         with self._explained(place):
             try:
-                self._client.head_object(Bucket=place.bucket, Key=place.key)
+                return int(self._client.head_object(Bucket=place.bucket, Key=place.key)["ContentLength"])
             except ClientError as error:
                 if code_of(error) in NOT_FOUND:
-                    return False
+                    return None
                 raise
-        return True
 
     def list(self, prefix: str = "") -> builtins.list[str]:
         place = self._locate(prefix)

@@ -106,8 +106,12 @@ class ObjectStore(ABC):
         """Write an object to a local file, atomically; NotInStore if there is none, MoonflowError on a full disk."""
 
     @abstractmethod
+    def size(self, key: str) -> int | None:
+        """Bytes of an object; None if there is none."""
+
     def exists(self, key: str) -> bool:
         """Whether the object exists."""
+        return self.size(key) is not None
 
     @abstractmethod
     def list(self, prefix: str = "") -> builtins.list[str]:

@@ -29,7 +29,7 @@ from components.serve.errors import ApiError
 from components.serve.metrics import Metrics
 from model.config import load_config
 from model.errors import MoonflowError
-from model.image import ImageConfig
+from model.hf import load_image_config
 from model.tokenizer import Tokenizer
 
 DRAIN_SECONDS = 30  # what a Deployment's grace period must exceed
@@ -98,7 +98,8 @@ class Server:
         try:
             before = stamps(self._checkpoint)
             digest = await asyncio.to_thread(verify, self._checkpoint, self._sha256)
-            context = load_config(self._checkpoint / "config.json").text_config.max_position_embeddings
+            config = load_config(self._checkpoint / "config.json")
+            images = load_image_config(self._checkpoint)
             tokenizer = await asyncio.to_thread(Tokenizer.load, self._checkpoint)
             engine = await EngineProcess.start(self._checkpoint, self.metrics.generated)
             if stamps(self._checkpoint) != before:
@@ -109,7 +110,8 @@ class Server:
             logger.error("loading %s failed: %s", self._checkpoint, self._load_failure)
             return
         self.metrics.watch(lambda: engine.waiting, lambda: engine.running)
-        self._loaded = Loaded(engine, tokenizer, ImageConfig(), context, digest)
+        context = config.text_config.max_position_embeddings
+        self._loaded = Loaded(engine, tokenizer, images, context, digest)
 
 
 def create_app(checkpoint: Path, model_name: str = "moonflow", sha256: str = "") -> Starlette:

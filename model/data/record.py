@@ -6,6 +6,7 @@ that a field of another type or name never reaches a trainer, where it could mea
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import (
@@ -41,15 +42,24 @@ PLAINER = {"extra_forbidden": "unknown field", "missing": "missing field"}
 
 
 def read_json(text: bytes, what: str) -> Any:
-    """A JSON text by the letter of its standard: no NaN, no lone surrogate, at most 200 levels deep.
+    """A JSON text by the letter of its standard: no NaN, no lone surrogate, at most 200 levels deep, no key twice.
 
     Raises:
         MoonflowError: it is not; begins with ``what``.
     """
+    text = text.removeprefix(b"\xef\xbb\xbf")
     try:
-        return from_json(text.removeprefix(b"\xef\xbb\xbf"), allow_inf_nan=False)
+        value = from_json(text, allow_inf_nan=False)
+        json.loads(text, object_pairs_hook=_with_each_key_once)  # of two, readers keep the last without a word
+        return value
     except ValueError as error:
         raise MoonflowError(f"{what}: not JSON ({error}); mend it or take it out") from None
+
+
+def _with_each_key_once(pairs: list[tuple[str, Any]]) -> None:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)[:80]!r} stands there twice")
 
 
 def first_faults(error: ValidationError) -> str:

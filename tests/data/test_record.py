@@ -61,6 +61,8 @@ ODD = [
     (b'{"key": NaN}', "not JSON"),
     (b'{"key": "\\ud800"}', "not JSON"),
     (b'{"key": "\xed\xa0\x80"}', "not JSON"),
+    (b'{"key": "a", "key": "b"}', "the key 'key' stands there twice"),
+    (record("k")[:-1] + b', "answer": {"a": 1, "a": 2}}', "the key 'a' stands there twice"),
     (record("k", colour=1), "colour: unknown field"),
     (record("k", ability=None), "ability: missing field"),
     (record("k", ability="juggling"), "ability: .*'knowledge'"),

@@ -27,6 +27,7 @@ COMMON = [
 OPTIONS = {
     "vllm": [
         *("--enable-auto-tool-choice", "--enforce-eager"),
+        *("--attention-backend", "CPU_MLA"),  # on Intel's processors it would choose one that wants bfloat16
         # Its compiled rotary kernel for CPUs misreads MLA's strided slices; this is its own one in torch.
         *("--compilation-config", '{"custom_ops": ["all", "-rotary_embedding"]}'),
     ],

@@ -191,6 +191,9 @@ def damage(made: Made, kind: str) -> None:
     elif kind == "file gone":
         (weights,) = (file for file in manifests.read(store, made.uri).files if file.name == "model.safetensors")
         store.delete(f"{made.uri}/{weights.place}")
+    elif kind == "file cut":
+        (weights,) = (file for file in manifests.read(store, made.uri).files if file.name == "model.safetensors")
+        store.put(f"{made.uri}/{weights.place}", b"")
 
 
 @pytest.mark.parametrize(("kind", "says"), [
@@ -198,6 +201,7 @@ def damage(made: Made, kind: str) -> None:
     ("another manifest", r"its manifest has sha256 [0-9a-f]{64} now"),
     ("manifest damaged", r"manifest\.json is damaged"),
     ("file gone", r"of its files 1 are gone, model\.safetensors first"),
+    ("file cut", r"of its files 1 have another size, model\.safetensors first"),
 ])  # fmt: skip
 def test_what_can_no_longer_be_fetched_is_not_rolled_back_to(
     place: Where, kind: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

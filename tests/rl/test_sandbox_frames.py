@@ -13,8 +13,12 @@ from typing import Any
 
 import pytest
 
+from model.chat import ToolCall
+from model.data.sample import Sample
+from model.errors import MoonflowError
 from model.rl.tools.sandbox import Limits, Sandbox, Session
 from model.rl.tools.sandbox_server import Server
+from model.rl.tools.toolset import EpisodeTools
 from tests.escapes.world import Behind
 
 LIMITS = Limits(cell_cpu_s=1, session_cpu_s=2, wall_s=20, output_chars=100)
@@ -130,3 +134,20 @@ def test_a_session_waits_for_a_process_where_there_is_none_left() -> None:
     assert server.refused == 2
     ours.close()
     running.join()
+
+
+class Ending(Sandbox):
+    """Its server ends before a session is entered."""
+
+    def session(self, array: Any = None) -> Session:
+        session = super().session(array)
+        self.close()
+        return session
+
+
+def test_a_session_that_cannot_be_had_fails_the_episode_and_is_no_observation() -> None:
+    """A policy must not learn from trouble of the machine that it runs on."""
+    sample = Sample("k", "array_tool", "coding", "text", "s", tools=["ipython"])
+    call = ToolCall("functions.ipython:0", "ipython", {"code": "1"})
+    with pytest.raises(MoonflowError, match="no program of sample k can be run: no session: the sandbox"):
+        asyncio.run(EpisodeTools(Ending(LIMITS), sample).call(call))

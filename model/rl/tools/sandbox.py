@@ -64,12 +64,16 @@ class Session:
     """One kernel: names persist from cell to cell. Made by `Sandbox.session`; use as an async context manager.
 
     A session that cannot be had, or that dies, answers every cell with one line that says why.
+
+    Attributes:
+        refusal: why it could not be had, which is not the program's fault; "" if it was.
     """
 
     def __init__(self, channel: socket.socket, limits: Limits, array: np.ndarray | None) -> None:
         self._channel, self._limits, self._array = channel, limits, array
         self._sockets: tuple[socket.socket, socket.socket] | None = None  # data, control
         self._why = "the session was not entered"
+        self.refusal = ""
 
     async def __aenter__(self) -> Session:
         try:
@@ -80,8 +84,10 @@ class Session:
             self._hang_up(
                 f"no session in {START_S:.0f} s: {self._why}, or the machine is overloaded; run fewer at once"
             )
+            self.refusal = self._why
         except _Dead as dead:
             self._hang_up(f"no session: {dead}")
+            self.refusal = self._why
         except BaseException:
             self._hang_up("it was given up")
             raise

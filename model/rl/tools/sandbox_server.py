@@ -202,7 +202,14 @@ class Server:
             _tell(control, refused)
             control.close()
             return None
-        session = _Running(pid, os.pidfd_open(pid), control)
+        try:
+            session = _Running(pid, os.pidfd_open(pid), control)
+        except OSError as error:  # it could not be watched; the others go on
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            _tell(control, f"it cannot be watched: {error.strerror}")
+            control.close()
+            return None
         running[session.ended] = running[control.fileno()] = session
         poll.register(control, select.POLLRDHUP)
         poll.register(session.ended, select.POLLIN)

@@ -88,6 +88,8 @@ class EpisodeTools:
             except (MoonflowError, OSError) as error:  # no server starts: no program of any episode can run
                 raise Unavailable(str(error)) from error
             self._kernel = await self._stack.enter_async_context(session)
+            if session.refusal:  # trouble of this machine, which a policy must not learn from
+                raise MoonflowError(f"no program of sample {self._sample.key} can be run: {session.refusal}")
         return await self._kernel.run(code)
 
 

@@ -45,6 +45,8 @@ def test_registers_once_and_moves_the_alias(client: mlflow.MlflowClient):
     describe("moonflow", second.number, {"commit": "c2"}, "scores of **b**")
     describe("moonflow", second.number, {"seen": "yes"})  # tags alone leave the description
     assert client.get_model_version("moonflow", "2").description == "scores of **b**"
+    describe("moonflow", second.number, {}, "long" * 2_000)
+    assert len(client.get_model_version("moonflow", "2").description) == 5_000
     candidate = aliased("moonflow", "candidate")
     assert candidate is not None and candidate.number == second.number == "2"
     assert candidate.tags["commit"] == "c2"

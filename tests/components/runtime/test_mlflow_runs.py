@@ -106,6 +106,14 @@ def test_more_parameters_than_one_request_takes(client: mlflow.MlflowClient) -> 
     assert client.get_run(finish_pipeline("r", "FINISHED", outcome(params=many))).data.params == many
 
 
+def test_values_too_long_for_mlflow_are_shortened(client: mlflow.MlflowClient) -> None:
+    long = outcome(params={"prepare_data.sources": "a=" + "x" * 7_000}, note="n" * 9_000)
+    run = client.get_run(finish_pipeline("r", "FINISHED", long))
+    assert run.info.status == "FINISHED"
+    value, note = run.data.params["prepare_data.sources"], run.data.tags["mlflow.note.content"]
+    assert (len(value), len(note)) == (6_000, 8_000) and value.endswith("...") and note.endswith("...")
+
+
 def test_kfp_s_own_parent_run_gets_the_figures_and_its_end_is_left_to_kfp(
     client: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
