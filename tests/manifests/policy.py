@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from components.runtime.launcher import body
 from tests.manifests.overlays import Json, label
 
 LONG_RUNNING = ("Deployment", "StatefulSet", "LeaderWorkerSet")
@@ -76,6 +77,8 @@ def _of_pod(kind: str, role: str, pod: Json) -> Iterator[str]:
     for container in containers(pod):
         for what in _of_container(container):
             yield f"container {container['name']} {what}"
+        for what in _of_resources(container, given=kind == "ClusterTrainingRuntime" and container["name"] == body.NODE):
+            yield f"container {container['name']} {what}"
     if kind in LONG_RUNNING:
         for container in pod["containers"]:
             # A group's worker has no HTTP server before it is ready, and the leader's probe speaks for it after.
@@ -101,14 +104,22 @@ def _of_container(container: Json) -> Iterator[str]:
         yield "keeps or adds capabilities"
     if not security.get("readOnlyRootFilesystem"):
         yield "can write to its image's files"
+    for variable in container.get("env", []):
+        if "value" in variable and any(word in variable["name"] for word in ("SECRET", "TOKEN", "PASSWORD", "KEY")):
+            yield f"has a secret in plain text: {variable['name']}"
+
+
+def _of_resources(container: Json, given: bool) -> Iterator[str]:
+    """``given``: each TrainJob brings the container's resources, Trainer 2.3 keeps what else the runtime names."""
     resources = container.get("resources", {})
+    if given:
+        if resources:
+            yield "names resources, which stay beside those of a TrainJob"
+        return
     for part in ("requests", "limits"):
         missing = {"cpu", "memory"} - resources.get(part, {}).keys()
         if missing:
             yield f"has no {part} for {', '.join(sorted(missing))}"
-    for variable in container.get("env", []):
-        if "value" in variable and any(word in variable["name"] for word in ("SECRET", "TOKEN", "PASSWORD", "KEY")):
-            yield f"has a secret in plain text: {variable['name']}"
 
 
 def _of_namespaces(objects: tuple[Json, ...] | list[Json]) -> Iterator[str]:

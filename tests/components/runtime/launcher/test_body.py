@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from components.runtime.launcher.work import Work
 from components.steps import STEPS
 from model.errors import MoonflowError
 from pipelines.profile import load_profile
-from tests.components.runtime.launcher.crd import validate_train_job
+from tests.components.runtime.launcher.crd import merged_resources, validate_train_job
+from tests.manifests.overlays import named
+from tests.manifests.policy import pod_templates
 
 LARGE = {
     "launcher": "trainjob",
@@ -44,6 +47,39 @@ def made(values: dict[str, Any], **work: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("values", [SMALL, LARGE, {**LARGE, "rdma": 0, "accelerator": "amd.com/gpu"}])
 def test_bodies_are_what_the_crd_allows(values: dict[str, Any]) -> None:
     validate_train_job(made(values))
+
+
+JOBS = [
+    (profile, overlay, step)
+    for profile, overlay in (("small", "dev/platform"), ("k25", "prod/platform"))
+    for step, placement in load_profile(profile).tasks.items()
+    if placement.launcher == "trainjob"
+]
+
+
+@pytest.mark.parametrize(("profile", "overlay", "step"), JOBS)
+def test_a_job_gets_what_its_placement_asks_for_and_nothing_else(profile: str, overlay: str, step: str) -> None:
+    """Trainer 2.3 merges what the runtime names into what the job asks for; 2.2 replaced it."""
+    resolved = load_profile(profile)
+    placement = resolved.placement(step)
+    body = train_job(Work("r", step, resolved.steps[step], {}), placement, "moonflow")
+    runtime = named(overlay, "ClusterTrainingRuntime", placement.cluster_runtime)
+    validate_train_job(body, runtime)
+    devices = {placement.accelerator: placement.accelerators, placement.rdma_resource: placement.rdma}
+    wanted = {name: str(number) for name, number in devices.items() if number} | {"memory": placement.memory}
+    assert merged_resources(body, runtime) == {"requests": wanted | {"cpu": placement.cpu}, "limits": wanted}
+
+
+@pytest.mark.parametrize(("profile", "overlay", "step"), JOBS)
+def test_a_runtime_with_resources_of_its_own_would_have_the_job_refused(profile: str, overlay: str, step: str) -> None:
+    resolved = load_profile(profile)
+    placement = resolved.placement(step)
+    body = train_job(Work("r", step, resolved.steps[step], {}), placement, "moonflow")
+    runtime = copy.deepcopy(named(overlay, "ClusterTrainingRuntime", placement.cluster_runtime))
+    ((_, template),) = pod_templates(runtime)
+    template["spec"]["containers"][0]["resources"] = {"limits": {"cpu": "1", "memory": "4Gi"}}
+    with pytest.raises(AssertionError, match=r"must be less than or equal to cpu limit of 1"):
+        validate_train_job(body, runtime)
 
 
 def test_the_check_sees_what_the_crd_forbids() -> None:
