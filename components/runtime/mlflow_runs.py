@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,6 +90,37 @@ def finish_pipeline(run_id: str, status: str, outcome: Outcome) -> str:
         print(f"MLflow is away: the pipeline's run was not closed there ({first_line(error)})", file=sys.stderr)
         return ""
     return parent
+
+
+def unfinished() -> dict[str, list[str]]:
+    """Our experiment's runs that show RUNNING, by the pipeline's run id; {} if MLflow is not set or away."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        return {}
+    found: dict[str, list[str]] = {}
+    try:
+        client = connect(uri)
+        experiment, page = _experiment(client), None
+        while True:
+            runs = client.search_runs([experiment], "attributes.status = 'RUNNING'", page_token=page)
+            for run in runs:
+                if run_id := run.data.tags.get(RUN_TAG):
+                    found.setdefault(run_id, []).append(str(run.info.run_id))
+            if not (page := runs.token):
+                return found
+    except Exception as error:
+        print(f"MLflow is away: no unfinished runs looked for there ({first_line(error)})", file=sys.stderr)
+        return {}
+
+
+def kill(runs: Sequence[str]) -> None:
+    """End MLflow runs as KILLED; one line on stderr if MLflow is away."""
+    try:
+        client = connect(os.environ["MLFLOW_TRACKING_URI"])
+        for run in runs:
+            client.set_terminated(run, "KILLED")
+    except Exception as error:
+        print(f"MLflow is away: runs were not ended there ({first_line(error)})", file=sys.stderr)
 
 
 def log_params(client: Any, run: str, values: Mapping[str, str]) -> None:

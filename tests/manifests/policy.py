@@ -13,7 +13,14 @@ LONG_RUNNING = ("Deployment", "StatefulSet", "LeaderWorkerSet")
 
 def violations(objects: tuple[Json, ...] | list[Json]) -> list[str]:
     """One line per broken rule, `<kind> <namespace>/<name>: <what>`; empty if all hold."""
-    broken = [f"{label(o)}: {what}" for o in objects for what in _of_one(o)]
+    bound = {
+        (subject["namespace"], subject["name"])
+        for o in objects
+        if o["kind"] == "RoleBinding"
+        for subject in o["subjects"]
+        if subject["kind"] == "ServiceAccount"
+    }
+    broken = [f"{label(o)}: {what}" for o in objects for what in _of_one(o, bound)]
     return broken + list(_of_namespaces(objects)) + list(_of_budgets(objects))
 
 
@@ -28,15 +35,17 @@ def pod_templates(object_: Json) -> Iterator[tuple[str, Json]]:
     elif object_["kind"] == "ClusterTrainingRuntime":
         for job in spec["template"]["spec"]["replicatedJobs"]:
             yield job["name"], job["template"]["spec"]["template"]
+    elif object_["kind"] == "CronJob":
+        yield "", spec["jobTemplate"]["spec"]["template"]
     else:
-        assert object_["kind"] not in ("Pod", "Job", "CronJob", "DaemonSet", "JobSet"), f"teach me {label(object_)}"
+        assert object_["kind"] not in ("Pod", "Job", "DaemonSet", "JobSet"), f"teach me {label(object_)}"
 
 
 def containers(pod: Json) -> list[Json]:
     return [*pod.get("initContainers", []), *pod["containers"]]
 
 
-def _of_one(object_: Json) -> Iterator[str]:
+def _of_one(object_: Json, bound: set[tuple[str, str]]) -> Iterator[str]:
     if object_["kind"] == "Secret":
         yield "secrets are not kept in Git"
     if object_["kind"] == "ServiceAccount" and "automountServiceAccountToken" not in object_:
@@ -44,6 +53,9 @@ def _of_one(object_: Json) -> Iterator[str]:
     if object_["kind"] in ("Role", "ClusterRole"):
         yield from _of_rules(object_)
     for role, template in pod_templates(object_):
+        account = (object_["metadata"].get("namespace", ""), template["spec"].get("serviceAccountName", ""))
+        if template["spec"].get("automountServiceAccountToken") is not False and account not in bound:
+            yield f"{role} mounts a token of the Kubernetes API without need".strip()
         for what in _of_pod(object_["kind"], role, template["spec"]):
             yield f"{role} {what}".strip()
 
@@ -64,8 +76,6 @@ def _of_pod(kind: str, role: str, pod: Json) -> Iterator[str]:
         yield "may run as root: set runAsNonRoot and a numeric runAsUser"
     if security.get("seccompProfile", {}).get("type") != "RuntimeDefault":
         yield "has no seccomp profile"
-    if pod.get("automountServiceAccountToken") is not False:
-        yield "mounts a token of the Kubernetes API without need"
     for field in ("hostNetwork", "hostPID", "hostIPC"):
         if pod.get(field):
             yield f"sets {field}"

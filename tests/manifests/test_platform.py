@@ -13,7 +13,7 @@ import mlflow.cli
 import pytest
 from kubernetes.utils.quantity import parse_quantity
 
-from components.runtime.launcher import body
+from components.runtime.launcher import body, sweep
 from components.runtime.launcher.placement import Placement
 from pipelines.placement import SETTINGS
 from pipelines.profile import load_profile
@@ -66,18 +66,37 @@ def test_runtimes_are_what_the_launcher_patches(overlay: str) -> None:
 
 
 def test_the_launchers_account_may_do_what_it_does_and_no_more() -> None:
-    rules = named("dev/platform", "Role")["rules"]
+    rules = named("dev/platform", "Role", "moonflow-step")["rules"]
     allowed = {(group, resource, verb) for r in rules for group in r["apiGroups"] for resource in r["resources"]
                for verb in r["verbs"]}  # fmt: skip
     jobs = {(body.GROUP, body.PLURAL, verb) for verb in ("create", "delete", "get", "list", "patch", "watch")}
     assert jobs <= allowed
     assert {verb for group, _, verb in allowed if group == body.GROUP} == {verb for _, _, verb in jobs}
     assert {("", "pods", "list"), ("", "pods", "get"), ("", "pods/log", "get"), ("", "events", "list")} <= allowed
+    assert {verb for group, resource, verb in allowed if resource == "workflows"} == {"get"}
     changed = {resource for group, resource, verb in allowed if verb in ("update", "patch")}
     assert changed == {"workflowtaskresults", body.PLURAL}
-    account = named("dev/platform", "RoleBinding")["subjects"]
+    account = named("dev/platform", "RoleBinding", "moonflow-step")["subjects"]
     assert account == [{"kind": "ServiceAccount", "name": "moonflow-step", "namespace": "moonflow"}]
     assert not named("dev/platform", "ServiceAccount", "moonflow-train")["automountServiceAccountToken"]
+
+
+@pytest.mark.parametrize("overlay", PLATFORMS)
+def test_the_sweeper_may_do_what_it_does_and_no_more(overlay: str) -> None:
+    rules = named(overlay, "Role", "moonflow-sweep")["rules"]
+    allowed = {(group, resource, verb) for r in rules for group in r["apiGroups"] for resource in r["resources"]
+               for verb in r["verbs"]}  # fmt: skip
+    assert allowed == {
+        (body.GROUP, body.PLURAL, "list"), (body.GROUP, body.PLURAL, "delete"), ("argoproj.io", "workflows", "list")
+    }  # fmt: skip
+    job = named(overlay, "CronJob", "moonflow-sweep")["spec"]
+    ((_, template),) = pod_templates(named(overlay, "CronJob", "moonflow-sweep"))
+    (container,) = template["spec"]["containers"]
+    assert container["command"] == ["python", "-m", sweep.__name__] and container["image"] == "moonflow-pipeline:0.1.0"
+    binding = named(overlay, "RoleBinding", "moonflow-sweep")
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "moonflow-sweep", "namespace": "moonflow"}]
+    assert template["spec"]["serviceAccountName"] == "moonflow-sweep" and job["concurrencyPolicy"] == "Forbid"
+    assert template["metadata"]["labels"]["sidecar.istio.io/inject"] == "false"
 
 
 def test_kueue_knows_every_pool_queue_and_priority_of_the_profiles() -> None:

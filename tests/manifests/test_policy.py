@@ -73,6 +73,15 @@ def test_a_runtime_leaves_the_resources_to_its_train_jobs() -> None:
     assert "container node names resources" in line
 
 
+def test_only_an_account_with_rights_gets_a_token() -> None:
+    mutated = copy.deepcopy(list(objects("dev/platform")))
+    sweep = next(o for o in mutated if o["kind"] == "CronJob")
+    ((_, template),) = pod_templates(sweep)
+    template["spec"]["serviceAccountName"] = "moonflow-train"
+    (line,) = violations(mutated)
+    assert "CronJob moonflow/moonflow-sweep: mounts a token" in line
+
+
 @pytest.mark.parametrize("role", ["leaderTemplate", "workerTemplate"])
 def test_both_templates_of_a_group_are_looked_at(role: str) -> None:
     mutated = copy.deepcopy(list(objects("prod")))

@@ -29,6 +29,7 @@ _DEFAULT_NAMESPACE = "moonflow"
 _PASSING = {408, 429, 500, 502, 503, 504}  # states of an API server that another request may find ended
 _CONNECT_S, _READ_S = 5.0, 30.0
 _RETRY_AFTER_MAX_S = 60.0
+WORKFLOWS = ("argoproj.io", "v1alpha1", "workflows")
 Result = TypeVar("Result")
 
 
@@ -110,9 +111,16 @@ class Cluster:
             {404},
         )
 
-    def delete(self, name: str, *, within: float | None = None) -> None:
-        """Ask for the deletion of the TrainJob and, before it is gone, of its pods; no error if there is none."""
-        self._ask(
+    def delete(self, name: str, *, within: float | None = None, version: str = "") -> bool:
+        """Ask for the deletion of the TrainJob and, before it is gone, of its pods; no error if there is none.
+
+        With ``version``, a resource version: only if the job has not changed since. Returns whether there was one.
+        """
+        # Foreground: while its name is taken its pods may still run, and no successor can start beside them.
+        options: Json = {"propagationPolicy": "Foreground"}
+        if version:
+            options["preconditions"] = {"resourceVersion": version}
+        answer = self._ask(
             "delete TrainJobs",
             lambda: self._custom.delete_namespaced_custom_object(
                 GROUP,
@@ -120,13 +128,13 @@ class Cluster:
                 self.namespace,
                 PLURAL,
                 name,
-                # Foreground: while its name is taken its pods may still run, and no successor can start beside them.
-                body={"propagationPolicy": "Foreground"},
+                body=options,
                 _request_timeout=(_CONNECT_S, within or _READ_S),
             ),
-            {404},
+            {404, 409} if version else {404},
             within,
         )
+        return answer is not None
 
     def adopt(self, name: str, labels: Mapping[str, str], owners: Sequence[Json]) -> None:
         """Set labels of a TrainJob, and its owners if any are given; no error if there is no such job."""
@@ -230,6 +238,28 @@ class Cluster:
         pod: Json = json.loads(answer.data)
         return pod
 
+    def workflow(self, name: str) -> Json | None:
+        """Argo's Workflow of a pipeline run; None if there is none. Asks once, and raises what the client raises."""
+        try:
+            found: Json = self._custom.get_namespaced_custom_object(
+                *WORKFLOWS[:2], self.namespace, WORKFLOWS[2], name, _request_timeout=self.patience.stop / 2
+            )
+        except ApiException as error:
+            if error.status == 404:
+                return None
+            raise
+        return found
+
+    def workflows(self) -> list[Json]:
+        """Argo's Workflows: the pipeline runs of this namespace that are not deleted."""
+        found = self._ask(
+            "list Workflows",
+            lambda: self._custom.list_namespaced_custom_object(
+                *WORKFLOWS[:2], self.namespace, WORKFLOWS[2], _request_timeout=(_CONNECT_S, _READ_S)
+            ),
+        )
+        return found["items"] if found else []
+
     def log(self, pod: str, container: str, since: str, follow: bool) -> Iterator[str]:
         """Lines of a container, each after its RFC 3339 time and a blank, from the second of ``since`` on (or all).
 
@@ -293,7 +323,7 @@ class Cluster:
         if error.status in {401, 403}:
             return MoonflowError(
                 f"{where} refused to {doing} in namespace {self.namespace} ({message}): bind the ServiceAccount of "
-                "this pod to the Role moonflow-step"
+                "this pod to its Role of manifests/base: moonflow-step for a task, moonflow-sweep for the sweeper"
             )
         if error.status == 404:
             return MoonflowError(

@@ -82,6 +82,22 @@ def condition(thing: Json, kind: str) -> Json | None:
     return next((row for row in rows if row["type"] == kind and row["status"] == "True"), None)
 
 
+def run_ended(workflow: Json | None) -> bool:
+    """Whether a pipeline run is over or is being ended, by its Workflow, or None if that is deleted."""
+    if workflow is None or workflow["metadata"].get("deletionTimestamp"):
+        return True
+    spec = workflow.get("spec", {})
+    # Kubeflow Pipelines terminates a run by a deadline of 0; Argo's own `stop` and `terminate` set shutdown.
+    if spec.get("shutdown") or spec.get("activeDeadlineSeconds") == 0:
+        return True
+    return workflow.get("status", {}).get("phase") in {"Succeeded", "Failed", "Error"}
+
+
+def owning_workflow(owners: Iterable[Json]) -> Json | None:
+    """The reference to the Workflow among an object's owners, or None."""
+    return next((row for row in owners if row.get("kind") == "Workflow"), None)
+
+
 def name(thing: Json) -> str:
     return str(thing["metadata"]["name"])
 

@@ -6,24 +6,27 @@ its own by label and owner. A job with the same name for other parameters is an 
 and created anew by the next attempt, and the training goes on from its newest manifest.
 
 **Who ends the job.** The step's pod gets SIGTERM both when a user terminates the run and when the pod is evicted (node
-drain, preemption). Only the first means the job. They are told apart by the pod's condition ``DisruptionTarget``, which
-Kubernetes sets before it evicts a pod and at no other time: with it the job is left alone, the next attempt attaches;
-without it, or when the API does not answer in time, the job is deleted, since a training that must resume from its
-last manifest costs less than accelerators that nobody waits for. SIGKILL leaves no time for either: the job goes on.
-KFP's own process in the pod dies of the same SIGTERM and takes the container with it, maybe before our request is out;
-then ``sweep``, called when the run is over, deletes what is left, and at last the garbage collector does, with the
-run's Workflow, which owns the job.
+drain, preemption) or deleted. Only the first means the job. The run's Workflow, which owns the pod, tells them apart:
+while the run goes on the job is left alone, and the next attempt attaches; of a run that has ended or is being ended
+the job is deleted. Where the Workflow cannot be read, the pod's condition ``DisruptionTarget`` decides, which
+Kubernetes sets before it evicts a pod and at no other time; without it the job is deleted, since a training that must
+resume from its last manifest costs less than accelerators that nobody waits for. SIGKILL leaves no time for any of
+this, and KFP's own process in the pod dies of the same SIGTERM and takes the container with it, maybe before our
+request is out: the job goes on then, and ``sweep`` deletes it.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
+
+import urllib3
+from kubernetes.client.exceptions import ApiException
 
 from components.runtime.launcher import reasons
 from components.runtime.launcher.body import NODE, WORK, job_name, run_label, train_job
-from components.runtime.launcher.cluster import Cluster, Patience
+from components.runtime.launcher.cluster import Cluster
 from components.runtime.launcher.logs import PodLog
 from components.runtime.launcher.placement import Placement
 from components.runtime.launcher.reasons import Json, condition, name
@@ -42,12 +45,13 @@ def run(work: Work, placement: Placement, done: Callable[[], bool], cluster: Clu
     Raises MoonflowError with the reason in one line if the job fails, cannot start, or belongs to other parameters.
     """
     cluster = cluster or Cluster.connect()
+    owners = _owners(cluster)
     with stop_on_sigterm():
         try:
-            job = _attach(cluster, work, placement, done)
+            job = _attach(cluster, work, placement, owners, done)
             _wait(cluster, work, placement, name(job))
         except (Terminated, KeyboardInterrupt):
-            _cancel(cluster, work)
+            _cancel(cluster, work, owners)
             raise
     if not done():
         # Left there, it would be found Complete by each further attempt.
@@ -58,21 +62,11 @@ def run(work: Work, placement: Placement, done: Callable[[], bool], cluster: Clu
         )
 
 
-def sweep(cluster: Cluster | None = None) -> None:
-    """Delete the unfinished jobs of this pipeline run, which is over: none of its steps is left to wait for them."""
-    if not (label := run_label()):
-        return
-    cluster = cluster or Cluster.connect(Patience(outage=60.0))  # the run's report waits for this
-    for job in cluster.labelled(",".join(f"{key}={value}" for key, value in label.items())):
-        if not condition(job, "Complete") and not condition(job, "Failed"):
-            print(f"TrainJob {name(job)} outlived its run: deleted", flush=True)
-            cluster.delete(name(job))
-
-
-def _attach(cluster: Cluster, work: Work, placement: Placement, done: Callable[[], bool]) -> Json:
+def _attach(
+    cluster: Cluster, work: Work, placement: Placement, owners: list[Json], done: Callable[[], bool]
+) -> Json:
     """The job of ``work``: the one that is there, or a new one."""
     where = _where(cluster, work)
-    owners = _owners(cluster)
     body = train_job(work, placement, cluster.namespace, owners)
     while True:
         if (made := cluster.create(body)) is not None:
@@ -164,10 +158,9 @@ def _wait(cluster: Cluster, work: Work, placement: Placement, job_id: str) -> No
         raise
 
 
-def _cancel(cluster: Cluster, work: Work) -> None:
+def _cancel(cluster: Cluster, work: Work, owners: list[Json]) -> None:
     where, patience = _where(cluster, work), cluster.patience
-    own = cluster.own_pod()
-    if own is not None and (why := reasons.disruption(own)) is not None:
+    if (why := _goes_on(cluster, owners)) is not None:
         print(f"this pod is taken away ({why}): {where} goes on, the next attempt attaches to it", flush=True)
         return
     try:
@@ -177,7 +170,18 @@ def _cancel(cluster: Cluster, work: Work) -> None:
         print(f"{where} could not be deleted: {error}", flush=True)
 
 
-def _owners(cluster: Cluster) -> list[dict[str, Any]]:
+def _goes_on(cluster: Cluster, owners: list[Json]) -> str | None:
+    """Why this process is ended although its run goes on, or None if the run is ended or nothing tells."""
+    if (owner := reasons.owning_workflow(owners)) is not None:
+        # One request: there may be no time for another one before that which deletes the job.
+        with suppress(ApiException, urllib3.exceptions.HTTPError, OSError):
+            ended = reasons.run_ended(cluster.workflow(owner["name"]))
+            return None if ended else f"its run {owner['name']} goes on"
+    own = cluster.own_pod()
+    return reasons.disruption(own) if own is not None else None
+
+
+def _owners(cluster: Cluster) -> list[Json]:
     """The owners of the step's own pod (KFP: the run's Workflow): with them the job goes at last, not with the pod."""
     pod = cluster.own_pod() or {}
     rows = pod.get("metadata", {}).get("ownerReferences") or []

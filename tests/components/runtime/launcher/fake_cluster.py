@@ -9,6 +9,7 @@ deletion, logs with times that are cut to whole seconds by sinceTime, chunked tr
 from __future__ import annotations
 
 import copy
+import json
 import threading
 import time
 import uuid
@@ -37,6 +38,7 @@ class FakeCluster:
         self.on_delete: Callable[[str], None] | None = None
         self.bookmark_s = 0.2
         self.runtime_class = ""  # of the pods
+        self.workflows: dict[str, Json] = {}  # Argo's, by name
         self._changed = threading.Condition()
         self._version = 100
         self._oldest = 0  # versions up to this one have been compacted away
@@ -164,6 +166,23 @@ class FakeCluster:
         with self._changed:
             self._pods[name] = {"metadata": {"name": name, "labels": {}, **rest.pop("metadata", {})}, **rest}
 
+    def workflow(
+        self,
+        name: str,
+        phase: str = "Running",
+        run_id: str = "",
+        spec: Json | None = None,
+        arguments: Json | None = None,
+    ) -> Json:
+        """A pipeline run's Workflow, as Kubeflow makes it; returns the reference by which it owns things."""
+        parameters = [{"name": "runtime-config", "value": json.dumps({"parameterValues": arguments or {}})}]
+        self.workflows[name] = {
+            "metadata": {"name": name, "uid": f"uid-{name}", "labels": {"pipeline/runid": run_id}},
+            "spec": {"arguments": {"parameters": parameters}, **(spec or {})},
+            "status": {"phase": phase},
+        }
+        return {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": name, "uid": f"uid-{name}"}
+
     def log(self, pod: str, *lines: str, at: str = "") -> None:
         with self._changed:
             self._logs[pod] += [(at or _now(fraction=True), line) for line in lines]
@@ -203,11 +222,14 @@ class FakeCluster:
             thread.start()
         return 201, stored
 
-    def delete(self, name: str) -> tuple[int, Json]:
+    def delete(self, name: str, options: Json) -> tuple[int, Json]:
         with self._changed:
             job = self._jobs.get(name)
             if job is None:
                 return 404, status_object(404, "NotFound", f'trainjobs.trainer.kubeflow.org "{name}" not found')
+            wanted = options.get("preconditions", {}).get("resourceVersion", "")
+            if wanted and wanted != job["metadata"]["resourceVersion"]:
+                return 409, status_object(409, "Conflict", f"the resourceVersion in the precondition is {wanted}")
             job["metadata"]["deletionTimestamp"] = _now()
             self._store(job, "MODIFIED")
             self.deleted.append(name)
