@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import subprocess
 import sys
@@ -15,8 +16,10 @@ from kubernetes.utils.quantity import parse_quantity
 
 from components.runtime.launcher import body, sweep
 from components.runtime.launcher.placement import Placement
+from components.runtime.worker import REFUSED
 from pipelines.placement import SETTINGS
 from pipelines.profile import load_profile
+from tests.components.runtime.launcher.crd import goes_on
 from tests.manifests.overlays import ENVIRONMENTS, label, named, objects
 from tests.manifests.policy import pod_templates
 
@@ -79,6 +82,18 @@ def test_the_launchers_account_may_do_what_it_does_and_no_more() -> None:
     account = named("dev/platform", "RoleBinding", "moonflow-step")["subjects"]
     assert account == [{"kind": "ServiceAccount", "name": "moonflow-step", "namespace": "moonflow"}]
     assert not named("dev/platform", "ServiceAccount", "moonflow-train")["automountServiceAccountToken"]
+
+
+@pytest.mark.parametrize("overlay", PLATFORMS)
+@pytest.mark.parametrize("suffix", ["", "-gvisor"])
+@pytest.mark.parametrize("name", ["moonflow-torchrun", "moonflow-deepspeed"])
+def test_what_the_worker_refuses_is_not_tried_again(overlay: str, name: str, suffix: str) -> None:
+    runtime = copy.deepcopy(named(overlay, "ClusterTrainingRuntime", name + suffix))
+    assert not goes_on(runtime, REFUSED, restarts=0)
+    for code in (1, 137, 143):  # a missing service, a kill, a preemption
+        assert goes_on(runtime, code, restarts=2) and not goes_on(runtime, code, restarts=10)
+    del runtime["spec"]["template"]["spec"]["failurePolicy"]["rules"]
+    assert goes_on(runtime, REFUSED, restarts=0), "the policy is what ends it"
 
 
 @pytest.mark.parametrize("overlay", PLATFORMS)

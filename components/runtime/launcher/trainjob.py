@@ -30,10 +30,11 @@ from components.runtime.launcher.cluster import Cluster
 from components.runtime.launcher.logs import PodLog
 from components.runtime.launcher.placement import Placement
 from components.runtime.launcher.reasons import Json, condition, name
-from components.runtime.launcher.signals import Terminated, stop_on_sigterm
+from components.runtime.launcher.signals import stop_on_sigterm
 from components.runtime.launcher.watching import follow
 from components.runtime.launcher.work import Work
 from model.errors import MoonflowError
+from model.train.stop import Terminated
 
 INDEX = "batch.kubernetes.io/job-completion-index"
 JOB = "jobset.sigs.k8s.io/replicatedjob-name"

@@ -37,6 +37,22 @@ def refused_resources(resources: Json) -> list[str]:
     ]
 
 
+def goes_on(runtime: Json, exit_code: int, restarts: int) -> bool:
+    """Whether JobSet starts the pods anew after one ended with ``exit_code``, having done so ``restarts`` times."""
+    spec = runtime["spec"]["template"]["spec"]
+    (job,) = spec["replicatedJobs"]
+    assert job["template"]["spec"]["backoffLimit"] == 0
+    reason = "BackoffLimitExceeded"
+    for rule in job["template"]["spec"].get("podFailurePolicy", {}).get("rules", []):
+        asked = rule["onExitCodes"]
+        if asked["operator"] == "In" and exit_code in asked["values"] and rule["action"] == "FailJob":
+            reason = "PodFailurePolicy"
+    for rule in spec["failurePolicy"].get("rules", []):
+        if reason in rule["onJobFailureReasons"]:
+            return bool(rule["action"] != "FailJobSet")
+    return bool(restarts < spec["failurePolicy"]["maxRestarts"])
+
+
 def validate_train_job(body: Json, runtime: Json | None = None) -> None:
     """AssertionError for what would be refused; ``runtime`` is the one that the job names, ours by default."""
     if not schemas.FOLDER.is_dir():

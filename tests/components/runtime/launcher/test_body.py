@@ -97,7 +97,7 @@ def test_everything_of_the_placement_is_in_the_body() -> None:
     assert spec["runtimeRef"]["name"] == "moonflow-deepspeed" and spec["activeDeadlineSeconds"] == 720 * 3600
     trainer = spec["trainer"]
     assert (trainer["numNodes"], trainer["numProcPerNode"], trainer["image"]) == (32, 8, LARGE["image"])
-    assert trainer["command"] == ["python", "-m", "torch.distributed.run", "-m", "components.runtime.worker"]
+    assert trainer["command"] == ["python", "-m", "components.runtime.group", "-m", "components.runtime.worker"]
     devices = {"nvidia.com/gpu": "8", "rdma/hca": "8"}
     assert trainer["resourcesPerNode"]["limits"] == {"memory": "1800Gi", **devices}
     assert trainer["resourcesPerNode"]["requests"] == {"cpu": "96", "memory": "1800Gi", **devices}

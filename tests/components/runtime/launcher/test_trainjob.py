@@ -14,10 +14,10 @@ from components.prepare_data.config import Config
 from components.runtime.launcher.body import RUN
 from components.runtime.launcher.cluster import Cluster
 from components.runtime.launcher.placement import Placement
-from components.runtime.launcher.signals import Terminated
 from components.runtime.launcher.trainjob import run
 from components.runtime.launcher.work import Work
 from model.errors import MoonflowError
+from model.train.stop import Terminated
 from tests.components.runtime.launcher.fake_cluster import FakeCluster
 from tests.components.runtime.launcher.rest import Fault
 from tests.components.runtime.launcher.script import NAME, completes, fails, stored
