@@ -77,6 +77,7 @@ def test_the_launchers_account_may_do_what_it_does_and_no_more() -> None:
     assert {verb for group, _, verb in allowed if group == body.GROUP} == {verb for _, _, verb in jobs}
     assert {("", "pods", "list"), ("", "pods", "get"), ("", "pods/log", "get"), ("", "events", "list")} <= allowed
     assert {verb for group, resource, verb in allowed if resource == "workflows"} == {"get"}
+    assert {verb for group, resource, verb in allowed if resource == "workloads"} == {"list"}
     changed = {resource for group, resource, verb in allowed if verb in ("update", "patch")}
     assert changed == {"workflowtaskresults", body.PLURAL}
     account = named("dev/platform", "RoleBinding", "moonflow-step")["subjects"]

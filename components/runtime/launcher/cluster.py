@@ -30,6 +30,7 @@ _PASSING = {408, 429, 500, 502, 503, 504}  # states of an API server that anothe
 _CONNECT_S, _READ_S = 5.0, 30.0
 _RETRY_AFTER_MAX_S = 60.0
 WORKFLOWS = ("argoproj.io", "v1alpha1", "workflows")
+WORKLOADS = ("kueue.x-k8s.io", "v1beta2", "workloads")
 Result = TypeVar("Result")
 
 
@@ -41,7 +42,7 @@ class Patience:
         watch: one watch request; pods are looked at after each.
         backoff, backoff_max: before a request is repeated, doubled each time, with jitter.
         outage: for the API server to come back.
-        unstartable: for an image pull or a container's configuration to mend itself.
+        unstartable: for an image pull, a container's configuration, or what refuses the pods to mend itself.
         gone: for a deleted job to be gone.
         stop: for the last requests of a process that was asked to end.
     """
@@ -225,6 +226,38 @@ class Cluster:
         )
         found: list[Json] = json.loads(answer or b"{}").get("items", [])
         return sorted(found, key=lambda pod: pod["metadata"].get("creationTimestamp", ""))
+
+    def warnings(self) -> list[Json]:
+        """The namespace's events of type Warning; none without the right to see them."""
+        answer = self._ask(
+            "list events",
+            lambda: (
+                self._core.list_namespaced_event(
+                    self.namespace,
+                    field_selector="type=Warning",
+                    _preload_content=False,
+                    _request_timeout=(_CONNECT_S, _READ_S),
+                ).data
+            ),
+            {403},
+        )
+        found: list[Json] = json.loads(answer or b"{}").get("items", [])
+        return found
+
+    def workloads(self, owner: str) -> list[Json]:
+        """Kueue's Workloads of the object with the UID ``owner``; none without Kueue or the right to see them."""
+        found = self._ask(
+            "list Workloads",
+            lambda: self._custom.list_namespaced_custom_object(
+                *WORKLOADS[:2], self.namespace, WORKLOADS[2], _request_timeout=(_CONNECT_S, _READ_S)
+            ),
+            {403, 404},
+        )
+        return [
+            row
+            for row in (found or {}).get("items", [])
+            if owner in {reference["uid"] for reference in row["metadata"].get("ownerReferences") or []}
+        ]
 
     def own_pod(self) -> Json | None:
         """The pod that this process runs in, or None outside of the cluster or without the right to see it."""

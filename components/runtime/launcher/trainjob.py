@@ -28,6 +28,7 @@ from components.runtime.launcher import reasons
 from components.runtime.launcher.body import NODE, WORK, job_name, run_label, train_job
 from components.runtime.launcher.cluster import Cluster
 from components.runtime.launcher.logs import PodLog
+from components.runtime.launcher.notices import Notices
 from components.runtime.launcher.placement import Placement
 from components.runtime.launcher.reasons import Json, condition, name
 from components.runtime.launcher.signals import stop_on_sigterm
@@ -113,7 +114,7 @@ def _until_gone(cluster: Cluster, job: str, uid: str) -> None:
 def _wait(cluster: Cluster, work: Work, placement: Placement, job_id: str) -> None:
     """Return when the job is Complete, telling its state, its log and its trouble meanwhile."""
     where = _where(cluster, work)
-    log, last = PodLog(cluster), list[Json]()
+    log, last, notices = PodLog(cluster), list[Json](), Notices(cluster, where)
     told, disrupted, since = "", set[str](), 0.0
     try:
         for seen in follow(cluster, job_id):
@@ -146,10 +147,11 @@ def _wait(cluster: Cluster, work: Work, placement: Placement, job_id: str) -> No
                         flush=True,
                     )
             state = _state(job, pods, placement)
-            if state != told:
+            if state and state != told:
                 print(f"{where}: {state}", flush=True)
-                told = state
-            trouble = reasons.unstartable(pods)
+            told = state
+            noticed = notices.look(job, pods, placement.nodes, bool(placement.queue))
+            trouble = reasons.unstartable(pods) or noticed
             since = (since or time.monotonic()) if trouble else 0.0
             if trouble and time.monotonic() - since > cluster.patience.unstartable:
                 cluster.delete(job_id)  # it would wait on and hold its place until the deadline
@@ -190,10 +192,10 @@ def _owners(cluster: Cluster) -> list[Json]:
 
 
 def _state(job: Json, pods: list[Json], placement: Placement) -> str:
-    """What the job is waiting for or doing. Nothing is decided by it."""
+    """What the job is waiting for or doing, "" once its pods have ended. Nothing is decided by it."""
     if condition(job, "Suspended") or job["spec"].get("suspend"):
         return f"queued in LocalQueue {placement.queue}" if placement.queue else "suspended"
-    alive = [pod for pod in pods if pod.get("status", {}).get("phase") not in {"Failed", "Succeeded"}]
+    alive = reasons.alive(pods)
     for pod in alive:
         if pod.get("status", {}).get("phase") == "Pending":
             unplaced = next(
@@ -206,7 +208,9 @@ def _state(job: Json, pods: list[Json], placement: Placement) -> str:
             )
             why = reasons.unstartable([pod]) or (f"not scheduled: {unplaced}" if unplaced else "starting")
             return f"pod {name(pod)} pending: {why}"
-    return f"running on {len(alive)} of {placement.nodes} pods" if alive else "waiting for its pods"
+    if alive:
+        return f"running on {len(alive)} of {placement.nodes} pods"
+    return "" if pods else "waiting for its pods"
 
 
 def _outside(pods: list[Json], placement: Placement) -> Json | None:

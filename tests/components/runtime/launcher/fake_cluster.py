@@ -39,6 +39,8 @@ class FakeCluster:
         self.bookmark_s = 0.2
         self.runtime_class = ""  # of the pods
         self.workflows: dict[str, Json] = {}  # Argo's, by name
+        self.events: list[Json] = []
+        self.workloads: list[Json] = []  # Kueue's
         self._changed = threading.Condition()
         self._version = 100
         self._oldest = 0  # versions up to this one have been compacted away
@@ -182,6 +184,27 @@ class FakeCluster:
             "status": {"phase": phase},
         }
         return {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": name, "uid": f"uid-{name}"}
+
+    def event(self, kind: str, name: str, reason: str, message: str, type_: str = "Warning", at: str = "") -> None:
+        """An event about an object, as controllers and the kubelet write them."""
+        self.events.append(
+            {
+                "metadata": {"name": f"{name}.{len(self.events)}", "creationTimestamp": at or _now()},
+                "involvedObject": {"kind": kind, "name": name},
+                "type": type_,
+                "reason": reason,
+                "message": message,
+                "lastTimestamp": at or _now(),
+            }
+        )
+
+    def waits_in_queue(self, name: str, reason: str, message: str) -> None:
+        """Kueue keeps the job waiting and says why in its Workload."""
+        row = {"type": "QuotaReserved", "status": "False", "reason": reason, "message": message}
+        owner = {"kind": "TrainJob", "name": name, "uid": self._jobs[name]["metadata"]["uid"]}
+        metadata = {"name": f"trainjob-{name}-1a2b3", "ownerReferences": [owner]}
+        self.workloads = [{"metadata": metadata, "status": {"conditions": [row]}}]
+        self.condition(name, "Suspended", reason="Suspended")
 
     def log(self, pod: str, *lines: str, at: str = "") -> None:
         with self._changed:

@@ -145,10 +145,11 @@ def test_an_evicted_step_leaves_its_job_running(
     assert not fake.deleted and len(fake.names) == 1
 
 
-def test_bad_input_in_the_cluster_is_the_workers_own_line(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_input_in_the_cluster_is_the_workers_own_line(node: Node, fake: FakeCluster) -> None:
     node._settings["MOONFLOW_STORE"] = "s3://absent/runs"
-    with pytest.raises(MoonflowError, match="failed: pod .* ended with exit code 1: .*no such bucket"):
+    with pytest.raises(MoonflowError, match="failed: pod .* ended with exit code 65: .*no such bucket"):
         launch("counted", {}, {}, TRAINJOB)
+    assert len(fake.list_pods({})["items"]) == 1, "it was tried again"
 
 
 def test_ranks_run_the_step_by_torchrun(
