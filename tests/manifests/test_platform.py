@@ -23,6 +23,7 @@ from tests.components.runtime.launcher.crd import goes_on
 from tests.manifests.overlays import ENVIRONMENTS, label, named, objects
 from tests.manifests.policy import pod_templates
 
+SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 PLATFORMS = [f"{environment}/platform" for environment in ENVIRONMENTS]
 
 
@@ -63,6 +64,8 @@ def test_runtimes_are_what_the_launcher_patches(overlay: str) -> None:
         assert job["spec"]["backoffLimit"] == 0, "one rank alone cannot come back"
         assert template["spec"]["serviceAccountName"] == body.SERVICE_ACCOUNT
         assert container["image"] == "moonflow-train:0.1.0"
+        kills = next(int(row["value"]) for row in container["env"] if row["name"] == SHUTDOWN_TIMEOUT)
+        assert 30 < kills < template["spec"]["terminationGracePeriodSeconds"], "or the ranks have half a minute to save"
         # A placement's shared memory is a volume of this name at this path: it must replace ours, not stand beside it.
         assert {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]
         assert "shm" in {volume["name"] for volume in template["spec"]["volumes"]}

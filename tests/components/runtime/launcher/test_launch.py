@@ -168,7 +168,7 @@ def test_a_failing_rank_is_told_by_its_own_line(
     """Also: a rank refuses to repeat what another one does, whoever started them."""
     monkeypatch.setenv("PYTHONPATH", counted["PYTHONPATH"])
     monkeypatch.setattr(works, "PARALLEL_STEPS", frozenset({"counted"}))
-    with pytest.raises(MoonflowError, match="counted: its ranks ended with status 1: counted cannot run as 2 ranks"):
+    with pytest.raises(MoonflowError, match="counted: its ranks ended with status 65: counted cannot run as 2 ranks"):
         launch("counted", {"steps": 4}, {}, Placement.parse({"launcher": "ranks", "processes": 2}, "test"))
     assert finished("counted", {"steps": 4}) is None
 
