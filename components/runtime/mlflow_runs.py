@@ -100,14 +100,16 @@ def unfinished() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     try:
         client = connect(uri)
-        experiment, page = _experiment(client), None
-        while True:
-            runs = client.search_runs([experiment], "attributes.status = 'RUNNING'", page_token=page)
+        experiment, page = client.get_experiment_by_name(_experiment_name()), None
+        while experiment is not None:
+            query = "attributes.status = 'RUNNING'"
+            runs = client.search_runs([experiment.experiment_id], query, page_token=page)
             for run in runs:
                 if run_id := run.data.tags.get(RUN_TAG):
                     found.setdefault(run_id, []).append(str(run.info.run_id))
             if not (page := runs.token):
-                return found
+                break
+        return found
     except Exception as error:
         print(f"MLflow is away: no unfinished runs looked for there ({first_line(error)})", file=sys.stderr)
         return {}
@@ -167,8 +169,12 @@ def _write(client: Any, run: str, outcome: Outcome) -> None:
         client.log_inputs(run, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
 
+def _experiment_name() -> str:
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or "moonflow"
+
+
 def _experiment(client: Any) -> str:
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "moonflow"
+    name = _experiment_name()
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)

@@ -358,7 +358,7 @@ class Cluster:
                 f"{where} refused to {doing} in namespace {self.namespace} ({message}): bind the ServiceAccount of "
                 "this pod to its Role of manifests/base: moonflow-step for a task, moonflow-sweep for the sweeper"
             )
-        if error.status == 404:
+        if error.status == 404 and doing.endswith("TrainJobs"):
             return MoonflowError(
                 f"{where} knows no TrainJob of {GROUP}/{VERSION} in namespace {self.namespace} ({message}): install "
                 'Kubeflow Trainer 2.2 or later, or set launcher = "in-process"'

@@ -13,6 +13,7 @@ from components.runtime.launcher.cluster import Cluster
 from components.runtime.launcher.placement import Placement
 from components.runtime.launcher.sweep import sweep, sweep_namespace
 from components.runtime.launcher.work import Work
+from model.errors import MoonflowError
 from tests.components.runtime.launcher.fake_cluster import FakeCluster
 from tests.components.runtime.launcher.rest import Fault
 from tests.components.runtime.launcher.script import NAME, stored
@@ -116,6 +117,17 @@ def test_runs_in_mlflow_of_ended_pipelines_end_as_killed(
     }  # fmt: skip
     parent = client.get_run(made["first"]).data.tags[mlflow_runs.PARENT_TAG]
     assert client.get_run(parent).info.status == "KILLED"
+
+
+def test_looking_for_runs_makes_no_experiment(cluster: Cluster, client: mlflow.MlflowClient) -> None:
+    sweep_namespace(cluster)
+    assert [experiment.name for experiment in client.search_experiments()] == ["Default"]
+
+
+def test_a_cluster_without_workflows_is_not_told_to_lack_the_trainer(fake: FakeCluster, cluster: Cluster) -> None:
+    fake.faults = [Fault("workflows", status=404)]
+    with pytest.raises(MoonflowError, match=r"rejected the request to list Workflows \(404"):
+        sweep_namespace(cluster)
 
 
 def test_without_mlflow_the_jobs_are_swept_all_the_same(
