@@ -15,7 +15,10 @@ class MoonflowError(Exception):
 
 
 class Unavailable(MoonflowError):
-    """A service that all of a step's work needs is not there: to pass over one sample or episode would not help."""
+    """A service or a resource that all of a step's work needs is not there.
+
+    To pass over one sample or episode would not help. Another attempt may: nothing is wrong with the input.
+    """
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

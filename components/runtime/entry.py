@@ -119,7 +119,7 @@ def task(step: str, run_id: str) -> Iterator[dict[str, Any]]:
 
 def _sweep() -> None:
     """End what a cancelled step could not end itself; a cluster without TrainJobs must not fail the report."""
-    from components.runtime.launcher.trainjob import sweep
+    from components.runtime.launcher.sweep import sweep
 
     try:
         sweep()

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,6 +93,39 @@ def finish_pipeline(run_id: str, status: str, outcome: Outcome) -> str:
     return parent
 
 
+def unfinished() -> dict[str, list[str]]:
+    """Our experiment's runs that show RUNNING, by the pipeline's run id; {} if MLflow is not set or away."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        return {}
+    found: dict[str, list[str]] = {}
+    try:
+        client = connect(uri)
+        experiment, page = client.get_experiment_by_name(_experiment_name()), None
+        while experiment is not None:
+            query = "attributes.status = 'RUNNING'"
+            runs = client.search_runs([experiment.experiment_id], query, page_token=page)
+            for run in runs:
+                if run_id := run.data.tags.get(RUN_TAG):
+                    found.setdefault(run_id, []).append(str(run.info.run_id))
+            if not (page := runs.token):
+                break
+        return found
+    except Exception as error:
+        print(f"MLflow is away: no unfinished runs looked for there ({first_line(error)})", file=sys.stderr)
+        return {}
+
+
+def kill(runs: Sequence[str]) -> None:
+    """End MLflow runs as KILLED; one line on stderr if MLflow is away."""
+    try:
+        client = connect(os.environ["MLFLOW_TRACKING_URI"])
+        for run in runs:
+            client.set_terminated(run, "KILLED")
+    except Exception as error:
+        print(f"MLflow is away: runs were not ended there ({first_line(error)})", file=sys.stderr)
+
+
 def log_params(client: Any, run: str, values: Mapping[str, str]) -> None:
     """Write a run's parameters. MLflow never changes one: what a later call changed is told by a tag of its name."""
     from mlflow.entities import Param, RunTag
@@ -145,8 +178,12 @@ def _write(client: Any, run: str, outcome: Outcome) -> None:
         client.log_inputs(run, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
 
+def _experiment_name() -> str:
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or "moonflow"
+
+
 def _experiment(client: Any) -> str:
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "moonflow"
+    name = _experiment_name()
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)

@@ -34,6 +34,7 @@ from components.runtime.tracking import StepMetrics, Tracker, pod_wait_s
 from model.errors import MoonflowError
 from model.train.protocol import Progress
 from model.train.ranks import Ranks
+from model.train.stop import Terminated
 
 if TYPE_CHECKING:
     from model.data.folder import DataFolder
@@ -263,7 +264,7 @@ def run_step(
             tracker.tags({"moonflow.manifest.uri": output.uri, "moonflow.manifest.sha256": output.sha256})
         status = "FINISHED"
         return output
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated):
         status = "KILLED"
         raise
     finally:

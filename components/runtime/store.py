@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from components.runtime.address import FILE, Address, checked, is_address, path_fault
-from model.errors import MoonflowError
+from model.errors import MoonflowError, Unavailable
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -29,13 +29,13 @@ class NotInStore(MoonflowError):
 
 @contextmanager
 def disk_errors(path: Path | str) -> Iterator[None]:
-    """Turn a full disk at ``path`` into a one-line MoonflowError; other OSErrors pass."""
+    """Turn a full disk at ``path`` into one line, Unavailable; other OSErrors pass."""
     try:
         yield
     except OSError as error:
         if error.errno not in _FULL:
             raise
-        raise MoonflowError(
+        raise Unavailable(
             f"disk full while writing {path}: free some space or point MOONFLOW_RUN_DIR at a larger disk, then run "
             "again (what was published before is kept)"
         ) from None

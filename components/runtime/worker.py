@@ -2,8 +2,10 @@
 
 It reads MOONFLOW_STEP, MOONFLOW_CONFIG (JSON), MOONFLOW_INPUTS (JSON, name -> URI), MOONFLOW_LAYOUT (JSON: what the
 ranks divide), torchrun's variables and what ``run_step`` reads. Exit status 0: the step's complete manifest is in the
-object store. 1: anything else; a MoonflowError is one line of stderr after ``ERROR_MARK``, by which the launcher finds
-it above torchrun's own account; a bug keeps its traceback.
+object store. ``REFUSED``: a MoonflowError that each further attempt would meet again, which ends the job at once (the
+failure policies in manifests/base/training). 143: it was asked to end (SIGTERM) and saved what it could. 1: anything
+else, a missing service or a bug, which another attempt may not meet. A MoonflowError is one line of stderr after
+``ERROR_MARK``, by which the launcher finds it above torchrun's own account; a bug keeps its traceback.
 """
 
 from __future__ import annotations
@@ -13,15 +15,22 @@ import os
 import sys
 from typing import Any
 
+from components.runtime.launcher.signals import stop_on_sigterm
 from components.runtime.launcher.work import CONFIG, INPUTS, LAYOUT, STEP, require_parallel
-from model.errors import MoonflowError
+from model.errors import MoonflowError, Unavailable
 
 ERROR_MARK = "moonflow error: "
+REFUSED = 65  # EX_DATAERR of sysexits.h: the input is at fault
 
 
 def main() -> None:
     # Whoever follows the log wants each line when it is written, also where stdout is no terminal.
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    with stop_on_sigterm():  # in a container this is process 1, which would not heed the signal otherwise
+        _work()
+
+
+def _work() -> None:
     try:
         step = os.environ.get(STEP, "")
         if not step:
@@ -35,7 +44,7 @@ def main() -> None:
         made = run_step(step, config, inputs, Ranks.join(Layout(**_table(LAYOUT))))
     except MoonflowError as error:
         print(f"{ERROR_MARK}{error}", file=sys.stderr, flush=True)
-        sys.exit(1)
+        sys.exit(1 if isinstance(error, Unavailable) else REFUSED)
     print(f"{step}: complete, {made.uri}", flush=True)
 
 

@@ -18,6 +18,7 @@ from model.data.stream import StreamState
 from model.errors import MoonflowError
 from model.hf import load_weights
 from model.multimodal import KimiK25
+from model.train import stop
 from model.train.checkpoint import load_training_state, read_state
 from model.train.engine import Engine, Figures, open_engine
 from model.train.guard import ROLLBACKS, SpikeGuard
@@ -25,6 +26,7 @@ from model.train.phase import Phase
 from model.train.protocol import Surroundings
 from model.train.ranks import Ranks
 from model.train.saving import AsyncSaver
+from model.train.stop import Terminated
 
 LOG_EVERY = 10  # steps between logged metrics
 NAMED_SAMPLES = 12  # of a batch that is not trained on, in the log
@@ -52,6 +54,7 @@ def train(
     bit, as one that was not.
 
     Raises:
+        Terminated: it was asked to end (``model.train.stop``); its last step is saved.
         MoonflowError: the loss keeps spiking (``model.train.guard``); what is published stays.
     """
     ranks = ranks or Ranks()
@@ -86,6 +89,20 @@ class _Run:
         if phase.window:
             extend_context(self.model, phase.window)
         engine, guard, position = self._open(phase, found)
+        with stop.at_step_ends():
+            engine = self._steps(number, phase, done_before, engine, guard, position)
+        engine.close()
+
+    def _steps(
+        self,
+        number: int,
+        phase: Phase,
+        done_before: int,
+        engine: Engine,
+        guard: SpikeGuard,
+        position: StreamState | None,
+    ) -> Engine:
+        """Take the phase's steps that are left; the engine that took the last one."""
         rollbacks, rolled_at = 0, -1
         while self.loop.step < phase.steps:
             begun = time.perf_counter() - self.loop.seconds
@@ -112,9 +129,14 @@ class _Run:
                 self.loop.tokens_seen += tokens
                 self.loop.seconds = time.perf_counter() - begun
                 self._report(done_before, phase, {**figures, **stream.figures()})
-                if phase.saves_at(self.loop.step):
+                ends = self.ranks.any(stop.asked()) and done_before + self.loop.step < self.total_steps
+                if ends or phase.saves_at(self.loop.step):
                     self._save(done_before, engine, guard, after)
-        engine.close()
+                if ends:
+                    self.saver.wait()
+                    log.warning("asked to end: step %d is saved", done_before + self.loop.step)
+                    raise Terminated
+        return engine
 
     def _open(self, phase: Phase, found: Path | None) -> tuple[Engine, SpikeGuard, StreamState | None]:
         """The phase's engine, guard and data position: at its beginning, or as ``found`` left them."""

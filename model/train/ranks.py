@@ -99,6 +99,14 @@ class Ranks:
             dist.all_reduce(x, dist.ReduceOp.MAX, group=self.everyone)
         return x
 
+    def any(self, mine: bool) -> bool:
+        """Whether ``mine`` is true on some rank."""
+        if self.world == 1:
+            return mine
+        import torch
+
+        return bool(self.max_(torch.tensor(float(mine), device=self.device)))
+
     def wait(self) -> None:
         """Until every rank is here."""
         if self.world > 1:

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.errors import MoonflowError
+from model.errors import Unavailable
 from model.train.checkpoint import state_text, write_checkpoint
 from model.train.protocol import Publication, Surroundings
 from model.train.ranks import Ranks
@@ -184,7 +184,7 @@ class AsyncSaver:
         self._each((lambda: publication.publish(folder, described[1:])) if ranks.first else None)
 
     def _each(self, action: Callable[[], Any] | None) -> list[Any]:
-        """What the action returned on each rank; MoonflowError on all ranks if it failed on one."""
+        """What the action returned on each rank; Unavailable on all ranks if it failed on one."""
         result: Any = None
         problem = ""
         try:
@@ -195,5 +195,5 @@ class AsyncSaver:
         dist.all_gather_object(results, (result, problem), group=self._group)
         for _, told in results:
             if told:
-                raise MoonflowError(f"a checkpoint could not be saved, {told}")
+                raise Unavailable(f"a checkpoint could not be saved, {told}")
         return [value for value, _ in results]

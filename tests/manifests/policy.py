@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from components.runtime.launcher import body
 from tests.manifests.overlays import Json, label
 
 LONG_RUNNING = ("Deployment", "StatefulSet", "LeaderWorkerSet")
@@ -12,7 +13,14 @@ LONG_RUNNING = ("Deployment", "StatefulSet", "LeaderWorkerSet")
 
 def violations(objects: tuple[Json, ...] | list[Json]) -> list[str]:
     """One line per broken rule, `<kind> <namespace>/<name>: <what>`; empty if all hold."""
-    broken = [f"{label(o)}: {what}" for o in objects for what in _of_one(o)]
+    bound = {
+        (subject["namespace"], subject["name"])
+        for o in objects
+        if o["kind"] == "RoleBinding"
+        for subject in o["subjects"]
+        if subject["kind"] == "ServiceAccount"
+    }
+    broken = [f"{label(o)}: {what}" for o in objects for what in _of_one(o, bound)]
     return broken + list(_of_namespaces(objects)) + list(_of_budgets(objects))
 
 
@@ -27,15 +35,17 @@ def pod_templates(object_: Json) -> Iterator[tuple[str, Json]]:
     elif object_["kind"] == "ClusterTrainingRuntime":
         for job in spec["template"]["spec"]["replicatedJobs"]:
             yield job["name"], job["template"]["spec"]["template"]
+    elif object_["kind"] == "CronJob":
+        yield "", spec["jobTemplate"]["spec"]["template"]
     else:
-        assert object_["kind"] not in ("Pod", "Job", "CronJob", "DaemonSet", "JobSet"), f"teach me {label(object_)}"
+        assert object_["kind"] not in ("Pod", "Job", "DaemonSet", "JobSet"), f"teach me {label(object_)}"
 
 
 def containers(pod: Json) -> list[Json]:
     return [*pod.get("initContainers", []), *pod["containers"]]
 
 
-def _of_one(object_: Json) -> Iterator[str]:
+def _of_one(object_: Json, bound: set[tuple[str, str]]) -> Iterator[str]:
     if object_["kind"] == "Secret":
         yield "secrets are not kept in Git"
     if object_["kind"] == "ServiceAccount" and "automountServiceAccountToken" not in object_:
@@ -43,6 +53,9 @@ def _of_one(object_: Json) -> Iterator[str]:
     if object_["kind"] in ("Role", "ClusterRole"):
         yield from _of_rules(object_)
     for role, template in pod_templates(object_):
+        account = (object_["metadata"].get("namespace", ""), template["spec"].get("serviceAccountName", ""))
+        if template["spec"].get("automountServiceAccountToken") is not False and account not in bound:
+            yield f"{role} mounts a token of the Kubernetes API without need".strip()
         for what in _of_pod(object_["kind"], role, template["spec"]):
             yield f"{role} {what}".strip()
 
@@ -63,8 +76,6 @@ def _of_pod(kind: str, role: str, pod: Json) -> Iterator[str]:
         yield "may run as root: set runAsNonRoot and a numeric runAsUser"
     if security.get("seccompProfile", {}).get("type") != "RuntimeDefault":
         yield "has no seccomp profile"
-    if pod.get("automountServiceAccountToken") is not False:
-        yield "mounts a token of the Kubernetes API without need"
     for field in ("hostNetwork", "hostPID", "hostIPC"):
         if pod.get(field):
             yield f"sets {field}"
@@ -75,6 +86,8 @@ def _of_pod(kind: str, role: str, pod: Json) -> Iterator[str]:
             yield f"volume {volume['name']} may fill the node"
     for container in containers(pod):
         for what in _of_container(container):
+            yield f"container {container['name']} {what}"
+        for what in _of_resources(container, given=kind == "ClusterTrainingRuntime" and container["name"] == body.NODE):
             yield f"container {container['name']} {what}"
     if kind in LONG_RUNNING:
         for container in pod["containers"]:
@@ -101,14 +114,22 @@ def _of_container(container: Json) -> Iterator[str]:
         yield "keeps or adds capabilities"
     if not security.get("readOnlyRootFilesystem"):
         yield "can write to its image's files"
+    for variable in container.get("env", []):
+        if "value" in variable and any(word in variable["name"] for word in ("SECRET", "TOKEN", "PASSWORD", "KEY")):
+            yield f"has a secret in plain text: {variable['name']}"
+
+
+def _of_resources(container: Json, given: bool) -> Iterator[str]:
+    """``given``: each TrainJob brings the container's resources, Trainer 2.3 keeps what else the runtime names."""
     resources = container.get("resources", {})
+    if given:
+        if resources:
+            yield "names resources, which stay beside those of a TrainJob"
+        return
     for part in ("requests", "limits"):
         missing = {"cpu", "memory"} - resources.get(part, {}).keys()
         if missing:
             yield f"has no {part} for {', '.join(sorted(missing))}"
-    for variable in container.get("env", []):
-        if "value" in variable and any(word in variable["name"] for word in ("SECRET", "TOKEN", "PASSWORD", "KEY")):
-            yield f"has a secret in plain text: {variable['name']}"
 
 
 def _of_namespaces(objects: tuple[Json, ...] | list[Json]) -> Iterator[str]:

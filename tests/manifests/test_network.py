@@ -101,6 +101,7 @@ MLFLOW = workload("dev/platform", "Deployment", "mlflow")
 TASK = in_namespace("dev/platform", {"workflows.argoproj.io/workflow": "moonflow-tiny-x"})
 TRAINING = in_namespace("dev/platform", {"jobset.sigs.k8s.io/jobset-name": "joint-pretrain-x"})
 STRANGER = in_namespace("dev/platform", {"app": "stranger"})
+SWEEP = workload("dev/platform", "CronJob", "moonflow-sweep")
 KUBEFLOW, MONITORING, DNS = foreign("kubeflow"), foreign("monitoring"), foreign("kube-system")
 CLIENT = Peer("gateway", {}, {"kubernetes.io/metadata.name": "gateway", "moonflow.dev/serving-client": "true"})
 OTHERS, INTERNET, METADATA = foreign("others"), Peer(address="93.184.215.14"), Peer(address="169.254.169.254")
@@ -119,6 +120,8 @@ OTHERS, INTERNET, METADATA = foreign("others"), Peer(address="93.184.215.14"), P
         (DEV, TRAINING, MLFLOW, 5000),
         (DEV, TRAINING, TRAINING, 29400),
         (DEV, TRAINING, INTERNET, 443),
+        (DEV, SWEEP, MLFLOW, 5000),
+        (DEV, SWEEP, INTERNET, 6443),
         (DEV, MLFLOW, STORE, 8333),
         (DEV, KUBEFLOW, MLFLOW, 5000),
         (DEV, MONITORING, STORE, 9324),
@@ -154,6 +157,8 @@ def test_what_must_be_reached_is(overlays: tuple[str, ...], source: Peer, target
         (DEV, TRAINING, KUBEFLOW, 8887),
         (DEV, TRAINING, INTERNET, 6443),
         (DEV, TRAINING, ENDPOINT, 8000),
+        (DEV, SWEEP, STORE, 8333),
+        (DEV, SWEEP, METADATA, 443),
         (DEV, STORE, INTERNET, 443),
         (DEV, STRANGER, STORE, 8333),
         (DEV, STRANGER, ENDPOINT, 8000),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import subprocess
 import sys
@@ -13,13 +14,16 @@ import mlflow.cli
 import pytest
 from kubernetes.utils.quantity import parse_quantity
 
-from components.runtime.launcher import body
+from components.runtime.launcher import body, sweep
 from components.runtime.launcher.placement import Placement
+from components.runtime.worker import REFUSED
 from pipelines.placement import SETTINGS
 from pipelines.profile import load_profile
+from tests.components.runtime.launcher.crd import goes_on
 from tests.manifests.overlays import ENVIRONMENTS, label, named, objects
 from tests.manifests.policy import pod_templates
 
+SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 PLATFORMS = [f"{environment}/platform" for environment in ENVIRONMENTS]
 
 
@@ -60,24 +64,58 @@ def test_runtimes_are_what_the_launcher_patches(overlay: str) -> None:
         assert job["spec"]["backoffLimit"] == 0, "one rank alone cannot come back"
         assert template["spec"]["serviceAccountName"] == body.SERVICE_ACCOUNT
         assert container["image"] == "moonflow-train:0.1.0"
+        kills = next(int(row["value"]) for row in container["env"] if row["name"] == SHUTDOWN_TIMEOUT)
+        assert 30 < kills < template["spec"]["terminationGracePeriodSeconds"], "or the ranks have half a minute to save"
         # A placement's shared memory is a volume of this name at this path: it must replace ours, not stand beside it.
         assert {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]
         assert "shm" in {volume["name"] for volume in template["spec"]["volumes"]}
 
 
 def test_the_launchers_account_may_do_what_it_does_and_no_more() -> None:
-    rules = named("dev/platform", "Role")["rules"]
+    rules = named("dev/platform", "Role", "moonflow-step")["rules"]
     allowed = {(group, resource, verb) for r in rules for group in r["apiGroups"] for resource in r["resources"]
                for verb in r["verbs"]}  # fmt: skip
     jobs = {(body.GROUP, body.PLURAL, verb) for verb in ("create", "delete", "get", "list", "patch", "watch")}
     assert jobs <= allowed
     assert {verb for group, _, verb in allowed if group == body.GROUP} == {verb for _, _, verb in jobs}
     assert {("", "pods", "list"), ("", "pods", "get"), ("", "pods/log", "get"), ("", "events", "list")} <= allowed
+    assert {verb for group, resource, verb in allowed if resource == "workflows"} == {"get"}
+    assert {verb for group, resource, verb in allowed if resource == "workloads"} == {"list"}
     changed = {resource for group, resource, verb in allowed if verb in ("update", "patch")}
     assert changed == {"workflowtaskresults", body.PLURAL}
-    account = named("dev/platform", "RoleBinding")["subjects"]
+    account = named("dev/platform", "RoleBinding", "moonflow-step")["subjects"]
     assert account == [{"kind": "ServiceAccount", "name": "moonflow-step", "namespace": "moonflow"}]
     assert not named("dev/platform", "ServiceAccount", "moonflow-train")["automountServiceAccountToken"]
+
+
+@pytest.mark.parametrize("overlay", PLATFORMS)
+@pytest.mark.parametrize("suffix", ["", "-gvisor"])
+@pytest.mark.parametrize("name", ["moonflow-torchrun", "moonflow-deepspeed"])
+def test_what_the_worker_refuses_is_not_tried_again(overlay: str, name: str, suffix: str) -> None:
+    runtime = copy.deepcopy(named(overlay, "ClusterTrainingRuntime", name + suffix))
+    assert not goes_on(runtime, REFUSED, restarts=0)
+    for code in (1, 137, 143):  # a missing service, a kill, a preemption
+        assert goes_on(runtime, code, restarts=2) and not goes_on(runtime, code, restarts=10)
+    del runtime["spec"]["template"]["spec"]["failurePolicy"]["rules"]
+    assert goes_on(runtime, REFUSED, restarts=0), "the policy is what ends it"
+
+
+@pytest.mark.parametrize("overlay", PLATFORMS)
+def test_the_sweeper_may_do_what_it_does_and_no_more(overlay: str) -> None:
+    rules = named(overlay, "Role", "moonflow-sweep")["rules"]
+    allowed = {(group, resource, verb) for r in rules for group in r["apiGroups"] for resource in r["resources"]
+               for verb in r["verbs"]}  # fmt: skip
+    assert allowed == {
+        (body.GROUP, body.PLURAL, "list"), (body.GROUP, body.PLURAL, "delete"), ("argoproj.io", "workflows", "list")
+    }  # fmt: skip
+    job = named(overlay, "CronJob", "moonflow-sweep")["spec"]
+    ((_, template),) = pod_templates(named(overlay, "CronJob", "moonflow-sweep"))
+    (container,) = template["spec"]["containers"]
+    assert container["command"] == ["python", "-m", sweep.__name__] and container["image"] == "moonflow-pipeline:0.1.0"
+    binding = named(overlay, "RoleBinding", "moonflow-sweep")
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "moonflow-sweep", "namespace": "moonflow"}]
+    assert template["spec"]["serviceAccountName"] == "moonflow-sweep" and job["concurrencyPolicy"] == "Forbid"
+    assert template["metadata"]["labels"]["sidecar.istio.io/inject"] == "false"
 
 
 def test_kueue_knows_every_pool_queue_and_priority_of_the_profiles() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.manifests.overlays import OVERLAYS, Json, objects
-from tests.manifests.policy import violations
+from tests.manifests.policy import pod_templates, violations
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -62,6 +62,24 @@ def test_a_broken_rule_is_found(kind: str, change: Callable[[Json], object], mes
     change(next(o for o in mutated if o["kind"] == kind and o["metadata"]["name"] not in ("dns", "endpoint", "store")))
     found = violations(mutated)
     assert found and all(message in line for line in found), found
+
+
+def test_a_runtime_leaves_the_resources_to_its_train_jobs() -> None:
+    mutated = copy.deepcopy(list(objects("dev/platform")))
+    runtime = next(o for o in mutated if o["kind"] == "ClusterTrainingRuntime")
+    ((_, template),) = pod_templates(runtime)
+    template["spec"]["containers"][0]["resources"] = {"limits": {"cpu": "1"}}
+    (line,) = violations(mutated)
+    assert "container node names resources" in line
+
+
+def test_only_an_account_with_rights_gets_a_token() -> None:
+    mutated = copy.deepcopy(list(objects("dev/platform")))
+    sweep = next(o for o in mutated if o["kind"] == "CronJob")
+    ((_, template),) = pod_templates(sweep)
+    template["spec"]["serviceAccountName"] = "moonflow-train"
+    (line,) = violations(mutated)
+    assert "CronJob moonflow/moonflow-sweep: mounts a token" in line
 
 
 @pytest.mark.parametrize("role", ["leaderTemplate", "workerTemplate"])

@@ -14,6 +14,7 @@ from model.errors import MoonflowError
 from model.hf import WEIGHTS, load_model
 from model.multimodal import KimiK25
 from model.tokenizer import Tokenizer
+from model.train import stop
 from model.train.checkpoint import OPTIMIZER, STATE, load_checkpoint, load_parent, read_state
 from model.train.engine import batch_loss
 from model.train.loop import train
@@ -78,6 +79,38 @@ def test_a_killed_run_ends_with_the_same_bits(data, whole, around, killed, tmp_p
     ours, theirs = (json.loads((run.latest() / STATE).read_text()) for run in (second, whole))
     assert ours["data_position"] == theirs["data_position"]
     assert {**ours["loop"], "seconds": 0} == {**theirs["loop"], "seconds": 0}
+
+
+@pytest.mark.parametrize("at", [1, 3, 4, 5])
+def test_a_run_that_is_asked_to_end_saves_its_step_and_goes_on_to_the_same_bits(data, whole, around, tmp_path, at):
+    class Asked(around):
+        def update(self, done: int, total: int, **figures: float) -> None:
+            super().update(done, total, **figures)
+            if done == at:
+                stop.request()
+
+    first, second = Asked(tmp_path), around(tmp_path)
+    with pytest.raises(stop.Terminated):
+        train(KimiK25(preset("tiny"), seed=1), phases(data), data.path, first)
+    assert max(first.losses) == at and not any(complete for _, _, complete in first.saved)
+    train(KimiK25(preset("tiny"), seed=1), phases(data), data.path, second)
+    assert list(second.losses) == list(range(at + 1, 8)), "no step is taken twice"
+    assert (second.latest() / WEIGHTS).read_bytes() == (whole.latest() / WEIGHTS).read_bytes()
+    assert {**first.losses, **second.losses} == whole.losses
+
+
+def test_a_request_in_the_last_step_is_answered_by_finishing(data, around, tmp_path):
+    class Asked(around):
+        def update(self, done: int, total: int, **figures: float) -> None:
+            super().update(done, total, **figures)
+            if done == total:
+                stop.request()
+
+    run = Asked(tmp_path)
+    train(KimiK25(preset("tiny"), seed=1), phases(data), data.path, run)
+    assert run.saved[-1][2]
+    with pytest.raises(stop.Terminated):
+        stop.request()  # outside of the steps it ends at once
 
 
 def test_a_finished_run_does_nothing_more(data, whole, around):

@@ -1,4 +1,4 @@
-"""The TrainJob of a step, as the JSON object that is posted (trainer.kubeflow.org/v1alpha1, Kubeflow Trainer 2.2).
+"""The TrainJob of a step, as the JSON object that is posted (trainer.kubeflow.org/v1alpha1, Kubeflow Trainer 2.2, 2.3).
 
 What a pod needs beyond the trainer's own fields (nodes, tolerations, volumes) is a runtime patch of the replicated
 job ``node`` that the ClusterTrainingRuntime declares; variables of its container ``node`` belong to the trainer.

@@ -29,6 +29,8 @@ _DEFAULT_NAMESPACE = "moonflow"
 _PASSING = {408, 429, 500, 502, 503, 504}  # states of an API server that another request may find ended
 _CONNECT_S, _READ_S = 5.0, 30.0
 _RETRY_AFTER_MAX_S = 60.0
+WORKFLOWS = ("argoproj.io", "v1alpha1", "workflows")
+WORKLOADS = ("kueue.x-k8s.io", "v1beta2", "workloads")
 Result = TypeVar("Result")
 
 
@@ -40,7 +42,7 @@ class Patience:
         watch: one watch request; pods are looked at after each.
         backoff, backoff_max: before a request is repeated, doubled each time, with jitter.
         outage: for the API server to come back.
-        unstartable: for an image pull or a container's configuration to mend itself.
+        unstartable: for an image pull, a container's configuration, or what refuses the pods to mend itself.
         gone: for a deleted job to be gone.
         stop: for the last requests of a process that was asked to end.
     """
@@ -110,9 +112,16 @@ class Cluster:
             {404},
         )
 
-    def delete(self, name: str, *, within: float | None = None) -> None:
-        """Ask for the deletion of the TrainJob and, before it is gone, of its pods; no error if there is none."""
-        self._ask(
+    def delete(self, name: str, *, within: float | None = None, version: str = "") -> bool:
+        """Ask for the deletion of the TrainJob and, before it is gone, of its pods; no error if there is none.
+
+        With ``version``, a resource version: only if the job has not changed since. Returns whether there was one.
+        """
+        # Foreground: while its name is taken its pods may still run, and no successor can start beside them.
+        options: Json = {"propagationPolicy": "Foreground"}
+        if version:
+            options["preconditions"] = {"resourceVersion": version}
+        answer = self._ask(
             "delete TrainJobs",
             lambda: self._custom.delete_namespaced_custom_object(
                 GROUP,
@@ -120,13 +129,13 @@ class Cluster:
                 self.namespace,
                 PLURAL,
                 name,
-                # Foreground: while its name is taken its pods may still run, and no successor can start beside them.
-                body={"propagationPolicy": "Foreground"},
+                body=options,
                 _request_timeout=(_CONNECT_S, within or _READ_S),
             ),
-            {404},
+            {404, 409} if version else {404},
             within,
         )
+        return answer is not None
 
     def adopt(self, name: str, labels: Mapping[str, str], owners: Sequence[Json]) -> None:
         """Set labels of a TrainJob, and its owners if any are given; no error if there is no such job."""
@@ -218,6 +227,38 @@ class Cluster:
         found: list[Json] = json.loads(answer or b"{}").get("items", [])
         return sorted(found, key=lambda pod: pod["metadata"].get("creationTimestamp", ""))
 
+    def warnings(self) -> list[Json]:
+        """The namespace's events of type Warning; none without the right to see them."""
+        answer = self._ask(
+            "list events",
+            lambda: (
+                self._core.list_namespaced_event(
+                    self.namespace,
+                    field_selector="type=Warning",
+                    _preload_content=False,
+                    _request_timeout=(_CONNECT_S, _READ_S),
+                ).data
+            ),
+            {403},
+        )
+        found: list[Json] = json.loads(answer or b"{}").get("items", [])
+        return found
+
+    def workloads(self, owner: str) -> list[Json]:
+        """Kueue's Workloads of the object with the UID ``owner``; none without Kueue or the right to see them."""
+        found = self._ask(
+            "list Workloads",
+            lambda: self._custom.list_namespaced_custom_object(
+                *WORKLOADS[:2], self.namespace, WORKLOADS[2], _request_timeout=(_CONNECT_S, _READ_S)
+            ),
+            {403, 404},
+        )
+        return [
+            row
+            for row in (found or {}).get("items", [])
+            if owner in {reference["uid"] for reference in row["metadata"].get("ownerReferences") or []}
+        ]
+
     def own_pod(self) -> Json | None:
         """The pod that this process runs in, or None outside of the cluster or without the right to see it."""
         name = os.environ.get("KFP_POD_NAME") or socket.gethostname()
@@ -229,6 +270,28 @@ class Cluster:
             return None
         pod: Json = json.loads(answer.data)
         return pod
+
+    def workflow(self, name: str) -> Json | None:
+        """Argo's Workflow of a pipeline run; None if there is none. Asks once, and raises what the client raises."""
+        try:
+            found: Json = self._custom.get_namespaced_custom_object(
+                *WORKFLOWS[:2], self.namespace, WORKFLOWS[2], name, _request_timeout=self.patience.stop / 2
+            )
+        except ApiException as error:
+            if error.status == 404:
+                return None
+            raise
+        return found
+
+    def workflows(self) -> list[Json]:
+        """Argo's Workflows: the pipeline runs of this namespace that are not deleted."""
+        found = self._ask(
+            "list Workflows",
+            lambda: self._custom.list_namespaced_custom_object(
+                *WORKFLOWS[:2], self.namespace, WORKFLOWS[2], _request_timeout=(_CONNECT_S, _READ_S)
+            ),
+        )
+        return found["items"] if found else []
 
     def log(self, pod: str, container: str, since: str, follow: bool) -> Iterator[str]:
         """Lines of a container, each after its RFC 3339 time and a blank, from the second of ``since`` on (or all).
@@ -293,9 +356,9 @@ class Cluster:
         if error.status in {401, 403}:
             return MoonflowError(
                 f"{where} refused to {doing} in namespace {self.namespace} ({message}): bind the ServiceAccount of "
-                "this pod to the Role moonflow-step"
+                "this pod to its Role of manifests/base: moonflow-step for a task, moonflow-sweep for the sweeper"
             )
-        if error.status == 404:
+        if error.status == 404 and doing.endswith("TrainJobs"):
             return MoonflowError(
                 f"{where} knows no TrainJob of {GROUP}/{VERSION} in namespace {self.namespace} ({message}): install "
                 'Kubeflow Trainer 2.2 or later, or set launcher = "in-process"'

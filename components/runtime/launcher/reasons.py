@@ -46,13 +46,13 @@ def from_log(lines: Sequence[str]) -> str:
     """The line of a log that tells most: the worker's own error, an exception's last line, or the last line."""
     for line in reversed(lines):
         if ERROR_MARK in line:
-            return _cut(line.partition(ERROR_MARK)[2])
+            return cut(line.partition(ERROR_MARK)[2])
     for line in reversed(lines):
         # torchrun ends with an account of its own about the ranks: what they said themselves stands above it.
         if _EXCEPTION.match(line) and "ChildFailedError" not in line:
-            return _cut(line)
+            return cut(line)
     last = next((line for line in reversed(lines) if line.strip(" =-")), "")
-    return _cut(last) or "it wrote nothing"
+    return cut(last) or "it wrote nothing"
 
 
 def unstartable(pods: Iterable[Json]) -> str | None:
@@ -60,7 +60,7 @@ def unstartable(pods: Iterable[Json]) -> str | None:
     for pod, _, state in _states(pods):
         waiting = state.get("waiting") or {}
         if waiting.get("reason") in UNSTARTABLE:
-            return f"{waiting['reason']}: pod {name(pod)}: {_cut(waiting.get('message', 'no message'))}"
+            return f"{waiting['reason']}: pod {name(pod)}: {cut(waiting.get('message', 'no message'))}"
     return None
 
 
@@ -69,10 +69,10 @@ def disruption(pod: Json) -> str | None:
     # Kubernetes sets it before it deletes a pod by eviction, preemption or taint, and for no other reason.
     found = condition(pod, "DisruptionTarget")
     if found:
-        return f"{found.get('reason', 'disrupted')}: {_cut(found.get('message', ''))}".rstrip(": ")
+        return f"{found.get('reason', 'disrupted')}: {cut(found.get('message', ''))}".rstrip(": ")
     status = pod.get("status", {})
     if status.get("reason") in {"Evicted", "Preempting", "NodeShutdown", "NodeLost", "Shutdown", "Terminated"}:
-        return f"{status['reason']}: {_cut(status.get('message', ''))}".rstrip(": ")
+        return f"{status['reason']}: {cut(status.get('message', ''))}".rstrip(": ")
     return None
 
 
@@ -80,6 +80,27 @@ def condition(thing: Json, kind: str) -> Json | None:
     """The status condition ``kind`` of an object if it is true, else None."""
     rows = thing.get("status", {}).get("conditions") or []
     return next((row for row in rows if row["type"] == kind and row["status"] == "True"), None)
+
+
+def run_ended(workflow: Json | None) -> bool:
+    """Whether a pipeline run is over or is being ended, by its Workflow, or None if that is deleted."""
+    if workflow is None or workflow["metadata"].get("deletionTimestamp"):
+        return True
+    spec = workflow.get("spec", {})
+    # Kubeflow Pipelines terminates a run by a deadline of 0; Argo's own `stop` and `terminate` set shutdown.
+    if spec.get("shutdown") or spec.get("activeDeadlineSeconds") == 0:
+        return True
+    return workflow.get("status", {}).get("phase") in {"Succeeded", "Failed", "Error"}
+
+
+def owning_workflow(owners: Iterable[Json]) -> Json | None:
+    """The reference to the Workflow among an object's owners, or None."""
+    return next((row for row in owners if row.get("kind") == "Workflow"), None)
+
+
+def alive(pods: Iterable[Json]) -> list[Json]:
+    """Those that have not ended."""
+    return [pod for pod in pods if pod.get("status", {}).get("phase") not in {"Failed", "Succeeded"}]
 
 
 def name(thing: Json) -> str:
@@ -110,13 +131,13 @@ def _not_started(pods: Sequence[Json]) -> str | None:
 def _nccl(log: Sequence[str]) -> str | None:
     # The first message is the cause; the others follow from it, on this rank and on others.
     line = next((line for line in log if _NCCL.search(line)), None)
-    return f"NCCL: {_cut(line)}" if line else None
+    return f"NCCL: {cut(line)}" if line else None
 
 
 def _exit(pods: Sequence[Json], log: Sequence[str]) -> str | None:
     memory = next((line for line in reversed(log) if _CUDA_MEMORY.search(line)), None)
     if memory:
-        return f"accelerator out of memory: {_cut(memory)}"
+        return f"accelerator out of memory: {cut(memory)}"
     for pod, _, state in _states(pods):
         if code := (state.get("terminated") or {}).get("exitCode", 0):
             return f"pod {name(pod)} ended with exit code {code}: {from_log(log)}"
@@ -139,6 +160,7 @@ def _limit(pod: Json, container: str) -> str:
     return str(own.get("resources", {}).get("limits", {}).get("memory", "unknown size"))
 
 
-def _cut(line: str) -> str:
+def cut(line: str) -> str:
+    """One line of at most 400 characters."""
     line = " ".join(line.split())
     return line if len(line) <= _MAX else line[: _MAX - 3] + "..."

@@ -7,27 +7,25 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-
-class Terminated(SystemExit):
-    """The process was asked to end. Leaves it with 143, as an unhandled SIGTERM would."""
-
-    def __init__(self) -> None:
-        super().__init__(128 + signal.SIGTERM)
+from model.train import stop
 
 
 @contextmanager
 def stop_on_sigterm() -> Iterator[None]:
-    """Raise Terminated in the main thread when SIGTERM comes; outside of the main thread do nothing."""
+    """Call ``stop.request`` in the main thread when SIGTERM comes; outside of the main thread do nothing.
+
+    It raises Terminated, unless a training notes the request until its step is done.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def stop(*_: object) -> None:
+    def ask(*_: object) -> None:
         # Kubernetes and a terminal may both repeat it: the clean-up must not be interrupted by the same request.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Terminated
+        stop.request()
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, ask)
     try:
         yield
     finally:

@@ -6,31 +6,36 @@ its own by label and owner. A job with the same name for other parameters is an 
 and created anew by the next attempt, and the training goes on from its newest manifest.
 
 **Who ends the job.** The step's pod gets SIGTERM both when a user terminates the run and when the pod is evicted (node
-drain, preemption). Only the first means the job. They are told apart by the pod's condition ``DisruptionTarget``, which
-Kubernetes sets before it evicts a pod and at no other time: with it the job is left alone, the next attempt attaches;
-without it, or when the API does not answer in time, the job is deleted, since a training that must resume from its
-last manifest costs less than accelerators that nobody waits for. SIGKILL leaves no time for either: the job goes on.
-KFP's own process in the pod dies of the same SIGTERM and takes the container with it, maybe before our request is out;
-then ``sweep``, called when the run is over, deletes what is left, and at last the garbage collector does, with the
-run's Workflow, which owns the job.
+drain, preemption) or deleted. Only the first means the job. The run's Workflow, which owns the pod, tells them apart:
+while the run goes on the job is left alone, and the next attempt attaches; of a run that has ended or is being ended
+the job is deleted. Where the Workflow cannot be read, the pod's condition ``DisruptionTarget`` decides, which
+Kubernetes sets before it evicts a pod and at no other time; without it the job is deleted, since a training that must
+resume from its last manifest costs less than accelerators that nobody waits for. SIGKILL leaves no time for any of
+this, and KFP's own process in the pod dies of the same SIGTERM and takes the container with it, maybe before our
+request is out: the job goes on then, and ``sweep`` deletes it.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
+
+import urllib3
+from kubernetes.client.exceptions import ApiException
 
 from components.runtime.launcher import reasons
 from components.runtime.launcher.body import NODE, WORK, job_name, run_label, train_job
-from components.runtime.launcher.cluster import Cluster, Patience
+from components.runtime.launcher.cluster import Cluster
 from components.runtime.launcher.logs import PodLog
+from components.runtime.launcher.notices import Notices
 from components.runtime.launcher.placement import Placement
 from components.runtime.launcher.reasons import Json, condition, name
-from components.runtime.launcher.signals import Terminated, stop_on_sigterm
+from components.runtime.launcher.signals import stop_on_sigterm
 from components.runtime.launcher.watching import follow
 from components.runtime.launcher.work import Work
 from model.errors import MoonflowError
+from model.train.stop import Terminated
 
 INDEX = "batch.kubernetes.io/job-completion-index"
 JOB = "jobset.sigs.k8s.io/replicatedjob-name"
@@ -42,12 +47,13 @@ def run(work: Work, placement: Placement, done: Callable[[], bool], cluster: Clu
     Raises MoonflowError with the reason in one line if the job fails, cannot start, or belongs to other parameters.
     """
     cluster = cluster or Cluster.connect()
+    owners = _owners(cluster)
     with stop_on_sigterm():
         try:
-            job = _attach(cluster, work, placement, done)
+            job = _attach(cluster, work, placement, owners, done)
             _wait(cluster, work, placement, name(job))
         except (Terminated, KeyboardInterrupt):
-            _cancel(cluster, work)
+            _cancel(cluster, work, owners)
             raise
     if not done():
         # Left there, it would be found Complete by each further attempt.
@@ -58,21 +64,11 @@ def run(work: Work, placement: Placement, done: Callable[[], bool], cluster: Clu
         )
 
 
-def sweep(cluster: Cluster | None = None) -> None:
-    """Delete the unfinished jobs of this pipeline run, which is over: none of its steps is left to wait for them."""
-    if not (label := run_label()):
-        return
-    cluster = cluster or Cluster.connect(Patience(outage=60.0))  # the run's report waits for this
-    for job in cluster.labelled(",".join(f"{key}={value}" for key, value in label.items())):
-        if not condition(job, "Complete") and not condition(job, "Failed"):
-            print(f"TrainJob {name(job)} outlived its run: deleted", flush=True)
-            cluster.delete(name(job))
-
-
-def _attach(cluster: Cluster, work: Work, placement: Placement, done: Callable[[], bool]) -> Json:
+def _attach(
+    cluster: Cluster, work: Work, placement: Placement, owners: list[Json], done: Callable[[], bool]
+) -> Json:
     """The job of ``work``: the one that is there, or a new one."""
     where = _where(cluster, work)
-    owners = _owners(cluster)
     body = train_job(work, placement, cluster.namespace, owners)
     while True:
         if (made := cluster.create(body)) is not None:
@@ -118,7 +114,7 @@ def _until_gone(cluster: Cluster, job: str, uid: str) -> None:
 def _wait(cluster: Cluster, work: Work, placement: Placement, job_id: str) -> None:
     """Return when the job is Complete, telling its state, its log and its trouble meanwhile."""
     where = _where(cluster, work)
-    log, last = PodLog(cluster), list[Json]()
+    log, last, notices = PodLog(cluster), list[Json](), Notices(cluster, where)
     told, disrupted, since = "", set[str](), 0.0
     try:
         for seen in follow(cluster, job_id):
@@ -151,10 +147,11 @@ def _wait(cluster: Cluster, work: Work, placement: Placement, job_id: str) -> No
                         flush=True,
                     )
             state = _state(job, pods, placement)
-            if state != told:
+            if state and state != told:
                 print(f"{where}: {state}", flush=True)
-                told = state
-            trouble = reasons.unstartable(pods)
+            told = state
+            noticed = notices.look(job, pods, placement.nodes, bool(placement.queue))
+            trouble = reasons.unstartable(pods) or noticed
             since = (since or time.monotonic()) if trouble else 0.0
             if trouble and time.monotonic() - since > cluster.patience.unstartable:
                 cluster.delete(job_id)  # it would wait on and hold its place until the deadline
@@ -164,10 +161,9 @@ def _wait(cluster: Cluster, work: Work, placement: Placement, job_id: str) -> No
         raise
 
 
-def _cancel(cluster: Cluster, work: Work) -> None:
+def _cancel(cluster: Cluster, work: Work, owners: list[Json]) -> None:
     where, patience = _where(cluster, work), cluster.patience
-    own = cluster.own_pod()
-    if own is not None and (why := reasons.disruption(own)) is not None:
+    if (why := _goes_on(cluster, owners)) is not None:
         print(f"this pod is taken away ({why}): {where} goes on, the next attempt attaches to it", flush=True)
         return
     try:
@@ -177,7 +173,18 @@ def _cancel(cluster: Cluster, work: Work) -> None:
         print(f"{where} could not be deleted: {error}", flush=True)
 
 
-def _owners(cluster: Cluster) -> list[dict[str, Any]]:
+def _goes_on(cluster: Cluster, owners: list[Json]) -> str | None:
+    """Why this process is ended although its run goes on, or None if the run is ended or nothing tells."""
+    if (owner := reasons.owning_workflow(owners)) is not None:
+        # One request: there may be no time for another one before that which deletes the job.
+        with suppress(ApiException, urllib3.exceptions.HTTPError, OSError):
+            ended = reasons.run_ended(cluster.workflow(owner["name"]))
+            return None if ended else f"its run {owner['name']} goes on"
+    own = cluster.own_pod()
+    return reasons.disruption(own) if own is not None else None
+
+
+def _owners(cluster: Cluster) -> list[Json]:
     """The owners of the step's own pod (KFP: the run's Workflow): with them the job goes at last, not with the pod."""
     pod = cluster.own_pod() or {}
     rows = pod.get("metadata", {}).get("ownerReferences") or []
@@ -185,10 +192,10 @@ def _owners(cluster: Cluster) -> list[dict[str, Any]]:
 
 
 def _state(job: Json, pods: list[Json], placement: Placement) -> str:
-    """What the job is waiting for or doing. Nothing is decided by it."""
+    """What the job is waiting for or doing, "" once its pods have ended. Nothing is decided by it."""
     if condition(job, "Suspended") or job["spec"].get("suspend"):
         return f"queued in LocalQueue {placement.queue}" if placement.queue else "suspended"
-    alive = [pod for pod in pods if pod.get("status", {}).get("phase") not in {"Failed", "Succeeded"}]
+    alive = reasons.alive(pods)
     for pod in alive:
         if pod.get("status", {}).get("phase") == "Pending":
             unplaced = next(
@@ -201,7 +208,9 @@ def _state(job: Json, pods: list[Json], placement: Placement) -> str:
             )
             why = reasons.unstartable([pod]) or (f"not scheduled: {unplaced}" if unplaced else "starting")
             return f"pod {name(pod)} pending: {why}"
-    return f"running on {len(alive)} of {placement.nodes} pods" if alive else "waiting for its pods"
+    if alive:
+        return f"running on {len(alive)} of {placement.nodes} pods"
+    return "" if pods else "waiting for its pods"
 
 
 def _outside(pods: list[Json], placement: Placement) -> Json | None:

@@ -17,6 +17,7 @@ from model.train.layout import Layout
 STEP, CONFIG, INPUTS, RUN_ID = "MOONFLOW_STEP", "MOONFLOW_CONFIG", "MOONFLOW_INPUTS", "MOONFLOW_RUN_ID"
 LAYOUT = "MOONFLOW_LAYOUT"
 WORKER = "components.runtime.worker"
+GROUP = "components.runtime.group"
 
 PARALLEL_STEPS = frozenset({"vit_pretrain", "joint_pretrain", "mid_train", "zero_vision_sft"})
 """Steps whose stage divides its work among ranks: those of the loop in ``model.train``. The loops of ``model.rl`` know
@@ -69,7 +70,7 @@ class Work:
 
 def torchrun(*arguments: str) -> list[str]:
     """The command line of PyTorch's launcher around the worker."""
-    return ["python", "-m", "torch.distributed.run", *arguments, "-m", WORKER]
+    return ["python", "-m", GROUP, *arguments, "-m", WORKER]
 
 
 def require_parallel(ranks: Mapping[str, int]) -> None:

@@ -9,6 +9,7 @@ deletion, logs with times that are cut to whole seconds by sinceTime, chunked tr
 from __future__ import annotations
 
 import copy
+import json
 import threading
 import time
 import uuid
@@ -37,6 +38,9 @@ class FakeCluster:
         self.on_delete: Callable[[str], None] | None = None
         self.bookmark_s = 0.2
         self.runtime_class = ""  # of the pods
+        self.workflows: dict[str, Json] = {}  # Argo's, by name
+        self.events: list[Json] = []
+        self.workloads: list[Json] = []  # Kueue's
         self._changed = threading.Condition()
         self._version = 100
         self._oldest = 0  # versions up to this one have been compacted away
@@ -164,6 +168,44 @@ class FakeCluster:
         with self._changed:
             self._pods[name] = {"metadata": {"name": name, "labels": {}, **rest.pop("metadata", {})}, **rest}
 
+    def workflow(
+        self,
+        name: str,
+        phase: str = "Running",
+        run_id: str = "",
+        spec: Json | None = None,
+        arguments: Json | None = None,
+    ) -> Json:
+        """A pipeline run's Workflow, as Kubeflow makes it; returns the reference by which it owns things."""
+        parameters = [{"name": "runtime-config", "value": json.dumps({"parameterValues": arguments or {}})}]
+        self.workflows[name] = {
+            "metadata": {"name": name, "uid": f"uid-{name}", "labels": {"pipeline/runid": run_id}},
+            "spec": {"arguments": {"parameters": parameters}, **(spec or {})},
+            "status": {"phase": phase},
+        }
+        return {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": name, "uid": f"uid-{name}"}
+
+    def event(self, kind: str, name: str, reason: str, message: str, type_: str = "Warning", at: str = "") -> None:
+        """An event about an object, as controllers and the kubelet write them."""
+        self.events.append(
+            {
+                "metadata": {"name": f"{name}.{len(self.events)}", "creationTimestamp": at or _now()},
+                "involvedObject": {"kind": kind, "name": name},
+                "type": type_,
+                "reason": reason,
+                "message": message,
+                "lastTimestamp": at or _now(),
+            }
+        )
+
+    def waits_in_queue(self, name: str, reason: str, message: str) -> None:
+        """Kueue keeps the job waiting and says why in its Workload."""
+        row = {"type": "QuotaReserved", "status": "False", "reason": reason, "message": message}
+        owner = {"kind": "TrainJob", "name": name, "uid": self._jobs[name]["metadata"]["uid"]}
+        metadata = {"name": f"trainjob-{name}-1a2b3", "ownerReferences": [owner]}
+        self.workloads = [{"metadata": metadata, "status": {"conditions": [row]}}]
+        self.condition(name, "Suspended", reason="Suspended")
+
     def log(self, pod: str, *lines: str, at: str = "") -> None:
         with self._changed:
             self._logs[pod] += [(at or _now(fraction=True), line) for line in lines]
@@ -203,11 +245,14 @@ class FakeCluster:
             thread.start()
         return 201, stored
 
-    def delete(self, name: str) -> tuple[int, Json]:
+    def delete(self, name: str, options: Json) -> tuple[int, Json]:
         with self._changed:
             job = self._jobs.get(name)
             if job is None:
                 return 404, status_object(404, "NotFound", f'trainjobs.trainer.kubeflow.org "{name}" not found')
+            wanted = options.get("preconditions", {}).get("resourceVersion", "")
+            if wanted and wanted != job["metadata"]["resourceVersion"]:
+                return 409, status_object(409, "Conflict", f"the resourceVersion in the precondition is {wanted}")
             job["metadata"]["deletionTimestamp"] = _now()
             self._store(job, "MODIFIED")
             self.deleted.append(name)

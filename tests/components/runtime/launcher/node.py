@@ -9,7 +9,9 @@ import sys
 import time
 from typing import Any
 
+from tests.components.runtime.launcher.crd import goes_on
 from tests.components.runtime.launcher.fake_cluster import FakeCluster
+from tests.manifests.overlays import named
 
 Json = dict[str, Any]
 
@@ -60,13 +62,18 @@ class Node:
         return code
 
     def train(self, job: Json) -> None:
-        """What Trainer and JobSet do: pods until one succeeds (one restart after a preemption), then the condition."""
-        code = self.run(job)
+        """What Trainer and JobSet do: pods until one succeeds or the runtime's policies end it, then the condition."""
+        reference = job["spec"]["runtimeRef"]
+        runtime = named("dev/platform", reference["kind"], reference["name"])
+        number, code = 0, self.run(job)
+        while code and goes_on(runtime, code, number) and self._cluster.job(job["metadata"]["name"]) is not None:
+            if self._stopped:
+                return
+            time.sleep(0.2)
+            number += 1
+            code = self.run(job, number)
         if self._stopped:
             return
-        if code == 128 + signal.SIGKILL and self._cluster.job(job["metadata"]["name"]) is not None:
-            time.sleep(0.2)
-            code = self.run(job, 1)
         self._cluster.condition(job["metadata"]["name"], "Failed" if code else "Complete", reason="JobSetFinished")
 
     def stop(self) -> None:

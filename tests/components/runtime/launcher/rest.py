@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 NAMESPACE = "moonflow"
 JOBS = f"/apis/trainer.kubeflow.org/v1alpha1/namespaces/{NAMESPACE}/trainjobs"
+WORKFLOWS = f"/apis/argoproj.io/v1alpha1/namespaces/{NAMESPACE}/workflows"
+EVENTS = f"/api/v1/namespaces/{NAMESPACE}/events"
+WORKLOADS = f"/apis/kueue.x-k8s.io/v1beta2/namespaces/{NAMESPACE}/workloads"
 PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 
 
@@ -22,7 +25,8 @@ PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 class Fault:
     """What happens to the next ``times`` requests of a kind instead of, or during, their answer.
 
-    ``kind`` is ``create``, ``get``, ``patch``, ``delete``, ``list``, ``watch``, ``pods`` or ``log``. ``status`` answers
+    ``kind`` is ``create``, ``get``, ``patch``, ``delete``, ``list``, ``watch``, ``pods``, ``workflow``,
+    ``workflows``, ``events``, ``workloads`` or ``log``. ``status`` answers
     with an error; ``drop`` closes the connection before an answer, ``drop_after`` after so many lines of a stream, in
     the middle of the next line; ``lost`` does what was asked and then closes without an answer.
     """
@@ -65,6 +69,12 @@ class Handler(BaseHTTPRequestHandler):
             self._serve("watch" if watching else "list", parts.path, query)
         elif parts.path.startswith(f"{JOBS}/"):
             self._serve("get", parts.path, query, tail)
+        elif parts.path == WORKFLOWS:
+            self._serve("workflows", parts.path, query)
+        elif parts.path.startswith(f"{WORKFLOWS}/"):
+            self._serve("workflow", parts.path, query, tail)
+        elif parts.path in (EVENTS, WORKLOADS):
+            self._serve(tail, parts.path, query)
         elif parts.path == PODS:
             self._serve("pods", parts.path, query)
         elif parts.path.startswith(f"{PODS}/") and tail == "log":
@@ -111,7 +121,7 @@ class Handler(BaseHTTPRequestHandler):
         if kind == "create":
             return self.fake.create(json.loads(body))
         if kind == "delete":
-            return self.fake.delete(name)
+            return self.fake.delete(name, json.loads(body or b"{}"))
         if kind == "patch":
             # Custom resources have no strategic merge; ours is a plain one.
             if self.headers.get("Content-Type") != "application/merge-patch+json":
@@ -119,6 +129,16 @@ class Handler(BaseHTTPRequestHandler):
             return self.fake.patch(name, json.loads(body))
         if kind == "list":
             return 200, self.fake.list_jobs(query)
+        if kind in ("events", "workloads"):
+            rows = self.fake.events if kind == "events" else self.fake.workloads
+            wanted = query.get("fieldSelector", "").removeprefix("type=")
+            kept = [row for row in rows if not wanted or row["type"] == wanted]
+            return 200, {"kind": "List", "metadata": {}, "items": kept}
+        if kind == "workflows":
+            return 200, {"kind": "WorkflowList", "metadata": {}, "items": list(self.fake.workflows.values())}
+        if kind == "workflow":
+            found = self.fake.workflows.get(name)
+            return (200, found) if found else (404, status_object(404, "NotFound", f'workflows "{name}" not found'))
         if kind == "pods":
             return 200, self.fake.list_pods(query)
         if kind == "pod":

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from components.runtime.launcher.work import Work
 from components.steps import STEPS
 from model.errors import MoonflowError
 from pipelines.profile import load_profile
-from tests.components.runtime.launcher.crd import validate_train_job
+from tests.components.runtime.launcher.crd import merged_resources, validate_train_job
+from tests.manifests.overlays import named
+from tests.manifests.policy import pod_templates
 
 LARGE = {
     "launcher": "trainjob",
@@ -46,6 +49,39 @@ def test_bodies_are_what_the_crd_allows(values: dict[str, Any]) -> None:
     validate_train_job(made(values))
 
 
+JOBS = [
+    (profile, overlay, step)
+    for profile, overlay in (("small", "dev/platform"), ("k25", "prod/platform"))
+    for step, placement in load_profile(profile).tasks.items()
+    if placement.launcher == "trainjob"
+]
+
+
+@pytest.mark.parametrize(("profile", "overlay", "step"), JOBS)
+def test_a_job_gets_what_its_placement_asks_for_and_nothing_else(profile: str, overlay: str, step: str) -> None:
+    """Trainer 2.3 merges what the runtime names into what the job asks for; 2.2 replaced it."""
+    resolved = load_profile(profile)
+    placement = resolved.placement(step)
+    body = train_job(Work("r", step, resolved.steps[step], {}), placement, "moonflow")
+    runtime = named(overlay, "ClusterTrainingRuntime", placement.cluster_runtime)
+    validate_train_job(body, runtime)
+    devices = {placement.accelerator: placement.accelerators, placement.rdma_resource: placement.rdma}
+    wanted = {name: str(number) for name, number in devices.items() if number} | {"memory": placement.memory}
+    assert merged_resources(body, runtime) == {"requests": wanted | {"cpu": placement.cpu}, "limits": wanted}
+
+
+@pytest.mark.parametrize(("profile", "overlay", "step"), JOBS)
+def test_a_runtime_with_resources_of_its_own_would_have_the_job_refused(profile: str, overlay: str, step: str) -> None:
+    resolved = load_profile(profile)
+    placement = resolved.placement(step)
+    body = train_job(Work("r", step, resolved.steps[step], {}), placement, "moonflow")
+    runtime = copy.deepcopy(named(overlay, "ClusterTrainingRuntime", placement.cluster_runtime))
+    ((_, template),) = pod_templates(runtime)
+    template["spec"]["containers"][0]["resources"] = {"limits": {"cpu": "1", "memory": "4Gi"}}
+    with pytest.raises(AssertionError, match=r"must be less than or equal to cpu limit of 1"):
+        validate_train_job(body, runtime)
+
+
 def test_the_check_sees_what_the_crd_forbids() -> None:
     body = made(LARGE)
     body["spec"]["podTemplateOverrides"] = []
@@ -61,7 +97,7 @@ def test_everything_of_the_placement_is_in_the_body() -> None:
     assert spec["runtimeRef"]["name"] == "moonflow-deepspeed" and spec["activeDeadlineSeconds"] == 720 * 3600
     trainer = spec["trainer"]
     assert (trainer["numNodes"], trainer["numProcPerNode"], trainer["image"]) == (32, 8, LARGE["image"])
-    assert trainer["command"] == ["python", "-m", "torch.distributed.run", "-m", "components.runtime.worker"]
+    assert trainer["command"] == ["python", "-m", "components.runtime.group", "-m", "components.runtime.worker"]
     devices = {"nvidia.com/gpu": "8", "rdma/hca": "8"}
     assert trainer["resourcesPerNode"]["limits"] == {"memory": "1800Gi", **devices}
     assert trainer["resourcesPerNode"]["requests"] == {"cpu": "96", "memory": "1800Gi", **devices}

@@ -145,10 +145,11 @@ def test_an_evicted_step_leaves_its_job_running(
     assert not fake.deleted and len(fake.names) == 1
 
 
-def test_bad_input_in_the_cluster_is_the_workers_own_line(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_input_in_the_cluster_is_the_workers_own_line(node: Node, fake: FakeCluster) -> None:
     node._settings["MOONFLOW_STORE"] = "s3://absent/runs"
-    with pytest.raises(MoonflowError, match="failed: pod .* ended with exit code 1: .*no such bucket"):
+    with pytest.raises(MoonflowError, match="failed: pod .* ended with exit code 65: .*no such bucket"):
         launch("counted", {}, {}, TRAINJOB)
+    assert len(fake.list_pods({})["items"]) == 1, "it was tried again"
 
 
 def test_ranks_run_the_step_by_torchrun(
@@ -167,7 +168,7 @@ def test_a_failing_rank_is_told_by_its_own_line(
     """Also: a rank refuses to repeat what another one does, whoever started them."""
     monkeypatch.setenv("PYTHONPATH", counted["PYTHONPATH"])
     monkeypatch.setattr(works, "PARALLEL_STEPS", frozenset({"counted"}))
-    with pytest.raises(MoonflowError, match="counted: its ranks ended with status 1: counted cannot run as 2 ranks"):
+    with pytest.raises(MoonflowError, match="counted: its ranks ended with status 65: counted cannot run as 2 ranks"):
         launch("counted", {"steps": 4}, {}, Placement.parse({"launcher": "ranks", "processes": 2}, "test"))
     assert finished("counted", {"steps": 4}) is None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -9,15 +11,32 @@ from collections.abc import Callable
 import pytest
 
 from components.prepare_data.config import Config
-from components.runtime import entry
-from components.runtime.launcher.body import RUN, job_name
+from components.runtime.launcher.body import RUN
 from components.runtime.launcher.cluster import Cluster
 from components.runtime.launcher.placement import Placement
-from components.runtime.launcher.trainjob import run, sweep
+from components.runtime.launcher.trainjob import run
 from components.runtime.launcher.work import Work
 from model.errors import MoonflowError
+from model.train.stop import Terminated
 from tests.components.runtime.launcher.fake_cluster import FakeCluster
+from tests.components.runtime.launcher.rest import Fault
 from tests.components.runtime.launcher.script import NAME, completes, fails, stored
+
+
+@pytest.fixture
+def stepping(fake: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """This process is a step's pod of the run ``run-x``; the reference to its Workflow."""
+    reference: dict[str, str] = fake.workflow("run-x")
+    fake.own_pod("step-pod", metadata={"ownerReferences": [reference]})
+    monkeypatch.setenv("KFP_POD_NAME", "step-pod")
+    return reference
+
+
+def terminate(fake: FakeCluster) -> None:
+    """What Kubernetes does to the step's process once it waits for its job."""
+    while not fake.seen("watch"):
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_a_job_is_created_watched_and_its_log_told(
@@ -197,23 +216,54 @@ def test_the_job_is_owned_by_the_owner_of_the_steps_pod(
     assert fake.job(NAME)["metadata"]["ownerReferences"] == [workflow]  # type: ignore[index]
 
 
-def test_sweep_ends_what_outlived_its_run_and_nothing_of_the_run_that_continues_it(
-    fake: FakeCluster, cluster: Cluster, work: Work, placement: Placement, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("phase", "spec"),
+    [
+        ("Running", {"activeDeadlineSeconds": 0}),  # how Kubeflow Pipelines terminates a run
+        ("Running", {"shutdown": "Terminate"}),
+        ("Failed", {}),
+        ("", {}),
+    ],
+)
+def test_sigterm_of_an_ended_run_deletes_the_job(
+    phase: str, spec: dict[str, object], fake: FakeCluster, launched: Callable[..., None], stepping: dict[str, str]
 ) -> None:
-    monkeypatch.setenv("KFP_RUN_ID", "first")
-    stored(fake, work, placement)
-    stored(fake, Work(work.run_id, "promote", work.config, {}), placement)
-    fake.condition(job_name(work.run_id, "promote"), "Complete")
-    monkeypatch.setenv("KFP_RUN_ID", "second")
-    stored(fake, Work(work.run_id, "parl", work.config, {}), placement)  # --run-id: the same work's run
-    stored(fake, Work("other-run", work.step, work.config, {}), placement)
-    monkeypatch.setenv("KFP_RUN_ID", "first")
-    monkeypatch.setenv("MOONFLOW_RUN_ID", work.run_id)
-    entry._sweep()
+    """Also while Kubernetes says of the pod that it is evicted."""
+
+    def script(fake: FakeCluster) -> None:
+        marked = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}
+        fake.own_pod("step-pod", metadata={"ownerReferences": [stepping]}, status={"conditions": [marked]})
+        fake.workflow(stepping["name"], phase, spec=spec)
+        if not phase:
+            fake.workflows.clear()  # deleted
+        terminate(fake)
+
+    with pytest.raises(Terminated):
+        launched(script)
     assert fake.deleted == [NAME]
-    monkeypatch.delenv("KFP_RUN_ID")
-    sweep(cluster)
-    assert fake.deleted == [NAME], "outside of Kubeflow there is no run to sweep for"
+
+
+def test_sigterm_while_the_run_goes_on_leaves_the_job(
+    fake: FakeCluster, launched: Callable[..., None], stepping: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(Terminated):
+        launched(terminate)
+    assert not fake.deleted and "its run run-x goes on" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("evicted", [True, False])
+def test_where_the_run_cannot_be_read_the_pod_tells(
+    evicted: bool, fake: FakeCluster, launched: Callable[..., None], stepping: dict[str, str]
+) -> None:
+    def script(fake: FakeCluster) -> None:
+        marked = {"type": "DisruptionTarget", "status": str(evicted), "reason": "EvictionByEvictionAPI"}
+        fake.own_pod("step-pod", metadata={"ownerReferences": [stepping]}, status={"conditions": [marked]})
+        fake.faults = [Fault("workflow", status=403)]
+        terminate(fake)
+
+    with pytest.raises(Terminated):
+        launched(script)
+    assert fake.deleted == ([] if evicted else [NAME])
 
 
 def test_a_job_that_another_run_goes_on_with_is_that_runs(

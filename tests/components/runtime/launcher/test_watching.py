@@ -15,7 +15,7 @@ from tests.components.runtime.launcher.script import NAME, completes
 
 def test_watches_go_on_from_the_last_version(fake: FakeCluster, launched: Callable[..., None]) -> None:
     def script(fake: FakeCluster) -> None:
-        for _ in range(3):
+        for _ in range(5):
             time.sleep(0.4)
             fake.touch(NAME)
         completes(fake)
