@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.manifests.overlays import OVERLAYS, Json, objects
-from tests.manifests.policy import violations
+from tests.manifests.policy import pod_templates, violations
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -62,6 +62,16 @@ def test_a_broken_rule_is_found(kind: str, change: Callable[[Json], object], mes
     change(next(o for o in mutated if o["kind"] == kind and o["metadata"]["name"] not in ("dns", "endpoint", "store")))
     found = violations(mutated)
     assert found and all(message in line for line in found), found
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "StatefulSet", "ClusterTrainingRuntime"])
+def test_a_pod_in_the_namespace_of_the_profile_that_would_get_a_sidecar_is_found(kind: str) -> None:
+    mutated = copy.deepcopy([o for o in objects("dev/platform") if o["kind"] == kind])
+    for o in mutated:
+        for _, template in pod_templates(o):
+            template["metadata"]["labels"].pop("sidecar.istio.io/inject")
+    told = [line for line in violations(mutated) if "sidecar" in line]
+    assert len(told) == len(mutated) and all("pods get a sidecar of Istio" in line for line in told)
 
 
 @pytest.mark.parametrize("role", ["leaderTemplate", "workerTemplate"])
