@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 
 from components.runtime.manifest import Manifest
-
-
-def mlflow_link(mlflow_run_id: str, environment: Mapping[str, str] = os.environ) -> str:
-    """The run's address in MLflow's UI; "" without a run or without a web address.
-
-    MLFLOW_PUBLIC_URI, where users' browsers reach MLflow, goes before MLFLOW_TRACKING_URI, where the steps do.
-    """
-    server = environment.get("MLFLOW_PUBLIC_URI") or environment.get("MLFLOW_TRACKING_URI") or ""
-    if not mlflow_run_id or not server.startswith(("http://", "https://")):
-        return ""
-    # MLflow's own route from a run's id alone: no question to MLflow, which may be away just now.
-    return f"{server.rstrip('/')}/#/runs/{mlflow_run_id}"
+from components.runtime.mlflow_runs import mlflow_link
 
 
 def step_card(manifest: Manifest, *, kept: bool) -> str:

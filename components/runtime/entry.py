@@ -43,8 +43,9 @@ def enter(
     config = {name: arguments[name] for name in schema.model_fields}
     with task(schema.task_name(step, config), arguments["run_id"]) as state:
         from components.runtime import later
-        from components.runtime.card import mlflow_link, step_card
+        from components.runtime.card import step_card
         from components.runtime.launcher.launch import launch, placement_from_environment
+        from components.runtime.mlflow_runs import mlflow_link
 
         later.check(arguments.get("later", ""))
         given = {name: _prefix(name, artifact) for name, artifact in inputs.items()}

@@ -6,8 +6,9 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from components.runtime.card import mlflow_link, run_card, step_card
+from components.runtime.card import run_card, step_card
 from components.runtime.manifest import File, Manifest
+from components.runtime.mlflow_runs import mlflow_link
 
 MANIFEST = Manifest(
     uri="s3://moonflow/run-7/parl/2",
