@@ -10,7 +10,7 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from model.errors import MoonflowError
+from model.errors import MoonflowError, Transient
 
 DIGEST = "manifest_sha256"
 """Tag: the digest of the exported checkpoint's manifest, a version's identity."""
@@ -134,4 +134,6 @@ def _explained(doing: str) -> Iterator[None]:
         yield
     except MlflowException as error:
         reason = " ".join(str(error).split())[:300]
-        raise MoonflowError(f"{doing} at {mlflow.get_tracking_uri()} failed: {reason}") from error
+        # What it cannot reach, MLflow's client tells as an error of the server's own.
+        kind = Transient if error.get_http_status_code() >= 500 else MoonflowError
+        raise kind(f"{doing} at {mlflow.get_tracking_uri()} failed: {reason}") from error
