@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -68,7 +69,7 @@ def enter(
         for name, value in manifest.extra.items():
             if isinstance(value, int | float):
                 metrics.log_metric(name, float(value))
-        _write(card, step_card(manifest, kept=state["kept"]).encode())
+        _write(card, step_card(manifest, kept=state["kept"], history=_history(manifest)).encode())
     return manifest
 
 
@@ -119,6 +120,20 @@ def task(step: str, run_id: str) -> Iterator[dict[str, Any]]:
             state["state"] = "failed"
         state["ended"] = time.time()
         _write_state(step, state)
+
+
+def _history(manifest: Manifest) -> list[dict[str, float]]:
+    """The metrics that a step has published; none if the store is away just now, for a picture must not fail a step."""
+    from components.runtime.manifest import METRICS, fetch_files
+    from components.runtime.step import read_metrics
+    from components.runtime.store import ObjectStore
+
+    if all(file.name != METRICS for file in manifest.files):
+        return []
+    with suppress(MoonflowError), tempfile.TemporaryDirectory(prefix="moonflow-") as folder:
+        fetch_files(ObjectStore.from_env(), manifest.uri, manifest, Path(folder), [METRICS])
+        return read_metrics(Path(folder))
+    return []
 
 
 def _sweep() -> None:
