@@ -21,6 +21,10 @@ class Unavailable(MoonflowError):
     """
 
 
+class Transient(Unavailable):
+    """A service that does not answer or fails inside: the same work may succeed a few minutes later."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``"; did you mean X?"`` with the known word nearest to ``word``, "" if none is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.4)

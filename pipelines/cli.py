@@ -291,11 +291,21 @@ def check(
 @app.command()
 def doctor(
     run_dir: Annotated[Path, typer.Option("--run-dir", "-d", help="Where runs will be written.")] = Path("runs"),
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Look at the cluster of the kubeconfig instead; it is only read.")
+    ] = False,
+    namespace: Annotated[str, typer.Option(help="With --cluster: the namespace of pipeline runs.")] = "moonflow",
 ) -> None:
-    """Check that this machine can run the tiny profile, and say how to mend what is missing."""
-    from pipelines.doctor import examine
+    """Check that this machine can run the tiny profile, or a cluster any; say how to mend what is missing."""
+    if cluster:
+        from pipelines.doctor_cluster import examine_cluster
 
-    if not examine(run_dir, Console()):
+        well = examine_cluster(namespace, Console())
+    else:
+        from pipelines.doctor import examine
+
+        well = examine(run_dir, Console())
+    if not well:
         raise typer.Exit(1)
 
 

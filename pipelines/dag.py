@@ -15,6 +15,7 @@ from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
 from components.runtime import later
+from components.runtime.config import meaning
 from components.steps import STEPS
 from pipelines.placement import place
 from pipelines.profile import Profile
@@ -46,7 +47,7 @@ def pipeline_parameters(profile: Profile) -> list[Parameter]:
         for name, field in type(config).model_fields.items():
             if name != "preset" and name not in config.looped:
                 value = getattr(config, name)
-                text = field.description or name
+                text = meaning(field)
                 parameters.append(Parameter(f"p{phase:02d}_{step}_{name}", step, name, type(value), value, text))
     return parameters
 

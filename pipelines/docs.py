@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import inspect
 import sys
 from pathlib import Path
 
 from kfp.dsl.base_component import BaseComponent
 
+from components.runtime.config import meaning
+from components.runtime.interface import purpose as purpose_of
 from components.steps import ALL_STEPS, config_class
 from model.errors import MoonflowError
 
@@ -28,7 +29,7 @@ def render(step: str) -> str:
     stage = importlib.util.find_spec(f"components.{step}.stage")
     fields = config_class(step).model_fields
     spec = component.component_spec
-    purpose = inspect.cleandoc(component.python_func.__doc__ or "")  # type: ignore[attr-defined]
+    purpose = purpose_of(component.python_func)  # type: ignore[attr-defined]
     inputs = [(n, i.type) for n, i in (spec.inputs or {}).items() if n not in fields and n != "run_id"]
     outputs = [(n, o.type) for n, o in (spec.outputs or {}).items()]
 
@@ -43,7 +44,7 @@ def render(step: str) -> str:
         for name, field in fields.items():
             kind = getattr(field.annotation, "__name__", str(field.annotation))
             default = "required" if field.is_required() else f"`{field.default}`"
-            lines.append(f"| `{name}` | {kind} | {default} | {(field.description or '').replace('|', '/')} |")
+            lines.append(f"| `{name}` | {kind} | {default} | {meaning(field).replace('|', '/')} |")
         lines.append("")
     return "\n".join(lines)
 

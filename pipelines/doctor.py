@@ -9,7 +9,7 @@ import shutil
 import socket
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -48,7 +48,12 @@ class Check:
 def examine(run_dir: Path, console: Console) -> bool:
     """Print every check; True if nothing needed is missing."""
     checks = [check for group in (_machine, _disk, _packages, _programs, _store) for check in group(run_dir)]
-    table = Table(title="moonflow doctor", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    return show("moonflow doctor", checks, "moonflow run", console)
+
+
+def show(title: str, checks: Sequence[Check], then: str, console: Console) -> bool:
+    """Print checks; True if nothing needed is missing, and then what to do: ``then``."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("", "check", "found", "how to mend"):
         table.add_column(column, overflow="fold")
     for check in checks:
@@ -56,7 +61,7 @@ def examine(run_dir: Path, console: Console) -> bool:
         table.add_row(mark, check.name, check.found, "" if check.passed else check.mend)
     console.print(table)
     lacking = [check.name for check in checks if check.needed and not check.passed]
-    console.print(f"mend first: {', '.join(lacking)}" if lacking else "ready: moonflow run", highlight=False)
+    console.print(f"mend first: {', '.join(lacking)}" if lacking else f"ready: {then}", highlight=False)
     return not lacking
 
 

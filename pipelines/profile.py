@@ -51,7 +51,11 @@ class RunSettings(StepConfig):
         description="container image of the tasks that ask for accelerators; ignored in a local run",
     )
     retries: int = Field(
-        0, ge=0, description="further attempts of a failed task; a local run waits 60 s and more for each"
+        0,
+        ge=0,
+        description="further attempts of a failed task; a local run waits 60 s and more for each. On a cluster they "
+        "are for lost pods only, unless its Argo has the retryPolicy OnFailure or Always; a step waits for an absent "
+        "service by itself",
     )
 
 

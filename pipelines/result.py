@@ -14,6 +14,7 @@ from rich.table import Table
 
 from components.finish import ablation
 from components.finish.report import render
+from components.runtime.mlflow_runs import web_address
 from model.errors import MoonflowError
 from pipelines.progress import busy_seconds, task_state
 from pipelines.run_folder import resume_command, run_folder
@@ -105,17 +106,17 @@ def mlflow_page(environment: Mapping[str, str]) -> str:
 
     MLflow's own start page is about GenAI traces, and in its default order it folds the steps away below their parent.
     """
-    address = environment.get("MLFLOW_TRACKING_URI", "")
+    shown = web_address(environment)
     try:
         answer = httpx.get(
-            f"{address}/api/2.0/mlflow/experiments/get-by-name",
+            f"{environment.get('MLFLOW_TRACKING_URI', '')}/api/2.0/mlflow/experiments/get-by-name",
             params={"experiment_name": environment.get("MLFLOW_EXPERIMENT_NAME", "moonflow")},
         )
         experiment = answer.raise_for_status().json()["experiment"]["experiment_id"]
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError):
-        return address
+        return shown
     order = "workflowType=machine_learning&orderByKey=attributes.end_time&orderByAsc=false"
-    return f"{address}/#/experiments/{experiment}/runs?{order}"
+    return f"{shown}/#/experiments/{experiment}/runs?{order}"
 
 
 def _evals(rows: list[dict[str, Any]]) -> Table:

@@ -12,9 +12,9 @@ from html import escape
 from statistics import fmean, stdev
 from typing import Any
 
-from components.finish.charts import Points, line_chart
 from components.finish.style import CSS
 from components.fusion_arm.arms import ARMS, COLUMNS, Arm
+from components.runtime.charts import Points, line_chart
 
 STEP = "fusion_arm"
 CONFIDENCE = 0.95

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from components.finish.charts import bar_rows, figure, line_chart
 from components.finish.style import CSS
+from components.runtime.charts import bar_rows, figure, line_chart
 from model.data.sample import ABILITIES, MODALITIES
 
 Row = Mapping[str, Any]

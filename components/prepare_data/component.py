@@ -3,9 +3,11 @@
 from kfp import dsl
 
 from components.runtime.image import PIPELINE
+from components.runtime.interface import described
 
 
 @dsl.component(base_image=PIPELINE, install_kfp_package=False)
+@described("prepare_data")
 def prepare_data(
     run_id: str,
     data: dsl.Output[dsl.Dataset],

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from components.promote.git import BRANCH, REPOSITORY, TOKEN, checked, is_remote, one_line, token, without_token
-from model.errors import MoonflowError
+from model.errors import MoonflowError, Transient
 
 FORGE = "MOONFLOW_FORGE"
 """Environment variable: ``github`` or ``gitea``; unset = no forge, promotions go to the main branch."""
@@ -122,7 +122,7 @@ class Forge:
                 )
             except (httpx.HTTPError, httpx.InvalidURL) as error:
                 if attempt == _TRIES:
-                    raise MoonflowError(
+                    raise (MoonflowError if isinstance(error, httpx.InvalidURL) else Transient)(
                         f"the forge at {self._pulls} cannot be reached ({type(error).__name__}): check {FORGE} and "
                         f"{REPOSITORY}"
                     ) from None
@@ -137,7 +137,8 @@ class Forge:
         hint = f": check {TOKEN}" if answer.status_code in (401, 403, 404) else ""
         if answer.is_redirect:
             hint = f": it redirects, which is not followed; write the address that it leads to in {REPOSITORY}"
-        return MoonflowError(f"{doing} at {self._pulls} was refused ({answer.status_code} {said}){hint}")
+        kind = Transient if answer.status_code >= 500 else MoonflowError
+        return kind(f"{doing} at {self._pulls} was refused ({answer.status_code} {said}){hint}")
 
     @contextmanager
     def _understood(self) -> Iterator[None]:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from model.errors import MoonflowError
+from model.errors import MoonflowError, Transient
 
 BRANCH = "main"
 REPOSITORY = "MOONFLOW_GITOPS_REPO"
@@ -58,6 +58,12 @@ _HINTS = {
     "certificate": "give your authority's certificates as a PEM file in SSL_CERT_FILE",
     "dubious ownership": "the folder belongs to another user: give an https address, or a repository of your own",
 }
+# What curl and Git say of a server that is away, restarting or overloaded.
+_PASSING = (
+    "Could not resolve host", "Failed to connect", "Couldn't connect", "Connection refused", "Connection timed out",
+    "Connection reset", "Operation too slow", "early EOF", "RPC failed", "Empty reply from server",
+    "The requested URL returned error: 5", "The requested URL returned error: 429",
+)  # fmt: skip
 """What Git says about a remote -> what to do."""
 
 
@@ -77,7 +83,7 @@ def git(
     except FileNotFoundError:
         raise MoonflowError("git is not installed or not on PATH: install it") from None
     if check and done.returncode:
-        raise MoonflowError(complaint(done, f"git {arguments[0]}", f"check {REPOSITORY}" if url else ""))
+        raise failure(done, f"git {arguments[0]}", f"check {REPOSITORY}" if url else "")
     return done
 
 
@@ -86,11 +92,13 @@ def output(folder: Path, *arguments: str, url: str = "", stdin: str = "") -> str
     return git(folder, *arguments, url=url, stdin=stdin).stdout.decode(errors="replace")
 
 
-def complaint(done: subprocess.CompletedProcess[bytes], doing: str, hint: str = "") -> str:
-    """What a git that failed said and what to do (else ``hint``), in one line without the token."""
+def failure(done: subprocess.CompletedProcess[bytes], doing: str, hint: str = "") -> MoonflowError:
+    """What a git that failed said and what to do (else ``hint``), in one line without the token; Transient if the
+    server was away."""
     said = one_line(without_token(done.stderr.decode(errors="replace")))
     known = (todo for words, todo in _HINTS.items() if words in said)
-    return "; ".join(filter(None, (f"{doing} failed: {said}", next(known, hint))))
+    kind = Transient if any(words in said for words in _PASSING) else MoonflowError
+    return kind("; ".join(filter(None, (f"{doing} failed: {said}", next(known, hint)))))
 
 
 def token() -> str:

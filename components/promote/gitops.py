@@ -18,8 +18,8 @@ from components.promote.git import (
     BRANCH,
     clone,
     commit_all,
-    complaint,
     create_if_missing,
+    failure,
     git,
     has_commits,
     is_remote,
@@ -224,7 +224,7 @@ def _pushed(folder: Path, repository: str, branch: str) -> Proposal | None:
     there = output(folder, "ls-remote", "--heads", "origin", url=repository)
     if _heads(cloned) != _heads(there) or b"cannot lock ref" in pushed.stderr:
         return None
-    raise MoonflowError(complaint(pushed, f"pushing to {repository}"))
+    raise failure(pushed, f"pushing to {repository}")
 
 
 def _heads(listed: str) -> dict[str, str]:

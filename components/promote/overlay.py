@@ -163,7 +163,7 @@ class _Overlay:
             self._value(literals, key)
             edits.append((*_span(literals[key]), _quoted(f"{key}={value}")))
         if change.image_digest:
-            edits.append(self._pin(change.image_digest))
+            edits += self._pin(change.image_digest)
         text = self._text
         for start, end, new in sorted(edits, reverse=True):  # from the end, so that earlier places stay right
             text = text[:start] + new + text[end:]
@@ -173,18 +173,19 @@ class _Overlay:
     def wrong(self, what: str, mend: str) -> MoonflowError:
         return MoonflowError(f"{self.name} in the GitOps repository {what}: {mend}")
 
-    def _pin(self, digest: str) -> tuple[int, int, str]:
-        """The edit that pins the serving image: instead of its tag, which would only seem to matter beside a digest."""
+    def _pin(self, digest: str) -> list[tuple[int, int, str]]:
+        """The edits that pin the serving image: instead of its tag, which would only seem to matter beside a digest."""
         image = self._named("images", SERVING_IMAGE)
         pairs = {key.value: (key, value) for key, value in image.value}
         if "newTag" in pairs and "digest" in pairs:
             raise self.wrong(f"gives the image {SERVING_IMAGE} a newTag and a digest", "leave the newTag out")
-        pin = f"digest: {digest}"
         if pair := pairs.get("digest") or pairs.get("newTag"):
-            return _span(pair[0])[0], _span(pair[1])[1], pin
+            # Each by itself: there may be a comment in between.
+            return [(*_span(pair[0]), "digest"), (*_span(pair[1]), digest)]
         start = image.value[0][0].start_mark
         line = "\r\n" if "\r\n" in self._text else "\n"
-        return start.index, start.index, pin + (", " if image.flow_style else line + " " * start.column)
+        between = ", " if image.flow_style else line + " " * start.column
+        return [(start.index, start.index, f"digest: {digest}{between}")]
 
     def _literals(self) -> dict[str, ScalarNode]:
         """The literals of the ConfigMap that promotion writes, by key."""

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from components.runtime.mlflow_runs import shortened
-from model.errors import MoonflowError
+from model.errors import MoonflowError, Transient
 
 DIGEST = "manifest_sha256"
 """Tag: the digest of the exported checkpoint's manifest, a version's identity."""
@@ -137,4 +137,6 @@ def _explained(doing: str) -> Iterator[None]:
         yield
     except MlflowException as error:
         reason = " ".join(str(error).split())[:300]
-        raise MoonflowError(f"{doing} at {mlflow.get_tracking_uri()} failed: {reason}") from error
+        # What it cannot reach, MLflow's client tells as an error of the server's own.
+        kind = Transient if error.get_http_status_code() >= 500 else MoonflowError
+        raise kind(f"{doing} at {mlflow.get_tracking_uri()} failed: {reason}") from error

@@ -21,6 +21,7 @@ from components.promote.gitops import Proposal
 from components.promote.overlay import Change
 from components.runtime import manifest as manifests
 from components.runtime.manifest import Manifest
+from components.runtime.mlflow_runs import mlflow_link
 from components.runtime.step import StepContext
 from model.errors import MoonflowError
 
@@ -110,7 +111,7 @@ def commit_message(config: Config, change: Change, version: str, checkpoint: Man
         f"Model version: {config.model_name} {version}",
         f"Evaluation: {evals.uri}",
         f"Kubeflow run: {change.kfp_run_id or 'none'}",
-        f"MLflow run: {change.mlflow_run_id or 'none'}",
+        f"MLflow run: {mlflow_link(change.mlflow_run_id) or change.mlflow_run_id or 'none'}",
         f"Serving image: {change.image_digest or 'as before'}",
         "",
         *_table(evals.extra.get("evals", []), checkpoint.step),

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from components.runtime.charts import picture
 from components.runtime.manifest import Manifest
+from components.runtime.mlflow_runs import mlflow_link
+
+PICTURED = ("loss/total", "loss", "reward", "reward/mean")
+"""Metrics that can stand for a step, the first that it has; else its first loss or reward."""
 
 
-def mlflow_link(mlflow_run_id: str, environment: Mapping[str, str] = os.environ) -> str:
-    """The run's address in MLflow's UI; "" without a run or without a web address.
-
-    MLFLOW_PUBLIC_URI, where users' browsers reach MLflow, goes before MLFLOW_TRACKING_URI, where the steps do.
-    """
-    server = environment.get("MLFLOW_PUBLIC_URI") or environment.get("MLFLOW_TRACKING_URI") or ""
-    if not mlflow_run_id or not server.startswith(("http://", "https://")):
-        return ""
-    # MLflow's own route from a run's id alone: no question to MLflow, which may be away just now.
-    return f"{server.rstrip('/')}/#/runs/{mlflow_run_id}"
-
-
-def step_card(manifest: Manifest, *, kept: bool) -> str:
+def step_card(manifest: Manifest, *, kept: bool, history: Sequence[Mapping[str, float]] = ()) -> str:
     """The card of a step; ``kept``: an earlier attempt or run had already written the manifest.
+
+    ``history``: its metrics by optimizer step, of which the card shows the loss or the reward as a picture.
 
     ``extra["markdown"]`` of the manifest, if there is one, is the step's own part below.
     """
@@ -30,15 +25,37 @@ def step_card(manifest: Manifest, *, kept: bool) -> str:
         "MLflow run": _run(manifest.mlflow_run_id),
         "manifest": f"`{manifest.uri}/manifest.json`",
         "manifest sha256": f"`{manifest.sha256}`",
-        "made from": "".join(f"`{name}` {uri}<br>" for name, uri in sorted(extra.get("inputs", {}).items())),
+        "made from": ", ".join(f"`{name}` {uri}" for name, uri in sorted(extra.get("inputs", {}).items())),
         "git commit": f"`{manifest.git_commit}`" if manifest.git_commit else "",
         "time": f"{extra['seconds']:,.1f} s" if "seconds" in extra else "",
         "tokens": f"{manifest.tokens_seen:,}" if manifest.tokens_seen else "",
         "finished": f"{manifest.created_at}{', before this task: kept' if kept else ''}",
-        "warnings": "<br>".join(map(str, extra.get("warnings", ()))),
+        "warnings": "; ".join(map(str, extra.get("warnings", ()))),
     }
     card = _card(f"{manifest.step} of run {manifest.run_id}", rows)
-    return f"{card}\n{extra['markdown']}" if "markdown" in extra else card
+    return "\n".join(filter(None, (card, _curve(history) or _scores(extra.get("evals", ())), extra.get("markdown"))))
+
+
+def _curve(history: Sequence[Mapping[str, float]]) -> str:
+    names = {name: None for row in history for name in row}
+    others = [name for name in names if name.startswith(("loss", "reward"))]
+    name = next((name for name in (*PICTURED, *others) if name in names), "")
+    points = [(row["step"], row[name]) for row in history if name in row]
+    return _titled(name, picture(points, x_label="optimizer step", y_label=name))
+
+
+def _scores(evals: Sequence[Mapping[str, Any]]) -> str:
+    """Mean held-out score over the suites, stage by stage."""
+    by_step: dict[str, list[float]] = {}
+    for row in evals:
+        by_step.setdefault(str(row["step"]), []).append(float(row["value"]))
+    points = [(float(place), sum(values) / len(values)) for place, values in enumerate(by_step.values())]
+    ends = " to ".join([*by_step][:: len(by_step) - 1 or 1])
+    return _titled("mean score", picture(points, x_label=f"stage, {ends}", y_label="mean score"))
+
+
+def _titled(title: str, drawn: str) -> str:
+    return f"**{title}**\n\n{drawn}\n" if drawn else ""
 
 
 def run_card(run_id: str, mlflow_run_id: str, report: str, error: str) -> str:
@@ -62,5 +79,6 @@ def _card(title: str, rows: Mapping[str, str]) -> str:
     def cell(text: str) -> str:
         return " ".join(text.split()).replace("|", "\\|")
 
+    # No HTML: Kubeflow's UI shows it as text.
     lines = [f"| {name} | {cell(value)} |" for name, value in rows.items() if value]
     return "\n".join([f"### {title}", "", "| | |", "|---|---|", *lines, ""])

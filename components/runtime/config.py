@@ -139,3 +139,11 @@ def _effect(field: FieldInfo) -> str:
     """The field's mark, "" for one of the lineage."""
     extra = field.json_schema_extra
     return str(extra.get("lineage", "")) if isinstance(extra, dict) else ""
+
+
+def meaning(field: FieldInfo) -> str:
+    """What a parameter means and how large it may be, in one line."""
+    words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than", "multiple_of": "a multiple of"}
+    bounds = [f"{say} {getattr(bound, key):g}" for bound in field.metadata for key, say in words.items()
+              if getattr(bound, key, None) is not None]  # fmt: skip
+    return " ".join((field.description or "").split()) + (f" [{', '.join(bounds)}]" if bounds else "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -43,12 +44,15 @@ def enter(
     config = {name: arguments[name] for name in schema.model_fields}
     with task(schema.task_name(step, config), arguments["run_id"]) as state:
         from components.runtime import later
-        from components.runtime.card import mlflow_link, step_card
+        from components.runtime.again import again
+        from components.runtime.card import step_card
         from components.runtime.launcher.launch import launch, placement_from_environment
+        from components.runtime.mlflow_runs import mlflow_link
 
         later.check(arguments.get("later", ""))
         given = {name: _prefix(name, artifact) for name, artifact in inputs.items()}
-        manifest = launch(step, config, given, placement_from_environment())
+        placement = placement_from_environment()
+        manifest = again(step, lambda: launch(step, config, given, placement))
         state["kept"] = datetime.fromisoformat(manifest.created_at).timestamp() < int(state["started"])
         # The output keeps the uri that KFP gave it: KFP copies that file out of this task and into those that read it,
         # with its own keys, and fails a task whose output lies outside of the run's root.
@@ -65,7 +69,7 @@ def enter(
         for name, value in manifest.extra.items():
             if isinstance(value, int | float):
                 metrics.log_metric(name, float(value))
-        _write(card, step_card(manifest, kept=state["kept"]).encode())
+        _write(card, step_card(manifest, kept=state["kept"], history=_history(manifest)).encode())
     return manifest
 
 
@@ -74,6 +78,7 @@ def close(arguments: Mapping[str, Any], *, error: str, report: dsl.HTML, card: d
     with task("finish", arguments["run_id"]) as state:
         from components.finish import stage
         from components.finish.config import Config
+        from components.runtime.again import again
         from components.runtime.card import run_card
         from components.runtime.mlflow_runs import finish_pipeline
         from components.runtime.store import ObjectStore
@@ -85,7 +90,7 @@ def close(arguments: Mapping[str, Any], *, error: str, report: dsl.HTML, card: d
         run_dir = Path(folder) if folder else None
         error = (_first_error(run_dir) if run_dir else "") or error
         store, run_id = ObjectStore.from_env(), os.environ["MOONFLOW_RUN_ID"]
-        finished = stage.run(config, store, run_id, run_dir, error)
+        finished = again("finish", lambda: stage.run(config, store, run_id, run_dir, error))
         parent = finish_pipeline(run_id, "FAILED" if error else "FINISHED", finished.outcome)
         _write(report, finished.files["report.html"].encode())
         _write(card, run_card(run_id, parent, store.uri(f"{run_id}/finish/report.html"), error).encode())
@@ -115,6 +120,20 @@ def task(step: str, run_id: str) -> Iterator[dict[str, Any]]:
             state["state"] = "failed"
         state["ended"] = time.time()
         _write_state(step, state)
+
+
+def _history(manifest: Manifest) -> list[dict[str, float]]:
+    """The metrics that a step has published; none if the store is away just now, for a picture must not fail a step."""
+    from components.runtime.manifest import METRICS, fetch_files
+    from components.runtime.step import read_metrics
+    from components.runtime.store import ObjectStore
+
+    if all(file.name != METRICS for file in manifest.files):
+        return []
+    with suppress(MoonflowError), tempfile.TemporaryDirectory(prefix="moonflow-") as folder:
+        fetch_files(ObjectStore.from_env(), manifest.uri, manifest, Path(folder), [METRICS])
+        return read_metrics(Path(folder))
+    return []
 
 
 def _sweep() -> None:

@@ -53,6 +53,8 @@ def connect(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # It would print the address that the steps use, where no browser gets: mlflow_link tells the one for people.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow import MlflowClient
 
     return MlflowClient(uri)
@@ -90,6 +92,8 @@ def finish_pipeline(run_id: str, status: str, outcome: Outcome) -> str:
     except Exception as error:
         print(f"MLflow is away: the pipeline's run was not closed there ({first_line(error)})", file=sys.stderr)
         return ""
+    if link := mlflow_link(parent):
+        print(f"MLflow run of the pipeline: {link}", flush=True)
     return parent
 
 
@@ -124,6 +128,22 @@ def kill(runs: Sequence[str]) -> None:
             client.set_terminated(run, "KILLED")
     except Exception as error:
         print(f"MLflow is away: runs were not ended there ({first_line(error)})", file=sys.stderr)
+
+
+def mlflow_link(mlflow_run_id: str, environment: Mapping[str, str] = os.environ) -> str:
+    """The run's address in MLflow's UI; "" without a run or without a web address."""
+    server = web_address(environment)
+    if not mlflow_run_id or not server.startswith(("http://", "https://")):
+        return ""
+    # MLflow's own route from a run's id alone: no question to MLflow, which may be away just now.
+    return f"{server}/#/runs/{mlflow_run_id}"
+
+
+def web_address(environment: Mapping[str, str] = os.environ) -> str:
+    """Of MLflow's UI, or "": MLFLOW_PUBLIC_URI, where browsers reach it, goes before MLFLOW_TRACKING_URI, where the
+    steps do."""
+    server = environment.get("MLFLOW_PUBLIC_URI") or environment.get("MLFLOW_TRACKING_URI") or ""
+    return server.rstrip("/")
 
 
 def log_params(client: Any, run: str, values: Mapping[str, str]) -> None:

@@ -15,7 +15,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from s3transfer.exceptions import RetriesExceededError
 
 from components.runtime.store import NotInStore
-from model.errors import MoonflowError, Unavailable
+from model.errors import MoonflowError, Transient, Unavailable
 
 NOT_FOUND = {"404", "NoSuchKey", "NotFound"}
 _REFUSED = {
@@ -107,7 +107,7 @@ def request_errors(uri: str, endpoint: str) -> Iterator[None]:
             raise _unusable(error, f" for {uri}") from None
         proxies = [name for name in _PROXIES if os.environ.get(name)]
         through = f" (or {proxies[0]}, which names a proxy)" if proxies else ""
-        raise Unavailable(
+        raise Transient(
             f"object store at {endpoint} cannot be reached for {uri} ({type(error).__name__}): start it or "
             f"mend AWS_ENDPOINT_URL_S3{through}; `moonflow doctor` checks it"
         ) from None
@@ -144,7 +144,7 @@ def _answered(error: ClientError, uri: str, endpoint: str) -> MoonflowError:
     if code == "InvalidBucketName":
         return MoonflowError(f"{uri} has no legal bucket name ({detail}): mend MOONFLOW_STORE or the address")
     if int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) >= 500:
-        return Unavailable(
+        return Transient(
             f"object store at {endpoint} could not serve {uri} ({detail}): its disk may be full; free some "
             "space or look at its log, then run again"
         )

@@ -32,6 +32,7 @@ from components.runtime.retention import Retention
 from components.runtime.store import ObjectStore, disk_errors
 from components.runtime.tracking import StepMetrics, Tracker, pod_wait_s
 from model.errors import MoonflowError
+from model.private_folder import private_folder
 from model.train.protocol import Progress
 from model.train.ranks import Ranks
 from model.train.stop import Terminated
@@ -360,7 +361,8 @@ def _retention(config: StepConfig) -> Retention:
 def _run_dir(run_id: str) -> Path:
     if given := os.environ.get("MOONFLOW_RUN_DIR"):
         return Path(given)
-    return Path(tempfile.gettempdir()) / f"moonflow-{os.getuid()}" / run_id
+    with disk_errors(tempfile.gettempdir()):
+        return private_folder(Path(tempfile.gettempdir())) / run_id
 
 
 def _tracker(run_dir: Path, run_id: str, step: str) -> Tracker | None:

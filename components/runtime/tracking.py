@@ -110,6 +110,8 @@ class Tracker:
                 print(f"waiting up to {self._wait_s:g} s for MLflow ({WAIT})", file=sys.stderr, flush=True)
                 self._thread.join(self._wait_s)
             self._abandoned.set()
+            if link := mlflow_runs.mlflow_link(self.mlflow_run_id):
+                print(f"MLflow run: {link}", flush=True)
         with self._guard:
             if self._spool.done():
                 self._spool.remove()

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import math
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -22,6 +23,9 @@ from numba.extending import overload
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.errors import MoonflowError
+from model.private_folder import private_folder
+
 Array = NDArray[Any]
 
 # Sums may be reordered, so that they vectorise; infinities and NaN are kept.
@@ -29,25 +33,39 @@ FAST = {"contract", "reassoc", "nsz", "arcp"}
 
 
 def _folder(beside: Path, temporary: Path) -> Path | None:
-    """Where machine code is kept, the first place that can be written: NUMBA_CACHE_DIR, ``beside`` the source, or a
-    folder of this user's in ``temporary`` that nobody else can write, for what lies there is run.
+    """Where machine code is kept, the first place that can be written: NUMBA_CACHE_DIR, ``beside`` the source, or the
+    folder of this user's in ``temporary`` that nobody else can write, for what lies there is run. What an earlier place
+    holds and cannot be written, as in an image, the later one begins with.
 
     Numba renews code when a kernel's own file changes, and does not know that it holds pieces of the others.
     """
     sources = sorted(Path(__file__).parent.glob("*.py"))
     version = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
-    asked, private = os.environ.get("NUMBA_CACHE_DIR"), temporary / f"moonflow-{os.getuid()}"
-    for place in (*([Path(asked)] if asked else []), beside, private):
-        folder = place / f"kernels-{version}"
-        with suppress(OSError):
-            if place == private:
-                place.mkdir(mode=0o700, exist_ok=True)
-                if place.lstat().st_uid != os.getuid() or place.lstat().st_mode & 0o077:
-                    continue
+    asked, name = os.environ.get("NUMBA_CACHE_DIR"), f"kernels-{version}"
+    shipped: list[Path] = []
+    for place in (*([Path(asked)] if asked else []), beside, None):
+        with suppress(OSError, MoonflowError):
+            folder = (private_folder(temporary) if place is None else place) / name
+            if folder.is_dir() and not os.access(folder, os.W_OK):
+                shipped.append(folder)
+                continue
+            if shipped and not folder.exists():
+                _copy(shipped[0], folder)
             folder.mkdir(parents=True, exist_ok=True)
             if os.access(folder, os.W_OK):
                 return folder
     return None
+
+
+def _copy(shipped: Path, folder: Path) -> None:
+    """``folder`` with all of ``shipped``, or not at all: other processes may begin at the same moment."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="copy-") as copy:
+        shutil.copytree(shipped, Path(copy, folder.name), copy_function=shutil.copyfile)
+        for made in (Path(copy, folder.name), *Path(copy, folder.name).rglob("*/")):
+            made.chmod(0o700)  # copytree takes the rights along, and those were read-only
+        with suppress(OSError):  # another process was first
+            os.rename(Path(copy, folder.name), folder)
 
 
 # What it says when a piece with a branch is compiled into another; the branch is compiled as it should be.

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from model.errors import MoonflowError, Unavailable
+from model.errors import MoonflowError, Transient
 from model.image import ImageConfig, encode_png
 from model.rollout.protocol import Completion, Request
 from model.vision import GridTHW, media_tokens
@@ -63,7 +63,7 @@ class SGLangEngine:
         """Completions of ``requests``, in their order; a cancelled call closes its connections, which aborts it there.
 
         Raises:
-            Unavailable: SGLang is unreachable.
+            Transient: SGLang is unreachable.
             MoonflowError: it refuses the request or answers without log-probs; videos, which it does not take for this
                 model.
         """
@@ -132,7 +132,7 @@ class SGLangEngine:
                 raise MoonflowError(f"SGLang at {self._url}{path} answered HTTP {response.status_code}: {told}")
             return answer
         tried = f"failed {self._attempts} times, last: {failure}"
-        raise (MoonflowError if reached else Unavailable)(f"SGLang at {self._url}{path} {tried}; is it running?")
+        raise (MoonflowError if reached else Transient)(f"SGLang at {self._url}{path} {tried}; is it running?")
 
     def _body(self, request: Request) -> dict[str, Any]:
         body: dict[str, Any] = {

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,29 @@ def test_machine_code_is_kept_where_nobody_else_can_write(tmp_path: Path, monkey
     assert tmp_path in (numbers._folder(tmp_path, temporary) or blocked).parents
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "asked"))
     assert (tmp_path / "asked") in (numbers._folder(blocked, temporary) or blocked).parents
+
+
+def test_what_an_image_ships_and_may_not_be_written_is_copied_to_where_it_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, temporary = tmp_path / "image", tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    shipped = numbers._folder(image, temporary)
+    assert shipped is not None and shipped.parent == image
+    (shipped / "kernels").mkdir()
+    (shipped / "kernels" / "norm.nbc").write_bytes(b"code")
+    for path in (shipped / "kernels" / "norm.nbc", shipped / "kernels", shipped):
+        path.chmod(0o555)
+    access = os.access  # root may write everywhere, the images' user may not
+    monkeypatch.setattr(os, "access", lambda path, mode: image not in Path(path).parents and access(path, mode))
+    kept = numbers._folder(image, temporary)
+    assert kept is not None and kept.parent.parent == temporary
+    assert (kept / "kernels" / "norm.nbc").read_bytes() == b"code"
+    assert all(path.stat().st_mode & 0o200 for path in (kept, *kept.rglob("*"))), "new kernels are added"
+    assert [path.name for path in kept.parent.iterdir()] == [kept.name]
+    (kept / "kernels" / "head.nbc").touch()
+    assert numbers._folder(image, temporary) == kept and (kept / "kernels" / "head.nbc").exists()
 
 
 def test_without_a_place_kernels_are_compiled_and_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 from components.runtime.launcher import body
 from tests.manifests.overlays import Json, label
 
+PROFILE = "moonflow"
+"""The namespace that is a Kubeflow Profile's too: its controller labels it istio-injection=enabled."""
 LONG_RUNNING = ("Deployment", "StatefulSet", "LeaderWorkerSet")
 
 
@@ -58,6 +60,11 @@ def _of_one(object_: Json, bound: set[tuple[str, str]]) -> Iterator[str]:
             yield f"{role} mounts a token of the Kubernetes API without need".strip()
         for what in _of_pod(object_["kind"], role, template["spec"]):
             yield f"{role} {what}".strip()
+        # A ClusterTrainingRuntime has no namespace: its pods are in that of the runs.
+        if object_["metadata"].get("namespace", PROFILE) == PROFILE:
+            labels = template.get("metadata", {}).get("labels", {})
+            if labels.get("sidecar.istio.io/inject") != "false":
+                yield f"{role} pods get a sidecar of Istio".strip()
 
 
 def _of_rules(role: Json) -> Iterator[str]:

@@ -24,6 +24,7 @@ from tests.manifests.overlays import ENVIRONMENTS, label, named, objects
 from tests.manifests.policy import pod_templates
 
 SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+WAVE = "argocd.argoproj.io/sync-wave"
 PLATFORMS = [f"{environment}/platform" for environment in ENVIRONMENTS]
 
 
@@ -171,6 +172,20 @@ def test_argo_cd_follows_the_repository_that_promotion_commits_to(overlay: str) 
     cluster_kinds = {(o["apiVersion"].rpartition("/")[0], o["kind"]) for o in objects(overlay)
                      if "namespace" not in o["metadata"]}  # fmt: skip
     assert cluster_kinds == {(k["group"], k["kind"]) for k in project["clusterResourceWhitelist"]}
+
+
+@pytest.mark.parametrize("overlay", PLATFORMS)
+def test_the_namespace_is_synced_before_all_that_lives_in_it_and_leaves_a_wave_for_the_profile(overlay: str) -> None:
+    waves = {label(o): int(o["metadata"].get("annotations", {}).get(WAVE, "0")) for o in objects(overlay)}
+    namespace = waves.pop(label(named(overlay, "Namespace")))
+    assert namespace == -1 and min(waves.values()) >= 0
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_the_endpoint_comes_after_the_platform(environment: str) -> None:
+    applications = (named(f"{environment}/argocd", "Application", f"moonflow-{n}") for n in ("platform", "endpoint"))
+    first, second = (int(o["metadata"]["annotations"][WAVE]) for o in applications)
+    assert first < second
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)

@@ -82,6 +82,16 @@ def test_only_an_account_with_rights_gets_a_token() -> None:
     assert "CronJob moonflow/moonflow-sweep: mounts a token" in line
 
 
+@pytest.mark.parametrize("kind", ["Deployment", "StatefulSet", "ClusterTrainingRuntime"])
+def test_a_pod_in_the_namespace_of_the_profile_that_would_get_a_sidecar_is_found(kind: str) -> None:
+    mutated = copy.deepcopy([o for o in objects("dev/platform") if o["kind"] == kind])
+    for o in mutated:
+        for _, template in pod_templates(o):
+            template["metadata"]["labels"].pop("sidecar.istio.io/inject")
+    told = [line for line in violations(mutated) if "sidecar" in line]
+    assert len(told) == len(mutated) and all("pods get a sidecar of Istio" in line for line in told)
+
+
 @pytest.mark.parametrize("role", ["leaderTemplate", "workerTemplate"])
 def test_both_templates_of_a_group_are_looked_at(role: str) -> None:
     mutated = copy.deepcopy(list(objects("prod")))

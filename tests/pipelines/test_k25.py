@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from components.runtime.config import meaning
 from components.steps import ALL_STEPS, STEPS, config_class
 from pipelines.compile import compile_ir, compile_kubernetes
 from pipelines.dag import pipeline_parameters
@@ -82,6 +84,22 @@ def test_component_arguments_are_the_config_fields(step: str) -> None:
         if parameter.annotation in (int, float, str, bool) and name not in ("run_id", "later")
     }
     assert arguments == {name: field.annotation for name, field in config_class(step).model_fields.items()}
+
+
+@pytest.mark.parametrize("step", ALL_STEPS)
+def test_a_component_tells_what_each_of_its_parameters_and_artifacts_means(step: str) -> None:
+    component = load_component(step)
+    spec, fields = component.component_spec, config_class(step).model_fields
+    shown = {**(spec.inputs or {}), **(spec.outputs or {})}
+    shown.pop("Output", None)  # of evaluate: the decision, which has no name
+    for name, each in shown.items():
+        told = " ".join((each.description or "").split())
+        assert told == (meaning(fields[name]) if name in fields else told) and len(told) > 10, name
+    for name, field in fields.items():
+        if field.annotation in (int, float):
+            assert re.search(r"\[(at least|more than) ", meaning(field)), f"{step}.{name} has no lower bound"
+    assert "Args:" not in (spec.description or "")
+    assert "described" not in "".join(spec.implementation.container.command or ()), "a pod has the bare function"
 
 
 @pytest.mark.parametrize("step", ALL_STEPS)

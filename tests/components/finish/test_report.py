@@ -5,8 +5,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from components.finish.charts import figure, line_chart, smoothed, ticks
 from components.finish.report import render
+from components.runtime.charts import figure, line_chart, smoothed, ticks
 
 VOID = {"meta", "img", "br", "line"}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from components.promote import overlay
+from components.promote.gitops import MANIFESTS
 from components.promote.overlay import DEEPEST, LARGEST, NOTHING, Change
 from model.errors import MoonflowError
 
@@ -138,6 +139,8 @@ def test_a_literal_over_several_lines_is_refused_and_left(tmp_path: Path):
 
 @pytest.mark.parametrize(("image", "pinned"), [
     ('- name: moonflow-serve\n  newTag: "0.1.0"\n', f"- name: moonflow-serve\n  digest: {IMAGE}\n"),
+    ('- name: moonflow-serve\n  newTag:  # the last\n    # good one\n    "0.1.0"\n',
+     f"- name: moonflow-serve\n  digest:  # the last\n    # good one\n    {IMAGE}\n"),
     ("- newTag: v1  # now\n  name: moonflow-serve\n", f"- digest: {IMAGE}  # now\n  name: moonflow-serve\n"),
     (f"- name: moonflow-serve\n  digest: sha256:{'0' * 64}\n", f"- name: moonflow-serve\n  digest: {IMAGE}\n"),
     ("- name: moonflow-serve # ours\n  newName: r/s\n",
@@ -202,3 +205,15 @@ def test_an_address_comes_back_literally(tmp_path: Path, name: str) -> None:
     uri = f"s3://moonflow/runs/{name}/export/1"
     overlay.write(path, Change(uri, "a" * 64))
     assert overlay.read(path) == (uri, "a" * 64)
+
+
+@pytest.mark.parametrize("environment", ["local", "dev", "prod"])
+def test_a_promotion_changes_five_lines_of_an_overlay_of_ours_and_no_comment(environment: str, tmp_path: Path) -> None:
+    before = (MANIFESTS / "overlays" / environment / "kustomization.yaml").read_text()
+    path = place(tmp_path, before, environment)
+    image = IMAGE if "moonflow-serve" in before.partition("images:")[2] else ""
+    overlay.write(path, Change("s3://b/c", DIGEST, "kfp-1", "mlflow-1", image))
+    rows, after = before.splitlines(), path.read_text().splitlines()
+    changed = [(old, new) for old, new in zip(rows, after, strict=True) if old != new]
+    assert len(changed) == 4 + bool(image)
+    assert all("#" not in old + new for old, new in changed) and before.count("#") == path.read_text().count("#") > 0

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import base64
+import math
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import mlflow
 import pytest
 
-from components.runtime.card import mlflow_link, run_card, step_card
+from components.runtime.card import run_card, step_card
 from components.runtime.manifest import File, Manifest
+from components.runtime.mlflow_runs import mlflow_link
 
 MANIFEST = Manifest(
     uri="s3://moonflow/run-7/parl/2",
@@ -86,3 +90,41 @@ def test_a_steps_own_markdown_stands_below_the_card() -> None:
     decision = "**promote** s3://moonflow/run-7/parl/2\n"
     shown = step_card(MANIFEST.model_copy(update={"extra": {"markdown": decision}}), kept=False)
     assert shown.startswith("### parl of run run-7") and shown.endswith(f"|\n\n{decision}")
+
+
+def drawing(card: str) -> tuple[str, ElementTree.Element]:
+    """The words of the card's picture, and the picture."""
+    (words, data), = re.findall(r"!\[([^]]*)\]\(data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)\)", card)
+    return words, ElementTree.fromstring(base64.b64decode(data))
+
+
+def test_a_training_shows_its_loss_as_a_picture_that_needs_no_page() -> None:
+    history = [{"step": float(n), "time": 1.0, "loss/text": 9.0, "loss/total": 3 / (n + 1)} for n in range(30)]
+    words, svg = drawing(step_card(MANIFEST, kept=False, history=history))
+    assert words == "loss/total by optimizer step"
+    assert svg.tag == "{http://www.w3.org/2000/svg}svg" and svg.get("width") == "500"
+    style = svg.find("{*}style")
+    assert style is not None and "path{fill:none" in (style.text or ""), "a filled curve, and no page to say otherwise"
+    assert "var(" not in ElementTree.tostring(svg).decode()
+    assert len(svg.findall("{*}path")) == 1
+
+
+def test_an_evaluation_shows_the_mean_score_from_stage_to_stage() -> None:
+    rows = [{"step": step, "suite": suite, "value": value} for step, value in (("init", 0.1), ("sft", 0.3), ("rl", 0.7))
+            for suite in ("a", "b")]  # fmt: skip
+    words, _ = drawing(step_card(MANIFEST.model_copy(update={"extra": {"evals": rows}}), kept=False))
+    assert words == "mean score by stage, init to rl"
+
+
+FLAT = [{"step": 1.0, "lr": 1.0}, {"step": 2.0, "lr": 1.0}]
+NOT_A_NUMBER = [{"step": 1.0, "loss": math.nan}, {"step": 2.0, "loss": math.nan}]
+
+
+@pytest.mark.parametrize("history", [(), [{"step": 1.0, "loss": 2.0}], FLAT, NOT_A_NUMBER])
+def test_without_two_numbers_there_is_no_picture(history: list[dict[str, float]]) -> None:
+    assert "data:" not in step_card(MANIFEST, kept=False, history=history)
+
+
+def test_a_card_holds_no_html_which_kubeflow_shows_as_text() -> None:
+    two = {"inputs": {"a": "s3://b/1", "b": "s3://b/2"}, "warnings": ["one", "two"]}
+    assert not re.search(r"<[a-z]", step_card(MANIFEST.model_copy(update={"extra": two}), kept=False))

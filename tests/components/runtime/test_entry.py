@@ -9,7 +9,7 @@ from kfp import dsl
 
 from components.runtime.entry import enter, task
 from components.steps import config_class
-from model.errors import MoonflowError
+from model.errors import MoonflowError, Transient
 
 
 @pytest.fixture
@@ -72,3 +72,22 @@ def test_the_placement_of_the_task_decides_where_its_step_runs(
     with pytest.raises(SystemExit):
         enter("parl", arguments, inputs={}, output=dsl.Model(), metrics=dsl.Metrics(), card=dsl.Markdown())
     assert capsys.readouterr().err.startswith("parl: parl cannot run as 2 ranks")
+
+
+def test_a_task_in_a_pod_repeats_its_step_while_a_service_is_away(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = []
+
+    def away(*_: object) -> None:
+        calls.append(1)
+        raise Transient("the store is away; start it") if len(calls) < 3 else MoonflowError("a wrong parameter")
+
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setattr("components.runtime.launcher.launch.launch", away)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    arguments = {"run_id": "r", **config_class("parl")().model_dump()}
+    with pytest.raises(SystemExit):
+        enter("parl", arguments, inputs={}, output=dsl.Model(), metrics=dsl.Metrics(), card=dsl.Markdown())
+    said = capsys.readouterr().err
+    assert len(calls) == 3 and said.count("the store is away") == 2 and said.endswith("parl: a wrong parameter\n")

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow.environment_variables import MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT
 
 from components.runtime.mlflow_runs import Dataset, Outcome, finish_pipeline, of_step
 from components.runtime.tracking import Tracker
+from pipelines.result import mlflow_page
 
 DIGEST = "ab" * 32
 
@@ -56,6 +58,25 @@ def test_a_parent_shows_scores_parameters_speed_data_and_commit(client: mlflow.M
     assert (data.dataset.name, data.dataset.digest) == ("r/prepare_data", DIGEST[:36])
     assert "s3://b/r/prepare_data/0" in data.dataset.source
     assert (run.info.status, run.info.end_time) == ("FINISHED", 1_700_000_420_000)
+
+
+def test_the_only_address_that_is_printed_is_the_one_for_browsers(
+    client: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_PUBLIC_URI", "https://mlflow.example.org")
+    parent = finish_pipeline("r", "FINISHED", outcome())
+    assert f"MLflow run of the pipeline: https://mlflow.example.org/#/runs/{parent}\n" in capfd.readouterr().out
+    tracker = Tracker(tmp_path / "spool", "r", "parl")
+    tracker.start()
+    tracker.close("FINISHED")
+    said = capfd.readouterr().out
+    assert said == f"MLflow run: https://mlflow.example.org/#/runs/{tracker.mlflow_run_id}\n"
+    assert MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.get(), "MLflow's own line names the server that the steps use"
+
+
+def test_the_page_of_a_run_is_that_for_browsers() -> None:
+    environment = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:1", "MLFLOW_PUBLIC_URI": "https://mlflow.example.org/"}
+    assert mlflow_page(environment) == "https://mlflow.example.org"
 
 
 def test_finishing_again_changes_nothing(client: mlflow.MlflowClient) -> None:
