@@ -106,8 +106,14 @@ def submit(submission: Submission, server: Server) -> None:
     state = "uploaded" if uploaded else "already there with the same content"
     page = f"{server.ui}/#/pipelines/details/{version.pipeline_id}/version/{version.pipeline_version_id}"
     print(f"pipeline   {submission.pipeline} {submission.version}, {state}: {page}")
-    if submission.upload_only:
-        return
+    if not submission.upload_only:
+        _start(submission, server, version)
+    if retries := submission.profile.run.retries:
+        print(f"retries    {retries} a step: `moonflow doctor --cluster` says what this server's setting makes of them")
+
+
+def _start(submission: Submission, server: Server, version: Any) -> None:
+    """Start the run, or set the schedule, that was asked for."""
     print(f"not seen   from here: {submission.unseen}; the steps that use them check them")
     experiment = server.experiment(submission.experiment, submission.namespace)
     what = (experiment, version, submission.arguments, submission.account)

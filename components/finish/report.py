@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from components.finish.style import CSS
-from components.runtime.charts import bar_rows, figure, line_chart
+from components.runtime.charts import bar_rows, duration, figure, line_chart
 from model.data.sample import ABILITIES, MODALITIES
 
 Row = Mapping[str, Any]
@@ -65,7 +65,7 @@ def _header(summary: Mapping[str, Any], extra: Mapping[str, Any]) -> str:
         verdict, tone = "failed", "bad"
     else:
         verdict, tone = ("held back" if evaluation.get("decision") == "hold" else "not promoted"), "bad"
-    facts = {"Run time": _duration(float(summary.get("seconds") or 0.0)), "Profile": extra.get("profile"),
+    facts = {"Run time": duration(float(summary.get("seconds") or 0.0)), "Profile": extra.get("profile"),
              "Version": promoted.get("version"), "Commit": str(promoted.get("commit") or "")[:10],
              "Manifest": str(promoted.get("manifest_sha256") or "")[:10]}  # fmt: skip
     cells = "".join(f"<div><dt>{k}</dt><dd>{escape(str(v))}</dd></div>" for k, v in facts.items() if v)
@@ -249,7 +249,7 @@ def _time(summary: Mapping[str, Any]) -> str:
         return ""
     seconds = [(_words(step["name"]), float(step.get("seconds") or 0.0)) for step in steps]
     speed = [(_words(step["name"]), float(step["tokens_per_s"])) for step in steps if step.get("tokens_per_s")]
-    cards = _card("Seconds by step", _duration(sum(value for _, value in seconds)), bar_rows(seconds, "s"))
+    cards = _card("Seconds by step", duration(sum(value for _, value in seconds)), bar_rows(seconds, "s"))
     if speed:
         cards += _card("Tokens a second", "", bar_rows(speed, "tok/s"))
     return f'<h2>Where the time went</h2><div class="grid2" style="margin-top:12px">{cards}</div>'
@@ -300,9 +300,3 @@ def _words(name: str) -> str:
 
 def _score(value: float) -> str:
     return f"{value:.2f}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

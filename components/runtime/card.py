@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from components.runtime.charts import picture
+from components.runtime.charts import duration, picture
 from components.runtime.manifest import Manifest
 from components.runtime.mlflow_runs import mlflow_link
 
@@ -13,8 +13,12 @@ PICTURED = ("loss/total", "loss", "reward", "reward/mean")
 """Metrics that can stand for a step, the first that it has; else its first loss or reward."""
 
 
-def step_card(manifest: Manifest, *, kept: bool, history: Sequence[Mapping[str, float]] = ()) -> str:
+def step_card(
+    manifest: Manifest, *, kept: bool, queued_s: float | None = None, history: Sequence[Mapping[str, float]] = ()
+) -> str:
     """The card of a step; ``kept``: an earlier attempt or run had already written the manifest.
+
+    ``queued_s``: seconds from its TrainJob's creation until the first pod had a node; None without a job, or unknown.
 
     ``history``: its metrics by optimizer step, of which the card shows the loss or the reward as a picture.
 
@@ -27,6 +31,7 @@ def step_card(manifest: Manifest, *, kept: bool, history: Sequence[Mapping[str, 
         "manifest sha256": f"`{manifest.sha256}`",
         "made from": ", ".join(f"`{name}` {uri}" for name, uri in sorted(extra.get("inputs", {}).items())),
         "git commit": f"`{manifest.git_commit}`" if manifest.git_commit else "",
+        "queued": duration(queued_s) if queued_s is not None else "",
         "time": f"{extra['seconds']:,.1f} s" if "seconds" in extra else "",
         "tokens": f"{manifest.tokens_seen:,}" if manifest.tokens_seen else "",
         "finished": f"{manifest.created_at}{', before this task: kept' if kept else ''}",

@@ -44,6 +44,13 @@ def figure(value: float) -> str:
     return f"{value:.3g}"
 
 
+def duration(seconds: float) -> str:
+    """Whole seconds in words: 12 s, 3 min 12 s, 2 h 5 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
 def smoothed(points: Points) -> list[tuple[float, float]]:
     """Mean over a centred window of about a twentieth of the points, narrower at the ends: it does not lag behind."""
     reach = len(points) // 40

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,8 @@ def enter(
         later.check(arguments.get("later", ""))
         given = {name: _prefix(name, artifact) for name, artifact in inputs.items()}
         placement = placement_from_environment()
-        manifest = again(step, lambda: launch(step, config, given, placement))
+        queued = partial(state.__setitem__, "queued_s")
+        manifest = again(step, lambda: launch(step, config, given, placement, queued))
         state["kept"] = datetime.fromisoformat(manifest.created_at).timestamp() < int(state["started"])
         # The output keeps the uri that KFP gave it: KFP copies that file out of this task and into those that read it,
         # with its own keys, and fails a task whose output lies outside of the run's root.
@@ -69,7 +71,8 @@ def enter(
         for name, value in manifest.extra.items():
             if isinstance(value, int | float):
                 metrics.log_metric(name, float(value))
-        _write(card, step_card(manifest, kept=state["kept"], history=_history(manifest)).encode())
+        shown = step_card(manifest, kept=state["kept"], queued_s=state.get("queued_s"), history=_history(manifest))
+        _write(card, shown.encode())
     return manifest
 
 
@@ -102,7 +105,8 @@ def task(step: str, run_id: str) -> Iterator[dict[str, Any]]:
     """Around a task: names the run, and turns a MoonflowError into its one line and exit status 1.
 
     In a local run ``<run dir>/tasks/<step>.json`` tells the CLI how the task stands: ``{"state": running | done |
-    failed, "started", "ended": Unix seconds, "kept": it was finished before, "error": the one line}``.
+    failed, "started", "ended": Unix seconds, "kept": it was finished before, "queued_s": of its TrainJob, "error": the
+    one line}``.
     """
     if run_id:
         os.environ["MOONFLOW_RUN_ID"] = run_id

@@ -155,6 +155,23 @@ def test_a_dry_run_says_what_it_would_do_and_asks_nobody(kfp: FakeKFP, submit: S
     assert kfp.requests == []
 
 
+DOCTOR = "`moonflow doctor --cluster` says what this server's setting makes of them"
+
+
+@pytest.mark.parametrize("arguments", [(), ("--recurring", "@daily"), ("--upload-only",)])
+def test_a_profile_with_retries_ends_with_where_their_meaning_is_told(
+    submit: Submit, arguments: tuple[str, ...]
+) -> None:
+    lines = good(submit("--set", "run.retries=3", *arguments)).splitlines()
+    assert lines[-1] == f"retries    3 a step: {DOCTOR}"
+    assert len([line for line in lines if "doctor" in line]) == 1
+
+
+def test_a_profile_without_retries_says_nothing_of_them(submit: Submit) -> None:
+    out = good(submit())
+    assert "retries" not in out and "doctor" not in out
+
+
 def test_a_schedule_is_set_kept_and_replaced(kfp: FakeKFP, submit: Submit) -> None:
     out = good(submit("--recurring", "0 0 3 * * 1", "--set", "mid_train.steps=7"))
     ((first, made),) = kfp.recurring.items()

@@ -139,20 +139,11 @@ class Cluster:
 
     def adopt(self, name: str, labels: Mapping[str, str], owners: Sequence[Json]) -> None:
         """Set labels of a TrainJob, and its owners if any are given; no error if there is no such job."""
-        metadata: Json = {"labels": dict(labels), **({"ownerReferences": list(owners)} if owners else {})}
-        self._ask(
-            "patch TrainJobs",
-            lambda: self._custom.patch_namespaced_custom_object(
-                GROUP,
-                VERSION,
-                self.namespace,
-                PLURAL,
-                name,
-                {"metadata": metadata},  # a merge: other labels stay, the list of owners is replaced
-                _request_timeout=(_CONNECT_S, _READ_S),
-            ),
-            {404},
-        )
+        self._patch(name, {"labels": dict(labels), **({"ownerReferences": list(owners)} if owners else {})})
+
+    def annotate(self, name: str, annotations: Mapping[str, str], *, within: float) -> None:
+        """Set annotations of a TrainJob, tried for ``within`` seconds; no error if there is no such job."""
+        self._patch(name, {"annotations": dict(annotations)}, within)
 
     def labelled(self, selector: str) -> list[Json]:
         """The TrainJobs with a label, ``name=value``."""
@@ -316,6 +307,22 @@ class Cluster:
         finally:
             response.close()
             response.release_conn()
+
+    def _patch(self, name: str, metadata: Json, within: float | None = None) -> None:
+        self._ask(
+            "patch TrainJobs",
+            lambda: self._custom.patch_namespaced_custom_object(
+                GROUP,
+                VERSION,
+                self.namespace,
+                PLURAL,
+                name,
+                {"metadata": metadata},  # a merge: other labels stay, the list of owners is replaced
+                _request_timeout=(_CONNECT_S, within or _READ_S),
+            ),
+            {404},
+            within,
+        )
 
     def _ask(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from components.runtime.launcher.placement import Placement
@@ -16,10 +16,17 @@ from model.errors import MoonflowError
 PLACEMENT = "MOONFLOW_PLACEMENT"
 
 
-def launch(step: str, config: Mapping[str, Any], inputs: Mapping[str, str], placement: Placement) -> Manifest:
+def launch(
+    step: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    placement: Placement,
+    queued: Callable[[float], object] = lambda _: None,
+) -> Manifest:
     """Run ``step`` where ``placement`` says and return its complete manifest, read from the object store.
 
     Takes the environment of ``run_step``. A step that is complete under this run id starts nothing.
+    ``queued`` is called with the seconds that a TrainJob waited until its first pod had a node, if they are known.
 
     Raises:
         MoonflowError: what ``run_step`` raises; a placement that the step cannot have; the reason why ranks or a
@@ -38,7 +45,7 @@ def launch(step: str, config: Mapping[str, Any], inputs: Mapping[str, str], plac
     else:
         from components.runtime.launcher import trainjob
 
-        trainjob.run(work, placement, lambda: finished(step, config, inputs) is not None)
+        trainjob.run(work, placement, lambda: finished(step, config, inputs) is not None, queued=queued)
     made = finished(step, config, inputs)
     if made is None:
         raise MoonflowError(f"{step} ended without a complete manifest in the object store: look at its log, run again")

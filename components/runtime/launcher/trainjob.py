@@ -30,6 +30,7 @@ from components.runtime.launcher.cluster import Cluster
 from components.runtime.launcher.logs import PodLog
 from components.runtime.launcher.notices import Notices
 from components.runtime.launcher.placement import Placement
+from components.runtime.launcher.queued import Queued
 from components.runtime.launcher.reasons import Json, condition, name
 from components.runtime.launcher.signals import stop_on_sigterm
 from components.runtime.launcher.watching import follow
@@ -41,8 +42,16 @@ INDEX = "batch.kubernetes.io/job-completion-index"
 JOB = "jobset.sigs.k8s.io/replicatedjob-name"
 
 
-def run(work: Work, placement: Placement, done: Callable[[], bool], cluster: Cluster | None = None) -> None:
+def run(
+    work: Work,
+    placement: Placement,
+    done: Callable[[], bool],
+    cluster: Cluster | None = None,
+    queued: Callable[[float], object] = lambda _: None,
+) -> None:
     """Have a TrainJob do ``work`` and return when it is Complete; ``done`` tells whether the step's output exists.
+
+    ``queued`` is called once with the seconds from the job's creation until its first pod had a node, if known.
 
     Raises MoonflowError with the reason in one line if the job fails, cannot start, or belongs to other parameters.
     """
@@ -51,7 +60,7 @@ def run(work: Work, placement: Placement, done: Callable[[], bool], cluster: Clu
     with stop_on_sigterm():
         try:
             job = _attach(cluster, work, placement, owners, done)
-            _wait(cluster, work, placement, name(job))
+            _wait(cluster, work, placement, name(job), Queued(cluster, queued))
         except (Terminated, KeyboardInterrupt):
             _cancel(cluster, work, owners)
             raise
@@ -111,7 +120,7 @@ def _until_gone(cluster: Cluster, job: str, uid: str) -> None:
             )
 
 
-def _wait(cluster: Cluster, work: Work, placement: Placement, job_id: str) -> None:
+def _wait(cluster: Cluster, work: Work, placement: Placement, job_id: str, queued: Queued) -> None:
     """Return when the job is Complete, telling its state, its log and its trouble meanwhile."""
     where = _where(cluster, work)
     log, last, notices = PodLog(cluster), list[Json](), Notices(cluster, where)
@@ -130,6 +139,7 @@ def _wait(cluster: Cluster, work: Work, placement: Placement, job_id: str) -> No
                     f"{where}: pod {name(outside)} is not of RuntimeClass {placement.runtime_class}: let "
                     f"ClusterTrainingRuntime {placement.cluster_runtime} ask for it, and run again"
                 )
+            queued.look(job, pods)
             last = pods or last  # an ended job's pods may be gone: the last ones seen tell the reason
             if (first := _first(pods)) is not None:
                 log.follow(name(first))

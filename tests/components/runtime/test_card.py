@@ -53,6 +53,19 @@ def test_a_step_leads_to_its_mlflow_run_its_manifest_and_its_source() -> None:
     assert "kept" in rows(step_card(MANIFEST, kept=True))["finished"]
 
 
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(0.0, "0 s"), (12.0, "12 s"), (192.0, "3 min 12 s"), (7500.0, "2 h 5 min")]
+)
+def test_a_trainjobs_time_in_the_queue_stands_before_the_time_it_ran(seconds: float, told: str) -> None:
+    shown = rows(step_card(MANIFEST, kept=False, queued_s=seconds))
+    names = list(shown)
+    assert shown["queued"] == told and names.index("queued") + 1 == names.index("time")
+
+
+def test_a_step_that_is_not_known_to_have_queued_has_no_such_row() -> None:
+    assert "queued" not in rows(step_card(MANIFEST, kept=False))
+
+
 def test_text_from_elsewhere_stays_in_its_cell() -> None:
     assert rows(step_card(MANIFEST, kept=False))["warnings"] == r"a\|b c"
 

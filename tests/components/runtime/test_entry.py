@@ -3,11 +3,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kfp import dsl
 
 from components.runtime.entry import enter, task
+from components.runtime.manifest import Manifest
 from components.steps import config_class
 from model.errors import MoonflowError, Transient
 
@@ -72,6 +74,28 @@ def test_the_placement_of_the_task_decides_where_its_step_runs(
     with pytest.raises(SystemExit):
         enter("parl", arguments, inputs={}, output=dsl.Model(), metrics=dsl.Metrics(), card=dsl.Markdown())
     assert capsys.readouterr().err.startswith("parl: parl cannot run as 2 ranks")
+
+
+def test_the_card_tells_how_long_the_job_queued_also_if_the_store_is_away_afterwards(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second attempt finds the step finished and sees no job."""
+    calls = []
+
+    def launched(*arguments: Any) -> Manifest:
+        calls.append(1)
+        if len(calls) == 1:
+            arguments[-1](192.0)
+            raise Transient("the store is away; start it")
+        return Manifest(uri="s3://moonflow/r/parl/0", run_id="r", step="parl", index=0, kind="checkpoint", files=())
+
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setattr("components.runtime.launcher.launch.launch", launched)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    arguments = {"run_id": "r", **config_class("parl")().model_dump()}
+    output, card = dsl.Model(uri=str(run_dir / "output")), dsl.Markdown(uri=str(run_dir / "card"))
+    enter("parl", arguments, inputs={}, output=output, metrics=dsl.Metrics(), card=card)
+    assert len(calls) == 2 and "| queued | 3 min 12 s |" in (run_dir / "card").read_text()
 
 
 def test_a_task_in_a_pod_repeats_its_step_while_a_service_is_away(

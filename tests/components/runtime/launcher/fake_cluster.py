@@ -163,6 +163,12 @@ class FakeCluster:
             self._changed.notify_all()
         return name
 
+    def remove_pod(self, name: str) -> None:
+        """As the API server forgets a pod that was evicted."""
+        with self._changed:
+            self._end(name)
+            del self._pods[name]
+
     def own_pod(self, name: str, **rest: Any) -> None:
         """The pod that a step runs in."""
         with self._changed:

@@ -32,7 +32,9 @@ class Node:
         """Run the trainer's command in pod ``number`` to its end, with its log and state in the API; the exit code."""
         name = job["metadata"]["name"]
         trainer = job["spec"]["trainer"]
-        pod = self._cluster.pod(name, number)
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        placed = [{"type": "PodScheduled", "status": "True", "lastTransitionTime": now}]
+        pod = self._cluster.pod(name, number, conditions=placed)
         self._cluster.touch(name)
         kept = {key: os.environ[key] for key in ("PATH", "HOME", "OMP_NUM_THREADS") if key in os.environ}
         self.process = subprocess.Popen(

@@ -87,11 +87,13 @@ def until(process: subprocess.Popen[str], text: str) -> str:
 def test_a_real_step_runs_in_the_cluster_and_its_manifest_comes_back(
     node: Node, fake: FakeCluster, step_environment: str, store: ObjectStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = launch("prepare_data", SMALL_DATA, {}, TRAINJOB)
+    queued: list[float] = []
+    made = launch("prepare_data", SMALL_DATA, {}, TRAINJOB, queued.append)
+    assert len(queued) == 1 and 0 <= queued[0] < 60
     assert made.complete and made.uri == store.uri(f"{step_environment}/prepare_data/0")
     told = capsys.readouterr().out
     assert f"prepare_data: complete, {made.uri}" in told
-    assert launch("prepare_data", SMALL_DATA, {}, TRAINJOB) == made
+    assert launch("prepare_data", SMALL_DATA, {}, TRAINJOB, queued.append) == made and len(queued) == 1
     assert len(fake.seen("create")) == 1, "a finished step started a job"
 
 
