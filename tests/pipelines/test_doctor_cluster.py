@@ -55,10 +55,6 @@ def cluster() -> FakeApi:
     """What a cluster holds after dev's platform and the Secrets were applied."""
     there = {at: copy.deepcopy(o) for o in objects("dev/platform") if (at := path(o))}
     there[NAMESPACED]["metadata"]["ownerReferences"] = [{"kind": "Profile", "name": "moonflow"}]
-    for o in there.values():
-        if o["kind"] == "ClusterTrainingRuntime":
-            (job,) = o["spec"]["template"]["spec"]["replicatedJobs"]
-            job["template"]["spec"]["template"]["spec"]["containers"][0].pop("resources", None)
     for crd, version, *_ in CRDS:
         there[f"{CRD}/{crd}"] = {"metadata": {}, "spec": {"versions": [{"name": version, "served": True}]}}
     for secret in ("moonflow-store", "moonflow-mlflow", "moonflow-git", "moonflow-signing"):
