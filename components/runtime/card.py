@@ -13,13 +13,10 @@ PICTURED = ("loss/total", "loss", "reward", "reward/mean")
 """Metrics that can stand for a step, the first that it has; else its first loss or reward."""
 
 
-def step_card(
-    manifest: Manifest, *, kept: bool, history: Sequence[Mapping[str, float]] = (), queued: float | None = None
-) -> str:
+def step_card(manifest: Manifest, *, kept: bool, history: Sequence[Mapping[str, float]] = ()) -> str:
     """The card of a step; ``kept``: an earlier attempt or run had already written the manifest.
 
     ``history``: its metrics by optimizer step, of which the card shows the loss or the reward as a picture.
-    ``queued``: the seconds that its TrainJob waited for a place.
 
     ``extra["markdown"]`` of the manifest, if there is one, is the step's own part below.
     """
@@ -31,7 +28,6 @@ def step_card(
         "made from": ", ".join(f"`{name}` {uri}" for name, uri in sorted(extra.get("inputs", {}).items())),
         "git commit": f"`{manifest.git_commit}`" if manifest.git_commit else "",
         "time": f"{extra['seconds']:,.1f} s" if "seconds" in extra else "",
-        "queued": f"{queued:,.0f} s" if queued is not None else "",
         "tokens": f"{manifest.tokens_seen:,}" if manifest.tokens_seen else "",
         "finished": f"{manifest.created_at}{', before this task: kept' if kept else ''}",
         "warnings": "; ".join(map(str, extra.get("warnings", ()))),

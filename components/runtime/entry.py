@@ -52,8 +52,7 @@ def enter(
         later.check(arguments.get("later", ""))
         given = {name: _prefix(name, artifact) for name, artifact in inputs.items()}
         placement = placement_from_environment()
-        figures = dict[str, float]()
-        manifest = again(step, lambda: launch(step, config, given, placement, figures))
+        manifest = again(step, lambda: launch(step, config, given, placement))
         state["kept"] = datetime.fromisoformat(manifest.created_at).timestamp() < int(state["started"])
         # The output keeps the uri that KFP gave it: KFP copies that file out of this task and into those that read it,
         # with its own keys, and fails a task whose output lies outside of the run's root.
@@ -70,8 +69,7 @@ def enter(
         for name, value in manifest.extra.items():
             if isinstance(value, int | float):
                 metrics.log_metric(name, float(value))
-        shown = step_card(manifest, kept=state["kept"], history=_history(manifest), queued=figures.get("queued"))
-        _write(card, shown.encode())
+        _write(card, step_card(manifest, kept=state["kept"], history=_history(manifest)).encode())
     return manifest
 
 

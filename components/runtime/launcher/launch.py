@@ -16,17 +16,10 @@ from model.errors import MoonflowError
 PLACEMENT = "MOONFLOW_PLACEMENT"
 
 
-def launch(
-    step: str,
-    config: Mapping[str, Any],
-    inputs: Mapping[str, str],
-    placement: Placement,
-    figures: dict[str, float] | None = None,
-) -> Manifest:
+def launch(step: str, config: Mapping[str, Any], inputs: Mapping[str, str], placement: Placement) -> Manifest:
     """Run ``step`` where ``placement`` says and return its complete manifest, read from the object store.
 
-    Takes the environment of ``run_step``. A step that is complete under this run id starts nothing. ``figures`` is told
-    of the launch itself: ``queued``, the seconds that a TrainJob waited in its queue.
+    Takes the environment of ``run_step``. A step that is complete under this run id starts nothing.
 
     Raises:
         MoonflowError: what ``run_step`` raises; a placement that the step cannot have; the reason why ranks or a
@@ -45,9 +38,7 @@ def launch(
     else:
         from components.runtime.launcher import trainjob
 
-        queued = trainjob.run(work, placement, lambda: finished(step, config, inputs) is not None)
-        if queued is not None and figures is not None:
-            figures["queued"] = queued
+        trainjob.run(work, placement, lambda: finished(step, config, inputs) is not None)
     made = finished(step, config, inputs)
     if made is None:
         raise MoonflowError(f"{step} ended without a complete manifest in the object store: look at its log, run again")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
 from typing import Any
 
 from components.runtime.worker import ERROR_MARK
@@ -81,17 +80,6 @@ def condition(thing: Json, kind: str) -> Json | None:
     """The status condition ``kind`` of an object if it is true, else None."""
     rows = thing.get("status", {}).get("conditions") or []
     return next((row for row in rows if row["type"] == kind and row["status"] == "True"), None)
-
-
-def queued_s(job: Json) -> float | None:
-    """Seconds from a TrainJob's creation until it was let go; None if it was not held, or still is."""
-    rows = job.get("status", {}).get("conditions") or []
-    for row in rows:
-        if (row["type"], row["status"]) == ("Suspended", "False") and row.get("lastTransitionTime"):
-            ends = (row["lastTransitionTime"], job["metadata"]["creationTimestamp"])
-            let_go, created = (datetime.fromisoformat(text) for text in ends)
-            return max(0.0, (let_go - created).total_seconds())
-    return None
 
 
 def run_ended(workflow: Json | None) -> bool:

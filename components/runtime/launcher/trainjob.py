@@ -41,10 +41,8 @@ INDEX = "batch.kubernetes.io/job-completion-index"
 JOB = "jobset.sigs.k8s.io/replicatedjob-name"
 
 
-def run(work: Work, placement: Placement, done: Callable[[], bool], cluster: Cluster | None = None) -> float | None:
+def run(work: Work, placement: Placement, done: Callable[[], bool], cluster: Cluster | None = None) -> None:
     """Have a TrainJob do ``work`` and return when it is Complete; ``done`` tells whether the step's output exists.
-
-    Returns the seconds that it first waited in its queue, None if it was in none.
 
     Raises MoonflowError with the reason in one line if the job fails, cannot start, or belongs to other parameters.
     """
@@ -53,7 +51,7 @@ def run(work: Work, placement: Placement, done: Callable[[], bool], cluster: Clu
     with stop_on_sigterm():
         try:
             job = _attach(cluster, work, placement, owners, done)
-            queued = _wait(cluster, work, placement, name(job))
+            _wait(cluster, work, placement, name(job))
         except (Terminated, KeyboardInterrupt):
             _cancel(cluster, work, owners)
             raise
@@ -64,7 +62,6 @@ def run(work: Work, placement: Placement, done: Callable[[], bool], cluster: Clu
             f"{_where(cluster, work)} is Complete, but {work.step} has no complete manifest in the object store: check "
             f"that ConfigMap moonflow in namespace {cluster.namespace} names the same MOONFLOW_STORE, then run again"
         )
-    return queued
 
 
 def _attach(
@@ -114,12 +111,11 @@ def _until_gone(cluster: Cluster, job: str, uid: str) -> None:
             )
 
 
-def _wait(cluster: Cluster, work: Work, placement: Placement, job_id: str) -> float | None:
-    """Return ``run``'s seconds when the job is Complete, telling its state, its log and its trouble meanwhile."""
+def _wait(cluster: Cluster, work: Work, placement: Placement, job_id: str) -> None:
+    """Return when the job is Complete, telling its state, its log and its trouble meanwhile."""
     where = _where(cluster, work)
     log, last, notices = PodLog(cluster), list[Json](), Notices(cluster, where)
     told, disrupted, since = "", set[str](), 0.0
-    queued: float | None = None
     try:
         for seen in follow(cluster, job_id):
             job = seen.job
@@ -127,8 +123,6 @@ def _wait(cluster: Cluster, work: Work, placement: Placement, job_id: str) -> fl
                 raise MoonflowError(
                     f"{where} was deleted by someone else: run again, it resumes from its last checkpoint"
                 )
-            if queued is None:
-                queued = reasons.queued_s(job)  # the first time: Kueue may take its place away and give it another
             pods = cluster.pods(job_id)
             if (outside := _outside(pods, placement)) is not None:
                 cluster.delete(job_id)  # what it runs is to be confined
@@ -142,7 +136,7 @@ def _wait(cluster: Cluster, work: Work, placement: Placement, job_id: str) -> fl
             if condition(job, "Complete") or condition(job, "Failed"):
                 log.end()
             if condition(job, "Complete"):
-                return queued
+                return
             if condition(job, "Failed"):
                 raise MoonflowError(f"{where} failed: {reasons.of_failure(job, _last_attempt(last), list(log.tail))}")
             for pod in pods:
@@ -165,7 +159,6 @@ def _wait(cluster: Cluster, work: Work, placement: Placement, job_id: str) -> fl
     except MoonflowError:
         log.end()  # a request to end must not wait for it
         raise
-    raise AssertionError("the watch ends with the job's deletion, which is an error")
 
 
 def _cancel(cluster: Cluster, work: Work, owners: list[Json]) -> None:

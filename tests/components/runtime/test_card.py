@@ -53,12 +53,6 @@ def test_a_step_leads_to_its_mlflow_run_its_manifest_and_its_source() -> None:
     assert "kept" in rows(step_card(MANIFEST, kept=True))["finished"]
 
 
-def test_a_train_job_tells_how_long_it_queued() -> None:
-    assert rows(step_card(MANIFEST, kept=False, queued=3725.0))["queued"] == "3,725 s"
-    assert rows(step_card(MANIFEST, kept=False, queued=0.0))["queued"] == "0 s"
-    assert "queued" not in rows(step_card(MANIFEST, kept=False))
-
-
 def test_text_from_elsewhere_stays_in_its_cell() -> None:
     assert rows(step_card(MANIFEST, kept=False))["warnings"] == r"a\|b c"
 

@@ -8,7 +8,6 @@ import pytest
 from kfp import dsl
 
 from components.runtime.entry import enter, task
-from components.runtime.manifest import Manifest
 from components.steps import config_class
 from model.errors import MoonflowError, Transient
 
@@ -93,22 +92,3 @@ def test_a_task_in_a_pod_repeats_its_step_while_a_service_is_away(
         enter("parl", arguments, inputs={}, output=dsl.Model(), metrics=dsl.Metrics(), card=dsl.Markdown())
     said = capsys.readouterr().err
     assert len(calls) == 3 and said.count("the store is away") == 2 and said.endswith("parl: a wrong parameter\n")
-
-
-def test_the_card_tells_how_long_a_train_job_queued(
-    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = Manifest(uri="s3://b/r/parl/0", run_id="r", step="parl", index=0, kind="checkpoint", files=(),
-                    created_at="2026-01-01T00:00:00+00:00")  # fmt: skip
-
-    def launch(*given: object) -> Manifest:
-        figures = given[-1]
-        assert isinstance(figures, dict)
-        figures["queued"] = 42.0
-        return made
-
-    monkeypatch.setattr("components.runtime.launcher.launch.launch", launch)
-    output, card = dsl.Model(uri=str(tmp_path / "made")), dsl.Markdown(uri=str(tmp_path / "card"))
-    arguments = {"run_id": "r", **config_class("parl")().model_dump()}
-    enter("parl", arguments, inputs={}, output=output, metrics=dsl.Metrics(), card=card)
-    assert "| queued | 42 s |" in (tmp_path / "card").read_text()

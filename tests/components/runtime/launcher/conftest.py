@@ -93,14 +93,14 @@ def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 
 @pytest.fixture
-def launched(fake: FakeCluster, cluster: Cluster, work: Work, placement: Placement) -> Callable[..., float | None]:
+def launched(fake: FakeCluster, cluster: Cluster, work: Work, placement: Placement) -> Callable[..., None]:
     """Run the work while the cluster follows a script; the step's manifest exists unless ``left`` says otherwise."""
 
-    def launch(script: Script | None = None, *, left: bool = True) -> float | None:
+    def launch(script: Script | None = None, *, left: bool = True) -> None:
         if schemas.FOLDER.is_dir():
             fake.validate = validate_train_job
         if script is not None:
             fake.on_create = lambda fake, job: script(fake)
-        return run(work, placement, lambda: left, cluster)
+        run(work, placement, lambda: left, cluster)
 
     return launch

@@ -52,7 +52,7 @@ def test_a_job_is_created_watched_and_its_log_told(
 
 
 def test_running_is_not_success_and_queued_is_not_death(
-    fake: FakeCluster, launched: Callable[..., float | None], capsys: pytest.CaptureFixture[str]
+    fake: FakeCluster, launched: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Longer in the queue than any patience but the outage's: a watch ends, nothing is said twice."""
 
@@ -69,9 +69,8 @@ def test_running_is_not_success_and_queued_is_not_death(
         completes(fake)
 
     started = time.monotonic()
-    queued = launched(script)
+    launched(script)
     assert time.monotonic() - started > 2 and len(fake.seen("watch")) >= 2
-    assert queued is not None and 1 <= queued < 10, "times are whole seconds"
     told = capsys.readouterr().out
     assert told.count("queued in LocalQueue train") == 1
     assert (
