@@ -36,7 +36,7 @@ RUN pip install --no-cache-dir --no-deps --editable .
 # Kernels beside their sources, for CPUs of the build machine's kind (of another: NUMBA_CPU_NAME and NUMBA_CPU_FEATURES). A
 # process that may not write here begins with a copy. Layers keep whole seconds, and Numba compares the sources' times.
 RUN find model/kernels -name '*.py' -exec touch --date=2026-01-01T00:00:00Z {} + \
-    && env HOME=/tmp PYTHONDONTWRITEBYTECODE=1 python -m model.compile_kernels
+    && env HOME=/tmp PYTHONDONTWRITEBYTECODE=1 python -m model.kernels.compile
 
 # Last, because it changes with every build. The NVIDIA variables ask the container toolkit for the driver's libraries.
 ARG GIT_COMMIT=unknown

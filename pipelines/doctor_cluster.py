@@ -25,6 +25,7 @@ from pipelines.doctor import Check, show
 
 Json = dict[str, Any]
 STEP_ACCOUNT = "moonflow-step"
+SWEEPER = "moonflow-sweep"
 KUBEFLOW = "kubeflow"
 CONTROLLER = "workflow-controller-configmap"
 PLATFORM = "kubectl apply -k manifests/overlays/<environment>/platform"
@@ -242,6 +243,9 @@ def _accounts(reader: Reader, namespace: str) -> Iterator[Check]:
     for account in (STEP_ACCOUNT, SERVICE_ACCOUNT):
         path = f"/api/v1/namespaces/{quote(namespace)}/serviceaccounts/{account}"
         yield _found(reader, f"ServiceAccount {account}", path, PLATFORM)[0]
+    sweeper = f"/apis/batch/v1/namespaces/{quote(namespace)}/cronjobs/{SWEEPER}"
+    mend = f"{PLATFORM}: without it the TrainJobs of terminated runs may go on"
+    yield _found(reader, f"CronJob {SWEEPER}", sweeper, mend, needed=False)[0]
     name, user = f"rights of {STEP_ACCOUNT}", f"system:serviceaccount:{namespace}:{STEP_ACCOUNT}"
     lacking = []
     try:

@@ -11,7 +11,7 @@ from kfp import dsl, kubernetes
 from components.runtime.launcher import body
 from components.runtime.launcher.placement import Placement
 
-SETTINGS = (*body.SETTINGS, "MOONFLOW_GITOPS_REPO", "MOONFLOW_FORGE", "MLFLOW_PUBLIC_URI")
+SETTINGS = (*body.SETTINGS, "MOONFLOW_GITOPS_REPO", "MOONFLOW_FORGE")
 """Environment variables that the ConfigMap ``moonflow`` gives to every task."""
 WAITING_POD = Placement.model_validate({"cpu": "1", "memory": "2Gi"})
 """The pod that waits for a TrainJob."""

@@ -58,13 +58,13 @@ _HINTS = {
     "certificate": "give your authority's certificates as a PEM file in SSL_CERT_FILE",
     "dubious ownership": "the folder belongs to another user: give an https address, or a repository of your own",
 }
+"""What Git says about a remote -> what to do."""
 # What curl and Git say of a server that is away, restarting or overloaded.
 _PASSING = (
     "Could not resolve host", "Failed to connect", "Couldn't connect", "Connection refused", "Connection timed out",
     "Connection reset", "Operation too slow", "early EOF", "RPC failed", "Empty reply from server",
     "The requested URL returned error: 5", "The requested URL returned error: 429",
 )  # fmt: skip
-"""What Git says about a remote -> what to do."""
 
 
 def git(

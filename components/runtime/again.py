@@ -7,6 +7,7 @@ finds a service away goes on waiting inside of its pod, where its work so far is
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -36,11 +37,13 @@ class Bound:
 
 
 def again(step: str, work: Callable[[], Result], bound: Bound | None = None) -> Result:
-    """``work()``, repeated while a service that it needs is away; in a cluster's pod only.
+    """``work()``, repeated while a service that it needs is away; in a run's pod only.
 
-    Raises what the last attempt raised. On a laptop nobody is served by waiting: whoever runs it reads the line.
+    Raises what the last attempt raised. In a local run, on a laptop or in a notebook's pod, nobody is served by
+    waiting: whoever runs it reads the line.
     """
-    bound = bound or (Bound() if os.environ.get("KUBERNETES_SERVICE_HOST") else Bound(attempts=1))
+    in_pod = os.environ.get("KUBERNETES_SERVICE_HOST") and not os.environ.get("MOONFLOW_RUN_DIR")
+    bound = bound or (Bound() if in_pod else Bound(attempts=1))
 
     def tell(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
@@ -51,10 +54,16 @@ def again(step: str, work: Callable[[], Result], bound: Bound | None = None) -> 
             flush=True,
         )
 
+    def let_go(state: RetryCallState) -> None:
+        # An error kept by what raised it keeps the failed attempt's model, too: two would not fit into memory.
+        if state.attempt_number > 1:
+            gc.collect()
+
     attempts = Retrying(
         retry=retry_if_exception_type(Transient),
         stop=stop_after_attempt(bound.attempts),
         wait=wait_random_exponential(bound.first_s, bound.longest_s),
+        before=let_go,
         before_sleep=tell,
         reraise=True,
     )

@@ -34,7 +34,7 @@ from pydantic import (
 from components.runtime.address import checked, path_fault
 from components.runtime.part_file import sweep
 from components.runtime.store import NotInStore, ObjectStore, disk_errors
-from model.errors import MoonflowError
+from model.errors import MoonflowError, Unavailable
 
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"  # the step's metric history, a file of every manifest that a step publishes
@@ -147,7 +147,8 @@ def publish(store: ObjectStore, prefix: str, folder: Path, added: Iterable[File]
 
     ``added`` are files that other processes have uploaded there already (``add``). ``fields`` are those of Manifest
     except ``uri`` and ``files``. Publishing the same files again returns the manifest that is there; other files under
-    a taken prefix are a MoonflowError. Neither leaves anything of its own there, and nor does a failed upload.
+    a taken prefix are Unavailable: another process works on this run, or did. Neither leaves anything of its own there,
+    and nor does a failed upload.
     """
     added = tuple(added)
     uri, taken = store.uri(prefix).rstrip("/"), find(store, prefix)
@@ -215,7 +216,7 @@ def _require_files(store: ObjectStore, prefix: str, manifest: Manifest) -> None:
     gone = [file for file in manifest.files if f"{prefix}/{file.place}" not in there]
     if gone:
         withdraw(store, prefix, manifest.canonical())
-        raise MoonflowError(
+        raise Unavailable(
             f"{manifest.uri}: {gone[0].name} was removed while it was published: another process works on this run; "
             "end one of them, then run again"
         )
@@ -338,5 +339,5 @@ def _fetch_file(store: ObjectStore, prefix: str, file: File, path: Path) -> None
 def _same(existing: Manifest, wanted: Manifest) -> Manifest:
     """``existing`` if it holds what ``wanted`` would: a retry after a lost answer, or a re-run of the same work."""
     if [file.content for file in existing.files] != [file.content for file in wanted.files]:
-        raise MoonflowError(f"{existing.uri} already holds another output: use a new run id or delete that prefix")
+        raise Unavailable(f"{existing.uri} already holds another output: use a new run id or delete that prefix")
     return existing

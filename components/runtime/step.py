@@ -31,7 +31,7 @@ from components.runtime.retention import METRICS as LAST_METRICS
 from components.runtime.retention import Retention
 from components.runtime.store import ObjectStore, disk_errors
 from components.runtime.tracking import StepMetrics, Tracker, pod_wait_s
-from model.errors import MoonflowError
+from model.errors import MoonflowError, Transient
 from model.private_folder import private_folder
 from model.train.protocol import Progress
 from model.train.ranks import Ranks
@@ -250,7 +250,7 @@ def run_step(
     with disk_errors(run_dir):
         tracker = _tracker(run_dir, run_id, start.name) if ranks.first else None
         context = StepContext(store, run_id, start.name, run_dir, lineage, tracker, ranks)
-    status = "FAILED"
+    status, patient = "FAILED", True
     try:
         stage = importlib.import_module(f"components.{step}.stage")
         if tracker is not None:
@@ -266,11 +266,14 @@ def run_step(
         status = "FINISHED"
         return output
     except (KeyboardInterrupt, Terminated):
-        status = "KILLED"
+        status, patient = "KILLED", False
+        raise
+    except Transient:
+        patient = False  # the next attempt in this pod sends what is left
         raise
     finally:
         if tracker is not None:
-            tracker.close(status)
+            tracker.close(status, patient=patient)
 
 
 def finished(step: str, config: Mapping[str, Any], inputs: Mapping[str, str] | None = None) -> Manifest | None:

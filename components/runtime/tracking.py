@@ -99,14 +99,16 @@ class Tracker:
     def tags(self, values: Mapping[str, str]) -> None:
         self._append({"kind": "tags", "values": dict(values)})
 
-    def close(self, status: str) -> None:
+    def close(self, status: str, *, patient: bool = True) -> None:
         """Mark the run FINISHED, FAILED or KILLED and wait up to ten seconds for what is unsent, then ``wait_s`` more
-        unless it was KILLED; the rest stays."""
+        if ``patient``; the rest stays."""
+        if not patient:
+            self._wait_s = self._wait_s and 0.0
         self._append({"kind": "end", "status": status, "time": time.time()})
         self._closing.set()
         if self._thread.ident is not None:
             self._thread.join(_FLUSH_S)
-            if self._thread.is_alive() and self._wait_s and status != "KILLED":
+            if self._thread.is_alive() and self._wait_s:
                 print(f"waiting up to {self._wait_s:g} s for MLflow ({WAIT})", file=sys.stderr, flush=True)
                 self._thread.join(self._wait_s)
             self._abandoned.set()

@@ -4,7 +4,8 @@ It reads MOONFLOW_STEP, MOONFLOW_CONFIG (JSON), MOONFLOW_INPUTS (JSON, name -> U
 ranks divide), torchrun's variables and what ``run_step`` reads. Exit status 0: the step's complete manifest is in the
 object store. ``REFUSED``: a MoonflowError that each further attempt would meet again, which ends the job at once (the
 failure policies in manifests/base/training). 143: it was asked to end (SIGTERM) and saved what it could. 1: anything
-else, a missing service or a bug, which another attempt may not meet. A MoonflowError is one line of stderr after
+else, a missing service or a bug, which another attempt may not meet; a pod of one rank has waited for the service first
+(``components.runtime.again``). A MoonflowError is one line of stderr after
 ``ERROR_MARK``, by which the launcher finds it above torchrun's own account; a bug keeps its traceback.
 """
 
@@ -37,11 +38,15 @@ def _work() -> None:
             raise MoonflowError(f"{STEP} is not set: the worker is started by components.runtime.launcher, not by hand")
         require_parallel({step: int(os.environ.get("WORLD_SIZE", "1"))})
         config, inputs = _table(CONFIG), _table(INPUTS)
+        from components.runtime.again import Bound, again
         from components.runtime.step import run_step
         from model.train.layout import Layout
         from model.train.ranks import Ranks
 
-        made = run_step(step, config, inputs, Ranks.join(Layout(**_table(LAYOUT))))
+        ranks = Ranks.join(Layout(**_table(LAYOUT)))
+        # One of several ranks cannot go back to the step's beginning by itself: the group is started anew.
+        bound = Bound(attempts=1) if ranks.world > 1 else None
+        made = again(step, lambda: run_step(step, config, inputs, ranks), bound)
     except MoonflowError as error:
         print(f"{ERROR_MARK}{error}", file=sys.stderr, flush=True)
         sys.exit(1 if isinstance(error, Unavailable) else REFUSED)

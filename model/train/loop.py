@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from model.context import extend_context
 from model.data.packing import Batch
@@ -91,7 +92,11 @@ class _Run:
         engine, guard, position = self._open(phase, found)
         with stop.at_step_ends():
             engine = self._steps(number, phase, done_before, engine, guard, position)
+            # It may have come while the phase's last step was saved, after the look at the step's end.
+            ends = self.ranks.any(stop.asked()) and done_before + self.loop.step < self.total_steps
         engine.close()
+        if ends:
+            self._end(done_before)
 
     def _steps(
         self,
@@ -133,10 +138,14 @@ class _Run:
                 if ends or phase.saves_at(self.loop.step):
                     self._save(done_before, engine, guard, after)
                 if ends:
-                    self.saver.wait()
-                    log.warning("asked to end: step %d is saved", done_before + self.loop.step)
-                    raise Terminated
+                    self._end(done_before)
         return engine
+
+    def _end(self, done_before: int) -> NoReturn:
+        """As it was asked, behind a step that is saved."""
+        self.saver.wait()
+        log.warning("asked to end: step %d is saved", done_before + self.loop.step)
+        raise Terminated
 
     def _open(self, phase: Phase, found: Path | None) -> tuple[Engine, SpikeGuard, StreamState | None]:
         """The phase's engine, guard and data position: at its beginning, or as ``found`` left them."""

@@ -20,6 +20,7 @@ from tests.pipelines.api_server import REVIEWS, FakeApi, Json, serving
 NAMESPACED = "/api/v1/namespaces/moonflow"
 KUEUE = "/apis/kueue.x-k8s.io/v1beta2"
 RUNTIMES = "/apis/trainer.kubeflow.org/v1alpha1/clustertrainingruntimes"
+CRON_JOBS = "/apis/batch/v1/namespaces/moonflow/cronjobs"
 CLASSES = "/apis/storage.k8s.io/v1/storageclasses"
 CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 CONTROLLER = "/api/v1/namespaces/kubeflow/configmaps/workflow-controller-configmap"
@@ -35,6 +36,7 @@ def path(o: Json) -> str | None:
         "LocalQueue": f"{KUEUE}/namespaces/moonflow/localqueues/{name}",
         "ClusterQueue": f"{KUEUE}/clusterqueues/{name}",
         "ClusterTrainingRuntime": f"{RUNTIMES}/{name}",
+        "CronJob": f"{CRON_JOBS}/{name}",
     }.get(o["kind"])
 
 
@@ -53,10 +55,6 @@ def cluster() -> FakeApi:
     """What a cluster holds after dev's platform and the Secrets were applied."""
     there = {at: copy.deepcopy(o) for o in objects("dev/platform") if (at := path(o))}
     there[NAMESPACED]["metadata"]["ownerReferences"] = [{"kind": "Profile", "name": "moonflow"}]
-    for o in there.values():
-        if o["kind"] == "ClusterTrainingRuntime":
-            (job,) = o["spec"]["template"]["spec"]["replicatedJobs"]
-            job["template"]["spec"]["template"]["spec"]["containers"][0].pop("resources", None)
     for crd, version, *_ in CRDS:
         there[f"{CRD}/{crd}"] = {"metadata": {}, "spec": {"versions": [{"name": version, "served": True}]}}
     for secret in ("moonflow-store", "moonflow-mlflow", "moonflow-git", "moonflow-signing"):
@@ -126,6 +124,7 @@ def inactive(c: FakeApi) -> None:
     (resources, "missing ClusterTrainingRuntime moonflow-torchrun its container node names resources remove them"),
     (lambda c: c.objects[CLASSES]["items"].clear(), "missing default StorageClass none: the volumes of"),
     (lambda c: c.objects.pop(f"{NAMESPACED}/serviceaccounts/moonflow-train"), "missing ServiceAccount moonflow-train"),
+    (lambda c: c.objects.pop(f"{CRON_JOBS}/moonflow-sweep"), "optional CronJob moonflow-sweep not there"),
     (lambda c: c.denied.add(("delete", "trainjobs")), "missing rights of moonflow-step may not delete trainjobs"),
     (lambda c: c.forbidden.add(REVIEWS), "optional rights of moonflow-step the Kubernetes API at http"),
     (lambda c: c.forbidden.add(CLASSES), "optional default StorageClass the Kubernetes API at http"),

@@ -99,6 +99,19 @@ def test_a_run_that_is_asked_to_end_saves_its_step_and_goes_on_to_the_same_bits(
     assert {**first.losses, **second.losses} == whole.losses
 
 
+def test_a_request_that_comes_while_a_phase_s_last_step_is_saved_is_not_forgotten(data, around, tmp_path):
+    class Asked(around):
+        def prepare(self, *, index: int, tokens_seen: int, complete: bool) -> Asked:
+            if len(self.losses) == 4:
+                stop.request()
+            return super().prepare(index=index, tokens_seen=tokens_seen, complete=complete)
+
+    run = Asked(tmp_path)
+    with pytest.raises(stop.Terminated):
+        train(KimiK25(preset("tiny"), seed=1), phases(data), data.path, run)
+    assert list(run.losses) == [1, 2, 3, 4] and [index for index, *_ in run.saved] == [0, 1]
+
+
 def test_a_request_in_the_last_step_is_answered_by_finishing(data, around, tmp_path):
     class Asked(around):
         def update(self, done: int, total: int, **figures: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -49,13 +50,35 @@ def test_repetition_has_a_bound_and_other_errors_get_none(error: Exception, call
     assert told.value is error and work.calls == calls
 
 
-def test_only_a_pod_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+@pytest.mark.parametrize("variables", [{}, {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "MOONFLOW_RUN_DIR": "runs/a"}],
+                         ids=["laptop", "notebook in a cluster"])  # fmt: skip
+def test_a_local_run_does_not_wait(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("KUBERNETES_SERVICE_HOST", "MOONFLOW_RUN_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
     work = Failing(1, Transient("the store is away"))
     with pytest.raises(Transient):
         again("parl", work)
     assert work.calls == 1
     assert Bound().attempts > 1 and sum(min(15 * 2**n, 240) for n in range(Bound().attempts - 1)) < 1200
+
+
+def test_a_failed_attempt_leaves_no_model_beside_the_next_one_s() -> None:
+    class Model:
+        error: Exception
+
+    before: list[weakref.ref[Model]] = []
+
+    def work() -> bool:
+        if before:
+            return before[0]() is None
+        model = Model()
+        before.append(weakref.ref(model))
+        model.error = Transient("the store is away")
+        raise model.error
+
+    assert again("parl", work, QUICK)
 
 
 @contextmanager

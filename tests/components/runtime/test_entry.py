@@ -108,6 +108,7 @@ def test_a_task_in_a_pod_repeats_its_step_while_a_service_is_away(
         raise Transient("the store is away; start it") if len(calls) < 3 else MoonflowError("a wrong parameter")
 
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.delenv("MOONFLOW_RUN_DIR")
     monkeypatch.setattr("components.runtime.launcher.launch.launch", away)
     monkeypatch.setattr("time.sleep", lambda _: None)
     arguments = {"run_id": "r", **config_class("parl")().model_dump()}

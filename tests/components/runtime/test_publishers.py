@@ -15,7 +15,7 @@ from components.runtime.checkpoints import Publish, StoredCheckpoints
 from components.runtime.folder_store import FolderStore
 from components.runtime.manifest import File, Manifest, add, fetch, find, publish, read
 from components.runtime.retention import Retention
-from model.errors import MoonflowError
+from model.errors import MoonflowError, Unavailable
 
 REQUESTS = 9  # more than one publisher sends
 ANOTHER = "already holds another output"
@@ -78,7 +78,7 @@ class Process:
     def _run(self) -> None:
         try:
             self.made = self._work(self.store)
-        except MoonflowError as error:
+        except Unavailable as error:  # not the input's fault: a pod that was lost may publish on beside its successor
             self.error = str(error)
 
 

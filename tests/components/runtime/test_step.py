@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from mlflow import MlflowClient
 from components.runtime.manifest import Manifest, fetch, read
 from components.runtime.step import StepContext, read_metrics, run_step
 from components.runtime.store import ObjectStore
-from model.errors import MoonflowError
+from model.errors import MoonflowError, Transient
 from pipelines.services import Services
 from tests.counted import Config, Died, Stage, counting
 
@@ -194,3 +196,26 @@ def test_run_injected_by_kubeflow_is_adopted(
     assert run_step("counted", {"steps": 2}).mlflow_run_id == injected
     run = client.get_run(injected)
     assert run.data.tags["moonflow.step"] == "counted" and run.data.metrics == {"loss/text": 0.5}
+
+
+def test_an_attempt_that_is_to_be_repeated_does_not_wait_for_mlflow_too(
+    define: Callable[[Stage], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A node that is lost may have had both; the next attempt sends what this one did not."""
+
+    def away(*_: object) -> Manifest:
+        raise Transient("the store is away")
+
+    define(away)
+    for name, value in {
+        "MOONFLOW_RUN_ID": "r", "MOONFLOW_STORE": f"file://{tmp_path}/store", "MOONFLOW_MLFLOW_WAIT_S": "30",
+        "MLFLOW_TRACKING_URI": "http://127.0.0.1:9",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    for name in ("MOONFLOW_RUN_DIR", "MLFLOW_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    begun = time.monotonic()
+    with pytest.raises(Transient):
+        run_step("counted", {})
+    assert time.monotonic() - begun < 25 and "waiting up to" not in capsys.readouterr().err

@@ -9,11 +9,21 @@ import pytest
 from components.runtime.launcher.work import torchrun
 from components.runtime.worker import REFUSED
 
+COMMAND = [sys.executable, "-m", "components.runtime.worker"]
+AWAY = {
+    "MOONFLOW_STEP": "parl", "MOONFLOW_RUN_ID": "r", "MOONFLOW_STORE": "s3://bucket/runs",
+    "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9", "AWS_REGION": "us-east-1",
+    "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b",
+}  # fmt: skip
+
+
+def environment(**variables: str) -> dict[str, str]:
+    others = ("MOONFLOW_", "AWS_", "KUBERNETES_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(others)} | variables
+
 
 def worker(**variables: str) -> subprocess.CompletedProcess[str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MOONFLOW_", "AWS_"))}
-    command = [sys.executable, "-m", "components.runtime.worker"]
-    return subprocess.run(command, env={**kept, **variables}, capture_output=True, text=True, timeout=120)
+    return subprocess.run(COMMAND, env=environment(**variables), capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.parametrize(
@@ -32,14 +42,21 @@ def test_bad_input_is_one_marked_line_and_is_not_tried_again(variables: dict[str
 
 
 def test_a_missing_service_is_no_fault_of_the_input() -> None:
-    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "us-east-1"}
-    away = {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9", "MOONFLOW_STORE": "s3://bucket/runs", **keys}
-    done = worker(MOONFLOW_STEP="parl", MOONFLOW_RUN_ID="r", **away)
+    done = worker(**AWAY)
     assert done.returncode == 1 and "cannot be reached" in done.stderr, done.stderr
 
 
+def test_a_pod_waits_for_a_missing_service_until_it_is_asked_to_end() -> None:
+    pod = environment(**AWAY, KUBERNETES_SERVICE_HOST="10.0.0.1")
+    process = subprocess.Popen(COMMAND, env=pod, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    told = next((line for line in process.stderr if "attempt 1 of 8" in line), "")
+    process.terminate()
+    process.communicate(timeout=20)
+    assert told.startswith("parl: attempt 1 of 8, the next in ") and process.returncode == 143
+
+
 def test_torchrun_s_exit_status_is_that_of_the_worker_that_refused() -> None:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MOONFLOW_", "AWS_"))}
     command = [sys.executable, *torchrun("--standalone", "--nproc-per-node=1")[1:]]
-    done = subprocess.run(command, env=kept, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == REFUSED and "moonflow error: MOONFLOW_STEP is not set" in done.stderr

@@ -130,7 +130,8 @@ def test_secrets_are_references_and_settings_come_from_the_config_map(monkeypatc
     assert env["AWS_SECRET_ACCESS_KEY"]["valueFrom"]["secretKeyRef"]["name"] == "moonflow-store"
     for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"):
         assert env[name]["valueFrom"]["secretKeyRef"] == {"name": "moonflow-mlflow", "key": name, "optional": True}
-    assert env["MOONFLOW_STORE"]["valueFrom"]["configMapKeyRef"]["name"] == "moonflow"
+    for name in ("MOONFLOW_STORE", "MLFLOW_PUBLIC_URI"):  # the latter, or its log links to where no browser gets
+        assert env[name]["valueFrom"]["configMapKeyRef"] == {"name": "moonflow", "key": name, "optional": True}
     assert env["MLFLOW_RUN_ID"]["value"] == "abc" and env["MOONFLOW_STEP"]["value"] == "parl"
 
 

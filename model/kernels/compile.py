@@ -1,4 +1,4 @@
-"""Compile the kernels ahead of their first use: ``python -m model.compile_kernels``, as images do when they are built.
+"""Compile the kernels ahead of their first use: ``python -m model.kernels.compile``, as images do when they are built.
 
 The machine code is for the kind of CPU that this runs on, or that NUMBA_CPU_NAME and NUMBA_CPU_FEATURES name. On any
 other, and for heads of other dims than those of the preset that CPUs run, a process compiles what it uses itself.
