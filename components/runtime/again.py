@@ -14,7 +14,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_exponential,
+    wait_random_exponential,
+)
 
 from model.errors import Transient
 
@@ -27,8 +34,8 @@ class Bound:
 
     Attributes:
         attempts: of the whole step; each goes on from its last checkpoint.
-        first_s, longest_s: the pause before the next attempt is drawn from between 0 and ``first_s``, doubled for each
-            attempt so far up to ``longest_s``.
+        first_s, longest_s: the pause before the next attempt is between half of ``first_s`` and all of it, doubled for
+            each attempt so far up to ``longest_s``.
     """
 
     attempts: int = 8
@@ -62,7 +69,8 @@ def again(step: str, work: Callable[[], Result], bound: Bound | None = None) -> 
     attempts = Retrying(
         retry=retry_if_exception_type(Transient),
         stop=stop_after_attempt(bound.attempts),
-        wait=wait_random_exponential(bound.first_s, bound.longest_s),
+        wait=wait_exponential(bound.first_s / 2, bound.longest_s / 2)
+        + wait_random_exponential(bound.first_s / 2, bound.longest_s / 2),
         before=let_go,
         before_sleep=tell,
         reraise=True,

@@ -14,6 +14,7 @@ from components.runtime.launcher.work import Work, torchrun
 from model.errors import MoonflowError
 
 _STOP_S = 30.0  # for the ranks to end after SIGTERM, Kubernetes' default grace
+_KILL_S = 25  # after which torchrun kills its ranks itself: before it is killed, or they would live on
 
 
 def run(work: Work, processes: int) -> None:
@@ -29,7 +30,10 @@ def run(work: Work, processes: int) -> None:
 
 def _run(command: Sequence[str], work: Work, threads: int) -> None:
     tail: deque[str] = deque(maxlen=200)
-    environment = os.environ | work.environment | {"OMP_NUM_THREADS": str(threads)}
+    environment = os.environ | work.environment | {
+        "OMP_NUM_THREADS": str(threads),
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(_KILL_S),
+    }
     with (
         stop_on_sigterm(),
         subprocess.Popen(
