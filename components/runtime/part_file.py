@@ -50,11 +50,11 @@ def sweep(folder: Path) -> list[Path]:
 
 def _locked(target: Path) -> tuple[BinaryIO, Path]:
     for attempt in range(1, _TRIES + 1):
-        target.parent.mkdir(parents=True, exist_ok=True)
         path = target.with_name(f"{PART}{secrets.token_hex(8)}")
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)  # it, too, can find a folder gone that it has just seen
             stream = path.open("xb")
-        except FileNotFoundError:
+        except (FileNotFoundError, FileExistsError):
             if attempt == _TRIES:
                 raise
             continue

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import mlflow
 import pytest
 
 from components.promote import registry
@@ -115,7 +114,6 @@ def ask(service: str, address: str) -> None:
     if service == "store":
         S3Store("s3://bucket/runs", endpoint=address, key="k", secret="s").check()
     elif service == "registry":
-        mlflow.set_tracking_uri(address)
         registry.aliased("moonflow", "champion")
     elif service == "forge":
         Forge("github", f"{address}/o/r.git").ensure("branch", "commit", "title", "text")
@@ -129,13 +127,11 @@ def ask(service: str, address: str) -> None:
 def test_each_service_tells_being_away_from_refusing(
     service: str, state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = mlflow.get_tracking_uri()
     monkeypatch.setenv("MOONFLOW_GIT_TOKEN", "token")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    try:
-        place = nobody() if state == "away" else server(503 if state == "overloaded" else 403)
-        with place as address, pytest.raises(MoonflowError) as told:
+    place = nobody() if state == "away" else server(503 if state == "overloaded" else 403)
+    with place as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        with pytest.raises(MoonflowError) as told:
             ask(service, address)
-    finally:
-        mlflow.set_tracking_uri(before)
     assert isinstance(told.value, Transient) == (state != "refusing"), told.value

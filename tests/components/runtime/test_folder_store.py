@@ -229,9 +229,11 @@ def test_a_sweep_takes_nothing_from_living_writers(store: ObjectStore) -> None:
     with ThreadPoolExecutor(6) as pool:
         sweepers = [pool.submit(sweep_all_the_time) for _ in range(2)]
         writers = [pool.submit(write, number) for number in range(4)]
-        for writer in writers:
-            writer.result()
-        done.set()
+        try:
+            for writer in writers:
+                writer.result()
+        finally:
+            done.set()
         for sweeper in sweepers:
             sweeper.result()
     assert [store.get(key) for key in store.list("run/3/")] == [b"3" * 1000] * 40 and len(store.list()) == 160

@@ -29,8 +29,9 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def client(empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mlflow.MlflowClient:
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shutil.copy(empty, tmp_path)}")
-    return mlflow.MlflowClient()
+    address = f"sqlite:///{shutil.copy(empty, tmp_path)}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    return mlflow.MlflowClient(address)
 
 
 def outcome(**changes: object) -> Outcome:
