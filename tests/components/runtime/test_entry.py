@@ -90,6 +90,7 @@ def test_the_card_tells_how_long_the_job_queued_also_if_the_store_is_away_afterw
         return Manifest(uri="s3://moonflow/r/parl/0", run_id="r", step="parl", index=0, kind="checkpoint", files=())
 
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.delenv("MOONFLOW_RUN_DIR")  # in a run's pod: only there is a step repeated
     monkeypatch.setattr("components.runtime.launcher.launch.launch", launched)
     monkeypatch.setattr("time.sleep", lambda _: None)
     arguments = {"run_id": "r", **config_class("parl")().model_dump()}
