@@ -34,7 +34,14 @@ _T = TypeVar("_T")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CONFIG, GENERATION, PROCESSOR = "config.json", "generation_config.json", "preprocessor_config.json"
 REMOTE = Path(__file__).parent / "remote"
-REMOTE_FILES = ("processing_kimi_k25.py", "media_files.py", "media_structure.py", "chat_template.jinja")
+REMOTE_FILES = (
+    "processing_kimi_k25.py",
+    "image_files.py",
+    "video_files.py",
+    "media_structure.py",
+    "media_errors.py",
+    "chat_template.jinja",
+)
 FILES = (CONFIG, GENERATION, PROCESSOR, *REMOTE_FILES, "tokenizer.json", "tokenizer_config.json")
 """What a folder that can be served holds beside its weights."""
 

@@ -18,13 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 
 from model import config_bounds as bounds
 from model.errors import MoonflowError
-from model.remote import media_files
+from model.remote import image_files, media_errors
 
 Grid = tuple[int, int, int]  # (t, h, w): frames, patch rows, patch columns
 
 
 class MediaTooLarge(MoonflowError):
-    """An image or video over a bound of `model.remote.media_files`; the message names the bound."""
+    """An image or video over a bound of `model.remote`; the message names the bound."""
 
 
 class ImageConfig(BaseModel):
@@ -76,9 +76,9 @@ def told() -> Iterator[None]:
     """What the reader of files says as the error that our callers expect."""
     try:
         yield
-    except media_files.MediaTooLarge as error:
+    except media_errors.MediaTooLarge as error:
         raise MediaTooLarge(str(error)) from error
-    except media_files.MediaError as error:
+    except media_errors.MediaError as error:
         raise MoonflowError(str(error)) from error
 
 
@@ -90,7 +90,7 @@ def read_rgb(image: bytes | Image.Image | NDArray[np.uint8]) -> Image.Image:
             raise MoonflowError(f"image array is {image.dtype} {list(image.shape)}: give uint8 [height, width, 3]")
         return Image.fromarray(image)
     with told():
-        return media_files.read_image(image)
+        return image_files.read_image(image)
 
 
 def image_size(image: bytes) -> tuple[int, int]:
@@ -100,7 +100,7 @@ def image_size(image: bytes) -> tuple[int, int]:
         MoonflowError: the header is of no image that we read; MediaTooLarge, if the image is over a bound.
     """
     with told():
-        return media_files.image_size(image)
+        return image_files.image_size(image)
 
 
 def padded(image: Image.Image, patch_limit: int, config: ImageConfig) -> NDArray[np.uint8]:
@@ -138,7 +138,7 @@ def encode_image(
 
     Raises:
         MoonflowError: the bytes are no image, or the array has another shape or type; MediaTooLarge, if the image is
-            over a bound of `model.remote.media_files`.
+            over a bound of `model.remote.image_files`.
     """
     pixels_HWC = padded(read_rgb(image), config.in_patch_limit, config)
     height, width = pixels_HWC.shape[:2]

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from model.errors import MoonflowError
 from model.image import Grid, ImageConfig, padded, padded_grid, patches, read_rgb, told
-from model.remote import media_files
-from model.remote.media_files import VideoHeader
+from model.remote import video_files
+from model.remote.video_files import VideoHeader
 
 
 def video_header(video: bytes) -> VideoHeader:
@@ -23,7 +23,7 @@ def video_header(video: bytes) -> VideoHeader:
         MoonflowError: it is no video or holds no frame; MediaTooLarge, if it is over a bound.
     """
     with told():
-        return media_files.video_header(video)
+        return video_files.video_header(video)
 
 
 def video_grids(video: bytes, config: ImageConfig) -> tuple[list[Grid], list[float]]:
@@ -35,7 +35,7 @@ def video_grids(video: bytes, config: ImageConfig) -> tuple[list[Grid], list[flo
         MoonflowError: it is no video or holds no frame; MediaTooLarge, if it is over a bound.
     """
     with told():
-        header = media_files.video_header(video)
+        header = video_files.video_header(video)
         seconds = header.seconds(config.sample_fps, config.max_num_frames_each_video)
     width, height = header.upright
     return frame_grids((len(seconds), height, width, 3), config), seconds
@@ -57,7 +57,7 @@ def _frame_limit(frames: int, config: ImageConfig) -> int:
 
 
 def decode_video(data: bytes, config: ImageConfig) -> tuple[NDArray[np.uint8], list[float]]:
-    """Frames of a video, sampled evenly at ``sample_fps``, upright; `model.remote.media_files.read_video` says how.
+    """Frames of a video, sampled evenly at ``sample_fps``, upright; `model.remote.video_files.read_video` says how.
 
     Returns:
         uint8 [N, H, W, 3] and the N times in seconds.
@@ -66,7 +66,7 @@ def decode_video(data: bytes, config: ImageConfig) -> tuple[NDArray[np.uint8], l
         MoonflowError: the bytes are no video or hold no frame; MediaTooLarge, if it is over a bound.
     """
     with told():
-        return media_files.read_video(data, config.sample_fps, config.max_num_frames_each_video)
+        return video_files.read_video(data, config.sample_fps, config.max_num_frames_each_video)
 
 
 def encode_video(video: bytes | NDArray[np.uint8], config: ImageConfig) -> tuple[NDArray[np.float32], list[Grid]]:
@@ -82,7 +82,7 @@ def encode_video(video: bytes | NDArray[np.uint8], config: ImageConfig) -> tuple
 
     Raises:
         MoonflowError: the bytes are no video, or the array has another shape or type; MediaTooLarge, if the video is
-            over a bound of `model.remote.media_files`.
+            over a bound of `model.remote.video_files`.
     """
     frames = decode_video(video, config)[0] if isinstance(video, bytes) else video
     if frames.ndim != 4 or not len(frames):

@@ -1,4 +1,4 @@
-"""Chunks of frames, and what the tests of model/remote/media_files.py say of files as our callers see it."""
+"""Chunks of frames, and what the tests of model/remote/video_files.py say of files as our callers see it."""
 
 from __future__ import annotations
 

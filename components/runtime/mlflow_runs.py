@@ -77,7 +77,7 @@ def finish_pipeline(run_id: str, status: str, outcome: Outcome) -> str:
     The same outcome again changes nothing, the run's end included.
 
     Returns:
-        The parent's id, or "" if MLflow is not set or away: tracking never fails a pipeline.
+        The parent's id, or "" if MLflow is not set or does not take it, which is told: tracking never fails a pipeline.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
@@ -90,7 +90,7 @@ def finish_pipeline(run_id: str, status: str, outcome: Outcome) -> str:
             ended = time.time() if outcome.ended is None else outcome.ended
             client.set_terminated(parent, status, int(ended * 1000))
     except Exception as error:
-        print(f"MLflow is away: the pipeline's run was not closed there ({first_line(error)})", file=sys.stderr)
+        print(f"the pipeline's run was not closed in MLflow ({first_line(error)})", file=sys.stderr)
         return ""
     if link := mlflow_link(parent):
         print(f"MLflow run of the pipeline: {link}", flush=True)
@@ -98,7 +98,7 @@ def finish_pipeline(run_id: str, status: str, outcome: Outcome) -> str:
 
 
 def unfinished() -> dict[str, list[str]]:
-    """Our experiment's runs that show RUNNING, by the pipeline's run id; {} if MLflow is not set or away."""
+    """Our experiment's runs that show RUNNING, by the pipeline's run id; {} if MLflow is not set or does not answer."""
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         return {}
@@ -116,18 +116,18 @@ def unfinished() -> dict[str, list[str]]:
                 break
         return found
     except Exception as error:
-        print(f"MLflow is away: no unfinished runs looked for there ({first_line(error)})", file=sys.stderr)
+        print(f"unfinished runs were not looked for in MLflow ({first_line(error)})", file=sys.stderr)
         return {}
 
 
 def kill(runs: Sequence[str]) -> None:
-    """End MLflow runs as KILLED; one line on stderr if MLflow is away."""
+    """End MLflow runs as KILLED; one line on stderr if MLflow does not take it."""
     try:
         client = connect(os.environ["MLFLOW_TRACKING_URI"])
         for run in runs:
             client.set_terminated(run, "KILLED")
     except Exception as error:
-        print(f"MLflow is away: runs were not ended there ({first_line(error)})", file=sys.stderr)
+        print(f"runs were not ended in MLflow ({first_line(error)})", file=sys.stderr)
 
 
 def mlflow_link(mlflow_run_id: str, environment: Mapping[str, str] = os.environ) -> str:

@@ -38,7 +38,7 @@ MAX_STOP_CHARACTERS = 256
 MAX_CHOICES = 64
 MAX_NEW_TOKENS = 2**18  # of all choices; where a request names no number, it gets no more
 
-# One request: images and videos (media.py). model/remote/media_files.py bounds each of them.
+# One request: images and videos (media.py). model/remote/image_files.py and video_files.py bound each.
 MAX_IMAGES = 64
 MAX_VIDEOS = 4
 MAX_IMAGE_PIXELS_TOGETHER = 2**28  # as they are stored: a few seconds of decoding

@@ -21,7 +21,7 @@ from model.data.source import open_file
 from model.data.walk import Entry, unused
 from model.errors import MoonflowError
 
-# The usual extensions of ``model.remote.media_files.IMAGE_FORMATS``; what a file really is, its first bytes tell.
+# The usual extensions of ``model.remote.image_files.IMAGE_FORMATS``; what a file really is, its first bytes tell.
 IMAGES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".avif"}
 TEXT = ".txt"
 METADATA = "metadata.jsonl"

@@ -18,14 +18,15 @@ from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .media_files import image_size, read_image, read_video
+from .image_files import image_size, read_image
+from .video_files import read_video
 
 PAD = "<|media_pad|>"
 VIDEO = "<|kimi_k25_video_placeholder|>"
 
 
 def encoded(image):
-    """The image as ``media_files`` takes it: bytes or a PIL image."""
+    """The image as ``image_files`` takes it: bytes or a PIL image."""
     # vLLM keeps the encoded bytes beside the image that it decoded. Ours are then the pixels of training.
     image = getattr(image, "original_bytes", image)
     image = getattr(image, "media", image)

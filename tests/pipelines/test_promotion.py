@@ -9,7 +9,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import mlflow
 import pytest
 
 from components.promote import champion, gitops, registry, signing
@@ -64,17 +63,9 @@ def served(place: Where) -> str:
     return gitops.read_promoted(place.repository, "local").manifest_sha256
 
 
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's tables: making them takes seconds."""
-    path = tmp_path_factory.mktemp("registry") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{path}").search_registered_models()
-    return path
-
-
 @pytest.fixture
-def place(empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Where:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shutil.copy(empty, tmp_path)}")
+def place(empty_mlflow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Where:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shutil.copy(empty_mlflow, tmp_path)}")
     monkeypatch.setenv("MOONFLOW_STORE", f"file://{tmp_path}/store")
     monkeypatch.delenv(signing.PUBLIC_KEY, raising=False)
     return where(None, str(tmp_path / "gitops.git"), "local", "")

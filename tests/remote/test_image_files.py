@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from model.remote import media_files
-from model.remote.media_files import MAX_IMAGE_SIDE, MediaError, MediaTooLarge, image_size, read_image
+from model.remote import image_files
+from model.remote.image_files import MAX_IMAGE_SIDE, image_size, read_image
+from model.remote.media_errors import MediaError, MediaTooLarge
 from model.remote.media_structure import jpeg_scans
 from tests.odd_media import blank_png, exif, file, noise, odd_images
 
@@ -134,7 +135,7 @@ BROKEN = {
     "EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n",
     "TIFF": file(Image.new("L", (8, 8)), "TIFF"),
     "ICO": file(Image.new("RGB", (16, 16)), "ICO"),
-    **{f"half a {kind}": file(Image.fromarray(noise(20, 36, 3)), kind)[:-200] for kind in media_files.IMAGE_FORMATS},
+    **{f"half a {kind}": file(Image.fromarray(noise(20, 36, 3)), kind)[:-200] for kind in image_files.IMAGE_FORMATS},
 }
 
 
@@ -156,7 +157,7 @@ def test_an_avif_whose_planes_are_broken_is_told() -> None:
 def test_no_broken_byte_raises_anything_else() -> None:
     """One byte after another is changed: what is raised is always the one error."""
     rng = np.random.default_rng(0)
-    for kind in media_files.IMAGE_FORMATS:
+    for kind in image_files.IMAGE_FORMATS:
         whole = file(Image.fromarray(noise(8, 8, 3)), kind, exif=exif(6)) if kind != "BMP" else BROKEN["half a BMP"]
         for place in rng.integers(0, len(whole), 150):
             changed = bytearray(whole)
@@ -220,9 +221,9 @@ def test_a_bmp_that_pillow_decodes_byte_by_byte_is_refused() -> None:
 
 def test_the_reader_runs_without_the_rest_of_moonflow(tmp_path: Path) -> None:
     (tmp_path / "alone").mkdir()
-    for part in ("media_files.py", "media_structure.py"):
-        (tmp_path / "alone" / part).write_bytes(Path(media_files.__file__).with_name(part).read_bytes())
+    for part in ("image_files.py", "media_structure.py", "media_errors.py"):
+        (tmp_path / "alone" / part).write_bytes(Path(image_files.__file__).with_name(part).read_bytes())
     (tmp_path / "a.png").write_bytes(ODD["rgba"][0])
-    program = "import sys, alone.media_files as m; print(m.read_image(open('a.png', 'rb').read()), *sys.modules)"
+    program = "import sys, alone.image_files as m; print(m.read_image(open('a.png', 'rb').read()), *sys.modules)"
     ran = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "mode=RGB size=36x20" in ran.stdout and "model" not in ran.stdout.split()

@@ -15,9 +15,10 @@ import av
 import numpy as np
 import pytest
 
-from model.remote import media_files
-from model.remote.media_files import MediaError, MediaTooLarge, VideoHeader, read_video, video_header
+from model.remote import video_files
+from model.remote.media_errors import MediaError, MediaTooLarge
 from model.remote.media_structure import mp4_index
+from model.remote.video_files import VideoHeader, read_video, video_header
 from tests.odd_media import decoded, noise, video
 
 ROOT = Path(__file__).parents[2]
@@ -214,7 +215,7 @@ def test_a_video_may_not_take_more_time_than_the_bound(monkeypatch: pytest.Monke
     """All passes over it together."""
     still = np.zeros((360, 640, 3), np.uint8)
     data = video((still for _ in range(400)), fps=25)
-    monkeypatch.setattr(media_files, "MAX_VIDEO_SECONDS", 0.1)
+    monkeypatch.setattr(video_files, "MAX_VIDEO_SECONDS", 0.1)
     start = time.thread_time()
     with pytest.raises(MediaTooLarge, match="over 0.1 processor seconds.*MAX_VIDEO_SECONDS"):
         read_video(data, 25)
@@ -230,17 +231,17 @@ def test_the_bounds_are_told_with_their_names(monkeypatch: pytest.MonkeyPatch) -
         ("MAX_VIDEO_SECONDS", 0.0, "processor seconds"),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(media_files, bound, value)
+            patch.setattr(video_files, bound, value)
             with pytest.raises(MediaTooLarge, match=f"{told}.*{bound}"):
                 read_video(data, 2)
-            patch.setattr(media_files, bound, value + 1 if value else 30)
+            patch.setattr(video_files, bound, value + 1 if value else 30)
             assert len(read_video(data, 2)[0]) == 4
 
 
 def test_frames_that_are_larger_than_the_header_says_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
     small, large = (video(noise(3, height, 2 * height, 3), "webm", "libvpx") for height in (28, 64))
     huge = video(noise(3, 200, 400, 3), "webm", "libvpx")
-    monkeypatch.setattr(media_files, "MAX_FRAME_PIXELS", 64 * 64)
+    monkeypatch.setattr(video_files, "MAX_FRAME_PIXELS", 64 * 64)
     assert len(read_video(joined(small, small), 2)[0]) == 6
     for data in (joined(small, large), large):
         with pytest.raises(MediaTooLarge, match="128 x 64 pixels a frame.*MAX_FRAME_PIXELS"):
@@ -251,7 +252,7 @@ def test_frames_that_are_larger_than_the_header_says_are_bounded_too(monkeypatch
 
 MEASURED = """
 import resource, sys
-from model.remote.media_files import read_video, video_header
+from model.remote.video_files import read_video, video_header
 data = open(sys.argv[1], "rb").read()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 video_header(data)

@@ -5,23 +5,9 @@ from typing import Any
 from components.finish.outcome import outcome
 from components.finish.stage import summarise
 from components.joint_pretrain.config import Config as JointConfig
-from components.runtime.manifest import File, Manifest
+from components.runtime.manifest import File
 from components.vit_pretrain.config import Config as VitConfig
-
-
-def manifest(step: str, second: int = 0, complete: bool = True, git_commit: str = "", **extra: Any) -> Manifest:
-    return Manifest(
-        uri=f"s3://b/r/{step}/0",
-        run_id="r",
-        step=step,
-        index=0,
-        kind="checkpoint",
-        files=(),
-        complete=complete,
-        git_commit=git_commit,
-        created_at=f"2026-01-01T00:00:{second:02d}+00:00",
-        extra=extra,
-    )
+from tests.components.finish.made import manifest
 
 
 def row(step: str, value: float) -> dict[str, Any]:
@@ -36,15 +22,16 @@ def config_of(**changes: Any) -> dict[str, Any]:
 
 
 FOUND = {
-    "prepare_data": manifest("prepare_data", 1, seconds=10.0),
-    "vit_pretrain": manifest("vit_pretrain", 2, config=VitConfig(preset="tiny").model_dump()),
+    "prepare_data": manifest("prepare_data", second=1, seconds=10.0),
+    "vit_pretrain": manifest("vit_pretrain", second=2, config=VitConfig(preset="tiny").model_dump()),
     "joint_pretrain": manifest(
-        "joint_pretrain", 20, git_commit="old", seconds=4.0, tokens=800, tokens_per_s=200.0, config=config_of(steps=7)
+        "joint_pretrain", second=20, git_commit="old", seconds=4.0, tokens=800, tokens_per_s=200.0,
+        config=config_of(steps=7),
     ),
-    "parl": manifest("parl", 30, git_commit="new", seconds=6.0, tokens=200, tokens_per_s=33.3),
+    "parl": manifest("parl", second=30, git_commit="new", seconds=6.0, tokens=200, tokens_per_s=33.3),
     "evaluate": manifest(
-        "evaluate", 40, seconds=5.0, tokens_per_s=1.0, candidate="parl", decision="promote", markdown="**promote**",
-        evals=[row("init", 0.0), row("joint_pretrain", 0.3), row("parl", 0.75)],
+        "evaluate", second=40, seconds=5.0, tokens_per_s=1.0, candidate="parl", decision="promote",
+        markdown="**promote**", evals=[row("init", 0.0), row("joint_pretrain", 0.3), row("parl", 0.75)],
     ),
 }  # fmt: skip
 
@@ -78,7 +65,7 @@ def test_the_data_s_digest_is_of_its_content_alone() -> None:
     def digest(second: int, history: str, shard: str) -> str:
         files = {"metrics.jsonl": history * 64, "train/x.tar": shard * 64}
         listed = tuple(File(name=name, size=1, sha256=sha) for name, sha in files.items())
-        found = {"prepare_data": manifest("prepare_data", second).model_copy(update={"files": listed})}
+        found = {"prepare_data": manifest("prepare_data", second=second).model_copy(update={"files": listed})}
         seen = outcome(found, summarise(found), "", "").dataset
         assert seen is not None
         return seen.digest
@@ -96,7 +83,7 @@ def test_a_run_that_failed_has_no_scores_says_why_and_ends_now() -> None:
 
 
 def test_arms_of_an_ablation_compare_by_their_means() -> None:
-    arm = manifest("fusion_arm-early-0", 9, seconds=2.0, tokens=50, tokens_per_s=25.0, config={"arm": "early"})
+    arm = manifest("fusion_arm-early-0", second=9, seconds=2.0, tokens=50, tokens_per_s=25.0, config={"arm": "early"})
     cell = {"score": {"mean": 40.0, "sd": None, "n": 1}, "loss": {"mean": 1.5, "sd": None, "n": 1}, "paper": 45.5}
     found = {"fusion_arm-early-0": arm}
     summary = {**summarise(found), "ablation": {"arms": {"early": {"columns": {"text knowledge": cell}}}}}

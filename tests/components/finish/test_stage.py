@@ -13,21 +13,8 @@ from components.finish.config import Config
 from components.finish.stage import run, summarise, thin, write_whole
 from components.runtime import manifest as manifests
 from components.runtime.folder_store import FolderStore
-from components.runtime.manifest import Manifest
 from model.errors import MoonflowError
-
-
-def manifest(step: str, complete: bool = True, **extra: Any) -> Manifest:
-    return Manifest(
-        uri=f"s3://b/r/{step}/0",
-        run_id="r",
-        step=step,
-        index=0,
-        kind="checkpoint",
-        files=(),
-        complete=complete,
-        extra=extra,
-    )
+from tests.components.finish.made import manifest
 
 
 def test_summary_of_a_run_that_was_promoted() -> None:

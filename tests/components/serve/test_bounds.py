@@ -22,7 +22,7 @@ from components.serve import chat, limits, preparation
 from components.serve.errors import ApiError
 from components.serve.limits import MAX_BODY_BYTES, MAX_JSON_VALUES
 from model.data import tokenize
-from model.remote import media_files
+from model.remote import video_files
 from model.video import encode_mp4
 
 SECONDS = 3.0  # generous, for a busy machine; each of these took longer, up to minutes
@@ -163,7 +163,7 @@ def test_a_videos_frames_fit_into_memory(address: str):
 
 
 def test_a_video_has_so_much_time(address: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(media_files, "MAX_VIDEO_SECONDS", 0.0)
+    monkeypatch.setattr(video_files, "MAX_VIDEO_SECONDS", 0.0)
     error = error_of(ask(address, messages=showing(clip(4), kind="video_url", mime="video/mp4")))
     assert error["code"] == "video_too_large" and "processor seconds to decode" in error["message"]
 
