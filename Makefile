@@ -10,10 +10,12 @@ help: ## list the targets
 run: .venv/.ready ## train, evaluate, promote and serve the tiny model on this machine (PROFILE=tiny)
 	$(BIN)/moonflow run --profile $(PROFILE)
 
-test: .venv/.ready ## unit tests per room and one end-to-end run
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadfile --no-loadscope-reorder
+# One process more than cores: tests often wait for a service to start.
+test: .venv/.ready ## unit tests and one end-to-end run
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $$(($$(nproc) + 1)) --dist loadfile --no-loadscope-reorder
 
-test-long: .venv/.ready ## what takes minutes more: the images' installs, a minute of load on the server
+test-long: .venv/.ready ## what `make test` leaves out: kills and outages of whole runs, ranks, installs of the images
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "slow and not long" -n auto --dist loadfile --no-loadscope-reorder
 	$(BIN)/pytest -q -m long
 
 test-engines: .venv/.ready build/engines/vllm/.ready build/engines/sglang/.ready ## stock vLLM and SGLang on an export (tests/engines)
@@ -25,14 +27,14 @@ lint: .venv/.ready ## ruff and mypy
 audit: .venv/.ready ## known vulnerabilities of the pinned dependencies, if the database can be reached
 	$(BIN)/python .ci/audit.py requirements.lock
 
-bench: .venv/.ready ## every figure the README quotes, one JSON line each
-	@set -e; for script in tests/benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script --json; done
+bench: .venv/.ready ## the figures of tests/benchmarks/README.md, one JSON line per script
+	@set -e; for script in $(filter-out tests/benchmarks/test_%,$(sort $(wildcard tests/benchmarks/*.py))); do echo "== $$script"; $(BIN)/python $$script --json; done
 
 clean: ## stop services kept alive, delete runs and caches
 	@test ! -x $(BIN)/moonflow || $(BIN)/moonflow clean
 	rm -rf runs build .mypy_cache .pytest_cache .ruff_cache
 
-# torch goes first and alone: only a plain `pip install torch==VERSION` finds the CPU build.
+# torch is installed first and alone: only a plain `pip install torch==VERSION` finds the CPU build.
 .venv/.ready: pyproject.toml requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0

@@ -34,8 +34,8 @@ def main() -> int:
     looked_up = [package for package in packages if "vulns" in package]
     found = [(package, vulnerability) for package in looked_up for vulnerability in package["vulns"]]
     for package, vulnerability in found:
-        mended = ", ".join(vulnerability["fix_versions"]) or "no release yet"
-        print(f"audit: {package['name']} {package['version']} has {vulnerability['id']}, mended in {mended}")
+        fixed = ", ".join(vulnerability["fix_versions"]) or "no release yet"
+        print(f"audit: {package['name']} {package['version']} has {vulnerability['id']}, fixed in {fixed}")
     print(f"audit: {len(looked_up)} packages looked up, {len(found)} vulnerabilities known")
     return 1 if found else 0
 

@@ -1,7 +1,7 @@
-"""What our pipelines are made of: parameters from the steps' schemas, and tasks with their placement.
+"""How a pipeline is built from a profile: its parameters from the steps' schemas, its tasks with their placement.
 
-A pipeline is a function of a profile (``pipelines.k25``, ``pipelines.fusion_ablation``). It describes its DAG in a
-function that gets a ``MakeTask``; parameters, their descriptions and the run's id are the same for all.
+``pipelines.k25`` and its neighbours (``pipelines.compile.BUILDERS``) describe their DAGs in a function that gets a
+``MakeTask``. The parameters, their descriptions and the run's id are made here, the same way for all pipelines.
 """
 
 from __future__ import annotations
@@ -14,15 +14,13 @@ from typing import Any
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
-from components.runtime import later
 from components.runtime.config import meaning
-from components.steps import STEPS
+from components.runtime.kfp import later
 from pipelines.placement import place
 from pipelines.profile import Profile
 
-FIRST = STEPS[0]
 MakeTask = Callable[..., dsl.PipelineTask]
-"""(component, **what is not a parameter of the pipeline: artifacts, a loop's item) -> a task of the DAG."""
+"""(component, **inputs that are no pipeline parameters, such as artifacts or a loop's item) -> a task of the DAG."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +36,15 @@ class Parameter:
 
 
 def pipeline_parameters(profile: Profile) -> list[Parameter]:
-    """Every parameter of the pipeline, ``p00_run_id`` first, with the profile's values as defaults."""
+    """The pipeline's parameters, ``p00_run_id`` first, with the profile's values as defaults."""
     parameters = [
-        Parameter("p00_run_id", "", "run_id", str, "", "run to continue; empty = a new run named by Kubeflow's run id"),
-        Parameter("p00_preset", "", "preset", str, profile.run.preset, "the model's shape, a file in model/presets"),
+        Parameter(
+            "p00_run_id", "", "run_id", str, "", "run to continue; empty = a new run, named by Kubeflow's run id"
+        ),
     ]
+    if profile.run.preset:
+        told = "the model's shape, a file's name in model/network/presets"
+        parameters.append(Parameter("p00_preset", "", "preset", str, profile.run.preset, told))
     for phase, (step, config) in enumerate(profile.steps.items(), start=1):
         for name, field in type(config).model_fields.items():
             if name != "preset" and name not in config.looped:
@@ -53,20 +55,21 @@ def pipeline_parameters(profile: Profile) -> list[Parameter]:
 
 
 def pipeline(profile: Profile, title: str, recipe: Callable[[MakeTask], None]) -> BaseComponent:
-    """The pipeline whose tasks ``recipe`` makes: the profile's values are the parameters' defaults."""
+    """The pipeline whose tasks ``recipe`` makes; the profile's values are its parameters' defaults."""
     parameters = pipeline_parameters(profile)
+    first = next(iter(profile.steps))
 
     def dag(*values: Any) -> None:
         given = dict(zip((p.name for p in parameters), values, strict=True))
 
         def task(component: Callable[..., dsl.PipelineTask], **others: Any) -> dsl.PipelineTask:
-            """One task of the DAG: its parameters and its placement, both by the step's name."""
+            """A task of the DAG with the parameters and the placement of its step."""
             step = component.name.replace("-", "_")  # type: ignore[attr-defined]
             arguments = {p.field: given[p.name] for p in parameters if p.step == step}
             if "preset" in type(profile.steps[step]).model_fields:
                 arguments["preset"] = given["p00_preset"]
-            if step == FIRST:
-                # A constant with parameters in it: KFP puts their values there, a server or kfp.local alike.
+            if step == first:
+                # The text holds placeholders of the parameters, which KFP, on a server or locally, fills in.
                 texts = [(p.step, p.field, given[p.name]) for p in parameters if p.step and p.type is str]
                 shaped = [name for name, config in profile.steps.items() if "preset" in type(config).model_fields]
                 texts += [(name, "preset", given["p00_preset"]) for name in shaped]
@@ -76,7 +79,7 @@ def pipeline(profile: Profile, title: str, recipe: Callable[[MakeTask], None]) -
 
         recipe(task)
 
-    # KFP reads a pipeline's interface with inspect.signature and its descriptions from the docstring.
+    # KFP reads a pipeline's parameters from its signature and their descriptions from its docstring.
     dag.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             inspect.Parameter(p.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=p.default, annotation=p.type)

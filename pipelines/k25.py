@@ -1,7 +1,7 @@
-"""The K2.5 recipe as one DAG. The same pipeline compiles for a cluster and runs under kfp.local.
+"""The K2.5 recipe as one DAG, which compiles for a cluster and runs under kfp.local.
 
 prepare_data -> vit_pretrain -> joint_pretrain -> mid_train -> zero_vision_sft -> joint_rl -> parl
-             -> evaluate -> (gate) -> promote -> serve          finish: always, whatever happened before
+             -> evaluate -> (gate) -> promote -> serve          finish: always, also after a failure
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipelines.profile import Profile
 
 
 def k25(profile: Profile) -> BaseComponent:
-    """Build the pipeline for a profile: its values become the parameters' defaults, its task table the placement."""
+    """Build the pipeline for a profile: its values are the parameters' defaults, its [task] tables the placement."""
 
     def recipe(task: MakeTask) -> None:
         with dsl.ExitHandler(task(finish), name="recipe"):
@@ -46,7 +46,7 @@ def k25(profile: Profile) -> BaseComponent:
                 joint_rl=rl,
                 parl=swarm,
             )
-            # kfp.local finds a condition's operand only under the name that a plain `-> str` gets.
+            # kfp.local finds a condition's operand only if it is named Output, as that of a plain `-> str` is.
             decision = evals.outputs["Output"]
             with dsl.If(decision == "promote", name="gate"):
                 promotion = task(promote, checkpoint=swarm, evals=evals.outputs["evals"])

@@ -1,7 +1,7 @@
-"""A Kubeflow Pipelines API server, in the few calls that ``moonflow submit`` makes, each error one line.
+"""The calls of ``moonflow submit`` to a Kubeflow Pipelines API server; each error is one line.
 
-It speaks through kfp_server_api, the generated client below kfp.Client. kfp.Client itself asks a server that refuses or
-hangs five times over with stack traces and no timeout, keeps a namespace in the user's home, and prints as it goes.
+They use kfp_server_api, the generated client below kfp.Client. kfp.Client itself repeats a refused call five times with
+stack traces and without a timeout, stores a namespace in the user's home folder, and prints while it works.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import kfp_server_api as api
 import urllib3
 from kfp_server_api.exceptions import ApiException
 
-from model.errors import MoonflowError
+from model.boundary.errors import MoonflowError
 
 TIMEOUT_S = (10, 60)  # to connect, to answer
 PAGE = 100
@@ -27,18 +27,18 @@ Answer = TypeVar("Answer")
 
 
 class Conflict(MoonflowError):
-    """The server already holds something of that name."""
+    """The server already has something of that name."""
 
 
-class NotThere(MoonflowError):
+class NotFound(MoonflowError):
     """The server does not know what was asked for."""
 
 
-class Server:
-    """One API server. Every method raises MoonflowError with one line that names the server and what to do."""
+class KfpServer:
+    """One API server. Every method raises a MoonflowError of one line that names the server and says what to do."""
 
     def __init__(self, host: str, *, token: str = "", ca_cert: str = "", ui: str = "") -> None:
-        """``host``: the API's address, ``http(s)://...``; ``ui``: the browser's address of the UI, if another one."""
+        """``host`` is the API's address, ``http(s)://...``, and ``ui`` that of the UI in a browser, if it differs."""
         if not host.startswith(("http://", "https://")):
             raise MoonflowError(
                 f"--host {host}: write the whole address, for example https://kubeflow.example.org/pipeline"
@@ -48,7 +48,7 @@ class Server:
         configuration = api.Configuration()
         configuration.host = self.host
         configuration.ssl_ca_cert = _readable(ca_cert) or None
-        # A redirect leads to a login page: it must not be followed and read as an answer. POST is never repeated.
+        # A redirect leads to a login page, which must not be read as an answer. POST is never repeated.
         configuration.retries = urllib3.Retry(
             total=3, read=0, redirect=0, raise_on_redirect=False,
             status_forcelist=(429, 502, 503, 504), backoff_factor=0.5, raise_on_status=False,
@@ -65,16 +65,16 @@ class Server:
         self._recurring = api.RecurringRunServiceApi(self._client)
 
     def multi_user(self) -> bool:
-        """Whether pipelines, experiments and runs belong to namespaces. The first question: is this KFP at all?"""
+        """Whether pipelines, experiments and runs belong to namespaces. Called first, to find out whether it is KFP."""
         return bool(self._call("its health", self._health.healthz_service_get_healthz).multi_user)
 
     def pipeline(self, name: str, namespace: str) -> Any:
-        """The pipeline of that name, made if it is not there."""
+        """The pipeline of that name, created if it does not exist."""
         ask = self._pipelines.pipeline_service_get_pipeline_by_name
         given = {"namespace": namespace} if namespace else {}
         try:
             return self._call(f"pipeline {name}", ask, name, **given)
-        except NotThere:
+        except NotFound:
             body = api.V2beta1Pipeline(name=name, display_name=name, namespace=namespace or None)
         try:
             return self._call(f"a new pipeline {name}", self._pipelines.pipeline_service_create_pipeline, body)
@@ -88,12 +88,12 @@ class Server:
         return next((version for version in found if (version.name or version.display_name) == name), None)
 
     def upload_version(self, pipeline_id: str, package: Path, name: str, shown: str, description: str) -> Any:
-        """Upload compiled IR YAML as a new version; Conflict if the name is taken."""
+        """Upload compiled IR YAML as a new version. Conflict if the name is taken."""
         options = {"name": name, "display_name": shown, "description": description, "pipelineid": pipeline_id}
         return self._call(f"version {name}", self._uploads.upload_pipeline_version, str(package), **options)
 
     def experiment(self, name: str, namespace: str) -> str:
-        """The id of the experiment of that name, made if it is not there."""
+        """The id of the experiment of that name, created if it does not exist."""
         given = {"namespace": namespace} if namespace else {}
         ask = self._experiments.experiment_service_list_experiments
         query = _equals("display_name", name)
@@ -105,16 +105,17 @@ class Server:
         return made.experiment_id
 
     def start(self, name: str, experiment_id: str, version: Any, arguments: Mapping[str, Any], account: str) -> str:
-        """Start a run; its id."""
+        """Start a run and return its id."""
         body = api.V2beta1Run(display_name=name, **_what(experiment_id, version, arguments, account))
         return self._call("a new run", self._runs.run_service_create_run, body).run_id
 
     def schedule(
         self, name: str, experiment_id: str, version: Any, arguments: Mapping[str, Any], account: str, cron: str
     ) -> tuple[str, bool]:
-        """Let ``version`` run by ``cron`` under ``name``: (id, whether it was so already).
+        """Schedule ``version`` by ``cron`` under ``name``; returns (id, whether that schedule existed).
 
-        Other schedules of that name in the experiment are replaced: the new one is made first, so none is ever lost.
+        Other schedules of that name in the experiment are replaced. The new one is created first, so that there is
+        always one.
         """
         ask = self._recurring.recurring_run_service_list_recurring_runs
         query = {"experiment_id": experiment_id, "filter": _equals("display_name", name)}
@@ -130,7 +131,7 @@ class Server:
                 trigger=api.V2beta1Trigger(cron_schedule=api.V2beta1CronSchedule(cron=cron)),
                 mode=api.RecurringRunMode.ENABLE,
                 max_concurrency="1",
-                no_catchup=True,  # one run for what was missed, not one for each
+                no_catchup=True,  # one run after missed times, not one for each of them
                 **_what(experiment_id, version, arguments, account),
             )
             make = self._recurring.recurring_run_service_create_recurring_run
@@ -157,11 +158,11 @@ class Server:
             raise self._explained(what, error) from None
         except urllib3.exceptions.HTTPError as error:
             reason = " ".join(str(getattr(error, "reason", None) or error).split())
-            mend = "--ca-cert" if "CERTIFICATE_VERIFY_FAILED" in reason else "--host, and that the server is up"
-            raise MoonflowError(f"cannot reach {self.host} ({reason}): check {mend}") from None
+            checked = "--ca-cert" if "CERTIFICATE_VERIFY_FAILED" in reason else "--host, and that the server is up"
+            raise MoonflowError(f"cannot reach {self.host} ({reason}): check {checked}") from None
         except (AttributeError, TypeError, ValueError):
-            answer = None  # not the fields that KFP's answers have
-        # The generated client makes an empty object of a login page.
+            answer = None  # an answer without the fields of KFP's
+        # The generated client turns a login page into an empty object.
         if answer is None or "json" not in self._client.last_response.getheader("content-type", ""):
             raise MoonflowError(
                 f"{self.host} gave no KFP answer when asked for {what} (a login page?): check --host and --token"
@@ -177,7 +178,7 @@ class Server:
         if status == 403:
             return MoonflowError(f"{self.host} does not allow {what}{why}: ask for the right, or check --namespace")
         if status == 404:
-            return NotThere(f"{self.host} does not know {what}{why}: check --host, which must serve KFP's v2beta1 API")
+            return NotFound(f"{self.host} does not know {what}{why}: check --host, which must serve KFP's v2beta1 API")
         if status == 409:
             return Conflict(f"{self.host} already has {what}{why}")
         return MoonflowError(f"{self.host} refused {what} with status {status}{why}")
@@ -209,7 +210,7 @@ def _equals(key: str, value: str) -> str:
 
 
 def _message(body: str | None) -> str:
-    """What the server says of an error, in one line: KFP's JSON has it under one of several names."""
+    """The server's message in one line; KFP's JSON has it under one of several names."""
     text = body or ""
     try:
         values = json.loads(text)
@@ -235,5 +236,5 @@ def _projected_token() -> str:
 
 def _readable(path: str) -> str:
     if path and not Path(path).is_file():
-        raise MoonflowError(f"--ca-cert {path} is not there: name a PEM file of certificates")
+        raise MoonflowError(f"--ca-cert {path} does not exist: name a PEM file of certificates")
     return path

@@ -1,4 +1,4 @@
-"""How much memory a local run takes: this process and everything it started, the services among it."""
+"""How much memory a local run takes: this process and everything that it started, including the services."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _EVERY_S = 1.0
 class PeakMemory:
     """Samples the resident memory of this process and its descendants once a second while the context is open.
 
-    ``bytes`` is the largest sum seen. Pages that processes share count once for each, so it errs upwards.
+    ``bytes`` is the largest sum seen. Pages that processes share count once for each, so the figure is an upper bound.
     """
 
     def __init__(self) -> None:

@@ -9,40 +9,40 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from model.config import ModelConfig, preset
-from model.errors import MoonflowError
+from model.boundary.errors import MoonflowError
+from model.network.config import ModelConfig, preset
 from model.plan.activations import activation_figures
 from model.plan.choice import GIB, USABLE, Option, options, suggest
 from model.plan.figure import BYTE, COUNT, SYMBOLS, Figure
 from model.plan.flops import flop_figures
-from model.plan.layout import Layout, Wanted, Work
+from model.plan.layout import LayoutConstraints, PlannedLayout, Workload
 from model.plan.memory import state_figures, step_figures, update_figure
 from model.plan.parameters import parameter_figures
 from model.plan.traffic import traffic_figures
 
-NODE = 8  # GPUs of a node: the degrees that the table shows beside none and the most
+NODE = 8  # GPUs of a node, a degree that the table always shows, next to 1 and the largest
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that is printed."""
+    """The figures of a shape, the layouts for its ranks, and which of them is suggested; all of it is printed."""
 
     name: str
     gpus: int
     gpu_gib: float
-    work: Work
+    work: Workload
     figures: dict[str, list[Figure]]
     options: list[Option]
     suggested: Option | None
     shown: Option
 
     @classmethod
-    def of(cls, name: str, gpus: int, work: Work, gpu_gib: float, wanted: Wanted) -> Plan:
-        """Raises MoonflowError for an unknown preset or a size that cannot be."""
+    def of(cls, name: str, gpus: int, work: Workload, gpu_gib: float, constraints: LayoutConstraints) -> Plan:
+        """Raises MoonflowError for an unknown preset or an impossible size."""
         config = preset(name)
         if not gpu_gib > 0:
             raise MoonflowError(f"--gpu-memory {gpu_gib:g}: give the GiB of one GPU")
-        found = options(config, gpus, work, gpu_gib, wanted)
+        found = options(config, gpus, work, gpu_gib, constraints)
         suggested = suggest(found)
         shown = suggested or min(found, key=lambda option: option.bytes)
         return cls(name, gpus, gpu_gib, work, _figures(config, shown.layout, work), found, suggested, shown)
@@ -115,7 +115,7 @@ class Plan:
         return f"{'' if option.fits else '! '}{option.bytes / GIB:.1f}", f"{option.sent / GIB:.1f}"
 
 
-def _figures(config: ModelConfig, layout: Layout, work: Work) -> dict[str, list[Figure]]:
+def _figures(config: ModelConfig, layout: PlannedLayout, work: Workload) -> dict[str, list[Figure]]:
     how = layout.describe()
     step = [*step_figures(config, layout, work), update_figure(config, layout)]
     return {

@@ -1,6 +1,6 @@
-"""What a run on this machine needs of the world outside of its profile, looked at before its first step.
+"""Checks before the first step of a local run: what it starts from, its data, the sandbox and the GitOps repository.
 
-It reads only and takes a second or two. What a value says by itself is checked by the steps' schemas.
+They change nothing and take a second or two. The values themselves are checked by the steps' schemas.
 """
 
 from __future__ import annotations
@@ -9,51 +9,70 @@ import os
 import shutil
 from pathlib import Path
 
-from components.promote import overlay
-from components.promote.git import clone, has_commits, is_remote
-from components.promote.gitops import MANIFESTS
+from components.release import overlay
+from components.release.git import clone, has_commits, is_remote
+from components.release.gitops import MANIFESTS
 from components.runtime.config import EpisodesConfig
-from model.errors import MoonflowError
+from components.runtime.steps import IMPORTED
+from model.boundary.errors import MoonflowError
 from model.rl.tools.sandbox import Sandbox
 from pipelines.profile import Profile
+from pipelines.source_run import local_source, run_and_step, source_of
 
 
 def preflight(profile: Profile, repository: str, *, begun: bool = False) -> None:
-    """Check that the run's sources, what confines its programs and the place of its promotion are there.
+    """Check that the checkpoint, the sources, the sandbox and the overlay of its promotion that a run needs are there.
 
     Args:
         repository: the GitOps repository that promote will write to.
-        begun: an earlier call has; its data may be prepared, and then the sources are needed no more.
+        begun: whether an earlier call began the run; it may have its checkpoint and data, and needs no sources then.
 
     Raises:
-        MoonflowError: naming what is missing and what to do.
+        MoonflowError: something is missing; the line says what to do.
     """
     if not begun:
+        _checkpoint(profile)
         _sources(profile)
     _sandbox(profile)
     if "promote" in profile.steps:
         _overlay(repository, profile.step("promote").model_dump()["environment"])
 
 
+def _checkpoint(profile: Profile) -> None:
+    if IMPORTED in profile.steps and not source_of(profile):
+        raise MoonflowError(
+            "import_checkpoint.source is empty: name the checkpoint to start from, for example --set "
+            "import_checkpoint.source=runs/tiny"
+        )
+    if (path := local_source(profile)) is not None and run_and_step(path) is None and not os.path.isdir(path):
+        raise MoonflowError(
+            f"import_checkpoint.source names {path}, which is neither a folder nor a run's, runs/NAME[/STEP]: name one "
+            "with config.json, a run's folder, or an address"
+        )
+
+
 def _sources(profile: Profile) -> None:
     if text := profile.step("prepare_data").model_dump()["sources"]:
-        # These bring torch: only who has data of their own waits for it.
-        from components.runtime.own_data import local_folder
-        from model.data.own import parse_sources
+        # These import torch, for which only a user with data of their own should wait.
+        from components.runtime.datasets.user_data import local_folder
+        from model.data.user.json_lines import LINES
+        from model.data.user.user_data import WHAT, parse_sources
 
         for source in parse_sources(text):
-            # An object store is asked by prepare_data itself, the first step, before it makes anything.
-            if (folder := local_folder(source.uri)) is not None and not os.path.isdir(folder):
-                raise MoonflowError(
-                    f"[prepare_data] sources: {source.name} is to lie in {source.uri}, which is no folder: name one "
-                    "with .tar shards or with images and texts, or s3://..."
-                )
+            # prepare_data, the first step, checks an object store itself before it writes anything.
+            path = local_folder(source.uri)
+            if path is None or os.path.isdir(path) or (path.suffix.lower() == LINES and os.path.isfile(path)):
+                continue
+            raise MoonflowError(
+                f"[prepare_data] sources: {source.name} names {source.uri}, which is not a folder: name one with "
+                f"{WHAT}, or a {LINES} file, or s3://..."
+            )
 
 
 def _sandbox(profile: Profile) -> None:
     if any(isinstance(config, EpisodesConfig) and config.sandbox == "strict" for config in profile.steps.values()):
         with Sandbox() as sandbox:
-            _ = sandbox.walls  # raises where programs would be refused
+            _ = sandbox.isolation  # raises MoonflowError where programs would be refused
 
 
 def _overlay(repository: str, environment: str) -> None:
@@ -61,7 +80,7 @@ def _overlay(repository: str, environment: str) -> None:
         raise MoonflowError("git is missing, and promote commits with it: install it (`moonflow doctor` says how)")
     place = Path(repository)
     if not is_remote(repository) and not place.exists():
-        overlay.path_of(MANIFESTS, environment)  # promote begins the repository with these
+        overlay.path_of(MANIFESTS, environment)  # promote creates the repository from these
         return
     if not is_remote(repository) and not os.access(place, os.W_OK):
         raise MoonflowError(f"the GitOps repository {repository} cannot be written: promote has to commit there")

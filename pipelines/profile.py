@@ -1,6 +1,6 @@
-"""A profile: one TOML file with everything a run needs to know, checked against the steps' own schemas.
+"""A profile: one TOML file with all settings of a run, checked against the steps' schemas.
 
-[run]                   name, preset, image, retries ...        -> RunSettings
+[run]                   name, pipeline, preset, image ...       -> RunSettings
 [task] [task.<step>]    launcher, cpu, memory, pool, queue ...  -> Placement, the first one for all steps
 [<step>]                the step's parameters                   -> components.<step>.config.Config
 """
@@ -13,37 +13,41 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from components.fusion_arm.arms import cells
-from components.runtime.config import Preset, StepConfig
-from components.runtime.image import PIPELINE, TRAIN
+from components.ablation.arms import cells
+from components.runtime.config import StepConfig, known_preset
+from components.runtime.kfp.image import PIPELINE, TRAIN
 from components.runtime.launcher.placement import Placement
 from components.runtime.launcher.work import require_parallel
-from components.steps import ALL_STEPS, PIPELINES, config_class, disagreement
-from model.errors import MoonflowError
-from model.foreign_text import well_formed
+from components.runtime.steps import ALL_STEPS, PIPELINES, config_class, disagreement
+from model.boundary.errors import MoonflowError
+from model.boundary.untrusted_text import well_formed
 
 PROFILES = Path(__file__).parent / "profiles"
 LONGEST_NAME = 48
-"""Kubeflow calls a run's workflow ``moonflow-<name>-<five characters>`` and labels pods with that: 63 characters."""
+"""Kubeflow labels pods with the workflow's name, ``moonflow-<name>-<five characters>``, and a label has 63 at most."""
 
 
 class RunSettings(StepConfig):
-    """What concerns the whole run."""
+    """Settings of the whole run."""
 
     name: str = Field(
         pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
         max_length=LONGEST_NAME,
-        description="names the pipeline and a local run",
+        description="name of the pipeline and of a local run",
     )
     pipeline: str = Field(
-        "k25", pattern=f"^({'|'.join(PIPELINES)})$", description=f"which pipeline: {' or '.join(PIPELINES)}"
+        "k25", pattern=f"^({'|'.join(PIPELINES)})$", description=f"the pipeline: {' or '.join(PIPELINES)}"
     )
-    preset: Preset = Field(description="the model's shape: a file in model/presets")
-    seeds: int = Field(3, ge=1, description="runs of each arm of fusion_ablation, seeded 0, 1, ...; k25 has one run")
+    preset: Annotated[str, AfterValidator(lambda name: name and known_preset(name))] = Field(
+        "",
+        description="the model's shape, a file's name in model/network/presets; required, except in post_train, which "
+        "has the shape of its checkpoint",
+    )
+    seeds: int = Field(3, ge=1, description="runs of each arm of fusion_ablation, seeds 0, 1, ...; others have one run")
     image: str = Field(PIPELINE, min_length=1, description="container image of the tasks; ignored in a local run")
     train_image: str = Field(
         TRAIN,
@@ -53,15 +57,15 @@ class RunSettings(StepConfig):
     retries: int = Field(
         0,
         ge=0,
-        description="further attempts of a failed task; a local run waits 60 s and more for each. On a cluster they "
-        "are for lost pods only, unless its Argo has the retryPolicy OnFailure or Always; a step waits for an absent "
-        "service by itself",
+        description="further attempts of a failed task; a local run waits 60 s or more before each. On a cluster only "
+        "lost pods are tried again, unless its Argo has the retryPolicy OnFailure or Always; a step itself waits for a "
+        "service that is down",
     )
 
 
 @dataclass(frozen=True)
 class Profile:
-    """A resolved profile: defaults, file and overrides taken together."""
+    """A resolved profile: the defaults, changed by the file, changed by the overrides."""
 
     source: str
     run: RunSettings
@@ -69,31 +73,43 @@ class Profile:
     steps: dict[str, StepConfig]
 
     def placement(self, step: str) -> Placement:
-        """Where ``step`` runs, with an image: its own, or the run's for what it asks for."""
+        """Where ``step`` runs. Without an image of its own it gets ``run.train_image`` or ``run.image``."""
         asked = self.tasks[step]
         shared = self.run.train_image if asked.accelerators else self.run.image
         return asked.model_copy(update={"image": asked.image or shared})
 
     def step(self, name: str) -> StepConfig:
-        """The parameters of a step; MoonflowError where the profile's pipeline has none of that name."""
+        """The parameters of a step. MoonflowError if the profile's pipeline has no such step."""
         if name not in self.steps:
-            raise MoonflowError(f"{self.source}: pipeline {self.run.pipeline} has no step {name}; give a run of k25")
+            others = " or ".join(pipeline for pipeline, steps in PIPELINES.items() if name in steps)
+            raise MoonflowError(
+                f"{self.source}: pipeline {self.run.pipeline} has no step {name}; give a run of {others}"
+            )
         return self.steps[name]
 
     @property
     def task_names(self) -> list[str]:
-        """The tasks of a run in order: a step's name, or several for a step that the pipeline runs several times."""
+        """The tasks of a run in order: a step's name, or a name per arm and seed for a step that runs several times."""
         names = []
         for step, config in self.steps.items():
             names += [f"{step}-{cell}" for cell in cells(self.run.seeds)] if config.looped else [step]
         return names
 
     def require_parallel(self) -> None:
-        """MoonflowError naming the steps whose ranks their launcher would refuse, hours into the run."""
+        """Raise MoonflowError for steps with more ranks than they can use, before hours of work are lost."""
         require_parallel({step: placement.ranks for step, placement in self.tasks.items()})
+        for step, config in self.steps.items():
+            placement, values = self.tasks[step], config.model_dump()
+            data_ranks = placement.ranks // placement.sequence_parallel
+            key = "ptx_rows" if values.get("ptx_weight") else "rows"
+            if (rows := values.get(key, 0)) % data_ranks:
+                raise MoonflowError(
+                    f"{step}.{key} = {rows} does not divide among the {data_ranks} data ranks of [task.{step}] "
+                    "(nodes x processes / sequence_parallel): choose a multiple"
+                )
 
     def as_toml(self) -> str:
-        """The profile with every value said, as a file that loads to the same profile."""
+        """The profile with all its values, as the text of a file that loads to the same profile."""
         tables: list[tuple[str, StepConfig]] = [("run", self.run)]
         tables += [(f"task.{step}", settings) for step, settings in self.tasks.items()]
         tables += list(self.steps.items())
@@ -108,15 +124,13 @@ class Profile:
 def load_profile(name: str, overrides: Sequence[str] = ()) -> Profile:
     """Read a profile by name (``tiny``) or path (``my.toml``) and apply overrides such as ``joint_pretrain.steps=10``.
 
-    Raises MoonflowError naming the file, the key and the nearest valid key.
+    Raises MoonflowError, which names the file, the key and the nearest valid key.
     """
     path = Path(name) if name.endswith(".toml") else PROFILES / f"{name}.toml"
     if not _exists(path):
         known = sorted(p.stem for p in PROFILES.glob("*.toml"))
         there = ", ".join(known)
-        raise MoonflowError(
-            f"profile {name!r} not found{_nearest(name, known)}; there are {there}; or give a .toml file"
-        )
+        raise MoonflowError(f"profile {name!r} not found{_nearest(name, known)}; known: {there}; or give a .toml file")
     tables = _read(path)
     for override in overrides:
         _apply_override(tables, override)
@@ -126,14 +140,14 @@ def load_profile(name: str, overrides: Sequence[str] = ()) -> Profile:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError as error:  # a name that is too long, a folder that may not be looked into
+    except OSError as error:  # a name that is too long, a folder that may not be read
         raise MoonflowError(f"profile {path}: {error.strerror}: give another .toml file") from None
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file; MoonflowError for what is no such file."""
+    """The tables of a TOML file. MoonflowError if it is not one."""
     try:
-        # As editors on Windows save it too: with a mark of the byte order, with CRLF.
+        # utf-8-sig: editors on Windows put a byte order mark first.
         return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise MoonflowError(f"profile {path} cannot be read: {error.strerror}; give a .toml file") from None
@@ -147,7 +161,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _resolve(tables: dict[str, Any], source: str) -> Profile:
     for name, table in tables.items():
         if not isinstance(table, dict) and name in ("run", "task", *ALL_STEPS):
-            raise MoonflowError(f"{source}: {name} is a table: write [{name}]")
+            raise MoonflowError(f"{source}: {name} must be a table: write [{name}]")
     run = RunSettings.parse(tables.get("run", {}), f"{source}: [run]")
     names = PIPELINES[run.pipeline]
     _check_keys(source, "", tables, ["run", "task", *names])
@@ -156,10 +170,11 @@ def _resolve(tables: dict[str, Any], source: str) -> Profile:
     _check_keys(source, "task.", tasks_table, [*Placement.model_fields, *names])
     for step in names:
         if not isinstance(tasks_table.get(step, {}), dict):
-            raise MoonflowError(f"{source}: task.{step} is a table: write [task.{step}]")
+            raise MoonflowError(f"{source}: task.{step} must be a table: write [task.{step}]")
     shared = {key: value for key, value in tasks_table.items() if key not in names}
     tasks = {step: _placement(shared | tasks_table.get(step, {}), step, f"{source}: [task.{step}]") for step in names}
 
+    _check_preset(source, run)
     steps = {}
     for step in names:
         schema = config_class(step)
@@ -167,11 +182,22 @@ def _resolve(tables: dict[str, Any], source: str) -> Profile:
         if "preset" in schema.model_fields and values.setdefault("preset", run.preset) != run.preset:
             raise MoonflowError(f"{source}: {step}.preset differs from run.preset; set run.preset only")
         if given := [name for name in schema.looped if name in values]:
-            raise MoonflowError(f"{source}: {step}.{given[0]}: the pipeline runs all of them; leave it out")
+            raise MoonflowError(f"{source}: {step}.{given[0]}: the pipeline runs every value; leave it out")
         steps[step] = schema.parse(values, f"{source}: [{step}]")
     if told := disagreement(steps):
         raise MoonflowError(f"{source}: {told}")
     return Profile(source, run, tasks, steps)
+
+
+def _check_preset(source: str, run: RunSettings) -> None:
+    """MoonflowError if the pipeline's first weights need a shape and none is given, or the other way round."""
+    shaped = any("preset" in config_class(step).model_fields for step in PIPELINES[run.pipeline])
+    if shaped and not run.preset:
+        raise MoonflowError(f"{source}: [run]: parameter 'preset' is missing: {run.pipeline} needs the model's shape")
+    if run.preset and not shaped:
+        raise MoonflowError(
+            f"{source}: [run]: parameter 'preset': {run.pipeline} has the shape of its checkpoint; leave preset out"
+        )
 
 
 def _placement(values: dict[str, Any], step: str, where: str) -> Placement:
@@ -200,12 +226,12 @@ def _apply_override(tables: dict[str, Any], override: str) -> None:
     parts = key.strip().split(".")
     if not separator or len(parts) < 2:
         raise MoonflowError(f"--set {override}: write STEP.KEY=VALUE, for example joint_pretrain.steps=10")
-    if well_formed(override) != override:  # the resolved profile could not be written
-        raise MoonflowError(f"--set {override!r} is not UTF-8: rename what it names")
+    if well_formed(override) != override:  # else the resolved profile could not be written
+        raise MoonflowError(f"--set {override!r} is not UTF-8: rename the file or folder that it names")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except (tomllib.TOMLDecodeError, RecursionError):
-        value = text  # a bare word is a string
+        value = text  # a word without quotes is a string
     table = tables
     for part in parts[:-1]:
         table = table.setdefault(part, {})
@@ -218,6 +244,6 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        # JSON's escapes are TOML's, but for the one character that JSON leaves as it is.
+        # TOML has JSON's escapes; only DEL, which JSON does not escape, needs one.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)

@@ -1,4 +1,4 @@
-"""How a local run stands, read from its folder: ``tasks/<step>.json`` and ``progress/<step>.json``."""
+"""The progress of a local run, read from its folder: ``tasks/<step>.json`` and ``progress/<step>.json``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STYLES = {
 
 @dataclass(frozen=True)
 class TaskState:
-    """One step: ``state`` is waiting, running, done, kept (finished in an earlier call), failed or skipped."""
+    """The state of one task: waiting, running, done, kept (finished in an earlier call), failed or skipped."""
 
     state: str = "waiting"
     seconds: float = 0.0
@@ -37,10 +37,10 @@ class TaskState:
 
 
 def task_state(run_dir: Path, step: str) -> TaskState:
-    """Where ``step`` stands in this call of ``moonflow run``."""
+    """The state of ``step`` in this call of ``moonflow run``."""
     task = _read(run_dir / "tasks" / f"{step}.json")
     if not task:
-        # finish runs when everything else is over: what has not begun by then never will.
+        # finish runs last: a task that has not started by then never will.
         over = step != "finish" and (run_dir / "tasks" / "finish.json").exists()
         return TaskState("skipped" if over else "waiting")
     state = "kept" if task["state"] == "done" and task.get("kept") else task["state"]
@@ -60,7 +60,7 @@ def task_state(run_dir: Path, step: str) -> TaskState:
 
 
 def busy_seconds(run_dir: Path, steps: Iterable[str]) -> float:
-    """Seconds of this call in which any of ``steps`` ran; some run side by side."""
+    """Seconds of this call in which at least one of ``steps`` ran; some run at the same time."""
     tasks = [task for step in steps if (task := _read(run_dir / "tasks" / f"{step}.json"))]
     busy = until = 0.0
     for started, ended in sorted((task["started"], task.get("ended", time.time())) for task in tasks):
@@ -69,12 +69,12 @@ def busy_seconds(run_dir: Path, steps: Iterable[str]) -> float:
     return busy
 
 
-# Wide enough for what the columns will hold, so that the table does not move; together under 80 columns.
+# Wide enough for their content, so that the table does not change its width; all together below 80 characters.
 COLUMNS = {"step": 15, "state": 7, "progress": 9, "tokens/s": 8, "loss": 6, "reward": 6, "time": 7, "ETA": 6}
 
 
 def progress_table(run_dir: Path, began: float, names: Sequence[str]) -> Table:
-    """The live table: a row for each task of ``names``. ``began`` is of the monotonic clock."""
+    """The live table with a row per task of ``names``; ``began`` is a time of the monotonic clock, in seconds."""
     title = escape(f"moonflow run {run_dir.name}, {duration(time.monotonic() - began)}")
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     for name, width in COLUMNS.items():
@@ -96,7 +96,7 @@ def progress_table(run_dir: Path, began: float, names: Sequence[str]) -> Table:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a reader wants them: ``8.2 s``, ``97 s``, ``12m 5s``."""
+    """Seconds as text: ``8.2 s``, ``97 s``, ``12m 5s``."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 120:

@@ -1,4 +1,4 @@
-"""What a run ends with: the printed tables and the rendered report, both from the files that finish wrote."""
+"""The end of a run: the printed tables and the rendered report, both from the files that finish wrote."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from components.finish import ablation
+from components.ablation.table import sentences
 from components.finish.report import render
-from components.runtime.mlflow_runs import web_address
-from model.errors import MoonflowError
+from components.runtime.checkpoints.manifest import ORIGIN
+from components.runtime.steps import IMPORTED
+from components.runtime.tracking.mlflow_runs import web_address
+from model.boundary.errors import MoonflowError
 from pipelines.progress import busy_seconds, task_state
 from pipelines.run_folder import resume_command, run_folder
 
 LABELS = {
     "init": "init",
+    IMPORTED: "start",
     "vit_pretrain": "vit",
     "joint_pretrain": "joint",
     "mid_train": "mid",
@@ -35,9 +38,8 @@ def render_report(run_dir: Path, output: Path) -> None:
     """Render the report again from ``summary.json`` and ``events.json`` of ``run_dir``."""
     run_dir = run_folder(run_dir)
     summary, record = _load(run_dir, "summary.json"), _load(run_dir, "events.json")
-    page = ablation.render if "ablation" in summary else render
     try:
-        output.write_text(page(summary, record["events"], record["extra"]))
+        output.write_text(render(summary, record["events"], record["extra"]))
     except OSError as error:
         raise MoonflowError(f"cannot write {output}: {error.strerror}; give another --output") from error
 
@@ -53,10 +55,11 @@ def print_result(
     services_s: float,
     peak_bytes: int,
 ) -> None:
-    """Print evals by step, what was promoted, the served model's answer, where time and memory went, where to look.
+    """Print scores by step, times, the promotion, the served model's answer, and the addresses of MLflow and report.
 
-    ``seconds`` is this call's wall clock and ``services_s`` the part in which the services came up; ``peak_bytes`` is
-    the largest resident memory of all its processes together.
+    Args:
+        seconds, services_s: wall clock of this call, and of the start of the services.
+        peak_bytes: the largest resident memory of all processes of this call together.
     """
     summary, extra = _load(run_dir, "summary.json"), _load(run_dir, "events.json")["extra"]
     if "ablation" in summary:
@@ -65,17 +68,20 @@ def print_result(
         console.print(_evals(summary["evals"]))
     console.print(_times(summary["steps"], run_dir, names, seconds, services_s))
     if "ablation" in summary:
-        for line in ablation.sentences(summary["ablation"]):
-            _say(console, f"- {line}")
-        _say(console, f"table      {run_dir / 'table.md'}")
+        for line in sentences(summary["ablation"]):
+            say(console, f"- {line}")
+        say(console, f"table      {run_dir / 'table.md'}")
     else:
+        if origin := extra.get(IMPORTED, {}).get(ORIGIN):
+            licence = f", licence {', '.join(origin['licences'])}" if origin["licences"] else ""
+            say(console, f"start      {origin['source']}{licence}")
         _print_promotion(summary, extra, environment, console)
     for warning in extra.get("warnings", []):
-        _say(console, f"warning    {warning}", style="yellow")
-    _say(console, f"MLflow     {mlflow_page(environment)}")
+        say(console, f"warning    {warning}", style="yellow")
+    say(console, f"MLflow     {mlflow_page(environment)}")
     if not keep:
-        _say(console, f"           stopped; up again with {resume_command(run_dir, '--keep')}")
-    _say(console, f"report     {run_dir / 'report.html'}")
+        say(console, f"           stopped; start it again with {resume_command(run_dir, '--keep')}")
+    say(console, f"report     {run_dir / 'report.html'}")
     memory = f"{peak_bytes / 2**30:.1f} GiB (all processes, services included)"
     console.print(f"this call  {seconds:.1f} s, peak memory {memory}", highlight=False)
 
@@ -83,28 +89,30 @@ def print_result(
 def _print_promotion(
     summary: Mapping[str, Any], extra: Mapping[str, Any], environment: Mapping[str, str], console: Console
 ) -> None:
-    """What was promoted and what the served model answered."""
+    """What was promoted, or else what the gate says, and what the served model answered."""
     if promoted := summary["promoted"]:
         console.print(f"promoted   version {promoted['version']}, manifest sha256 {promoted['manifest_sha256'][:16]}")
         repository = environment.get("MOONFLOW_GITOPS_REPO", "")
-        _say(console, f"GitOps     commit {promoted['commit'][:12]} in {repository}")
+        say(console, f"GitOps     commit {promoted['commit'][:12]} in {repository}")
     else:
-        reasons = "; ".join(map(str, extra.get("evaluate", {}).get("reasons", []))) or "see the report"
-        _say(console, f"promoted   nothing: {reasons}")
+        evaluation = extra.get("evaluate", {})
+        reasons = "; ".join(map(str, evaluation.get("reasons", []))) or "see the report"
+        passed = evaluation.get("decision") == "promote"  # in a pipeline that promotes nothing
+        say(console, f"{'gate       passed' if passed else 'promoted   nothing'}: {reasons}")
     if answer := extra.get("serve", {}):
         question, said, right = (answer[key] for key in ("question", "answer", "expected"))
-        _say(console, f"served     {question!r} about a picture -> {said!r} (right: {right!r})")
+        say(console, f"served     {question!r} about a picture -> {said!r} (right: {right!r})")
 
 
-def _say(console: Console, line: str, style: str | None = None) -> None:
-    """Print a line as it is: a path or an answer may hold what rich would take for markup."""
+def say(console: Console, line: str, style: str | None = None) -> None:
+    """Print a line unchanged: rich would take parts of a path or an answer for markup."""
     console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def mlflow_page(environment: Mapping[str, str]) -> str:
     """The address of the experiment's table with the pipeline's run and its steps, newest first; MLflow must be up.
 
-    MLflow's own start page is about GenAI traces, and in its default order it folds the steps away below their parent.
+    MLflow's start page shows GenAI traces, and its default order hides the steps below their parent.
     """
     shown = web_address(environment)
     try:
@@ -141,7 +149,7 @@ def _evals(rows: list[dict[str, Any]]) -> Table:
 
 
 def _arms(found: Mapping[str, Any]) -> Table:
-    """Scores of the arms beside the paper's, abilities as rows."""
+    """Scores of the arms next to the paper's, a row per ability."""
     title = "score, 0 to 100: ours (sd over seeds), K2.5"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     arms = found["arms"]
@@ -183,7 +191,7 @@ def _load(run_dir: Path, name: str) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise MoonflowError(f"{path} is not there: finish the run with {resume_command(run_dir)}") from None
+        raise MoonflowError(f"{path} does not exist: finish the run with {resume_command(run_dir)}") from None
     except OSError as error:
         raise MoonflowError(f"{path} cannot be read: {error.strerror}; make it readable") from None
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""``moonflow serve``: bring a run's promoted checkpoint out of its object store and serve it."""
+"""``moonflow serve``: fetch a run's promoted checkpoint from its object store and serve it."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import shlex
 import socket
 from pathlib import Path
 
-from components.promote.gitops import read_promoted
-from components.promote.signing import PUBLIC_KEY
-from components.runtime.store import ObjectStore
-from components.serve.checkpoint import bring
+from components.release.fetch import bring
+from components.release.gitops import read_promoted
+from components.release.signing import PUBLIC_KEY
+from components.runtime.store.open_store import open_store
 from pipelines.profile import load_profile
-from pipelines.run_folder import made_by_a_run
-from pipelines.services import REPOSITORY, Services
+from pipelines.run_folder import made_by_a_run, services_folder
+from pipelines.services import REPOSITORY, visited
 
 
 def serve_run(run_dir: Path, port: int, *, dry_run: bool) -> None:
-    """Serve what the GitOps repository of ``run_dir`` holds as promoted, on 127.0.0.1, until interrupted.
+    """Serve the checkpoint that the GitOps repository of ``run_dir`` names, on 127.0.0.1, until interrupted.
 
-    The checkpoint is fetched by its committed address and digest; every file and its signature are checked. The run's
-    object store is only up while it is fetched.
+    The checkpoint is fetched by its committed address and digest, and all its files and its signature are checked. The
+    run's object store is up only meanwhile, unless the run keeps it. ``port`` 0 picks a free one.
     """
     run_dir = made_by_a_run(run_dir)
     config = load_profile(str(run_dir / "profile.toml")).step("serve").model_dump()
@@ -31,8 +31,8 @@ def serve_run(run_dir: Path, port: int, *, dry_run: bool) -> None:
         print(f"would serve {promoted.uri} (sha256 {promoted.manifest_sha256}) as {config['model_name']} at {address}")
         return
     checkpoint = run_dir / "work" / "served" / promoted.manifest_sha256
-    with Services.start(run_dir) as services:
-        store, public_key = ObjectStore.from_env(services.environment), Path(services.environment[PUBLIC_KEY])
+    with visited(services_folder(run_dir)) as environment:
+        store, public_key = open_store(environment), Path(environment[PUBLIC_KEY])
         bring(store, promoted.uri, promoted.manifest_sha256, checkpoint, public_key)
 
     from components.serve.server import serve_forever  # imports torch

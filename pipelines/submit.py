@@ -1,8 +1,8 @@
-"""``moonflow submit``: the pipeline as a version on a Kubeflow Pipelines server, and a run or a schedule of it.
+"""``moonflow submit``: upload the pipeline as a version to a Kubeflow Pipelines server, and start or schedule a run.
 
-A version is immutable: the same content under the same name is used again, other content is refused. Step parameters
-(``--set joint_pretrain.steps=10``) are the run's arguments and leave the version as it is; ``run.*`` and ``task.*``
-change what is compiled, and so the version.
+A version is immutable: one that exists with the same content is used again, one with other content is refused. A step's
+parameter (``--set joint_pretrain.steps=10``) is an argument of the run and leaves the version as it is; ``run.*`` and
+``task.*`` change what is compiled, and so the version.
 """
 
 from __future__ import annotations
@@ -15,19 +15,23 @@ from typing import Any
 
 import yaml
 
+from components.import_checkpoint.config import HUB
 from components.runtime.step import check_run_id, git_commit
-from model.errors import MoonflowError
+from components.runtime.steps import IMPORTED
+from components.runtime.store.address import S3
+from model.boundary.errors import MoonflowError
 from pipelines.compile import compile_ir, pipeline_name, version_name
 from pipelines.dag import pipeline_parameters
-from pipelines.kubeflow import Conflict, Server
+from pipelines.kubeflow import Conflict, KfpServer
 from pipelines.profile import Profile, load_profile
+from pipelines.source_run import source_of
 
 RUN_ID = "p00_run_id"
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What to submit. Empty texts take the defaults said in ``moonflow submit --help``."""
+    """What to submit. An empty text stands for the default that ``moonflow submit --help`` names."""
 
     profile: Profile
     arguments: dict[str, Any]
@@ -45,8 +49,9 @@ class Submission:
 
     @property
     def unseen(self) -> str:
-        """What the run needs and only the cluster's network and Secrets lead to."""
-        unseen = ["prepare_data's sources"]
+        """What the run needs and only the cluster can check, through its network and Secrets."""
+        unseen = ["import_checkpoint's source"] if IMPORTED in self.profile.steps else []
+        unseen.append("prepare_data's sources")
         if "promote" in self.profile.steps:
             overlay = self.profile.step("promote").model_dump()["environment"]
             unseen += [f"the GitOps repository with its overlay {overlay}", "the registry's champion"]
@@ -56,7 +61,7 @@ class Submission:
     def resolve(
         cls, profile: str, overrides: Sequence[str], version: str, run_id: str = "", **options: Any
     ) -> Submission:
-        """Part ``overrides`` into what is compiled and what is the run's own.
+        """Split ``overrides`` into what is compiled and what are arguments of the run.
 
         Raises MoonflowError for a wrong key or value, for options that contradict each other, and for a profile that
         its tasks would refuse.
@@ -71,6 +76,8 @@ class Submission:
             arguments[RUN_ID] = run_id
         made = cls(base, arguments, version, **options)
         made._check()
+        if IMPORTED in wanted.steps and not made.upload_only:
+            _check_source(wanted)
         return made
 
     def _check(self) -> None:
@@ -83,7 +90,7 @@ class Submission:
             )
         if self.cron and RUN_ID in self.arguments:
             raise MoonflowError(
-                "--recurring with --run-id: every scheduled run would go on with the same one; leave one out"
+                "--recurring with --run-id: every scheduled run would continue the same one; leave one out"
             )
         if self.upload_only and (self.cron or self.arguments):
             what = "--recurring" if self.cron else ", ".join(sorted(self.arguments))
@@ -94,13 +101,23 @@ class Submission:
         done = f"upload {self.pipeline} version {self.version} to {host}"
         if self.upload_only:
             return done
-        then = f"let it run by cron {self.cron!r}" if self.cron else "start a run"
+        then = f"schedule runs by cron {self.cron!r}" if self.cron else "start a run"
         given = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
         return f"{done} and {then} in experiment {self.experiment} with {given or 'the defaults'}"
 
 
-def submit(submission: Submission, server: Server) -> None:
-    """Upload the version unless it is there, start what was asked for, and print where to look."""
+def _check_source(profile: Profile) -> None:
+    """MoonflowError unless the checkpoint to start from is where a cluster can read it."""
+    source = source_of(profile)
+    if not source.startswith((S3, HUB)):
+        raise MoonflowError(
+            f"import_checkpoint.source is {source!r}: a cluster reads checkpoints at s3:// and hf:// addresses; --set "
+            "import_checkpoint.source to one"
+        )
+
+
+def submit(submission: Submission, server: KfpServer) -> None:
+    """Upload the version unless it exists, start or schedule the run, and print the pages that show them."""
     _check_namespace(submission, server)
     version, uploaded = _version(submission, server)
     state = "uploaded" if uploaded else "already there with the same content"
@@ -109,11 +126,11 @@ def submit(submission: Submission, server: Server) -> None:
     if not submission.upload_only:
         _start(submission, server, version)
     if retries := submission.profile.run.retries:
-        print(f"retries    {retries} a step: `moonflow doctor --cluster` says what this server's setting makes of them")
+        print(f"retries    {retries} a step: `moonflow doctor --cluster` says what this server repeats")
 
 
-def _start(submission: Submission, server: Server, version: Any) -> None:
-    """Start the run, or set the schedule, that was asked for."""
+def _start(submission: Submission, server: KfpServer, version: Any) -> None:
+    """Start the run or set the schedule."""
     print(f"not seen   from here: {submission.unseen}; the steps that use them check them")
     experiment = server.experiment(submission.experiment, submission.namespace)
     what = (experiment, version, submission.arguments, submission.account)
@@ -125,7 +142,7 @@ def _start(submission: Submission, server: Server, version: Any) -> None:
         print(f"run        started: {server.ui}/#/runs/details/{made}")
 
 
-def _check_namespace(submission: Submission, server: Server) -> None:
+def _check_namespace(submission: Submission, server: KfpServer) -> None:
     many = server.multi_user()
     if many and not submission.namespace:
         raise MoonflowError(
@@ -140,13 +157,13 @@ def _check_namespace(submission: Submission, server: Server) -> None:
         )
 
 
-def _version(submission: Submission, server: Server) -> tuple[Any, bool]:
-    """The version on the server and whether this call uploaded it."""
+def _version(submission: Submission, server: KfpServer) -> tuple[Any, bool]:
+    """The version on the server, and whether this call uploaded it."""
     name = version_name(submission.profile, submission.version)
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "pipeline.yaml"
         compile_ir(submission.profile, package)
-        spec, platform = yaml.safe_load_all(package.read_text())
+        spec, platform = yaml.load_all(package.read_text(), Loader=yaml.CSafeLoader)
         pipeline_id = server.pipeline(submission.pipeline, submission.namespace).pipeline_id
         there = server.version(pipeline_id, name)
         if there is None:
@@ -156,7 +173,7 @@ def _version(submission: Submission, server: Server) -> tuple[Any, bool]:
                 return server.upload_version(pipeline_id, package, name, submission.version, description), True
             except Conflict:  # another submission was faster
                 there = server.version(pipeline_id, name)
-    # Compared as values: the server keeps the documents under these names, with its own order and number format.
+    # Compare values, not texts: the server keeps both documents under these names, in its own order and number format.
     if there is None or there.pipeline_spec != {"pipeline_spec": spec, "platform_spec": platform}:
         raise MoonflowError(
             f"{server.host} has {submission.pipeline} {submission.version} with other content, and versions are "

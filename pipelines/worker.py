@@ -1,7 +1,7 @@
 """The process that drives kfp.local for one run: ``python -m pipelines.worker RUN_DIR``, started by pipelines.run.
 
-It leads a process group of its own, which holds every step and whatever a step starts, so that one signal ends all of
-it; and it ends that group itself when the process that holds the run's lock is gone, however that one died.
+It leads a process group that contains every step and whatever a step starts, so that one signal ends them all. When
+the process that holds the run's lock ends, for whatever reason, the worker ends its group itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LOCK = "lock"
 
 
 def end_with_owner(run_dir: Path) -> None:
-    """Kill this process group as soon as nobody holds the lock of ``run_dir`` any more."""
+    """Kill this process group as soon as no process holds the lock of ``run_dir``."""
 
     def wait() -> None:
         with (run_dir / LOCK).open("rb") as lock:
@@ -32,7 +32,7 @@ def end_with_owner(run_dir: Path) -> None:
 def main() -> None:
     run_dir = Path(sys.argv[1])
     end_with_owner(run_dir)
-    # kfp warns of an image without "python" in its name and of settings that a local run leaves out.
+    # kfp warns about an image without "python" in its name and about settings that a local run does not use.
     warnings.filterwarnings("ignore", category=RuntimeWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
     from kfp import components, local

@@ -6,8 +6,8 @@ import argparse
 import inspect
 from functools import cache
 
-from model.chat import TOOLS, render
-from model.tokenizer import Tokenizer
+from model.codec.chat import TOOLS, render
+from model.codec.tokenizer import Tokenizer
 
 CONVERSATION = [
     {"role": "system", "content": "Be brief."},

@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import Field
 
+from components.runtime.checkpoints.manifest import Manifest
 from components.runtime.config import StepConfig
-from components.runtime.manifest import Manifest
 from components.runtime.step import StepContext
 
 

@@ -88,7 +88,7 @@ def odd_images() -> dict[str, tuple[bytes, Pixels]]:
     made = {f"exif {n}": (file(Image.fromarray(stored), exif=exif(n)), turn(stored)) for n, turn in TURNED.items()}
     raw = zlib.compress(b"".join(b"\0" + row.tobytes() for row in stored))
     late = chunk(b"tEXt", b"a\0b") + chunk(b"eXIf", exif(6).tobytes()[6:])
-    made["exif behind a PNG's pixels"] = png(36, 20, 8, 2, raw, after=late), TURNED[6](stored)
+    made["exif after a PNG's pixels"] = png(36, 20, 8, 2, raw, after=late), TURNED[6](stored)
     made["exif that cannot be read"] = file(Image.fromarray(stored), exif=b"Exif\0\0odd"), stored
     for kind in ("JPEG", "WEBP", "AVIF"):
         plain = np.asarray(Image.open(io.BytesIO(file(Image.fromarray(stored), kind))).convert("RGB"))

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from model.chat import render
-from model.config import preset
+from model.codec.chat import render
+from model.codec.tokenizer import Tokenizer
 from model.data.families import FAMILIES
-from model.data.sample import Sample
-from model.data.shards import write_shard
-from model.multimodal import KimiK25
-from model.tokenizer import Tokenizer
-from model.train.checkpoint import save_checkpoint
+from model.data.samples.sample import Sample
+from model.data.samples.shards import write_shard
+from model.network.config import preset
+from model.network.initial import new_model
 from tests.corpus import small_tokenizer
+from tests.training import save_checkpoint
 
 TASKS = sorted(name for name, family in FAMILIES.items() if family.kind == "task")
 
@@ -29,7 +29,7 @@ def eval_samples(family: str, count: int) -> tuple[Sample, ...]:
 
 @cache
 def tiny_tokenizer() -> Tokenizer:
-    """Of the tiny preset's 768 ranks, from the tasks' own texts and some documents."""
+    """A tokenizer of the tiny preset's 768 ranks, from the tasks' own texts and some documents."""
     samples = [sample for name in TASKS for sample in eval_samples(name, 24)]
     texts = [piece.text for s in samples for piece in render(s.messages, s.tools) if piece.kind == "text"]
     documents = [FAMILIES["stdlib_text"].generate(np.random.default_rng(n), "train", n) for n in range(400)]
@@ -50,14 +50,19 @@ def write_data_folder(folder: Path, count: int = 4) -> Path:
 
 
 def write_training_folder(
-    folder: Path, names: Iterable[str] = ("recall", "fact_qa", "digit_string"), count: int = 16
+    folder: Path, names: Iterable[str] = ("recall", "fact_qa", "digit_string"), count: int = 16, shards: int = 1
 ) -> Path:
-    """Tokenizer, index and one train shard of each family."""
+    """Tokenizer, index and train shards of each family, with ``count`` samples in each shard."""
     small_tokenizer().save(folder)
+    (folder / "train").mkdir(parents=True)
     families = {}
     for name in names:
-        (folder / f"{name}.tar").write_bytes(write_shard(FAMILIES[name].sample(0, "train", n) for n in range(count)))
-        families[name] = {"train": [{"shard": f"{name}.tar", "samples": count}], "eval": []}
+        listed = []
+        for number in range(shards):
+            shard, numbers = f"train/{name}-{number:05d}.tar", range(number * count, (number + 1) * count)
+            (folder / shard).write_bytes(write_shard(FAMILIES[name].sample(0, "train", n) for n in numbers))
+            listed.append({"shard": shard, "samples": count})
+        families[name] = {"train": listed, "eval": []}
     (folder / "index.json").write_text(json.dumps({"families": families, "image": {}}))
     return folder
 
@@ -66,5 +71,5 @@ def write_checkpoint(folder: Path, seed: int = 0) -> Path:
     """The tiny preset with random weights, for inference only."""
     tokenizer_folder = folder.parent / f"{folder.name}-tokenizer"
     tiny_tokenizer().save(tokenizer_folder)
-    save_checkpoint(folder, KimiK25(preset("tiny"), seed=seed), tokenizer_folder, None, {})
+    save_checkpoint(folder, new_model(preset("tiny"), seed=seed), tokenizer_folder, None, {})
     return folder

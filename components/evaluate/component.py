@@ -2,8 +2,8 @@
 
 from kfp import dsl
 
-from components.runtime.image import PIPELINE
-from components.runtime.interface import described
+from components.runtime.kfp.image import PIPELINE
+from components.runtime.kfp.interface import described
 
 
 @dsl.component(base_image=PIPELINE, install_kfp_package=False)
@@ -11,12 +11,6 @@ from components.runtime.interface import described
 def evaluate(
     run_id: str,
     data: dsl.Input[dsl.Dataset],
-    vit_pretrain: dsl.Input[dsl.Model],
-    joint_pretrain: dsl.Input[dsl.Model],
-    mid_train: dsl.Input[dsl.Model],
-    zero_vision_sft: dsl.Input[dsl.Model],
-    joint_rl: dsl.Input[dsl.Model],
-    parl: dsl.Input[dsl.Model],
     evals: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
     card: dsl.Output[dsl.Markdown],
@@ -33,12 +27,20 @@ def evaluate(
     sigmas: float,
     max_failed_episodes: float,
     seed: int,
+    import_checkpoint: dsl.Input[dsl.Model] | None = None,
+    vit_pretrain: dsl.Input[dsl.Model] | None = None,
+    joint_pretrain: dsl.Input[dsl.Model] | None = None,
+    mid_train: dsl.Input[dsl.Model] | None = None,
+    zero_vision_sft: dsl.Input[dsl.Model] | None = None,
+    joint_rl: dsl.Input[dsl.Model] | None = None,
+    parl: dsl.Input[dsl.Model] | None = None,
 ) -> str:
-    """Held-out scores by ability and modality before and after every stage, and whether to promote."""
-    from components.runtime.entry import enter
+    """Score the model before and after every stage on held-out tasks, and decide whether to promote it."""
+    from components.runtime.kfp.entry import enter
 
     inputs = {
         "data": data,
+        "import_checkpoint": import_checkpoint,
         "vit_pretrain": vit_pretrain,
         "joint_pretrain": joint_pretrain,
         "mid_train": mid_train,

@@ -7,9 +7,9 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from components.evaluate.floors import parse_floors
-from components.promote.names import Champion
+from components.release.names import Champion
 from components.runtime.config import AT_THE_END, EpisodesConfig
-from model.errors import MoonflowError
+from model.boundary.errors import MoonflowError
 
 
 def _floors(text: str) -> str:
@@ -23,47 +23,54 @@ def _floors(text: str) -> str:
 class Config(EpisodesConfig):
     samples: int = Field(64, ge=2, description="held-out tasks per suite for the final model (source: ours)")
     samples_intermediate: int = Field(
-        16, ge=2, description="held-out tasks per suite for the untrained model and for checkpoints between (ours)"
+        16,
+        ge=2,
+        description="held-out tasks per suite for the untrained model and for the checkpoints before the final one; an "
+        "imported checkpoint gets as many as the final model, which the gate compares with it (source: ours)",
     )
     temperature: float = Field(
-        0.0, ge=0, description="sampling temperature; 0 is greedy (source: ours; K2.5 evaluates at 1.0)"
+        0.0, ge=0, description="sampling temperature; 0 = greedy (source: ours; K2.5 evaluates at 1.0)"
     )
     expert_precision: str = Field(
         "full",
         pattern="^(full|int4)$",
-        description="routed experts of the trained checkpoints: as they are (full) or as an INT4 export has them "
-        "(int4); promote exports only what was measured (source: ours)",
+        description="precision of the routed experts while the trained checkpoints are measured: full, as they are, "
+        "or int4, as an INT4 export has them; promote exports only the precision that was measured "
+        "(source: ours)",
     )
-    max_batch: int = Field(128, ge=1, description="completions generated at once (source: ours)")
-    # From here to `sigmas`: what the gate asks of the scores. With other values the scores stay and it decides again.
+    max_batch: int = Field(128, ge=1, description="completions generated at the same time (source: ours)")
+    # From here to `sigmas`: the gate's rules. When one changes, the scores are kept and only the gate decides again.
     floors: Annotated[str, AfterValidator(_floors)] = Field(
         "digit_string=0.8, digit_count=0.6, array_tool=0.7",
         json_schema_extra=AT_THE_END,
-        description="scores the final model must reach: suite=value or ability/modality=value, ... (source: ours)",
+        description="scores that the final model must reach, as suite=value, ability/modality=value or, for the better "
+        "mode of wide_search, family=value with commas between; empty = none (source: ours)",
     )
     champion: Champion = Field(
         "moonflow@champion",
         json_schema_extra=AT_THE_END,
-        description="MODEL@ALIAS in the registry that no suite may fall behind; empty = none (source: ours)",
+        description="MODEL@ALIAS of the registered model that no suite may score below; empty = none (source: ours)",
     )
     margin: float = Field(
         0.02,
         ge=0,
         le=1,
         json_schema_extra=AT_THE_END,
-        description="loss of score in a suite against the champion that is let pass (source: ours)",
+        description="score that a suite may lose against the champion, and against an imported checkpoint (source: "
+        "ours)",
     )
     well_formed: float = Field(
         0.9,
         ge=0,
         le=1,
         json_schema_extra=AT_THE_END,
-        description="least share of episodes that end with a readable answer (source: ours)",
+        description="smallest share of episodes that must end with a readable answer (source: ours)",
     )
     sigmas: float = Field(
         2.0,
         ge=0,
         json_schema_extra=AT_THE_END,
-        description="half width, in standard errors, of the interval that shows a suite to be worse (source: ours)",
+        description="half-width, in standard errors, of the interval around a difference of scores; a suite counts "
+        "as worse only if the whole interval is below the bound (source: ours)",
     )
     seed: int = Field(0, ge=0, description="seed of the untrained weights and of sampling (source: ours)")

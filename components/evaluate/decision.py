@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from components.evaluate.gate import Champion, Row, Verdict
-from components.promote import registry
-from components.runtime import manifest as manifests
-from components.runtime.manifest import Manifest
-from components.runtime.store import NotInStore, ObjectStore
-from model.errors import MoonflowError
+from components.release import registry
+from components.runtime.checkpoints import manifest as manifests
+from components.runtime.checkpoints.manifest import Manifest
+from components.runtime.store.object_store import NotInStore, ObjectStore
+from model.boundary.errors import MoonflowError
 
 DECISION, TABLE = "decision.json", "decision.md"
 DATA_CONTENT = "data_content_sha256"
@@ -18,11 +18,12 @@ DATA_CONTENT = "data_content_sha256"
 
 
 def find_champion(store: ObjectStore, reference: str, data_content: str) -> tuple[Champion | None, dict[str, Any]]:
-    """The model in service with the scores that let it through, and what to write down about it.
+    """The model in service with the scores that let it through, and the record of it for the decision.
 
     Args:
         reference: ``MODEL@ALIAS`` in the MLflow registry; empty = compare with none.
-        data_content: digest of this evaluation's data: ``same_tasks`` tells whether theirs was the same.
+        data_content: digest of this evaluation's data; ``same_tasks`` in the record says whether the champion was
+            evaluated on the same data.
 
     Raises:
         MoonflowError: MLflow is away, or the champion's evaluation is gone or is not what was registered.
@@ -64,7 +65,7 @@ def as_record(verdict: Verdict, candidate: Manifest, champion: dict[str, Any]) -
 
 
 def as_table(record: dict[str, Any]) -> str:
-    """The decision as Markdown, what failed first."""
+    """The decision as Markdown; the rules that failed come first."""
     champion = record["champion"]
     against = f"champion {champion['model']} version {champion['version']}" if champion else "no champion yet"
     if champion and not champion["same_tasks"]:

@@ -1,18 +1,20 @@
-"""The gate's floors as text: ``suite=value`` or ``ability/modality=value``, with commas between."""
+"""The gate's floors as text, with commas between: ``suite=value``, ``ability/modality=value``, or ``family=value`` for
+the best of a family's suites."""
 
 from __future__ import annotations
 
-from components.prepare_data.families import PREPARED
-from model.errors import MoonflowError, did_you_mean
-from model.evals.tasks import SUITES, Suite
+from collections import Counter
+
+from model.boundary.errors import MoonflowError, did_you_mean
+from model.evals.suites import SUITES
 
 
 def parse_floors(text: str) -> dict[str, float]:
     """``"digit_string=0.9, reasoning/image=0.5"`` as a dictionary.
 
     Raises:
-        MoonflowError: another form, a name that no evaluation has or that stands there twice, or a value outside of 0
-            to 1.
+        MoonflowError: the text has another form, a name is not evaluated or is given twice, or a value is outside of
+            0 to 1.
     """
     floors: dict[str, float] = {}
     for part in filter(None, (piece.strip() for piece in text.split(","))):
@@ -20,12 +22,12 @@ def parse_floors(text: str) -> dict[str, float]:
         try:
             floor = float(value)
         except ValueError:
-            raise MoonflowError(f"{part!r} is no floor: write suite=value or ability/modality=value") from None
+            raise MoonflowError(f"{part!r} is not a floor: write suite=value or ability/modality=value") from None
         if not 0 <= floor <= 1:
             raise MoonflowError(f"{part!r}: scores go from 0 to 1, and so does a floor")
         if name in floors:
             raise MoonflowError(f"{name!r} has two floors: leave one of them out")
-        known = evaluated_abilities() if "/" in name else [suite.name for suite in evaluated_suites()]
+        known = evaluated_abilities() if "/" in name else [*SUITES, *families_with_several_suites()]
         if name not in known:
             hint = did_you_mean(name, known)
             raise MoonflowError(f"{name!r} is not evaluated{hint or ':'} choose from {', '.join(known)}")
@@ -33,14 +35,15 @@ def parse_floors(text: str) -> dict[str, float]:
     return floors
 
 
-def evaluated_suites() -> list[Suite]:
-    """The suites of which prepare_data makes held-out tasks."""
-    return [suite for suite in SUITES.values() if suite.family in PREPARED]
+def families_with_several_suites() -> list[str]:
+    """Families that are run in several ways, wide_search for example by one agent and by a swarm."""
+    counts = Counter(suite.family for suite in SUITES.values())
+    return [family for family, count in counts.items() if count > 1]
 
 
 def evaluated_abilities() -> list[str]:
-    """``ability/modality`` of these suites."""
-    from model.data.families import FAMILIES  # the generators: only who names an ability waits for them
+    """``ability/modality`` of all suites."""
+    from model.data.families import FAMILIES  # imports the generators, which only a floor of an ability needs
 
-    families = [FAMILIES[suite.family] for suite in evaluated_suites()]
+    families = [FAMILIES[suite.family] for suite in SUITES.values()]
     return sorted({f"{family.ability}/{family.modality}" for family in families})

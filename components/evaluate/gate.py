@@ -1,8 +1,8 @@
 """The promotion gate: declared rules over the candidate's scores, and the decision with all its evidence.
 
-A rule compares an observed value with a bound. Floors hold for the value itself. Comparisons with another model hold
-for the difference: a suite fails when even the upper end of the difference's confidence interval is below the bound,
-so that a loss counts only when the tasks show it.
+A rule compares an observed value with a bound. A floor applies to the value itself. A comparison with another model
+applies to the difference: a suite fails only if the upper end of the difference's confidence interval is below the
+bound, so that a loss within the noise does not count.
 """
 
 from __future__ import annotations
@@ -12,19 +12,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from model.errors import MoonflowError
+from components.runtime.steps import IMPORTED
+from model.boundary.errors import MoonflowError
+from model.evals.completion import BEYOND
+from model.evals.suites import SUITES
 
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What is asked.
+    """What the gate asks for.
 
     Attributes:
-        floors: least value by suite, or by ability/modality as the mean over its suites.
+        floors: least value by suite, by ability/modality as the mean over its suites, or by a family of several suites
+            as the best of them.
         sigmas: half the width of the confidence intervals, in standard errors.
-        margin: loss of score against the champion that is let pass.
+        margin: loss of score that is allowed against the champion, and against the imported checkpoint that training
+            started from.
         well_formed: least share of episodes that end with a readable answer.
     """
 
@@ -43,13 +48,13 @@ class Champion:
 
 
 @dataclass(frozen=True)
-class Check:
+class GateCheck:
     """One rule applied: passed if ``judged`` is at least ``bound``.
 
     ``judged`` is the observed value for a floor, the interval's upper end for a comparison.
     """
 
-    rule: Literal["floor", "untrained", "champion", "well_formed"]
+    rule: Literal["floor", "untrained", "imported", "champion", "well_formed"]
     subject: str
     observed: float
     interval: tuple[float, float]
@@ -76,11 +81,11 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """``decision`` is "promote" if every check passed; ``reasons`` tell what was checked, failures first."""
+    """``decision`` is "promote" if every check passed; ``reasons`` name what was checked, failures first."""
 
     decision: Literal["promote", "hold"]
     reasons: list[str]
-    checks: list[Check]
+    checks: list[GateCheck]
 
 
 def decide(
@@ -88,7 +93,7 @@ def decide(
     rules: Rules,
     *,
     candidate: str,
-    untrained: str,
+    start: str,
     well_formed: tuple[float, int],
     champion: Champion | None,
 ) -> Verdict:
@@ -96,7 +101,8 @@ def decide(
 
     Args:
         rows: ``{"step", "suite", "ability", "modality", "value", "stderr", "n"}``.
-        candidate, untrained: the steps to compare.
+        candidate, start: the steps to compare: the candidate may lose nothing against the untrained model, and the
+            margin against an imported checkpoint.
         well_formed: share of the candidate's episodes that end with a readable answer, and how many there were.
         champion: the model in service; None before the first promotion.
 
@@ -104,15 +110,18 @@ def decide(
         MoonflowError: a floor names nothing that was evaluated.
     """
     final = {row["suite"]: row for row in rows if row["step"] == candidate}
-    before = [row for row in rows if row["step"] == untrained]
+    before = [row for row in rows if row["step"] == start]
+    first: Literal["untrained", "imported"] = "imported" if start == IMPORTED else "untrained"
     checks = [_floor(final, name, floor, rules.sigmas) for name, floor in rules.floors.items()]
-    checks += _compared("untrained", "untrained", final, before, 0.0, rules.sigmas)
+    lost = rules.margin if first == "imported" else 0.0
+    checks += _compared(first, first, final, before, -lost, rules.sigmas)
     if champion is not None:
         checks += _compared("champion", champion.name, final, champion.rows, -rules.margin, rules.sigmas)
     checks.append(_readable(*well_formed, rules.well_formed, rules.sigmas))
     failed = [check.text for check in checks if not check.passed]
     passed = [check.text for check in checks if check.passed and check.rule in ("floor", "well_formed")]
-    compared = {"untrained": "the untrained model"} | ({"champion": champion.name} if champion else {})
+    told = {"untrained": "the untrained model", "imported": "the imported checkpoint"}
+    compared = {first: told[first]} | ({"champion": champion.name} if champion else {})
     for rule, name in compared.items():
         if all(check.passed for check in checks if check.rule == rule):
             passed.append(f"no suite below {name}")
@@ -121,20 +130,31 @@ def decide(
     return Verdict("hold" if failed else "promote", failed + passed, checks)
 
 
-def _floor(final: Mapping[str, Row], name: str, floor: float, sigmas: float) -> Check:
+def well_formed(scores: Mapping[str, Mapping[str, Any]]) -> tuple[float, int]:
+    """Share of all episodes that ended with a readable answer, and their number. Documents that are longer than the
+    model's context were not shown to it, and do not count."""
+    beyond = sum(score["n"] * score["figures"].get(BEYOND, 0.0) for score in scores.values())
+    count = sum(score["n"] for score in scores.values()) - round(beyond)
+    return sum(score["answered"] * score["n"] for score in scores.values()) / count, count
+
+
+def _floor(final: Mapping[str, Row], name: str, floor: float, sigmas: float) -> GateCheck:
     chosen = [row for suite, row in final.items() if name in (suite, f"{row['ability']}/{row['modality']}")]
+    if not chosen:  # a family that is run in several ways: the best of them counts
+        ways = [row for suite, row in final.items() if suite in SUITES and SUITES[suite].family == name]
+        chosen = sorted(ways, key=lambda row: float(row["value"]))[-1:]
     if not chosen:
         raise MoonflowError(f"evaluate: floors names {name!r}, which was not evaluated; choose from {', '.join(final)}")
     value = sum(row["value"] for row in chosen) / len(chosen)
     half = sigmas * math.hypot(*(_stderr(row) for row in chosen)) / len(chosen)
     text = f"{name} {value:.2f} {'>=' if value >= floor else '<'} {floor:g}"
-    return Check("floor", name, value, (value - half, value + half), floor, value, text)
+    return GateCheck("floor", name, value, (value - half, value + half), floor, value, text)
 
 
 def _compared(
-    rule: Literal["untrained", "champion"], other: str, final: Mapping[str, Row], theirs: Sequence[Row], bound: float,
-    sigmas: float,
-) -> list[Check]:  # fmt: skip
+    rule: Literal["untrained", "imported", "champion"], other: str, final: Mapping[str, Row], theirs: Sequence[Row],
+    bound: float, sigmas: float,
+) -> list[GateCheck]:  # fmt: skip
     """The differences to another model, in the suites that both have."""
     checks = []
     for row in theirs:
@@ -146,18 +166,22 @@ def _compared(
         sign = ">=" if upper >= bound else "<"
         allowed = f" - {-bound:g}" if bound else ""
         text = f"{row['suite']} {ours['value']:.2f} {sign} {row['value']:.2f} {other}{allowed} (± {half:.2f})"
-        checks.append(Check(rule, row["suite"], difference, (difference - half, upper), bound, upper, text))
+        checks.append(GateCheck(rule, row["suite"], difference, (difference - half, upper), bound, upper, text))
     return checks
 
 
-def _readable(share: float, count: int, floor: float, sigmas: float) -> Check:
+def _readable(share: float, count: int, floor: float, sigmas: float) -> GateCheck:
     half = sigmas * math.sqrt(share * (1 - share) / count)
     text = f"well-formed answers {share:.2f} {'>=' if share >= floor else '<'} {floor:g}"
-    return Check("well_formed", "all suites", share, (share - half, share + half), floor, share, text)
+    return GateCheck("well_formed", "all suites", share, (share - half, share + half), floor, share, text)
 
 
 def _stderr(row: Row) -> float:
-    """Standard error of a row. Tasks that all scored alike would say 0: then as if four more, half right, were seen."""
+    """Standard error of a row.
+
+    If all tasks scored alike it would be 0. Then four tasks are added, two of them right (source: Agresti and Coull
+    1998).
+    """
     if row["stderr"] > 0:
         return float(row["stderr"])
     n = row["n"] + 4

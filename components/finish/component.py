@@ -2,21 +2,21 @@
 
 from kfp import dsl
 
-from components.runtime.image import PIPELINE
-from components.runtime.interface import described
+from components.runtime.kfp.image import PIPELINE
+from components.runtime.kfp.interface import described
 
 
 @dsl.component(base_image=PIPELINE, install_kfp_package=False)
 @described("finish")
 def finish(
     run_id: str,
-    curve_points: int,
     status: dsl.PipelineTaskFinalStatus,
     report: dsl.Output[dsl.HTML],
     card: dsl.Output[dsl.Markdown],
+    curve_points: int,
 ):
-    """Summary and report of the run. The exit handler: it runs after success and after failure alike."""
-    from components.runtime.entry import close
+    """Write the summary and the report of the run, after a success and after a failure (it is the exit handler)."""
+    from components.runtime.kfp.entry import close
 
     error = status.error_message if status.state == "FAILED" else ""
     close(locals(), error=error, report=report, card=card)

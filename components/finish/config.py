@@ -8,4 +8,4 @@ from components.runtime.config import StepConfig
 
 
 class Config(StepConfig):
-    curve_points: int = Field(400, ge=2, description="points of a step's metric history in the report (source: ours)")
+    curve_points: int = Field(400, ge=2, description="largest number of points of a curve in the report (source: ours)")

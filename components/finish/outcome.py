@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from components.runtime.manifest import Manifest
-from components.runtime.mlflow_runs import COMMIT_TAG, Dataset, Outcome
-from components.steps import TRAINING_STEPS, config_class, step_of
+from components.ablation import comparison
+from components.runtime.checkpoints.manifest import Manifest
+from components.runtime.steps import TRAINING_STEPS, config_class, step_of
+from components.runtime.tracking.mlflow_runs import COMMIT_TAG, Dataset, Outcome
 
 DATA = "prepare_data"
 LEARNING = (*TRAINING_STEPS, "fusion_arm")
@@ -19,9 +20,10 @@ def outcome(found: Mapping[str, Manifest], summary: Mapping[str, Any], profile: 
 
     Args:
         found: task name -> the newest manifest that it published.
-        summary: of ``components.finish.stage.summarise``.
-        profile: the profile's name, "" where it is not known.
-        error: why the run ended early; "" if it did not. Such a run ends now, a whole one with its last step's output.
+        summary: the result of ``components.finish.stage.summarise``.
+        profile: the profile's name, "" if it is not known.
+        error: why the run ended early; "" if it did not. A run that ended early ends now, any other when its last step
+            did.
     """
     done = {name: manifest for name, manifest in found.items() if manifest.complete}
     evaluation, promoted = done.get("evaluate"), summary["promoted"]
@@ -35,7 +37,7 @@ def outcome(found: Mapping[str, Manifest], summary: Mapping[str, Any], profile: 
     }
     data = done.get(DATA)
     return Outcome(
-        metrics={**_speed(done, summary), **_scores(summary, evaluation), **_arms(summary)},
+        metrics={**_speed(done, summary), **_scores(summary, evaluation), **_ablation(summary)},
         params=_parameters(found),
         tags={name: value for name, value in tags.items() if value},
         dataset=Dataset(f"{data.run_id}/{data.step}", data.content_sha256, data.uri) if data else None,
@@ -45,7 +47,7 @@ def outcome(found: Mapping[str, Manifest], summary: Mapping[str, Any], profile: 
 
 
 def _speed(done: Mapping[str, Manifest], summary: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds of all and of each step, and tokens per second of training: of all its steps together, and of each."""
+    """Seconds of the run and of each step; tokens per second of all training steps together, and of each."""
     figures = {"seconds": float(summary["seconds"])}
     figures |= {f"seconds/{step['name']}": float(step["seconds"]) for step in summary["steps"]}
     trained = {task: m.extra for task, m in done.items() if step_of(task) in LEARNING}
@@ -64,16 +66,8 @@ def _scores(summary: Mapping[str, Any], evaluation: Manifest | None) -> dict[str
     return {f"eval/{row['suite']}/{row['ability']}/{row['modality']}": float(row["value"]) for row in rows}
 
 
-def _arms(summary: Mapping[str, Any]) -> dict[str, float]:
-    """Means over seeds of an ablation's arms: held-out score and loss by column."""
-    arms = summary.get("ablation", {}).get("arms", {})
-    return {
-        f"{kind}/{arm}/{column}": float(cell[kind]["mean"])
-        for arm, of_arm in arms.items()
-        for column, cell in of_arm["columns"].items()
-        for kind in ("score", "loss")
-        if kind in cell
-    }
+def _ablation(summary: Mapping[str, Any]) -> dict[str, float]:
+    return comparison.metrics(summary["ablation"]) if "ablation" in summary else {}
 
 
 def _parameters(found: Mapping[str, Manifest]) -> dict[str, str]:

@@ -1,30 +1,80 @@
-"""One self-contained HTML page about a run: no script, no font, no picture from elsewhere."""
+"""The report: one self-contained HTML page about a run, with no script, font or picture from elsewhere.
+
+This module computes what the page shows; ``report.html`` lays it out.
+"""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from components.finish.style import CSS
-from components.runtime.charts import bar_rows, duration, figure, line_chart
-from model.data.sample import ABILITIES, MODALITIES
+from markupsafe import Markup
+
+from components.ablation import page as ablation
+from components.runtime.pages import template
+from components.runtime.pages.charts import Points, line_chart
+from components.runtime.pages.numbers import duration, figure
+from components.runtime.steps import IMPORTED, STARTS
+from model.data.samples.sample import ABILITIES, MODALITIES
 
 Row = Mapping[str, Any]
 Event = Mapping[str, Any]
 
-UNTRAINED = "init"
 STAGE_LABELS = {
-    "init": "untrained", "vit_pretrain": "ViT", "joint_pretrain": "joint", "mid_train": "mid-train",
+    **STARTS, "vit_pretrain": "ViT", "joint_pretrain": "joint", "mid_train": "mid-train",
     "zero_vision_sft": "zero-vision SFT", "joint_rl": "joint RL", "parl": "PARL",
 }  # fmt: skip
 SIGMAS = 2.0  # a difference counts when it exceeds two standard errors of itself (ours)
+_PAGE = Path(__file__).with_name("report.html")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A score in a table and how it compares with the one before it.
+
+    Attributes:
+        mark: CSS classes: " lower" or " worse lower" after a fall of more than one or two standard errors.
+    """
+
+    value: float
+    stderr: float
+    mark: str
+
+    @property
+    def shade(self) -> float:
+        """The depth of the cell's colour, 0 to 1."""
+        return min(max(self.value, 0.0), 1.0)
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """One row of a table of scores; ``cells`` by stage, ``None`` where nothing was measured.
+
+    Attributes:
+        chance: the score of the best constant answer, if known.
+        learned: whether the last cell is above the first and above chance; None if there are no two cells to compare.
+    """
+
+    name: str
+    kind: str
+    chance: float | None
+    cells: Sequence[Cell | None]
+    learned: bool | None = None
+
+
+@dataclass(frozen=True)
+class Chart:
+    title: str
+    note: str
+    drawing: Markup
 
 
 def render(summary: Mapping[str, Any], events: Mapping[str, Sequence[Event]], extra: Mapping[str, Any]) -> str:
-    """The report of one run.
+    """The report of one run; for an ablation, the page that compares its arms.
 
     Args:
         summary: the content of ``summary.json``.
@@ -35,193 +85,162 @@ def render(summary: Mapping[str, Any], events: Mapping[str, Sequence[Event]], ex
     Returns:
         The page's text.
     """
+    if "ablation" in summary:
+        return ablation.render(summary["ablation"], events, extra)
     rows = list(summary.get("evals") or ())
+    steps = list(summary.get("steps") or ())
     evaluation = extra.get("evaluate") or {}
     chance = {suite: float(value) for suite, value in (evaluation.get("chance") or {}).items()}
-    sections = [
-        _header(summary, extra),
-        _matrix(rows, chance),
-        _suites(rows, chance),
-        _curves(events),
-        _swarm(rows, evaluation, events.get("parl") or ()),
-        _time(summary),
-        _versions(summary),
-    ]
-    title = escape(f"moonflow · {extra.get('run_id', 'run')}")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-        f'content="width=device-width, initial-scale=1"><title>{title}</title><style>{CSS}</style></head><body><main>\n'
-        + "\n".join(section for section in sections if section)
-        + "\n</main></body></html>\n"
+    return template.render(
+        _PAGE,
+        title=extra.get("run_id", "run"),
+        run_id=extra.get("run_id", "run"),
+        verdict=_verdict(summary, extra),
+        facts=_facts(summary, extra),
+        reasons=_reasons(extra),
+        served=_served(extra.get("serve") or {}),
+        stages=[_label(stage) for stage in _stages(rows)],
+        matrix=_matrix(rows, chance),
+        suites=_suites(rows, chance),
+        own=_own(rows, evaluation.get("own_losses") or {}),
+        curves=_curves(events),
+        swarm_rows=_swarm_rows(rows, evaluation.get("swarm") or {}),
+        swarm_curves=_swarm_curves(events.get("parl") or ()),
+        seconds=[(_words(step["name"]), float(step.get("seconds") or 0.0)) for step in steps],
+        speed=[(_words(step["name"]), float(step["tokens_per_s"])) for step in steps if step.get("tokens_per_s")],
+        versions=sorted((summary.get("versions") or {}).items()),
     )
 
 
-def _header(summary: Mapping[str, Any], extra: Mapping[str, Any]) -> str:
-    promoted = summary.get("promoted") or {}
-    evaluation = extra.get("evaluate") or {}
-    if promoted:
-        verdict, tone = "promoted", "good"
-    elif extra.get("error"):
-        verdict, tone = "failed", "bad"
-    else:
-        verdict, tone = ("held back" if evaluation.get("decision") == "hold" else "not promoted"), "bad"
-    facts = {"Run time": duration(float(summary.get("seconds") or 0.0)), "Profile": extra.get("profile"),
-             "Version": promoted.get("version"), "Commit": str(promoted.get("commit") or "")[:10],
-             "Manifest": str(promoted.get("manifest_sha256") or "")[:10]}  # fmt: skip
-    cells = "".join(f"<div><dt>{k}</dt><dd>{escape(str(v))}</dd></div>" for k, v in facts.items() if v)
-    reasons = [str(reason) for reason in evaluation.get("reasons") or ()]
+def _verdict(summary: Mapping[str, Any], extra: Mapping[str, Any]) -> str:
+    if summary.get("promoted"):
+        return "promoted"
     if extra.get("error"):
-        reasons.insert(0, str(extra["error"]))
-    reasons += map(str, extra.get("warnings") or ())
-    return (
-        f'<div class="brand">moonflow</div><h1>{escape(str(extra.get("run_id", "run")))} <span class="verdict {tone}">'
-        f'{verdict}</span></h1><dl class="facts">{cells}</dl>{_reasons(reasons)}{_served(extra.get("serve") or {})}'
-    )
+        return "failed"
+    decision = str((extra.get("evaluate") or {}).get("decision"))
+    # Where the gate lets a model through and nothing is promoted, the pipeline has no promotion.
+    return {"hold": "held back", "promote": "passed"}.get(decision, "not promoted")
 
 
-def _reasons(reasons: Sequence[str]) -> str:
-    return '<ul class="reasons quiet">' + "".join(f"<li>{escape(r)}</li>" for r in reasons) + "</ul>" if reasons else ""
+def _facts(summary: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    promoted = summary.get("promoted") or {}
+    return {
+        "Run time": duration(float(summary.get("seconds") or 0.0)),
+        "Profile": extra.get("profile"),
+        "Started from": ((extra.get(IMPORTED) or {}).get("origin") or {}).get("source"),
+        "Version": promoted.get("version"),
+        "Commit": str(promoted.get("commit") or "")[:10],
+        "Manifest": str(promoted.get("manifest_sha256") or "")[:10],
+    }
 
 
-def _served(serve: Mapping[str, Any]) -> str:
+def _reasons(extra: Mapping[str, Any]) -> list[str]:
+    """Why the run ended as it did: its error, the gate's reasons, warnings."""
+    error = [extra["error"]] if extra.get("error") else []
+    return [*error, *((extra.get("evaluate") or {}).get("reasons") or ()), *(extra.get("warnings") or ())]
+
+
+def _served(serve: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The question that the served model was asked, and its answer; None if it was not asked."""
     if "answer" not in serve:
-        return ""
-    right = str(serve["answer"]).strip() == str(serve.get("expected")).strip()
-    picture = str(serve.get("image", ""))
-    shown = f'<img alt="the picture asked about" src="{escape(picture)}">' if picture.startswith("data:image/") else ""
-    mark = (
-        '<span class="yes">right</span>'
-        if right
-        else f'<span class="no">expected {escape(str(serve.get("expected")))}</span>'
-    )
-    asked = "Asked over HTTP, " + ("at the synced endpoint" if serve.get("endpoint_checked") else "in the serve task")
-    return (
-        f'<div class="card served">{shown}<dl><dt>{asked}</dt><dd>{escape(str(serve.get("question", "")))}</dd>'
-        f"<dt>Served model</dt><dd>{escape(str(serve['answer']))} &nbsp;{mark}</dd></dl></div>"
-    )
+        return None
+    answer, expected = str(serve["answer"]), str(serve.get("expected"))
+    image = str(serve.get("image", ""))
+    return {
+        "question": serve.get("question", ""),
+        "answer": answer,
+        "expected": expected,
+        "right": answer.strip() == expected.strip(),
+        "image": image if image.startswith("data:image/") else "",
+        "endpoint_checked": serve.get("endpoint_checked"),
+    }
 
 
-def _matrix(rows: Sequence[Row], chance: Mapping[str, float]) -> str:
-    """Ability x modality by stage: means over the suites of a cell."""
-    stages = _stages(rows)
-    body = []
+def _matrix(rows: Sequence[Row], chance: Mapping[str, float]) -> list[ScoreRow]:
+    """Ability and modality by stage: means over the suites of a cell."""
+    found = []
     for ability in ABILITIES:
         for modality in MODALITIES:
-            cell = [row for row in rows if (row["ability"], row["modality"]) == (ability, modality)]
-            if not cell:
+            chosen = [row for row in rows if (row["ability"], row["modality"]) == (ability, modality)]
+            if not chosen:
                 continue
-            suites = sorted({row["suite"] for row in cell})
-            by_stage = {stage: _mean([row for row in cell if row["step"] == stage]) for stage in stages}
+            suites = sorted({row["suite"] for row in chosen})
+            means = [_mean([row for row in chosen if row["step"] == stage]) for stage in _stages(rows)]
             levels = [chance[suite] for suite in suites if suite in chance]
-            body.append(
-                f'<tr class="final"><th class="row" scope="row">{ability}<small>{modality}</small></th>'
-                + _level(sum(levels) / len(levels) if levels else None)
-                + _cells([by_stage[stage] for stage in stages]) + "</tr>"
-            )  # fmt: skip
-    if not body:
-        return ""
-    return (
-        '<h2>What each stage taught</h2><p class="quiet">Held-out score from 0 to 1 by ability and modality, &plusmn; '
-        "one standard error. &#9660; marks a fall below the stage before by more than one standard error of the "
-        "difference, an outline one by more than two. Chance is "
-        f"the score of the best constant answer.</p>{_table(stages, body)}"
-    )
+            level = sum(levels) / len(levels) if levels else None
+            found.append(ScoreRow(ability, modality, level, _cells(means)))
+    return found
 
 
-def _suites(rows: Sequence[Row], chance: Mapping[str, float]) -> str:
-    stages = _stages(rows)
-    index = {(row["suite"], row["step"]): (float(row["value"]), float(row["stderr"])) for row in rows}
+def _suites(rows: Sequence[Row], chance: Mapping[str, float]) -> list[ScoreRow]:
+    scores = {(row["suite"], row["step"]): (float(row["value"]), float(row["stderr"])) for row in rows}
     order = {name: n for n, name in enumerate([*ABILITIES, *MODALITIES])}
-    suites = {row["suite"]: (row["ability"], row["modality"]) for row in rows}
-    body = []
-    for suite in sorted(suites, key=lambda name: ([order.get(part, 99) for part in suites[name]], name)):
-        cells = [index.get((suite, stage)) for stage in stages]
-        body.append(
-            f'<tr class="final"><th class="row" scope="row">{_words(suite)}'
-            f"<small>{' · '.join(suites[suite])}</small></th>"
-            + _level(chance.get(suite)) + _cells(cells) + _above(cells, chance.get(suite)) + "</tr>"
-        )  # fmt: skip
-    if not body:
-        return ""
-    note = "Before and after every stage. The last column says whether the final model is above both chance and the " \
-           "untrained model by two standard errors."  # fmt: skip
-    return f'<h2>Every suite</h2><p class="quiet">{note}</p>{_table(stages, body, "learned")}'
+    kinds = {row["suite"]: (row["ability"], row["modality"]) for row in rows}
+    found = []
+    for suite in sorted(kinds, key=lambda name: ([order.get(part, 99) for part in kinds[name]], name)):
+        cells = _cells([scores.get((suite, stage)) for stage in _stages(rows)])
+        level = chance.get(suite)
+        found.append(ScoreRow(_words(suite), " · ".join(kinds[suite]), level, cells, _learned(cells, level or 0.0)))
+    return found
 
 
-def _table(stages: Sequence[str], body: Sequence[str], last: str = "") -> str:
-    names = ["chance", *(STAGE_LABELS.get(stage, _words(stage)) for stage in stages), *([last] if last else [])]
-    head = "".join(f'<th scope="col">{name}</th>' for name in names)
-    table = f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-    return f'<div class="card scroll">{table}</div>'
-
-
-def _cells(cells: Sequence[tuple[float, float] | None]) -> str:
-    """Heat cells of one line; the one before, where there is one, decides whether a cell is worse."""
-    parts = []
-    before: tuple[float, float] | None = None
-    for cell in cells:
-        if cell is None:
-            parts.append('<td class="plain">&ndash;</td>')
+def _cells(scores: Iterable[tuple[float, float] | None]) -> list[Cell | None]:
+    """The cells of one row from (value, standard error); the last score before a cell decides whether it fell."""
+    cells: list[Cell | None] = []
+    before: Cell | None = None
+    for score in scores:
+        if score is None:
+            cells.append(None)
             continue
-        value, stderr = cell
-        drop = before[0] - value if before is not None else 0.0
-        error = math.hypot(stderr, before[1]) if before is not None else 0.0
-        mark = " worse lower" if drop > SIGMAS * error else " lower" if drop > error else ""
-        parts.append(f'<td class="heat{mark}" style="--v:{min(max(value, 0), 1):.3f}">'
-                     f"{_score(value)}<small>&plusmn;{_score(stderr)}</small></td>")  # fmt: skip
-        before = cell
-    return "".join(parts)
+        value, stderr = score
+        drop = before.value - value if before is not None else 0.0
+        error = math.hypot(stderr, before.stderr) if before is not None else 0.0
+        before = Cell(value, stderr, " worse lower" if drop > SIGMAS * error else " lower" if drop > error else "")
+        cells.append(before)
+    return cells
 
 
-def _level(level: float | None) -> str:
-    return '<td class="plain">' + ("&ndash;" if level is None else _score(level)) + "</td>"
-
-
-def _above(cells: Sequence[tuple[float, float] | None], level: float | None) -> str:
+def _learned(cells: Sequence[Cell | None], chance: float) -> bool | None:
     known = [cell for cell in cells if cell is not None]
     if len(known) < 2 or cells[0] is None:
-        return '<td class="plain">&ndash;</td>'
-    (first, first_error), (value, error) = cells[0], known[-1]
-    learned = value - first > SIGMAS * math.hypot(error, first_error) and value - (level or 0.0) > SIGMAS * error
-    return f'<td class="{"yes" if learned else "no"}">{"yes" if learned else "no"}</td>'
+        return None
+    first, last = cells[0], known[-1]
+    gained = last.value - first.value > SIGMAS * math.hypot(last.stderr, first.stderr)
+    return gained and last.value - chance > SIGMAS * last.stderr
 
 
-def _curves(events: Mapping[str, Sequence[Event]]) -> str:
-    cards = []
+def _curves(events: Mapping[str, Sequence[Event]]) -> list[Chart]:
+    charts = []
     for step in _in_order(events):
-        rows = events[step]
-        for word, label, pattern in (("loss", "loss (nats)", r"loss(/.*)?"), ("reward", "reward", r"reward(/.*)?")):
-            series = _series(rows, pattern)
-            if chart := line_chart(series, x_label="optimizer step", y_label=label):
-                title = f"{STAGE_LABELS.get(step, _words(step))}: {word}"
+        for word, label in (("loss", "loss (nats)"), ("reward", "reward")):
+            series = _series(events[step], rf"{word}(/.*)?")
+            if drawing := line_chart(series, x_label="optimizer step", y_label=label):
                 last = ", ".join(f"{name} {figure(points[-1][1])}" for name, points in list(series.items())[:2])
-                cards.append(_card(title, last, chart))
-    if not cards:
-        return ""
-    note = "Thin: every logged step. Bold: moving average."
-    return f'<h2>Loss and reward</h2><p class="quiet">{note}</p><div class="grid2">{"".join(cards)}</div>'
+                charts.append(Chart(f"{_label(step)}: {word}", last, drawing))
+    return charts
 
 
-def _swarm(rows: Sequence[Row], evaluation: Mapping[str, Any], parl: Sequence[Event]) -> str:
-    cards = []
+def _swarm_curves(parl: Sequence[Event]) -> list[Chart]:
+    charts = []
     for word, unit in (("parallelism", "sub-agents at once"), ("critical_steps", "critical steps")):
         series = _series(parl, rf"(.*/)?{word}(/.*)?")
-        if chart := line_chart(series, x_label="optimizer step", y_label=unit):
-            cards.append(_card(f"PARL: {_words(word)}", unit, chart))
-    table = _swarm_table(rows, evaluation.get("swarm") or {})
-    if not cards and not table:
-        return ""
-    note = (
-        "Critical steps: one for every orchestrator turn plus the longest sub-agent it waited for, so spawning pays "
-        "only when it shortens the way to the answer."
-    )
-    curves = f'<div class="grid2">{"".join(cards)}</div>' if cards else ""
-    return f'<h2>Agent swarm</h2><p class="quiet">{note}</p>{table}{curves}'
+        if drawing := line_chart(series, x_label="optimizer step", y_label=unit):
+            charts.append(Chart(f"PARL: {_words(word)}", unit, drawing))
+    return charts
 
 
-def _swarm_table(rows: Sequence[Row], figures: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+def _own(rows: Sequence[Row], losses: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+    """The user's sources with the loss on what was held out of them, by stage."""
+    stages = _stages(rows)
+    names = sorted({name for found in losses.values() for name in found})
+    cells = {name: [losses.get(stage, {}).get(name) for stage in stages] for name in names}
+    return [{"name": name, "cells": ["–" if v is None else f"{v:.2f}" for v in cells[name]]} for name in names]
+
+
+def _swarm_rows(rows: Sequence[Row], figures: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[dict[str, Any]]:
+    """Wide search alone and with sub-agents, by stage: F1 and steps of each, parallelism, and how many fewer steps."""
     f1 = {(row["step"], row["suite"]): row for row in rows}
-    body = []
+    found = []
     for step in _stages(rows):
         modes = figures.get(step) or {}
         single, swarm = modes.get("wide_search_single"), modes.get("wide_search_swarm")
@@ -230,51 +249,20 @@ def _swarm_table(rows: Sequence[Row], figures: Mapping[str, Mapping[str, Mapping
         cells = []
         for suite, mode in (("wide_search_single", single), ("wide_search_swarm", swarm)):
             row = f1.get((step, suite))
-            cells += [_score(row["value"]) if row else "&ndash;", figure(mode["critical_steps"])]
+            cells += [f"{row['value']:.2f}" if row else "–", figure(mode["critical_steps"])]
         ratio = single["critical_steps"] / swarm["critical_steps"] if swarm["critical_steps"] else math.nan
-        cells += [figure(swarm["parallelism"]), f"{ratio:.2f}&times;" if math.isfinite(ratio) else "&ndash;"]
-        body.append(f'<tr><th class="row" scope="row">{STAGE_LABELS.get(step, _words(step))}</th>'
-                    + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")  # fmt: skip
-    if not body:
-        return ""
-    names = ("serial F1", "serial steps", "swarm F1", "swarm critical steps", "swarm parallelism", "fewer steps")
-    head = "".join(f'<th scope="col">{name}</th>' for name in names)
-    table = f"<thead><tr><th></th>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
-    return f'<div class="card scroll" style="margin-bottom:16px"><table class="lines">{table}</table></div>'
+        cells += [figure(swarm["parallelism"]), f"{ratio:.2f}×" if math.isfinite(ratio) else "–"]
+        found.append({"name": _label(step), "cells": cells})
+    return found
 
 
-def _time(summary: Mapping[str, Any]) -> str:
-    steps = summary.get("steps") or ()
-    if not steps:
-        return ""
-    seconds = [(_words(step["name"]), float(step.get("seconds") or 0.0)) for step in steps]
-    speed = [(_words(step["name"]), float(step["tokens_per_s"])) for step in steps if step.get("tokens_per_s")]
-    cards = _card("Seconds by step", duration(sum(value for _, value in seconds)), bar_rows(seconds, "s"))
-    if speed:
-        cards += _card("Tokens a second", "", bar_rows(speed, "tok/s"))
-    return f'<h2>Where the time went</h2><div class="grid2" style="margin-top:12px">{cards}</div>'
-
-
-def _versions(summary: Mapping[str, Any]) -> str:
-    pairs = "".join(f"<div><dt>{escape(str(name))}</dt><dd>{escape(str(version))}</dd></div>"
-                    for name, version in sorted((summary.get("versions") or {}).items()))  # fmt: skip
-    return f'<h2>Versions</h2><dl class="card versions" style="margin-top:12px">{pairs}</dl>' if pairs else ""
-
-
-def _card(title: str, note: str, body: str) -> str:
-    head = f'<div class="charthead"><h3>{escape(title)}</h3><span>{escape(note)}</span></div>'
-    return f'<div class="card">{head}{body}</div>'
-
-
-def _series(rows: Iterable[Event], pattern: str) -> dict[str, list[tuple[float, float]]]:
+def _series(rows: Iterable[Event], pattern: str) -> dict[str, Points]:
     """Metrics whose whole name matches ``pattern``, as points; names lose their common prefix."""
     series: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         for name, value in row.items():
             if re.fullmatch(pattern, name) and isinstance(value, int | float) and math.isfinite(value):
-                series.setdefault(name.split("/", 1)[-1].replace("_", " "), []).append(
-                    (float(row["step"]), float(value))
-                )
+                series.setdefault(_words(name.split("/", 1)[-1]), []).append((float(row["step"]), float(value)))
     return {name: sorted(points) for name, points in sorted(series.items())}
 
 
@@ -294,9 +282,9 @@ def _stages(rows: Sequence[Row]) -> list[str]:
     return _in_order({row["step"] for row in rows})
 
 
+def _label(stage: str) -> str:
+    return STAGE_LABELS.get(stage, _words(stage))
+
+
 def _words(name: str) -> str:
-    return escape(name.replace("_", " "))
-
-
-def _score(value: float) -> str:
-    return f"{value:.2f}"
+    return name.replace("_", " ")

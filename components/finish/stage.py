@@ -1,4 +1,4 @@
-"""After everything, whatever happened: one summary and one report of what the run's manifests say."""
+"""The end of a run, also of one that failed: one summary and one report of what its manifests say."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from components.finish import ablation
+from components.ablation import comparison, table
 from components.finish.config import Config
 from components.finish.outcome import outcome
 from components.finish.report import render
-from components.runtime import manifest as manifests
-from components.runtime.checkpoints import newest
-from components.runtime.manifest import METRICS, Manifest
-from components.runtime.mlflow_runs import Outcome
+from components.runtime.checkpoints import manifest as manifests
+from components.runtime.checkpoints.manifest import METRICS, Manifest
+from components.runtime.checkpoints.step_checkpoints import newest
 from components.runtime.step import read_metrics
-from components.runtime.store import NotInStore, ObjectStore, disk_errors
-from components.steps import STEPS
+from components.runtime.steps import IMPORTED, in_order
+from components.runtime.store.object_store import NotInStore, ObjectStore, disk_errors
+from components.runtime.tracking.mlflow_runs import Outcome
+from model.boundary.whole_file import write_whole
 
 FOLLOWS = {"promote": ("evals", "evaluate"), "serve": ("promotion", "promote")}
 """Steps that may be left over from an earlier decision: (their input, the step whose newest output it must be)."""
@@ -31,26 +32,26 @@ PACKAGES = ("moonflow", "torch", "kfp", "mlflow", "numpy", "tokenizers")
 
 
 @dataclass(frozen=True)
-class Finished:
-    """``files``: name -> text of what was written. ``outcome``: what the pipeline's run in MLflow is to show."""
+class RunFiles:
+    """``files``: name -> text of what was written. ``outcome``: what the pipeline's run in MLflow will show."""
 
     files: Mapping[str, str]
     outcome: Outcome
 
 
-def run(config: Config, store: ObjectStore, run_id: str, run_dir: Path | None, error: str) -> Finished:
+def run(config: Config, store: ObjectStore, run_id: str, run_dir: Path | None, error: str) -> RunFiles:
     """Write ``summary.json``, ``events.json`` and ``report.html`` below ``<run>/finish/`` and into ``run_dir``.
 
-    Where arms of the fusion ablation have ended, these files are about them, and ``table.md`` is another one.
+    If arms of the fusion ablation have ended, these files are about them, and ``table.md`` is written as well.
 
-    Unlike the other steps it writes its files anew each time: they tell of the newest state of the run.
+    Unlike the other steps, it writes its files again each time, so that they show the newest state of the run.
 
     Args:
         run_dir: folder of a local run; None on a cluster.
         error: why the run ended early, empty if it did not.
     """
     # 1. What each step published last, finished or not.
-    names = [*STEPS, *(name for name in store.folders(f"{run_id}/") if name.startswith(f"{ablation.STEP}-"))]
+    names = in_order(store.folders(f"{run_id}/"))
     found = {name: m for name in names if (m := newest(store, f"{run_id}/{name}")) is not None}
 
     outdated = take_out_outdated(found)
@@ -58,12 +59,12 @@ def run(config: Config, store: ObjectStore, run_id: str, run_dir: Path | None, e
     # 2. The figures.
     summary = summarise(found)
     before = _told_before(store, run_id)
-    if summary["steps"] and before.get("steps") == summary["steps"]:  # this call did nothing of it
+    if summary["steps"] and before.get("steps") == summary["steps"]:  # no step has run since
         summary["seconds"] = before["seconds"]
     curves = {step: history(store, manifest, f"{run_id}/{step}") for step, manifest in found.items()}
     events = {step: thin(rows, config.curve_points) for step, rows in curves.items()}
     extra: dict[str, Any] = {"run_id": run_id, "profile": os.environ.get("MOONFLOW_PROFILE", ""), "error": error}
-    extra |= {step: found[step].extra for step in ("evaluate", "promote", "serve") if step in found}
+    extra |= {step: found[step].extra for step in (IMPORTED, "evaluate", "promote", "serve") if step in found}
     extra["warnings"] = [
         f"{step}: {line}" for step, manifest in found.items() for line in manifest.extra.get("warnings", ())
     ]
@@ -74,23 +75,21 @@ def run(config: Config, store: ObjectStore, run_id: str, run_dir: Path | None, e
         )
 
     # 3. The page, and everything it was made from.
-    page = render
-    arms = [m.extra["ablation"] for m in found.values() if "ablation" in m.extra]
-    if arms:
-        summary["ablation"] = ablation.compare(arms, events)
-        page = ablation.render
+    if arms := [m.extra["ablation"] for m in found.values() if "ablation" in m.extra]:
+        summary["ablation"] = comparison.compare(arms, events)
     files = {
         "summary.json": json.dumps(summary, indent=2) + "\n",
         "events.json": json.dumps({"events": events, "extra": extra}) + "\n",
-        "report.html": page(summary, events, extra),
+        "report.html": render(summary, events, extra),
     }
     if arms:
-        files["table.md"] = ablation.markdown(summary["ablation"])
+        files["table.md"] = table.markdown(summary["ablation"])
     for name, text in files.items():
         store.put(f"{run_id}/finish/{name}", text.encode())
         if run_dir is not None:
-            write_whole(run_dir / name, text)
-    return Finished(files, outcome(found, summary, extra["profile"], error))
+            with disk_errors(run_dir / name):
+                write_whole(run_dir / name, text.encode())
+    return RunFiles(files, outcome(found, summary, extra["profile"], error))
 
 
 def _told_before(store: ObjectStore, run_id: str) -> dict[str, Any]:
@@ -103,7 +102,7 @@ def _told_before(store: ObjectStore, run_id: str) -> dict[str, Any]:
 
 
 def take_out_outdated(found: dict[str, Manifest]) -> dict[str, Manifest]:
-    """Take out, and return, what was made from an output that its step has replaced: corrected rules decided anew."""
+    """Remove from ``found``, and return, what was made from an output that its step has replaced since."""
     outdated: dict[str, Manifest] = {}
     for step, (name, before) in FOLLOWS.items():
         if step not in found or not (uri := found[step].extra.get("inputs", {}).get(name)):
@@ -113,19 +112,11 @@ def take_out_outdated(found: dict[str, Manifest]) -> dict[str, Manifest]:
     return outdated
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write ``path`` whole or not at all; a full disk is a MoonflowError and leaves the earlier file."""
-    part = path.with_name(f"{path.name}.part")
-    with disk_errors(path):
-        part.write_text(text)
-        part.replace(path)
-
-
 def summarise(found: Mapping[str, Manifest]) -> dict[str, Any]:
     """The machine-readable end of a run: ``seconds, steps, evals, promoted, versions``.
 
-    ``seconds`` is the wall clock of the call that did the whole run, or the sum of the steps where several calls
-    shared the work; ``run`` leaves it as it was where a call did none.
+    ``seconds`` is the time since this call of the run began, or the sum of the steps' times if that is more, because
+    several calls shared the work. If no step has run since an earlier call, ``run`` keeps that call's figure.
     """
     done = {step: manifest for step, manifest in found.items() if manifest.complete}
     steps = [
@@ -159,7 +150,7 @@ def versions() -> dict[str, str]:
 
 
 def history(store: ObjectStore, manifest: Manifest, prefix: str) -> list[dict[str, float]]:
-    """The step's metric history, if its manifest, of an output below ``prefix``, holds one."""
+    """The step's metric history, from its ``manifest`` of an output below ``prefix``; empty if that holds none."""
     if all(file.name != METRICS for file in manifest.files):
         return []
     with tempfile.TemporaryDirectory() as folder:

@@ -2,8 +2,8 @@
 
 from kfp import dsl
 
-from components.runtime.image import PIPELINE
-from components.runtime.interface import described
+from components.runtime.kfp.image import PIPELINE
+from components.runtime.kfp.interface import described
 
 
 @dsl.component(base_image=PIPELINE, install_kfp_package=False)
@@ -30,12 +30,13 @@ def fusion_arm(
     max_batch: int,
     max_failed_episodes: float,
 ):
-    """One arm of the fusion ablation with one seed: joint pre-training from the same first weights, then its measures.
+    """Train and measure one arm of the fusion ablation with one seed. A seed gives all arms the same first weights.
 
-    `cell` is the arm and the seed, for example `early-0`: a KFP loop over records knows their values as texts only.
+    `cell` names the arm and the seed in one text, for example `early-0`, because a KFP loop over records would pass the
+    seed as text.
     """
-    from components.fusion_arm.arms import of_cell
-    from components.runtime.entry import enter
+    from components.ablation.arms import of_cell
+    from components.runtime.kfp.entry import enter
 
     arguments = {**locals(), **of_cell(cell)}
     enter("fusion_arm", arguments, inputs={"data": data}, output=evals, metrics=metrics, card=card)

@@ -12,29 +12,42 @@ from components.runtime.config import HIGHEST_RATE, EpisodesConfig, Preset
 class Config(EpisodesConfig):
     looped: ClassVar[tuple[str, ...]] = ("arm", "seed")
 
-    arm: str = Field("early", pattern="^(early|mid|late)$", description="when vision begins (source: K2.5 Table 1)")
+    arm: str = Field(
+        "early",
+        pattern="^(early|mid|late)$",
+        description="when images come in: early, mid or late (source: K2.5 Table 1)",
+    )
     seed: int = Field(0, ge=0, description="seed of the initial weights and of the data order (source: ours)")
-    preset: Preset = Field("tiny", description="the model's shape: a file in model/presets")
+    preset: Preset = Field(
+        "tiny",
+        description="the model's shape, the name of a file in model/network/presets (source: ours; k25 is K2 Table 2)",
+    )
     steps: int = Field(900, ge=1, description="optimizer steps, the same for every arm (source: ours)")
     learning_rate: float = Field(6e-3, gt=0, le=HIGHEST_RATE, description="peak learning rate (source: ours)")
     final_ratio: float = Field(
         0.5,
         ge=0,
         le=1,
-        description="share of the peak rate that is left at the end; high, because the late arm has its images then "
-        "(source: ours)",
+        description="share of the peak learning rate that is left at the last step; it is high because the late arm "
+        "sees its images at the end (source: ours)",
     )
     tokens_per_row: int = Field(256, ge=64, description="sequence length in tokens (source: ours)")
-    rows: int = Field(8, ge=1, description="sequences per step (source: ours)")
+    rows: int = Field(8, ge=1, description="sequences per optimizer step (source: ours)")
     products: str = Field(
         "bfloat16",
         pattern="^(float32|bfloat16)$",
-        description="precision of matrix products; weights are float32 (ours)",
+        description="precision of matrix products: float32, or bfloat16 unless the CPU has no instructions for it; "
+        "weights are float32 (source: ours)",
     )
-    checkpoint_every: int = Field(300, ge=0, description="steps between saved states (source: ours)")
+    checkpoint_every: int = Field(
+        300, ge=0, description="optimizer steps between saved states; 0 = only at the end (source: ours)"
+    )
     probe_every: int = Field(
-        30, ge=10, multiple_of=10, description="steps between looks at the held-out losses (source: ours)"
+        30,
+        ge=10,
+        multiple_of=10,
+        description="optimizer steps between measurements of the held-out losses (source: ours)",
     )
-    probe_samples: int = Field(12, ge=1, description="held-out samples of each family in such a look (source: ours)")
-    samples: int = Field(128, ge=2, description="held-out tasks per suite at the end (source: ours)")
-    max_batch: int = Field(128, ge=1, description="completions generated at once (source: ours)")
+    probe_samples: int = Field(12, ge=1, description="held-out samples of each family per measurement (source: ours)")
+    samples: int = Field(128, ge=2, description="held-out tasks per suite after training (source: ours)")
+    max_batch: int = Field(128, ge=1, description="completions generated at the same time (source: ours)")

@@ -2,7 +2,7 @@
 
 The arms of a seed share everything but the schedule: first weights, text and vision samples and their order, budgets
 (a tenth of all tokens is vision), batch and learning rate. They start from fresh weights (ours; the paper does not say
-where its arms start): the checkpoint of ViT pre-training has seen images, so nothing could come late to it.
+where its arms start): the checkpoint of ViT pre-training has seen images, so vision could not begin late for it.
 """
 
 from __future__ import annotations
@@ -14,34 +14,33 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from components.fusion_arm.arms import ARMS, COLUMNS
+from components.ablation.arms import ARMS, COLUMNS
 from components.fusion_arm.config import Config
-from components.joint_pretrain.stage import fusion
-from components.runtime.manifest import Manifest
+from components.runtime.checkpoints.manifest import Manifest
 from components.runtime.step import StepContext
-from components.vit_pretrain.stage import first_weights
-from model.data.folder import DataFolder
-from model.data.mixtures import TEXT, VISION
-from model.data.sample import Sample
-from model.data.stream import StreamState
-from model.errors import MoonflowError
+from model.boundary.errors import MoonflowError
+from model.checkpoint.folder import read_state
+from model.checkpoint.publication import Checkpoints, Publication
+from model.data.batches.folder import DataFolder
+from model.data.batches.stream import StreamState
+from model.data.order.mixtures import TEXT, VISION
+from model.data.order.schedule import fusion
+from model.data.samples.sample import Sample
 from model.evals.likelihood import HeldOut, Likelihood
-from model.evals.scorer import Evaluation, chance_level
-from model.evals.tasks import SUITES, held_out
-from model.multimodal import KimiK25
+from model.evals.scorer import Evaluation, chance_level, measuring_engine
+from model.evals.suites import SUITES, held_out
+from model.network.multimodal import KimiK25
+from model.optimizer.optimization import Optimization
 from model.rl.tools.toolset import Toolset
-from model.rollout.embedded import EmbeddedEngine
-from model.train.checkpoint import read_state
+from model.train.first_weights import first_weights
 from model.train.loop import train
 from model.train.phase import Phase
-from model.train.protocol import Checkpoints, Metrics, Progress, Publication
+from model.train.protocol import MetricLog, Progress
 
 RESULTS = "results.json"
 FAMILIES = list(dict.fromkeys([*TEXT, *VISION, *(family for column in COLUMNS for family in column.families)]))
-BUDGET_ERROR = 0.005  # of the vision tokens: what the arms may differ in
-DOCUMENT = 100  # tokens: in a short run every vision family may end one document behind its share
+BUDGET_ERROR = 0.005  # share of its vision tokens by which an arm may miss its budget
+DOCUMENT = 100  # tokens: in a short run every vision family may end one document short of its share
 
 
 def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
@@ -59,28 +58,25 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     # 2. Model: the first weights of this seed.
     model = first_weights(config.preset, data.tokenizer, config.seed)
 
-    # 3. Train, looking at the held-out losses on the way.
+    # 3. Train, and measure the held-out losses on the way.
     probes = Probes(context.metrics, model, HeldOut.of(data, FAMILIES, config.probe_samples), config)
     if context.checkpoints.latest() is None:
         probes.log({}, 0)
-    phase = Phase(
-        stream,
-        config.steps,
-        config.learning_rate,
-        final_ratio=config.final_ratio,
-        checkpoint_every=config.checkpoint_every,
-        products=config.products,
+    optimization = Optimization(
+        config.steps, config.learning_rate, final_ratio=config.final_ratio, products=config.products
     )
-    train(model, [phase], data.path, Around(context.work, Unfinished(context.checkpoints), probes, context.progress))
+    phase = Phase(stream, optimization, config.checkpoint_every)
+    services = ArmServices(context.work, Unfinished(context.checkpoints), probes, context.progress)
+    train(model, [phase], data.path, services)
 
-    # 4. What it was given, to the token.
+    # 4. The tokens that it was given.
     saved = context.checkpoints.latest()
     assert saved is not None
     position = read_state(saved)["data_position"]
     tokens = trained_tokens(StreamState(**position))
     require_budget(arm.budget, tokens)
 
-    # 5. What it can do: losses on all held-out samples, and answers to held-out tasks.
+    # 5. The losses on all held-out samples, and the scores on held-out tasks.
     model.eval()
     everything = HeldOut.of(data, FAMILIES, config.samples)
     losses = everything.likelihood(model)
@@ -115,17 +111,17 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
 
 
 @dataclass(frozen=True)
-class Around:
-    """``model.train.protocol.Surroundings``."""
+class ArmServices:
+    """``model.train.protocol.StepServices``."""
 
     work: Path
     checkpoints: Checkpoints
-    metrics: Metrics
+    metrics: MetricLog
     progress: Progress
 
 
 class Unfinished:
-    """Checkpoints none of which ends the step: after the last one there is still something to measure."""
+    """Checkpoints that do not end the step: it still measures after the last one."""
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         self._checkpoints = checkpoints
@@ -138,12 +134,12 @@ class Unfinished:
 
 
 class Probes:
-    """Metrics that now and then look at the held-out losses of the model in training, too.
+    """A metric log that also measures the model's held-out losses, every ``probe_every`` optimizer steps.
 
-    The model is only read: it is in evaluation mode meanwhile, in which no router counts and no head is measured.
+    The model is only read: in evaluation mode, no router counts tokens and no attention head is measured.
     """
 
-    def __init__(self, metrics: Metrics, model: KimiK25, held: HeldOut, config: Config) -> None:
+    def __init__(self, metrics: MetricLog, model: KimiK25, held: HeldOut, config: Config) -> None:
         self._metrics, self._model, self._held, self._config = metrics, model, held, config
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
@@ -181,7 +177,7 @@ def answers(
 ) -> dict[str, dict[str, Any]]:
     """Greedy scores of the columns' suites, as the step ``evaluate`` has them."""
     suites = [SUITES[name] for name in tasks]
-    engine = EmbeddedEngine(model, config.max_batch, prompt_products=torch.bfloat16)
+    engine = measuring_engine(model, config.max_batch)
     context = model.config.text_config.max_position_embeddings
     with Toolset(sandbox=config.sandbox) as toolset:
         evaluation = Evaluation(
@@ -193,7 +189,7 @@ def answers(
 
 
 def final_metrics(result: Mapping[str, Any], tasks: Mapping[str, list[Sample]]) -> dict[str, float]:
-    """For the tracker; the names are those of other steps where they have the figure, too."""
+    """The figures for the tracker, named as in other steps that have them."""
     metrics = {f"tokens/{modality}": float(count) for modality, count in result["tokens"].items()}
     metrics |= {f"final/{name}": value for name, value in result["losses"].items()}
     metrics |= {f"bits_per_byte/{name}": value for name, value in result["bits_per_byte"].items()}

@@ -2,8 +2,8 @@
 
 from kfp import dsl
 
-from components.runtime.image import PIPELINE
-from components.runtime.interface import described
+from components.runtime.kfp.image import PIPELINE
+from components.runtime.kfp.interface import described
 
 
 @dsl.component(base_image=PIPELINE, install_kfp_package=False)
@@ -15,6 +15,7 @@ def joint_pretrain(
     checkpoint: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
     card: dsl.Output[dsl.Markdown],
+    mixture: str,
     steps: int,
     vision_ratio: float,
     vision_start: float,
@@ -25,10 +26,11 @@ def joint_pretrain(
     checkpoint_every: int,
     keep_last: int,
     keep_best: str,
+    micro_batch_tokens: int,
     seed: int,
 ):
     """Train text and vision together at a constant, low share of vision tokens."""
-    from components.runtime.entry import enter
+    from components.runtime.kfp.entry import enter
 
     inputs = {"data": data, "parent": parent}
     enter("joint_pretrain", locals(), inputs=inputs, output=checkpoint, metrics=metrics, card=card)

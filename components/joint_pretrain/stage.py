@@ -7,20 +7,24 @@ Early fusion at a low ratio beats late fusion at a high one under equal budgets 
 from __future__ import annotations
 
 from components.joint_pretrain.config import Config
-from components.runtime.manifest import Manifest
+from components.runtime.checkpoints.manifest import Manifest
 from components.runtime.step import StepContext
-from model.data.mixtures import TEXT, VISION, Mixture
-from model.data.schedule import Schedule
-from model.train.checkpoint import load_parent
+from model.checkpoint.folder import load_parent
+from model.data.order.mixtures import mixtures
+from model.data.order.schedule import fusion
+from model.optimizer.optimization import Optimization
 from model.train.loop import train
 from model.train.phase import Phase
 
 
 def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
-    # 1. Data: one mixture for the whole stage, unless vision is to come later.
-    data = context.data(inputs["data"])
+    # 1. Data: text and vision in one ratio for the whole stage, unless vision is to come later. What vision consists of
+    # may change on the way.
+    data, shares = context.data(inputs["data"]), mixtures(config.mixture)
+    text, _ = data.with_user_families(shares.text, {})
+    vision = [(start, data.with_user_families({}, mixture)[1]) for start, mixture in shares.vision]
     stream = data.mixture(
-        fusion(config.vision_ratio, config.vision_start, *data.joined(TEXT, VISION)),
+        fusion(config.vision_ratio, config.vision_start, text, vision),
         tokens_per_row=config.tokens_per_row,
         rows=config.rows,
         seed=config.seed,
@@ -31,14 +35,8 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     model = load_parent(context.fetch(inputs["parent"]), data.tokenizer)
 
     # 3. Train.
-    phase = Phase(
-        stream, config.steps, config.learning_rate, checkpoint_every=config.checkpoint_every, products=config.products
+    optimization = Optimization(
+        config.steps, config.learning_rate, products=config.products, micro_batch_tokens=config.micro_batch_tokens
     )
-    train(model, [phase], data.path, context, context.ranks)
+    train(model, [Phase(stream, optimization, config.checkpoint_every)], data.path, context, context.ranks)
     return context.checkpoints.newest
-
-
-def fusion(vision_ratio: float, vision_start: float, text: Mixture = TEXT, vision: Mixture = VISION) -> Schedule:
-    """Text alone for a share ``vision_start`` of the training, then ``vision_ratio`` of the tokens are vision."""
-    points = [(0.0, vision_ratio)] if vision_start == 0 else [(0.0, 0.0), (vision_start, vision_ratio)]
-    return Schedule.of_vision(points, text, vision)

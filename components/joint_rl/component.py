@@ -2,8 +2,8 @@
 
 from kfp import dsl
 
-from components.runtime.image import PIPELINE
-from components.runtime.interface import described
+from components.runtime.kfp.image import PIPELINE
+from components.runtime.kfp.interface import described
 
 
 @dsl.component(base_image=PIPELINE, install_kfp_package=False)
@@ -28,10 +28,11 @@ def joint_rl(
     checkpoint_every: int,
     keep_last: int,
     keep_best: str,
+    micro_batch_tokens: int,
     max_failed_episodes: float,
     seed: int,
 ):
     """Reinforcement learning with verifiable rewards on text and image problems, grouped by ability, with Toggle."""
-    from components.runtime.entry import enter
+    from components.runtime.kfp.entry import enter
 
     enter("joint_rl", locals(), inputs={"data": data, "parent": parent}, output=checkpoint, metrics=metrics, card=card)

@@ -6,37 +6,43 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from components.runtime.config import HIGHEST_RATE, EpisodesConfig, TrainingConfig
-from model.data.sample import MODALITIES
-from model.errors import did_you_mean
+from components.runtime.config import HIGHEST_RATE, RLConfig
+from model.boundary.errors import did_you_mean
+from model.data.samples.sample import MODALITIES
 
 
 def _modalities(text: str) -> str:
     for name in text.split(","):
         if name not in MODALITIES:
             hint = did_you_mean(name, MODALITIES)
-            raise ValueError(f"{name!r} is no modality{hint}; write some of {','.join(MODALITIES)}, no blanks between")
+            raise ValueError(f"{name!r} is not a modality{hint}; write some of {','.join(MODALITIES)}, no blanks")
     return text
 
 
-class Config(EpisodesConfig, TrainingConfig):
+class Config(RLConfig):
     iterations: int = Field(20, ge=1, description="rounds of rollout and training (source: ours)")
     prompts_per_iteration: int = Field(16, ge=1, description="prompts per round (source: ours)")
     samples_per_prompt: int = Field(8, ge=2, description="K, episodes per prompt (source: ours)")
-    learning_rate: float = Field(2e-4, gt=0, le=HIGHEST_RATE, description="constant learning rate (source: ours)")
-    max_new_tokens: int = Field(48, ge=1, description="tokens per completion (source: ours)")
+    learning_rate: float = Field(2e-4, gt=0, le=HIGHEST_RATE, description="learning rate, constant (source: ours)")
+    max_new_tokens: int = Field(48, ge=1, description="longest completion in tokens (source: ours)")
     modalities: Annotated[str, AfterValidator(_modalities)] = Field(
-        "text,image", description="of the tasks: text, image, video; by commas (source: ours)"
+        "text,image",
+        description="modalities of the tasks, from text, image and video, with commas and no blanks between "
+        "(source: ours)",
     )
     ptx_weight: float = Field(
-        0.5, ge=0, description="of the pre-training loss beside the policy's; 0 = none (source: K2; value ours)"
+        0.5,
+        ge=0,
+        description="weight of the pre-training loss, added to the policy's loss; 0 = none (source: K2; value ours)",
     )
     ptx_rows: int = Field(1, ge=1, description="full rows of pre-training data per gradient step (source: ours)")
     expert_precision: str = Field(
         "full",
         pattern="^(full|int4)$",
-        description="routed experts in rollouts and training: as they are (full) or rounded as an INT4 export rounds "
-        "them (int4) (source: K2-Thinking's post-training; default ours)",
+        description="precision of the routed experts in rollouts and training: full, as they are, or int4, rounded "
+        "as an INT4 export rounds them (source: K2-Thinking's post-training; default ours)",
     )
-    checkpoint_every: int = Field(10, ge=0, description="rounds between saved states; 0: only the end (source: ours)")
+    checkpoint_every: int = Field(
+        10, ge=0, description="rounds between saved states; 0 = only at the end (source: ours)"
+    )
     seed: int = Field(4, ge=0, description="seed of prompts and sampling (source: ours)")

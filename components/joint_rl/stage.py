@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from components.joint_rl.config import Config
-from components.runtime.manifest import Manifest
+from components.runtime.checkpoints.manifest import Manifest
 from components.runtime.step import StepContext
-from model.data.sample import Sample
-from model.quantization import as_served
+from model.checkpoint.folder import load_parent
+from model.data.samples.sample import Sample
+from model.network.multimodal import KimiK25
+from model.network.served import as_served
 from model.rl.environment import Episode, run_episode
 from model.rl.prompts import PromptPool
 from model.rl.ptx import ptx
@@ -14,7 +16,6 @@ from model.rl.toggle import Toggle
 from model.rl.tools.toolset import Toolset
 from model.rl.trainer import RLSettings, RLTrainer
 from model.rollout.embedded import EmbeddedEngine
-from model.train.checkpoint import load_parent
 
 SWARM_TASKS = ("wide_search",)  # they need sub-agents: PARL trains on them
 MAX_TURNS = 3  # a program, a second one after an error, the answer (ours)
@@ -43,20 +44,20 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
                 temperature=1.0, seed=seed,
             )  # fmt: skip
 
-        async def publish_weights() -> None:
-            engine.set_model(as_served(model, config.expert_precision))
+        async def publish(policy: KimiK25) -> None:
+            engine.set_model(as_served(policy, config.expert_precision))
 
         # 4. Train: outcome rewards, Toggle's length budgets in every other phase, and the pre-training loss, so that
         # what text-only SFT wore down comes back and what no prompt asks for stays.
         settings = RLSettings(
             config.iterations, config.prompts_per_iteration, config.samples_per_prompt, config.learning_rate,
             seed=config.seed, checkpoint_every=config.checkpoint_every, expert_precision=config.expert_precision,
-            max_failed_episodes=config.max_failed_episodes,
+            micro_batch_tokens=config.micro_batch_tokens, max_failed_episodes=config.max_failed_episodes,
         )  # fmt: skip
         RLTrainer(
-            model, prompts, rollout, publish_weights, settings,
-            pad_id=data.tokenizer.pad_id, tokenizer_folder=data.path, around=context, toggle=Toggle(),
+            model, prompts, rollout, publish, settings,
+            pad_id=data.tokenizer.pad_id, tokenizer_folder=data.path, services=context, toggle=Toggle(),
             ptx=ptx(data, weight=config.ptx_weight, rows=config.ptx_rows, tokens=context_tokens, seed=config.seed),
+            ranks=context.ranks,
         ).train()  # fmt: skip
-    assert context.checkpoints.newest is not None
     return context.checkpoints.newest

@@ -2,8 +2,8 @@
 
 from kfp import dsl
 
-from components.runtime.image import PIPELINE
-from components.runtime.interface import described
+from components.runtime.kfp.image import PIPELINE
+from components.runtime.kfp.interface import described
 
 
 @dsl.component(base_image=PIPELINE, install_kfp_package=False)
@@ -15,6 +15,7 @@ def mid_train(
     checkpoint: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
     card: dsl.Output[dsl.Markdown],
+    mixture: str,
     steps: int,
     context_steps: str,
     vision_ratio: float,
@@ -24,9 +25,10 @@ def mid_train(
     checkpoint_every: int,
     keep_last: int,
     keep_best: str,
+    micro_batch_tokens: int,
     seed: int,
 ):
     """Train on longer and longer sequences: the context grows by YaRN, in steps."""
-    from components.runtime.entry import enter
+    from components.runtime.kfp.entry import enter
 
     enter("mid_train", locals(), inputs={"data": data, "parent": parent}, output=checkpoint, metrics=metrics, card=card)

@@ -8,36 +8,42 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
-from components.runtime.config import HIGHEST_RATE, TrainingConfig
+from components.runtime.config import HIGHEST_RATE, PretrainingConfig
 
 
-class Config(TrainingConfig):
+class Config(PretrainingConfig):
     steps: int = Field(
-        280, ge=1, description="optimizer steps, divided evenly among the context's steps (source: ours)"
+        140, ge=1, description="optimizer steps, divided evenly among the context lengths (source: ours)"
     )
     context_steps: str = Field(
         "2,4",
-        description="how many times longer than in pre-training the context gets, one step after the other, by YaRN "
-        "(source: K2.5 has 8,64: from 4096 over 32768 to 262144)",
+        description="context lengths to train at in turn, as growing multiples of the pre-training context, "
+        "extended by YaRN (source: K2.5 has 8,64: from 4096 over 32768 to 262144)",
     )
     vision_ratio: float = Field(0.4, ge=0, le=1, description="share of vision tokens (source: ours)")
     learning_rate: float = Field(
         4e-3,
         gt=0,
         le=HIGHEST_RATE,
-        description="peak learning rate of the first context step; a later one's is lower as its context is longer "
+        description="peak learning rate at the first context length; it falls in proportion as the context grows "
         "(source: ours)",
     )
     rows: int = Field(
-        1, ge=1, description="sequences per step at the longest context; at a shorter one as many tokens (source: ours)"
+        4,
+        ge=1,
+        description="sequences per optimizer step at the longest context; shorter contexts get as many tokens "
+        "(source: ours)",
     )
     products: str = Field(
         "bfloat16",
         pattern="^(float32|bfloat16)$",
-        description="precision of matrix products; weights are float32 (ours)",
+        description="precision of matrix products: float32, or bfloat16 unless the CPU has no instructions for it; "
+        "weights are float32 (source: ours)",
     )
     checkpoint_every: int = Field(
-        0, ge=0, description="steps between saved states; 0 saves at the end of each context step (source: ours)"
+        0,
+        ge=0,
+        description="optimizer steps between saved states; 0 = only at the end of each context length (source: ours)",
     )
     seed: int = Field(2, ge=0, description="seed of the data order (source: ours)")
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from components.mid_train.config import Config
-from components.runtime.manifest import Manifest
+from components.runtime.checkpoints.manifest import Manifest
 from components.runtime.step import StepContext
-from model.context import original_window
-from model.data.folder import DataFolder
-from model.data.mixtures import LONG_TEXT, LONG_VISION, Mixture, blend
-from model.train.checkpoint import load_parent
+from model.checkpoint.folder import load_parent
+from model.data.batches.folder import DataFolder
+from model.data.order.mixtures import Mixture, blend, mixtures
+from model.network.yarn import original_window
+from model.optimizer.optimization import Optimization
 from model.train.loop import train
 from model.train.phase import Phase
 
 
 def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
-    # 1. Data: reasoning and long, high-quality text beside the vision mixture with long videos.
+    # 1. Data: reasoning and long, high-quality text, and the vision mixture with long videos.
     data = context.data(inputs["data"])
 
     # 2. Model: in the context that it was pre-trained in.
@@ -34,18 +35,22 @@ def phases(config: Config, data: DataFolder, seen: int) -> list[Phase]:
     return [
         Phase(
             data.mixture(mixture(config, data), tokens_per_row=window, rows=rows, seed=config.seed + 100 * number),
-            steps,
-            config.learning_rate * config.factors[0] * seen / window,
-            checkpoint_every=config.checkpoint_every,
-            products=config.products,
-            window=window,
+            Optimization(
+                steps,
+                config.learning_rate * config.factors[0] * seen / window,
+                products=config.products,
+                micro_batch_tokens=config.micro_batch_tokens,
+            ),
+            config.checkpoint_every,
+            window,
         )
         for number, (window, rows, steps) in enumerate(shapes(config, seen))
     ]
 
 
 def mixture(config: Config, data: DataFolder) -> Mixture:
-    text, vision = data.joined(LONG_TEXT, LONG_VISION)
+    shares = mixtures(config.mixture)
+    text, vision = data.with_user_families(shares.long_text, shares.long_vision)
     return blend((text, 1 - config.vision_ratio), (vision, config.vision_ratio))
 
 

@@ -2,8 +2,8 @@
 
 from kfp import dsl
 
-from components.runtime.image import PIPELINE
-from components.runtime.interface import described
+from components.runtime.kfp.image import PIPELINE
+from components.runtime.kfp.interface import described
 
 
 @dsl.component(base_image=PIPELINE, install_kfp_package=False)
@@ -29,11 +29,12 @@ def parl(
     checkpoint_every: int,
     keep_last: int,
     keep_best: str,
+    micro_batch_tokens: int,
     max_failed_episodes: float,
     seed: int,
 ):
     """Train an orchestrator that hands work to frozen sub-agents (parallel-agent reinforcement learning)."""
-    from components.runtime.entry import enter
+    from components.runtime.kfp.entry import enter
 
     inputs = {"data": data, "policy": policy, "sub_agents": sub_agents}
     enter("parl", locals(), inputs=inputs, output=checkpoint, metrics=metrics, card=card)

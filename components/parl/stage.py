@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from components.parl.config import Config
-from components.runtime.manifest import Manifest
+from components.runtime.checkpoints.manifest import Manifest
 from components.runtime.step import StepContext
-from model.data.sample import Sample
-from model.quantization import as_served
+from model.checkpoint.folder import load_parent
+from model.data.samples.sample import Sample
+from model.network.multimodal import KimiK25
+from model.network.served import as_served
 from model.rl.environment import Episode
 from model.rl.prompts import PromptPool
 from model.rl.ptx import ptx
@@ -15,7 +17,6 @@ from model.rl.trainer import RLSettings, RLTrainer
 from model.rollout.embedded import EmbeddedEngine
 from model.swarm.orchestrator import SwarmLimits, run_swarm_episode
 from model.swarm.reward import SwarmReward
-from model.train.checkpoint import load_parent
 
 TASKS = ("wide_search",)
 ANNEALED = 0.75  # share of the rounds after which lambda1 = lambda2 = 0 (ours)
@@ -31,6 +32,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     episodes = config.prompts_per_iteration * config.samples_per_prompt
     engine = EmbeddedEngine(as_served(model, config.expert_precision), max_batch=episodes)
     sub_agents = load_parent(context.fetch(inputs["sub_agents"]), data.tokenizer).requires_grad_(False).eval()
+    sub_agents.to(context.ranks.device)
     sub_engine = EmbeddedEngine(as_served(sub_agents, config.expert_precision), max_batch=2 * episodes)
     limits = SwarmLimits(config.critical_steps, max_tokens=model.config.text_config.max_position_embeddings)
 
@@ -43,20 +45,20 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
                 limits=limits, temperature=1.0, seed=seed,
             )  # fmt: skip
 
-        async def publish_weights() -> None:
-            engine.set_model(as_served(model, config.expert_precision))
+        async def publish(policy: KimiK25) -> None:
+            engine.set_model(as_served(policy, config.expert_precision))
 
         # 4. Train: the auxiliary rewards are gone before the end, so the last rounds see the outcome alone.
         reward = SwarmReward(config.auxiliary, config.auxiliary, anneal_iterations=int(ANNEALED * config.iterations))
         settings = RLSettings(
             config.iterations, config.prompts_per_iteration, config.samples_per_prompt, config.learning_rate,
             seed=config.seed, checkpoint_every=config.checkpoint_every, expert_precision=config.expert_precision,
-            max_failed_episodes=config.max_failed_episodes,
+            micro_batch_tokens=config.micro_batch_tokens, max_failed_episodes=config.max_failed_episodes,
         )  # fmt: skip
         RLTrainer(
-            model, prompts, rollout, publish_weights, settings,
-            pad_id=data.tokenizer.pad_id, tokenizer_folder=data.path, around=context, reward=reward,
+            model, prompts, rollout, publish, settings,
+            pad_id=data.tokenizer.pad_id, tokenizer_folder=data.path, services=context, reward=reward,
             ptx=ptx(data, weight=config.ptx_weight, rows=config.ptx_rows, tokens=limits.max_tokens, seed=config.seed),
+            ranks=context.ranks,
         ).train()  # fmt: skip
-    assert context.checkpoints.newest is not None
     return context.checkpoints.newest

@@ -2,8 +2,8 @@
 
 from kfp import dsl
 
-from components.runtime.image import PIPELINE
-from components.runtime.interface import described
+from components.runtime.kfp.image import PIPELINE
+from components.runtime.kfp.interface import described
 
 
 @dsl.component(base_image=PIPELINE, install_kfp_package=False)
@@ -13,6 +13,7 @@ def prepare_data(
     data: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
     card: dsl.Output[dsl.Markdown],
+    mixture: str,
     text_samples: int,
     image_samples: int,
     long_samples: int,
@@ -24,12 +25,14 @@ def prepare_data(
     samples_per_shard: int,
     processes: int,
     seed: int,
+    tokenizer: dsl.Input[dsl.Model] | None = None,
     later: str = "",
 ):
-    """Tokenizer and WebDataset shards from the embedded corpora, train and eval from separate sources.
+    """Make the tokenizer and the WebDataset shards; train and eval samples come from separate sources.
 
-    As the first step it also checks the texts among all steps' parameters (`later`), before anything is trained.
+    If training starts from a checkpoint, its tokenizer and its image settings are used instead. As the first step, it
+    also checks the text parameters of all steps (`later`), before anything is trained.
     """
-    from components.runtime.entry import enter
+    from components.runtime.kfp.entry import enter
 
-    enter("prepare_data", locals(), inputs={}, output=data, metrics=metrics, card=card)
+    enter("prepare_data", locals(), inputs={"tokenizer": tokenizer}, output=data, metrics=metrics, card=card)

@@ -6,16 +6,16 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from components.runtime.config import NO_EFFECT, StepConfig
-from model.errors import MoonflowError
+from components.runtime.config import NO_EFFECT, MixtureName, StepConfig
+from model.boundary.errors import MoonflowError
 
 
 def _sources(text: str) -> str:
     if not text.strip():
         return text
-    # These bring torch: only who has data of their own waits for it.
+    # These import torch: only a run with user data waits for it.
     from model.data.families import FAMILIES
-    from model.data.own import parse_sources
+    from model.data.user.user_data import parse_sources
 
     try:
         named = parse_sources(text)
@@ -27,35 +27,57 @@ def _sources(text: str) -> str:
     return text
 
 
+HELD_OUT_SEED = 0
+"""Of the held-out tasks, whatever the seed of the run is: scores of runs with different seeds can be compared."""
+
+
 class Config(StepConfig):
-    text_samples: int = Field(24_000, ge=100, description="training samples of all text families (source: ours)")
+    mixture: MixtureName = Field(
+        "short",
+        description="families to make and their shares of the samples: short, for a pre-training of minutes, or broad, "
+        "for one of half an hour; model/data/order/mixtures.py lists both (source: ours)",
+    )
+    text_samples: int = Field(
+        24_000, ge=100, description="training samples of all text families together (source: ours)"
+    )
     image_samples: int = Field(
-        12_000, ge=100, description="training samples of image and video families (source: ours)"
+        12_000, ge=100, description="training samples of all image and video families together (source: ours)"
     )
     long_samples: int = Field(
-        1_600, ge=100, description="training samples of the families of long texts and videos (source: ours)"
+        1_600,
+        ge=100,
+        description="training samples of all families of long texts and long videos together (source: ours)",
     )
     long_documents: int = Field(
         1_700,
         ge=200,
-        description="characters of the longest text; it should nearly fill the longest context (source: ours)",
+        description="characters of the longest text, which should nearly fill the longest context (source: ours)",
     )
     long_videos: int = Field(
-        50, ge=3, description="chunks of 4 frames of the longest video, about 18 tokens each (source: ours)"
+        50, ge=3, description="chunks of the longest video; a chunk is 4 frames, about 20 tokens (source: ours)"
     )
     sources: Annotated[str, AfterValidator(_sources)] = Field(
         "",
-        description="your own data, as name=URI or name:weight=URI, separated by commas: a folder or s3:// address of "
-        "WebDataset shards in our sample format, or a folder of images with texts; the weight (1) stands beside those "
-        "of the built-in families in model/data/mixtures.py",
+        description="your own data, as name=URI or name:weight=URI with commas between; a URI is a folder or s3:// "
+        "address of WebDataset shards in moonflow's sample format, a folder of images with texts, or a .jsonl file or "
+        "a folder of them with conversations, which zero_vision_sft.sources trains on; "
+        "weights are relative to those of the built-in families in model/data/order/mixtures.py, 1 if "
+        "left out; empty = none (source: ours)",
     )
     eval_samples: int = Field(128, ge=1, description="held-out samples of each family (source: ours)")
-    tokenizer_ranks: int = Field(768, ge=256, description="BPE ranks, special slots apart (source: ours; K2: 163584)")
-    samples_per_shard: int = Field(1_000, ge=1, description="samples in one tar shard (source: ours)")
+    tokenizer_ranks: int = Field(
+        768,
+        ge=256,
+        description="byte-pair-encoding ranks of the tokenizer, without special tokens; without effect if the "
+        "tokenizer is that of a checkpoint (source: ours; K2: 163584)",
+    )
+    samples_per_shard: int = Field(1_000, ge=1, description="samples per tar shard (source: ours)")
     processes: int = Field(
         2,
         ge=1,
         json_schema_extra=NO_EFFECT,
-        description="worker processes; the data does not depend on it (source: ours)",
+        description="worker processes; the data does not depend on their number (source: ours)",
     )
-    seed: int = Field(0, ge=0, description="seed of every sample (source: ours)")
+    seed: int = Field(
+        0, ge=0, description="seed of every training sample; held-out samples do not depend on it (source: ours)"
+    )

@@ -1,11 +1,8 @@
-"""Worker processes that end with this one, and whose end, whatever it was, is told in words."""
+"""Worker processes that end with this one, and whose failure, whatever it was, arrives as a message."""
 
 from __future__ import annotations
 
 import multiprocessing
-import multiprocessing.connection
-import os
-import threading
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -14,7 +11,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import ParamSpec, TypeVar
 
-from model.errors import MoonflowError
+from model.boundary.errors import MoonflowError
+from model.boundary.parent_process import end_with_parent
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -27,7 +25,8 @@ class Workers:
         self._executor = executor
 
     def submit(self, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> Future[T]:
-        """
+        """Start ``work(*arguments, **named)`` in a worker.
+
         The future raises:
             MoonflowError: as ``work`` did; the worker ran out of memory.
             RuntimeError: ``work`` failed in another way; holds the worker's traceback.
@@ -37,19 +36,19 @@ class Workers:
 
 @contextmanager
 def workers(processes: int) -> Iterator[Workers]:
-    """Spawned, since this process has threads; each ends when this process does, even by SIGKILL.
+    """Workers that are spawned, because this process has threads; each ends with this process, even after a SIGKILL.
 
-    An error inside drops the work that has not begun.
+    An error inside the context drops the work that has not begun.
 
     Raises:
         MoonflowError: a worker was killed.
     """
-    executor = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+    executor = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=end_with_parent)
     try:
         yield Workers(executor)
     except BrokenProcessPool:
         raise MoonflowError(
-            "a worker process of prepare_data was killed, likely for want of memory: give it more memory or set "
+            "a worker process of prepare_data was killed, probably because memory ran out: give it more memory or set "
             "fewer processes"
         ) from None
     finally:
@@ -57,7 +56,7 @@ def workers(processes: int) -> Iterator[Workers]:
 
 
 def _told(work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-    """Only text crosses to the parent: an exception of a library may not survive being pickled."""
+    """Runs in the worker. Only text goes back to the parent: a library's exception may not survive being pickled."""
     try:
         return work(*arguments, **named)
     except MoonflowError as error:
@@ -68,14 +67,3 @@ def _told(work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         ) from None
     except BaseException:
         raise RuntimeError(f"a worker process of prepare_data failed:\n{traceback.format_exc()}") from None
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -2,8 +2,8 @@
 
 from kfp import dsl
 
-from components.runtime.image import PIPELINE
-from components.runtime.interface import described
+from components.runtime.kfp.image import PIPELINE
+from components.runtime.kfp.interface import described
 
 
 @dsl.component(base_image=PIPELINE, install_kfp_package=False)
@@ -21,7 +21,7 @@ def promote(
     image_digest: str,
 ):
     """Export and sign the checkpoint, register it as candidate, and commit its digest to the GitOps repository."""
-    from components.runtime.entry import enter
+    from components.runtime.kfp.entry import enter
 
     inputs = {"checkpoint": checkpoint, "evals": evals}
     enter("promote", locals(), inputs=inputs, output=promotion, metrics=metrics, card=card)

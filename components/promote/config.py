@@ -6,24 +6,26 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from components.promote.names import Environment, Model
+from components.release.names import Environment, Model
 from components.runtime.config import StepConfig
 
 
 class Config(StepConfig):
-    # The same promotion again is the same export, version and commit; another one is another commit.
+    # To promote the same again gives the same export, version and commit; to promote something else, another commit.
     repeatable: ClassVar[bool] = True
 
-    environment: Environment = Field("local", description="overlay of the GitOps repository to write to (source: ours)")
-    model_name: Model = Field("moonflow", description="name in the MLflow model registry (source: ours)")
+    environment: Environment = Field(
+        "local", description="overlay of the GitOps repository that the promotion changes (source: ours)"
+    )
+    model_name: Model = Field("moonflow", description="name of the model in the MLflow registry (source: ours)")
     expert_precision: str = Field(
         "full",
         pattern="^(full|int4)$",
-        description="routed experts of the export: as they are (full) or INT4 (int4), as the evaluation measured them "
-        "(source: the released checkpoint; default ours)",
+        description="precision of the exported routed experts: full, as they are, or int4; it must be the one that "
+        "evaluate measured (source: the released checkpoint; default ours)",
     )
     image_digest: str = Field(
         "",
         pattern="^(sha256:[0-9a-f]{64})?$",
-        description="digest of the serving image to pin, sha256:...; empty leaves the overlay's (source: ours)",
+        description="digest of the serving image to pin, sha256:...; empty = the overlay keeps its own (source: ours)",
     )

@@ -1,4 +1,4 @@
-"""From a training checkpoint to what is served: the model's files only, signed, under the checkpoint's own digest."""
+"""The export of a training checkpoint: the model's files only, signed, under the checkpoint's digest."""
 
 from __future__ import annotations
 
@@ -6,25 +6,32 @@ import json
 from pathlib import Path
 from typing import Any
 
-from components.promote import signing
-from components.promote.signing import SIGNATURE, STATEMENT
-from components.runtime import manifest as manifests
-from components.runtime.manifest import METRICS, Manifest
-from components.runtime.store import ObjectStore
-from model.errors import MoonflowError
-from model.hf import FILES, quantise_checkpoint
-from model.tokenizer import Tokenizer
-from model.train.checkpoint import serves
+from components.release import signing
+from components.release.signing import SIGNATURE, STATEMENT
+from components.runtime.checkpoints import manifest as manifests
+from components.runtime.checkpoints.manifest import METRICS, ORIGIN, Manifest
+from components.runtime.store.object_store import ObjectStore
+from model.boundary.errors import MoonflowError
+from model.checkpoint.export import quantise_checkpoint
+from model.checkpoint.file_names import FILES
+from model.checkpoint.folder import serves
+from model.codec.tokenizer import Tokenizer
+
+EXPORTED_FROM = "exported_from"
+"""In an export's extra: the address of the checkpoint that it was made from."""
 
 
 def export(store: ObjectStore, checkpoint: Manifest, work: Path, key: Path, expert_precision: str = "full") -> Manifest:
     """Publish the servable part of a checkpoint with its signature, as ``<run>/export/<checkpoint's digest>``.
 
-    Who reads a release without our code finds its files under their plain names in the one folder ``files-...`` there
-    (``components.runtime.manifest``); what serves fetches them.
+    The licence of an imported checkpoint is among the files of all that was trained from it, and so of this; where it
+    came from is repeated in the manifest, which is signed.
 
-    The same checkpoint has one export of each precision (INT4's has ``-int4`` behind the digest): a second call, also
-    one at the same time, returns the first one's manifest.
+    Readers without our code find the files under their plain names in the one folder ``files-...`` there
+    (``components.runtime.checkpoints.manifest``); servers fetch them from it.
+
+    A checkpoint has one export for each precision (the INT4 one has ``-int4`` after the digest): a second call, even a
+    concurrent one, returns the first one's manifest.
 
     Args:
         work: an empty folder for the files; as large as the weights.
@@ -32,11 +39,12 @@ def export(store: ObjectStore, checkpoint: Manifest, work: Path, key: Path, expe
         expert_precision: the routed experts as they are ("full") or INT4 ("int4").
 
     Raises:
-        MoonflowError: the checkpoint lacks a file, the key cannot be used, or an earlier export is another key's.
+        MoonflowError: the checkpoint lacks a file, the key cannot be used, or an earlier export was signed with another
+            key.
     """
     prefix = f"{checkpoint.run_id}/export/{checkpoint.sha256}{'-int4' if expert_precision == 'int4' else ''}"
     folder = work / checkpoint.run_id  # the signature names the folder as the model
-    # All fields follow from the checkpoint, so that whoever exports it signs the same statement.
+    # All fields follow from the checkpoint, so that every export of it has the same statement.
     fields: dict[str, Any] = {
         "run_id": checkpoint.run_id,
         "step": checkpoint.step,
@@ -48,7 +56,8 @@ def export(store: ObjectStore, checkpoint: Manifest, work: Path, key: Path, expe
         "mlflow_run_id": checkpoint.mlflow_run_id,
         "git_commit": checkpoint.git_commit,
         "created_at": checkpoint.created_at,
-        "extra": {"exported_from": checkpoint.uri},
+        "extra": {EXPORTED_FROM: checkpoint.uri}
+        | ({ORIGIN: checkpoint.extra[ORIGIN]} if ORIGIN in checkpoint.extra else {}),
     }
     earlier = released = manifests.find(store, prefix)
     if released is None:
@@ -81,7 +90,7 @@ def _collect(store: ObjectStore, checkpoint: Manifest, folder: Path) -> None:
 
 
 def _sign(store: ObjectStore, where: str, folder: Path, key: Path) -> None:
-    """Sign, unless somebody has: signatures differ from time to time, and files of an export must not."""
+    """Sign, unless another process has: signatures differ each time, and the files of an export must not."""
     signing.sign(folder, key)
     if not store.put_new(where, (folder / SIGNATURE).read_bytes()):
         (folder / SIGNATURE).write_bytes(store.get(where))

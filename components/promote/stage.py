@@ -1,7 +1,7 @@
-"""Promotion: what passed the gate is exported, signed, registered and committed to the GitOps repository.
+"""Promotion: a checkpoint that passed the gate is exported, signed, registered and committed to the GitOps repository.
 
-Every part finds what an earlier attempt left: the same promotion again is the same export, version, commit and pull
-request. The alias ``champion`` moves later, when the serve step has heard the committed checkpoint answer.
+Every part finds what an earlier attempt made: a repeated promotion has the same export, version, commit and pull
+request. The alias ``champion`` moves later, when the committed checkpoint has answered the serve step.
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from components.promote import gitops, overlay, registry, signing
-from components.promote.champion import repository_from_env
 from components.promote.config import Config
-from components.promote.description import describe_version
+from components.promote.description import before_training, describe_version, origin_line
 from components.promote.export import export
-from components.promote.forge import Forge
-from components.promote.gitops import Proposal
-from components.promote.overlay import Change
-from components.runtime import manifest as manifests
-from components.runtime.manifest import Manifest
-from components.runtime.mlflow_runs import mlflow_link
+from components.release import gitops, overlay, registry, signing
+from components.release.champion import repository_from_env
+from components.release.forge import Forge
+from components.release.gitops import Proposal
+from components.release.overlay import Change
+from components.runtime.checkpoints import manifest as manifests
+from components.runtime.checkpoints.manifest import Manifest
 from components.runtime.step import StepContext
-from model.errors import MoonflowError
+from components.runtime.tracking.mlflow_runs import mlflow_link
+from model.boundary.errors import MoonflowError
 
 CANDIDATE = "candidate"
 """Registry alias of the version promoted last, whether it serves yet or not."""
 
 
 def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
-    # 1. Only a candidate that the gate let through, and only with everything at hand.
+    # 1. Only a candidate that the gate let through, and only if nothing needed is missing.
     checkpoint = manifests.read(context.store, inputs["checkpoint"])
     evals = manifests.read(context.store, inputs["evals"])
     if evals.extra.get("decision") != "promote":
@@ -54,7 +54,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     # 2. Export and sign: the files that serve, without what only training needs.
     exported = export(context.store, checkpoint, context.work / "export", key, config.expert_precision)
 
-    # 3. Register, where people look.
+    # 3. Register, where people look for models.
     promotion_id = f"{config.environment}/{context.run_id}/{exported.sha256}"
     tags = {
         "manifest_sha256": exported.sha256,
@@ -66,7 +66,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     made_by = checkpoint.mlflow_run_id or None
     version = registry.register(config.model_name, CANDIDATE, exported.uri, tags, run_id=made_by)
 
-    # 4. Commit, and where a forge is configured ask for a review: that commit is the promotion.
+    # 4. Commit, and with a forge ask for a review: that commit is the promotion.
     change = Change(
         exported.uri,
         exported.sha256,
@@ -101,13 +101,14 @@ def _pull_request(forge: Forge | None, proposal: Proposal, message: str, promoti
 
 
 def commit_message(config: Config, change: Change, version: str, checkpoint: Manifest, evals: Manifest) -> str:
-    """Subject, what is promoted, and the candidate's scores beside the untrained model's."""
+    """Subject, what is promoted, and the candidate's scores next to those of the model that training started from."""
     lines = [
         f"Promote {checkpoint.run_id}/{checkpoint.step}/{checkpoint.index} to {config.environment}",
         "",
         f"Checkpoint: {change.uri}",
         f"Manifest sha256: {change.manifest_sha256}",
         f"Exported from: {checkpoint.uri}",
+        *([f"Started from: {origin}"] if (origin := origin_line(checkpoint)) else []),
         f"Model version: {config.model_name} {version}",
         f"Evaluation: {evals.uri}",
         f"Kubeflow run: {change.kfp_run_id or 'none'}",
@@ -120,8 +121,8 @@ def commit_message(config: Config, change: Change, version: str, checkpoint: Man
 
 
 def _table(rows: Sequence[Mapping[str, Any]], step: str) -> list[str]:
-    before = {row["suite"]: row["value"] for row in rows if row["step"] == "init"}
-    lines = [f"{'suite':<22}{'untrained':>10}{'value':>8}{'stderr':>8}{'n':>6}"]
+    start, before = before_training(rows)
+    lines = [f"{'suite':<22}{start:>10}{'value':>8}{'stderr':>8}{'n':>6}"]
     for row in rows:
         if row["step"] == step:
             first = f"{before[row['suite']]:.3f}" if row["suite"] in before else "-"

@@ -11,34 +11,35 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from model.config import PRESETS
-from model.errors import MoonflowError, did_you_mean
+from model.boundary.errors import MoonflowError, did_you_mean
+from model.data.order.mixtures import mixtures
+from model.network.config import PRESETS
 
 HIGHEST_RATE = 1.0
-"""Learning rates above it are taken for a slip of the pen (ours); trainings that explode on purpose use 0.1."""
+"""Learning rates above it are taken for a typing error (ours); trainings that explode on purpose use 0.1."""
 
 NO_EFFECT: dict[str, Any] = {"lineage": "none"}
-"""``json_schema_extra`` of a field that changes how a step works and nothing of what it writes."""
+"""``json_schema_extra`` of a field that changes how a step works, but not what it writes, except for rounding."""
 AT_THE_END: dict[str, Any] = {"lineage": "end"}
-"""``json_schema_extra`` of a field that changes only what a step makes last, from what it has saved before: with
-another value the step goes on from that and makes its end again."""
+"""``json_schema_extra`` of a field that changes only what a step makes last. If its value changes, the step makes only
+that part again, from what it has saved."""
 
 
 class StepConfig(BaseModel):
     """Base of each ``components/<step>/config.py: Config``: flat int, float, str and bool fields with a description.
 
-    The same fields are the step's KFP parameters, its section of a profile file and its table in the README. What can
-    be checked of a value without the outside world is checked here, so that every way to start a step checks it.
+    The same fields are the step's KFP parameters, its section of a profile file and its table in the README. All checks
+    of a value that need nothing from outside are made here, so that every way to start a step makes them.
 
-    A field is part of the step's lineage, so that another value under a used run id is refused, unless it says
-    NO_EFFECT or AT_THE_END.
+    Unless a field is marked NO_EFFECT or AT_THE_END, it is part of the step's lineage: another value under a used run
+    id is refused.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     repeatable: ClassVar[bool] = False
-    """Whether the step costs little and does no harm a second time: other parameters or inputs under a used run id then
-    make its next output, instead of being refused."""
+    """Whether it is cheap and harmless to repeat the step. Other parameters or inputs under a used run id are then not
+    refused, but make the step's next output."""
     looped: ClassVar[tuple[str, ...]] = ()
     """Fields that tell apart the tasks of a step that one pipeline runs several times. The pipeline gives them, not the
     profile."""
@@ -50,7 +51,7 @@ class StepConfig(BaseModel):
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], where: str) -> Self:
-        """``values`` as a config; ``where`` (a file or a step) names the place in the one-line MoonflowError."""
+        """``values`` as a config; the one-line MoonflowError names ``where`` they come from, a file or a step."""
         known = list(cls.model_fields)
         for key in values:
             if key not in known:
@@ -61,7 +62,7 @@ class StepConfig(BaseModel):
             return cls(**values)
         except ValidationError as error:
             first = error.errors()[0]
-            if not first["loc"]:  # a rule about several parameters, which says itself what it is about
+            if not first["loc"]:  # a rule about several parameters, whose message names them
                 raise MoonflowError(f"{where}: {first['ctx']['error']}") from None
             name = ".".join(str(part) for part in first["loc"])
             told = first["ctx"]["error"] if first["type"] == "value_error" else first["msg"]
@@ -89,18 +90,48 @@ class StepConfig(BaseModel):
 
 
 class TrainingConfig(StepConfig):
-    """Base of the steps that save checkpoints on their way (``components.runtime.retention``)."""
+    """Base of the steps that save checkpoints while they work (``components.runtime.checkpoints.retention``)."""
 
     keep_last: int = Field(
         2,
         ge=1,
         json_schema_extra=NO_EFFECT,
-        description="newest checkpoints kept in the store until the step is complete (source: ours)",
+        description="number of newest checkpoints kept in the store until the step is complete (source: ours)",
     )
     keep_best: str = Field(
         "",
         json_schema_extra=NO_EFFECT,
-        description="metric, e.g. loss/total, whose best checkpoint is kept as well; empty = none (source: ours)",
+        description="metric, for example loss/total, whose best checkpoint is kept as well; empty = none (source: "
+        "ours)",
+    )
+    micro_batch_tokens: int = Field(
+        0,
+        ge=0,
+        json_schema_extra=NO_EFFECT,
+        description="tokens that a rank sends through the network at once, at least one row; gradients are added up, "
+        "so a smaller value saves memory and changes the step by rounding only; 0 = all rows (source: ours)",
+    )
+
+
+def _known_mixture(name: str) -> str:
+    try:
+        mixtures(name)
+    except MoonflowError as error:
+        raise ValueError(str(error)) from None
+    return name
+
+
+MixtureName = Annotated[str, AfterValidator(_known_mixture)]
+"""The name of what a pre-training makes and reads, in ``model.data.order.mixtures.MIXTURES``."""
+
+
+class PretrainingConfig(TrainingConfig):
+    """Base of the steps that read the mixtures of a pre-training."""
+
+    mixture: MixtureName = Field(
+        "short",
+        description="families to read and their shares of the tokens: short, for a pre-training of minutes, or broad, "
+        "for one of half an hour; the same as prepare_data.mixture (source: ours)",
     )
 
 
@@ -112,27 +143,41 @@ class EpisodesConfig(StepConfig):
         ge=0,
         lt=1,
         json_schema_extra=NO_EFFECT,
-        description="share of the episodes (of an evaluation: of each checkpoint) that may fail by a broken tool, task "
-        "or answer of the engine; they are counted and train nothing; more fail the step (source: ours)",
+        description="largest share of episodes that may fail because a tool, a task or an engine's answer is "
+        "broken; an evaluation counts them per checkpoint; failed episodes are not trained on, and a "
+        "larger share fails the step (source: ours)",
     )
     sandbox: str = Field(
         "strict",
         pattern="^(strict|unsafe)$",
         json_schema_extra=NO_EFFECT,
-        description="model-written programs: strict refuses them where the kernel takes no seccomp filter, unsafe runs "
-        "them with what it has (source: ours)",
+        description="confinement of model-written programs: strict refuses to run them where the kernel has no "
+        "seccomp filter, unsafe runs them with whatever protection the kernel has (source: ours)",
     )
 
 
-def _preset(name: str) -> str:
+class RLConfig(EpisodesConfig, TrainingConfig):
+    """Base of the steps that train on episodes (``model.rl.trainer``)."""
+
+    micro_batch_tokens: int = Field(
+        16384,
+        ge=0,
+        json_schema_extra=NO_EFFECT,
+        description="tokens of episodes sent through the network at once, at least one row; gradients are added up, so "
+        "a smaller value saves memory and changes the step by rounding only; 0 = all rows (source: ours)",
+    )
+
+
+def known_preset(name: str) -> str:
+    """The name of a preset as it is; ValueError if there is none of that name."""
     known = sorted(path.stem for path in PRESETS.glob("*.json"))
     if name not in known:
         raise ValueError(f"there is no such preset{did_you_mean(name, known)}; choose one of {', '.join(known)}")
     return name
 
 
-Preset = Annotated[str, AfterValidator(_preset)]
-"""A model's shape: the name of a file in model/presets."""
+Preset = Annotated[str, AfterValidator(known_preset)]
+"""A model's shape: the name of a file in model/network/presets."""
 
 
 def _effect(field: FieldInfo) -> str:
@@ -141,9 +186,18 @@ def _effect(field: FieldInfo) -> str:
     return str(extra.get("lineage", "")) if isinstance(extra, dict) else ""
 
 
-def meaning(field: FieldInfo) -> str:
-    """What a parameter means and how large it may be, in one line."""
+def bounds(field: FieldInfo) -> str:
+    """The bounds of a parameter, for example "at least 1, at most 8"; "" if it has none."""
     words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than", "multiple_of": "a multiple of"}
-    bounds = [f"{say} {getattr(bound, key):g}" for bound in field.metadata for key, say in words.items()
-              if getattr(bound, key, None) is not None]  # fmt: skip
-    return " ".join((field.description or "").split()) + (f" [{', '.join(bounds)}]" if bounds else "")
+    return ", ".join(
+        f"{say} {getattr(bound, key):g}"
+        for bound in field.metadata
+        for key, say in words.items()
+        if getattr(bound, key, None) is not None
+    )
+
+
+def meaning(field: FieldInfo) -> str:
+    """What a parameter means, with unit and source, and how large it may be, in one line."""
+    limits = bounds(field)
+    return " ".join((field.description or "").split()) + (f" [{limits}]" if limits else "")

@@ -8,7 +8,6 @@ environment (``AWS_ENDPOINT_URL_S3``, ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import re
@@ -17,73 +16,35 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.runtime import checkpoints, manifest
-from components.runtime.checkpoints import StoredCheckpoints
+from components.runtime.checkpoints import manifest
+from components.runtime.checkpoints import step_checkpoints as checkpoints
+from components.runtime.checkpoints.lineage import Lineage
+from components.runtime.checkpoints.manifest import METRICS, ORIGIN, File, Kind, Manifest
+from components.runtime.checkpoints.retention import METRICS as LAST_METRICS
+from components.runtime.checkpoints.retention import Retention
+from components.runtime.checkpoints.step_checkpoints import StoredCheckpoints
 from components.runtime.config import StepConfig, TrainingConfig
-from components.runtime.manifest import METRICS, File, Kind, Manifest
-from components.runtime.progress import Silent, StepProgress
-from components.runtime.retention import METRICS as LAST_METRICS
-from components.runtime.retention import Retention
-from components.runtime.store import ObjectStore, disk_errors
-from components.runtime.tracking import StepMetrics, Tracker, pod_wait_s
-from model.errors import MoonflowError, Transient
-from model.private_folder import private_folder
+from components.runtime.steps import config_class, stage_of
+from components.runtime.store.object_store import ObjectStore, disk_errors
+from components.runtime.store.open_store import open_store
+from components.runtime.tracking.progress import Silent, StepProgress
+from components.runtime.tracking.tracker import StepMetrics, Tracker, pod_wait_s
+from model.boundary.errors import MoonflowError, Transient
+from model.boundary.private_folder import private_folder
+from model.parallel.ranks import Ranks
 from model.train.protocol import Progress
-from model.train.ranks import Ranks
 from model.train.stop import Terminated
 
 if TYPE_CHECKING:
-    from model.data.folder import DataFolder
+    from model.data.batches.folder import DataFolder
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """A folder in the store and on disk, and a word in MLflow's queries (source: ours; Kubeflow's ids are UUIDs)."""
-
-
-@dataclass(frozen=True)
-class Lineage:
-    """What a step is made from: it decides whether an earlier output may be reused or resumed."""
-
-    config: StepConfig
-    inputs: Mapping[str, str]
-    parents: tuple[str, ...]
-    git_commit: str
-
-    def fits(self, earlier: Manifest) -> bool:
-        """Whether ``earlier`` is a part of this step's work, to go on from."""
-        return not self._changes(earlier)
-
-    def is_done_by(self, earlier: Manifest) -> bool:
-        """Whether ``earlier`` is what this step would write."""
-        return earlier.complete and self.fits(earlier) and not _differing(self.config.ending, earlier)
-
-    def require(self, earlier: Manifest) -> None:
-        """MoonflowError that names what changed since ``earlier`` was written under the same run id.
-
-        A repeatable step does its work again instead.
-        """
-        if self.config.repeatable or not (changes := self._changes(earlier)):
-            return
-        raise MoonflowError(
-            f"step {earlier.step} of run {earlier.run_id} was started with other parameters "
-            f"({'; '.join(changes)}): restore them or use a new run id"
-        )
-
-    def _changes(self, earlier: Manifest) -> list[str]:
-        changes = _differing(self.config.lineage, earlier)
-        if earlier.parents != self.parents:
-            changes.append(f"inputs {earlier.extra.get('inputs')} -> {dict(self.inputs)}")
-        return changes
-
-
-def _differing(values: Mapping[str, Any], earlier: Manifest) -> list[str]:
-    # By values, not by the digest: which fields the digest covers is another matter from one version to the next.
-    old = earlier.extra.get("config", {})
-    return [f"{key} {old.get(key)!r} -> {value!r}" for key, value in values.items() if old.get(key) != value]
 
 
 class StepContext:
@@ -93,8 +54,8 @@ class StepContext:
         run_id, step: names in the layout ``<run>/<step>/<index>/``; a step that a pipeline runs several times has the
             name of one task, ``StepConfig.task_name``.
         store: the object store.
-        checkpoints: ``latest()`` and ``prepare(...)``, see ``model.train.protocol.Checkpoints``; ``newest`` is the
-            manifest last saved or resumed from.
+        checkpoints: ``latest()`` and ``prepare(...)``, see ``model.checkpoint.publication.Checkpoints``; ``newest`` is
+            the manifest last saved or resumed from.
         metrics, progress: see ``model.train.protocol``.
         ranks: this process's place among those that run the step. The first one alone reports.
         work: a local folder of this process, empty at its start.
@@ -125,7 +86,7 @@ class StepContext:
             shutil.rmtree(self.work, ignore_errors=True)
             self.work.mkdir(parents=True)
             start, damaged = checkpoints.resumable(store, prefix, self._cache)
-            # What a repeatable step wrote from something else counts for its index only.
+            # What a repeatable step wrote from other parameters or inputs only takes up an index.
             going_on = start is not None and lineage.fits(start)
             self._before: dict[str, Any] = start.extra if start is not None and going_on else {}
             self._warnings: list[str] = list(self._before.get("warnings", []))
@@ -145,13 +106,22 @@ class StepContext:
             store, prefix, self._cache, start, damaged, self._begin, _retention(lineage.config)
         )
 
-    def fetch(self, uri: str) -> Path:
-        """A verified local copy of the manifest's files at ``uri``, fetched once per machine; do not write into it."""
-        return checkpoints.restore(self.store, manifest.read(self.store, uri), self._cache, uri)
+    def fetch(self, uri: str, names: Iterable[str] | None = None) -> Path:
+        """A verified local copy of the manifest's files at ``uri`` (all, or ``names``), fetched once per machine.
+
+        Do not write into it.
+        """
+        return checkpoints.restore(self.store, manifest.read(self.store, uri), self._cache, uri, names)
+
+    def warn(self, line: str) -> None:
+        """Add a line to the warnings of the manifests that are published from now on."""
+        self._warnings.append(line)
 
     def data(self, uri: str) -> DataFolder:
         """The data that prepare_data published at ``uri``; its shards come from the store when they are opened."""
-        from components.runtime.shards import open_data  # torch comes with it: steps without data do not want it
+        from components.runtime.datasets.shards import (
+            open_data,  # imports torch, which steps without data do not need
+        )
 
         return open_data(self.store, uri, self._cache)
 
@@ -179,7 +149,7 @@ class StepContext:
         tokens_seen: int = 0,
         extra: Mapping[str, Any] | None = None,
     ) -> checkpoints.Publish:
-        # Of this moment: training may go on, and log, before the folder is published.
+        # Read now: training may go on, and log more, before the folder is published.
         history = self.metrics.history.read_bytes()
         figures = {**self._figures(tokens_seen, history), **(extra or {})}
 
@@ -208,7 +178,7 @@ class StepContext:
         return publish
 
     def _figures(self, tokens: int, history: bytes) -> dict[str, Any]:
-        """Newest metrics; and seconds, tokens and memory, summed over the attempts that led to this checkpoint."""
+        """The newest metrics; and, over all attempts that led to this checkpoint, seconds, tokens and peak memory."""
         seconds = self._before.get("seconds", 0.0) + time.monotonic() - self._started
         return {
             "config": self._lineage.config.model_dump(mode="json"),
@@ -218,6 +188,7 @@ class StepContext:
             "tokens_per_s": round(tokens / seconds, 1),
             "peak_rss_bytes": max(self._before.get("peak_rss_bytes", 0), peak_rss_bytes()),
             LAST_METRICS: json.loads(history.splitlines()[-1]) if history else {},
+            **({ORIGIN: dict(self._lineage.origin)} if self._lineage.origin else {}),
             **({"warnings": self._warnings} if self._warnings else {}),
         }
 
@@ -234,8 +205,8 @@ def run_step(
         ranks: of this process, where several run the step together; each of them calls this.
 
     Returns:
-        The step's complete manifest. An unfinished one is resumed from its newest checkpoint; so is a finished one
-        whose end other parameters would have made otherwise.
+        The step's complete manifest. An unfinished step is resumed from its newest checkpoint. So is a finished one if
+        a parameter of its last part (``AT_THE_END``) has changed.
 
     Raises:
         MoonflowError: bad parameters, a missing input, an unreachable store, or other parameters under a used run id.
@@ -244,15 +215,15 @@ def run_step(
     start = _begin(step, config, inputs)
     store, run_id, lineage = start.store, start.run_id, start.lineage
     parsed, given = lineage.config, lineage.inputs
-    if start.finished is not None:
-        return start.finished
+    if start.complete is not None:
+        return start.complete
     run_dir = _run_dir(run_id)
     with disk_errors(run_dir):
         tracker = _tracker(run_dir, run_id, start.name) if ranks.first else None
         context = StepContext(store, run_id, start.name, run_dir, lineage, tracker, ranks)
     status, patient = "FAILED", True
     try:
-        stage = importlib.import_module(f"components.{step}.stage")
+        stage = stage_of(step)
         if tracker is not None:
             tracker.params({**parsed.model_dump(mode="json"), **{f"input.{name}": uri for name, uri in given.items()}})
             tracker.tags({"mlflow.source.git.commit": lineage.git_commit} if lineage.git_commit else {})
@@ -276,12 +247,12 @@ def run_step(
             tracker.close(status, patient=patient)
 
 
-def finished(step: str, config: Mapping[str, Any], inputs: Mapping[str, str] | None = None) -> Manifest | None:
+def complete_manifest(step: str, config: Mapping[str, Any], inputs: Mapping[str, str] | None = None) -> Manifest | None:
     """The complete manifest that ``step`` has already written under this run id, or None. Starts nothing.
 
     Takes and raises what ``run_step`` does.
     """
-    return _begin(step, config, inputs).finished
+    return _begin(step, config, inputs).complete
 
 
 @dataclass(frozen=True)
@@ -292,18 +263,19 @@ class _Start:
     run_id: str
     name: str
     lineage: Lineage
-    finished: Manifest | None
+    complete: Manifest | None
 
 
 def _begin(step: str, config: Mapping[str, Any], inputs: Mapping[str, str] | None) -> _Start:
-    store = ObjectStore.from_env()
+    store = open_store()
     run_id = os.environ.get("MOONFLOW_RUN_ID", "")
     check_run_id(run_id, "MOONFLOW_RUN_ID")
-    parsed = _config_class(step).parse(config, f"step {step}")
+    parsed = config_class(step).parse(config, f"step {step}")
     store.check()
     given = {name: uri for name, uri in sorted((inputs or {}).items()) if uri}
-    parents = tuple(manifest.read(store, uri).sha256 for uri in given.values())
-    lineage = Lineage(parsed, given, parents, git_commit())
+    parents = [manifest.read(store, uri) for uri in given.values()]
+    origin: dict[str, Any] = next((parent.extra[ORIGIN] for parent in parents if ORIGIN in parent.extra), {})
+    lineage = Lineage(parsed, given, tuple(parent.sha256 for parent in parents), git_commit(), origin)
     name = parsed.task_name(step, parsed.model_dump())
     earlier = checkpoints.newest(store, f"{run_id}/{name}")
     if earlier is not None:
@@ -339,22 +311,11 @@ def git_commit() -> str:
 
 def peak_rss_bytes() -> int:
     """Peak resident memory of this process in bytes."""
-    # VmHWM starts anew at exec; getrusage's ru_maxrss would count the parent's memory at fork.
+    # VmHWM starts again at exec; getrusage's ru_maxrss would count the parent's memory at fork.
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     return 0
-
-
-def _config_class(step: str) -> type[StepConfig]:
-    name = f"components.{step}.config"
-    try:
-        found: type[StepConfig] = importlib.import_module(name).Config
-    except ModuleNotFoundError as error:
-        if error.name not in {name, f"components.{step}"}:
-            raise
-        raise MoonflowError(f"no step {step!r}: steps are the folders of components/ with a config.py") from None
-    return found
 
 
 def _retention(config: StepConfig) -> Retention:

@@ -9,13 +9,14 @@ from typing import Any
 
 from starlette.types import Send
 
-from components.serve import replies, strict_json
+from components.serve import replies
 from components.serve.engine_process import EngineProcess, Generation, Token
 from components.serve.errors import ApiError
 from components.serve.openai_api import Asked, ChatRequest
 from components.serve.turn_reader import Delta, TurnReader
-from model.image import ImageConfig
-from model.tokenizer import Tokenizer
+from model.boundary import strict_json
+from model.codec.image import ImageConfig
+from model.codec.tokenizer import Tokenizer
 
 JSON = b"application/json"
 AT_ONCE = 512  # tokens of a whole answer that are read before other requests have their turn
@@ -23,7 +24,7 @@ EVENTS = b"text/event-stream; charset=utf-8"
 
 
 @dataclass(frozen=True)
-class Loaded:
+class ReadyModel:
     """A verified checkpoint, ready to answer; ``context`` in tokens."""
 
     engine: EngineProcess
@@ -34,9 +35,9 @@ class Loaded:
 
 
 class Answer:
-    """The generations of one chat, from the moment it is made. Call ``abandon`` at the end, whatever happened."""
+    """The generations of one chat, which begin when it is made. Call ``abandon`` at the end in any case."""
 
-    def __init__(self, chat: ChatRequest, asked: Asked, loaded: Loaded) -> None:
+    def __init__(self, chat: ChatRequest, asked: Asked, loaded: ReadyModel) -> None:
         self._chat = chat
         self._asked = asked
         self._tokenizer = loaded.tokenizer
@@ -58,7 +59,7 @@ class Answer:
             await send_whole(send, 200, self._reply.whole(list(choices), self._usage()))
 
     async def fail(self, send: Send, error: ApiError) -> None:
-        """Tell the client what went wrong: a stream that has begun ends with it."""
+        """Send the error to the client; a stream that has begun ends with it."""
         if self._begun:
             await send({"type": "http.response.body", "body": replies.event(error.body)})
         else:
@@ -108,7 +109,7 @@ class Answer:
         await self._write(send, self._reply.chunk([last]))
 
     async def _turn(self, index: int) -> AsyncIterator[tuple[list[Token], list[Delta]]]:
-        """New tokens of a choice and what they make sure."""
+        """New tokens of a choice, and the part of its answer that is certain with them."""
         chat, generation = self._chat, self._generations[index]
         reader = TurnReader(self._tokenizer, chat.thinking, chat.offers_tools, self._asked.calls, chat.stops)
         async for batch in generation.batches() if chat.stream or chat.stops else _at_once(generation):
@@ -143,7 +144,7 @@ class Answer:
 
 
 async def _at_once(generation: Generation) -> AsyncIterator[list[Token]]:
-    """All tokens when the last has come, so many at a time as hold up nobody else."""
+    """All tokens when the last has come, read in parts that do not hold up other requests."""
     await generation.wait()
     for start in range(0, len(generation.tokens), AT_ONCE):
         yield generation.tokens[start : start + AT_ONCE]

@@ -11,14 +11,14 @@ from typing import TypeVar
 
 from starlette.types import Receive, Scope, Send
 
-from components.serve.answer import Answer, Loaded, send_error
+from components.serve.answer import Answer, ReadyModel, send_error
 from components.serve.errors import ApiError, overloaded
 from components.serve.limits import BODY_SECONDS, MAX_BODY_BYTES, MAX_REQUESTS, MAX_WAITING, SMALL_BODY_BYTES
-from components.serve.metrics import Metrics
+from components.serve.metrics import ServerMetrics
 from components.serve.openai_api import Asked, ChatRequest, parse, to_engine
 from components.serve.preparation import Memory, Threads
 
-CLIENT_LEFT = 499  # as nginx calls it; only the metrics see it
+CLIENT_LEFT = 499  # nginx's status; it appears in the metrics only
 Result = TypeVar("Result")
 logger = logging.getLogger("moonflow.serve")
 
@@ -30,7 +30,7 @@ class _ClientLeftError(Exception):
 class ChatCompletions:
     """The endpoint, an ASGI application."""
 
-    def __init__(self, model_name: str, ready: Callable[[], Loaded], metrics: Metrics) -> None:
+    def __init__(self, model_name: str, ready: Callable[[], ReadyModel], metrics: ServerMetrics) -> None:
         """
         Args:
             ready: gives the loaded checkpoint; raises ApiError while there is none.
@@ -43,7 +43,7 @@ class ChatCompletions:
         self._threads = Threads()
 
     def close(self) -> None:
-        """Begin to prepare nothing more."""
+        """Prepare no more requests."""
         self._threads.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,7 +77,7 @@ class ChatCompletions:
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
-        """Requests whose clients wait for us."""
+        """Count the request while the body runs; ApiError (503) if too many are under way."""
         if self._under_way >= MAX_REQUESTS:
             raise overloaded(f"{MAX_REQUESTS} requests are under way already")
         self._under_way += 1
@@ -97,15 +97,15 @@ class ChatCompletions:
         self._metrics.prompted(asked.prompt_tokens)
         return Answer(chat, asked, loaded)
 
-    def _check_queue(self, loaded: Loaded, more: int) -> None:
+    def _check_queue(self, loaded: ReadyModel, more: int) -> None:
         if loaded.engine.waiting + more > MAX_WAITING:
             raise overloaded(f"{loaded.engine.waiting} sequences are waiting already, and {MAX_WAITING} may")
 
-    def _read(self, body: bytes, hold: Callable[[int], None]) -> tuple[ChatRequest, tuple[Asked, Loaded]]:
+    def _read(self, body: bytes, hold: Callable[[int], None]) -> tuple[ChatRequest, tuple[Asked, ReadyModel]]:
         chat = parse(body)
         return chat, self._prepare(chat, hold)
 
-    def _prepare(self, chat: ChatRequest, hold: Callable[[int], None]) -> tuple[Asked, Loaded]:
+    def _prepare(self, chat: ChatRequest, hold: Callable[[int], None]) -> tuple[Asked, ReadyModel]:
         if chat.model != self._model_name:
             told = f"the model {chat.model!r} does not exist; this server has {self._model_name!r}"
             raise ApiError(404, told, "model", "model_not_found")
@@ -114,7 +114,7 @@ class ChatCompletions:
 
 
 def _is_light(chat: ChatRequest) -> bool:
-    """Is a small body all there is to it: texts alone?"""
+    """Whether the request is a small body of texts alone."""
     return not chat.offers_tools and all(isinstance(message.get("content"), str) for message in chat.messages)
 
 

@@ -2,8 +2,8 @@
 
 from kfp import dsl
 
-from components.runtime.image import PIPELINE
-from components.runtime.interface import described
+from components.runtime.kfp.image import PIPELINE
+from components.runtime.kfp.interface import described
 
 
 @dsl.component(base_image=PIPELINE, install_kfp_package=False)
@@ -24,11 +24,11 @@ def serve(
     merge_timeout: float,
     alias: str,
 ):
-    """Ask what Git says is promoted one question about a picture, and move the alias champion to it.
+    """Ask the checkpoint that Git names as promoted one question about a picture, and move the alias champion to it.
 
-    Waits for the merge of the promotion's pull request, and for the endpoint's sync if one is named; the task holds its
-    resources meanwhile.
+    The task waits for the merge of the promotion's pull request, and for the sync of the endpoint if one is named. It
+    holds its resources meanwhile.
     """
-    from components.runtime.entry import enter
+    from components.runtime.kfp.entry import enter
 
     enter("serve", locals(), inputs={"data": data, "promotion": promotion}, output=served, metrics=metrics, card=card)

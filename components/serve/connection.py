@@ -1,8 +1,7 @@
-"""HTTP connections within bounds.
+"""HTTP connections within bounds of number, time and size.
 
-httptools keeps a header until it is whole, and uvicorn waits for that as long as it takes, on as many connections as
-there are. (uvicorn's protocol over h11 limits a header's size, not its time, and takes longer for a request.) Whoever
-reads a body bounds it, which is chat.py.
+httptools keeps a header until it is whole, and uvicorn waits for it without limit, on any number of connections.
+(uvicorn's protocol over h11 limits a header's size, but not its time, and is slower.) ``chat`` bounds the bodies.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from typing import Any, Literal
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from components.serve import strict_json
 from components.serve.errors import ApiError, overloaded
 from components.serve.limits import (
     ACCEPTED_AT_ONCE,
@@ -24,19 +22,20 @@ from components.serve.limits import (
     MAX_PIPELINED,
     STALLED_SECONDS,
 )
+from model.boundary import strict_json
 
 
 class BoundedHttp(HttpToolsProtocol):
     """One connection.
 
-    A client that owes us a request, or the rest of its headers, has until ``_due``. Where all connections are taken, a
-    new one replaces the one that has not asked anything for longest, so that silent connections shut nobody out.
+    A client must send a request, or the rest of its headers, by ``_due``. If all connections are taken, a new one
+    replaces the one that has been silent for longest, so that silent connections do not keep other clients out.
     """
 
     _due: asyncio.TimerHandle | None = None
     _stalled: asyncio.TimerHandle | None = None
-    _silent_since = 0.0  # by the loop's clock; of use where nothing is being answered
-    _unparsed = 0  # bytes taken in since the parser last told something of a request
+    _silent_since = 0.0  # by the loop's clock; counts while nothing is being answered
+    _unparsed = 0  # bytes received since the parser last reported a part of a request
     _head = 0  # bytes of the request's line, headers and trailers so far
     _reading: Literal["", "head", "body"] = ""  # the part of a request that has begun and not ended
     _refusal: ApiError | None = None
@@ -75,7 +74,7 @@ class BoundedHttp(HttpToolsProtocol):
             self._refusal = overloaded(f"{MAX_PIPELINED} requests are waiting on this connection already")
             raise self._refusal
         self._head, self._reading = 0, "head"
-        if self._due is None:  # it stands behind another request in one piece
+        if self._due is None:  # it came after another request in one piece
             self._owe(HEAD_SECONDS)
 
     def on_url(self, url: bytes) -> None:
@@ -110,7 +109,7 @@ class BoundedHttp(HttpToolsProtocol):
             self._owe(LINGER_SECONDS)
 
     def send_400_response(self, msg: str) -> None:
-        """What uvicorn calls where the parser gives up, also over what one of the callbacks above raises."""
+        """Called by uvicorn when the parser fails, also when one of the callbacks above raises."""
         self._refuse(self._refusal or ApiError(400, msg))
 
     def pause_writing(self) -> None:
@@ -126,7 +125,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     @property
     def _answering(self) -> bool:
-        """Does the client wait for us, or for its own network to bring our answer?"""
+        """Whether the client waits for the server, or for its own network to deliver the answer."""
         waits = self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
         return waits or bool(self.pipeline) or self.transport.get_write_buffer_size() > 0
 
@@ -155,7 +154,7 @@ class BoundedHttp(HttpToolsProtocol):
             self.transport.close()
 
     def _refuse(self, error: ApiError) -> None:
-        """Tell it, past the application, and close."""
+        """Answer with the error, without the application, and close."""
         self._settle()
         if self.cycle is None or self.cycle.response_complete:  # else an answer is under way, which this would break
             body = strict_json.write(error.body).encode()

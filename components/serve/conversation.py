@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from components.serve import strict_json
 from components.serve.errors import bad_request
 from components.serve.limits import MAX_CALLS, MAX_JSON_VALUES, MAX_PARTS
 from components.serve.media import KINDS, Media
-from model.chat import call_id
-from model.image import ImageConfig
+from model.boundary import strict_json
+from model.codec.chat import call_id
+from model.codec.image import ImageConfig
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """``turns`` as ``model.chat`` renders them, ``media`` by the names in them, ``calls`` made in all of them."""
+    """``turns`` as ``model.codec.chat`` renders them, ``media`` by the names in them, ``calls`` made in all of them."""
 
     turns: list[dict[str, Any]]
     media: Media
@@ -26,7 +26,7 @@ class Conversation:
 def read_conversation(messages: Sequence[dict[str, Any]], image_config: ImageConfig) -> Conversation:
     """Check and translate the messages.
 
-    Tool call ids are the caller's to choose, but the template counts calls: ids are renamed to what it writes.
+    The caller chooses tool call ids, but the chat template numbers the calls: ids are replaced by its own.
 
     Raises:
         ApiError: which message is wrong, and how.
@@ -105,7 +105,7 @@ def _part(part: Any, role: Any, media: Media, where: str) -> dict[str, Any]:
 
 
 def _call(call: Any, where: str, room: int) -> tuple[dict[str, Any], int]:
-    """Our call, and how many values its arguments may hold. Escapes hide them where the body's are counted."""
+    """The call in our form. Its arguments' values are counted here: in the body, escapes hide them."""
     try:
         name, text = call["function"]["name"], call["function"]["arguments"]
         if (values := strict_json.most_values(text)) > room:

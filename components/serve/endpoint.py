@@ -1,8 +1,8 @@
 """The serve check's question, and the wait until the synced endpoint answers it with what was promoted.
 
-Which weights an answer is from, it says itself, in ``metadata.weight_version``: while pods are replaced, two requests
-to one address can meet two checkpoints. Our server puts the manifest's digest there; SGLang what ``--weight-version``
-gave it, which is the same digest (images/serve-entry.sh).
+An answer names the weights that it is from in ``metadata.weight_version``: while pods are replaced, two requests to one
+address can reach two checkpoints. Our server puts the manifest's digest there. SGLang puts the value of its option
+``--weight-version`` there, which is the same digest (images/serve-entry.sh).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import openai
 
-from model.errors import MoonflowError
+from model.boundary.errors import MoonflowError
 from model.train.protocol import Progress
 
 POLL_S = 15.0
@@ -21,14 +21,14 @@ _ANSWER_S = 60.0
 
 
 @dataclass(frozen=True)
-class Answered:
-    """An answer's text and the manifest digest of the weights that gave it, "" where the server does not say."""
+class EndpointAnswer:
+    """An answer's text and the manifest digest of the weights that gave it, "" if the server does not say."""
 
     text: str
     manifest_sha256: str
 
 
-def ask(address: str, model_name: str, question: str, image: str, max_tokens: int) -> Answered:
+def ask(address: str, model_name: str, question: str, image: str, max_tokens: int) -> EndpointAnswer:
     """Ask an OpenAI-compatible server (``address`` without ``/v1``) about a picture, a data URL.
 
     Raises:
@@ -40,14 +40,14 @@ def ask(address: str, model_name: str, question: str, image: str, max_tokens: in
         model=model_name, messages=[{"role": "user", "content": content}], temperature=0.0,  # type: ignore
         max_tokens=max_tokens, extra_body={"chat_template_kwargs": {"thinking": False}},
     )  # fmt: skip
-    told = getattr(reply, "metadata", None) or {}  # no part of the API's own answer, so some clients know no such field
-    return Answered(reply.choices[0].message.content or "", str(told.get("weight_version", "")))
+    told = getattr(reply, "metadata", None) or {}  # not part of the API, so the client has no such attribute
+    return EndpointAnswer(reply.choices[0].message.content or "", str(told.get("weight_version", "")))
 
 
 def await_answer(
-    asked: Callable[[str], Answered], address: str, manifest_sha256: str, timeout: float, progress: Progress
-) -> Answered:
-    """Ask again and again until the answer is from the promoted weights.
+    asked: Callable[[str], EndpointAnswer], address: str, manifest_sha256: str, timeout: float, progress: Progress
+) -> EndpointAnswer:
+    """Ask repeatedly until the answer is from the promoted weights.
 
     Args:
         asked: ``ask`` of an address; what it raises counts as no answer yet.

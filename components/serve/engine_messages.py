@@ -1,5 +1,6 @@
-"""What the server and its engine process tell each other: pickled messages, each behind its length, over a socket pair
-that only the two hold. Nothing from outside is ever unpickled."""
+"""The messages between the server and its engine process: pickled, each after its length, over a socket pair that only
+the two of them hold. Nothing from outside is ever unpickled.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ class Cancel(NamedTuple):
     number: int
 
 
-class Loaded(NamedTuple):
-    """From the engine: it takes requests now; or the checkpoint could not be loaded, and why."""
+class LoadResult(NamedTuple):
+    """From the engine: it is ready for requests, or why the checkpoint could not be loaded."""
 
     failure: str
 
@@ -40,7 +41,7 @@ class Step(NamedTuple):
     failed: dict[int, str]  # by request number: why
 
 
-Message = Begin | Cancel | Loaded | Step
+Message = Begin | Cancel | LoadResult | Step
 
 
 def encode(message: Message) -> bytes:
@@ -48,8 +49,8 @@ def encode(message: Message) -> bytes:
     return _LENGTH.pack(len(content)) + content
 
 
-class Decoder:
-    """Puts a stream's pieces together."""
+class MessageReader:
+    """Makes messages from the bytes of a stream."""
 
     def __init__(self) -> None:
         self._pending = bytearray()

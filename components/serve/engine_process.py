@@ -1,4 +1,4 @@
-"""The embedded engine in a process of its own: a decode step and the server's event loop share no interpreter lock."""
+"""The embedded engine in its own process: its decode steps do not hold the interpreter lock of the event loop."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from components.serve.engine_messages import Begin, Cancel, Decoder, FinishReason, Loaded, Step, encode
-from model.errors import MoonflowError
+from components.serve.engine_messages import Begin, Cancel, FinishReason, LoadResult, MessageReader, Step, encode
+from model.boundary.errors import MoonflowError
 from model.rollout.protocol import Request
 
 END_SECONDS = 5.0  # the process notices at once that it is alone; longer, and it is killed
@@ -51,7 +51,7 @@ class Generation:
         self.first_token_at: float | None = None
 
     async def batches(self) -> AsyncIterator[list[Token]]:
-        """New tokens, as many as there are whenever the consumer comes back.
+        """New tokens: at each iteration, all that have come since the last.
 
         Raises:
             EngineError: what the engine failed with.
@@ -70,7 +70,7 @@ class Generation:
                 await self._news.wait()
 
     async def wait(self) -> FinishReason:
-        """Until it has ended, and why; raises as ``batches``."""
+        """Wait until it has ended; returns why. Raises as ``batches``."""
         await self._ended.wait()
         assert self._outcome is not None
         if isinstance(self._outcome, EngineError):
@@ -95,9 +95,10 @@ class Generation:
 
 
 class EngineProcess(asyncio.Protocol):
-    """Starts the process and hands its tokens to the event loop that started it, once per decode step.
+    """Passes requests to the process, and its tokens to the event loop, once per decode step.
 
-    Make it with ``start``. Whatever ends the process that made it, the engine's ends too: their socket tells it.
+    Make it with ``start``. When the process that made it ends, however it ends, their socket closes and the engine's
+    process ends too.
 
     Attributes:
         failure: why the process ended by itself, in one line; "" while all is well.
@@ -107,7 +108,7 @@ class EngineProcess(asyncio.Protocol):
         self._process = process
         self._on_tokens = on_tokens
         self._loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._decoder = Decoder()
+        self._decoder = MessageReader()
         self._numbers = itertools.count()
         self._live: dict[int, Generation] = {}
         self._running = 0
@@ -154,7 +155,7 @@ class EngineProcess(asyncio.Protocol):
 
     @property
     def running(self) -> int:
-        """Requests that have a row: a token of theirs has come, and not yet their end."""
+        """Requests that have a row: their first token has come, and their end has not."""
         return self._running
 
     def begin(self, requests: list[Request]) -> list[Generation]:
@@ -188,7 +189,7 @@ class EngineProcess(asyncio.Protocol):
         for message in self._decoder.feed(data):
             if isinstance(message, Step):
                 self._deliver(message)
-            elif isinstance(message, Loaded) and not self._loaded.done():
+            elif isinstance(message, LoadResult) and not self._loaded.done():
                 if message.failure:
                     self._loaded.set_exception(MoonflowError(message.failure))
                 else:

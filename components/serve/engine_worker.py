@@ -15,7 +15,16 @@ import threading
 from functools import partial
 from pathlib import Path
 
-from components.serve.engine_messages import Begin, Cancel, Decoder, FinishReason, Loaded, Message, Step, encode
+from components.serve.engine_messages import (
+    Begin,
+    Cancel,
+    FinishReason,
+    LoadResult,
+    Message,
+    MessageReader,
+    Step,
+    encode,
+)
 from model.rollout.embedded import EmbeddedEngine
 from model.rollout.protocol import Completion, Request
 
@@ -33,21 +42,21 @@ class EngineWorker:
         self._logged: BaseException | None = None
 
     def run(self, checkpoint: Path) -> None:
-        # A thread reads: a picture comes whole while steps go on, and the end is noticed in the middle of one.
+        # A thread reads, so that large requests arrive during steps, and the connection's end is noticed at once.
         threading.Thread(target=self._listen, name="listen", daemon=True).start()
         try:
             self._engine = EmbeddedEngine.load(checkpoint)
-            # Decoding is compiled at its first step, where no code of it is kept: who asks first need not wait.
+            # The first step compiles decoding, unless its code is cached: no caller waits for that.
             step = Request([0], max_new_tokens=2, temperature=0.0)
             self._loop.run_until_complete(self._engine.generate([step]))
         except Exception as error:
-            self._send(Loaded(str(error) or type(error).__name__))
+            self._send(LoadResult(str(error) or type(error).__name__))
             return
-        self._send(Loaded(""))
+        self._send(LoadResult(""))
         self._loop.run_forever()
 
     def _listen(self) -> None:
-        decoder = Decoder()
+        decoder = MessageReader()
         try:
             while data := self._connection.recv(2**20):
                 for message in decoder.feed(data):
@@ -78,7 +87,7 @@ class EngineWorker:
             future.add_done_callback(partial(self._ended, number))
 
     def _post(self) -> None:
-        """Tell this step's tokens, and with its last one that a request has ended."""
+        """Send this step's tokens, and which requests have ended with them."""
         tokens, self._tokens = self._tokens, []
         ended: dict[int, FinishReason] = {}
         for number, _, _ in tokens:
@@ -105,8 +114,8 @@ class EngineWorker:
 
 
 def main() -> None:
-    # The server decides when this process ends, after it has answered what it has: who interrupts the server's whole
-    # group or container must not end the engine first.
+    # The server ends this process, after it has answered its requests. A signal to the whole group or container must
+    # not end the engine first.
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.SIG_IGN)
     EngineWorker(socket.socket(fileno=int(sys.argv[2]))).run(Path(sys.argv[1]))

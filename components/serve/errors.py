@@ -8,7 +8,7 @@ from components.serve.limits import MAX_ERROR_CHARACTERS
 
 
 class ApiError(Exception):
-    """What a caller is told instead of an answer.
+    """The error that a caller gets instead of an answer.
 
     Attributes:
         status: the HTTP status.

@@ -1,4 +1,4 @@
-"""A caller's images and videos: out of their data URLs, and within bounds by their headers alone."""
+"""A caller's images and videos, read from data URLs and checked against the bounds by their headers alone."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from components.serve.limits import (
     MAX_VIDEO_PIXELS_TOGETHER,
     MAX_VIDEOS,
 )
-from model.errors import MoonflowError
-from model.image import Grid, ImageConfig, MediaTooLarge, image_grid, image_size
-from model.video import video_grids, video_header
+from model.boundary.errors import MoonflowError
+from model.codec.image import Grid, ImageConfig, MediaTooLarge, image_grid, image_size
+from model.codec.video import video_grids, video_header
 
 KINDS = {"image_url": "image", "video_url": "video"}
 _HEAD = 200  # characters in which a data URL's ;base64, must stand
 
 
 class Media:
-    """The images and videos of one request, of which nothing is decoded but a video's first frame.
+    """The images and videos of one request, not decoded except for a video's first frame.
 
     Attributes:
         files: contents by the names that the turns give them.
@@ -44,7 +44,7 @@ class Media:
         """The turn's part for a content part of type ``key`` ("image_url" or "video_url").
 
         Raises:
-            ApiError: it is no data URL of an image or video, or is one too many or too much.
+            ApiError: it is not a data URL of an image or video, there are too many, or it is too large.
         """
         kind = KINDS[key]
         most = MAX_IMAGES if kind == "image" else MAX_VIDEOS

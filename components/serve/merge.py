@@ -1,4 +1,4 @@
-"""Until Git says what the run promoted: at once without a forge, after the review where there is one."""
+"""Waits until Git names what the run promoted: at once without a forge, after the review with one."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from components.promote import gitops
-from components.promote.forge import Forge
-from components.promote.gitops import Promoted
-from model.errors import MoonflowError
+from components.release import gitops
+from components.release.forge import Forge
+from components.release.gitops import Promoted
+from model.boundary.errors import MoonflowError
 from model.train.protocol import Progress
 
 POLL_S = 15.0
@@ -18,9 +18,9 @@ POLL_S = 15.0
 def promoted_as(
     repository: str, environment: str, record: Mapping[str, Any], timeout: float, progress: Progress
 ) -> Promoted:
-    """What the environment serves, once that is the promotion of ``record`` (the promote step's).
+    """What the environment serves, as soon as that is the promotion in ``record``, which the promote step wrote.
 
-    A pull request is waited for; meanwhile its branch is kept mergeable when other promotions are merged first.
+    Waits for a pull request. If other promotions are merged first, its branch is rebuilt so that it still merges.
 
     Args:
         timeout: seconds until an unmerged pull request ends the step. A later attempt goes on waiting.

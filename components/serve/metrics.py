@@ -9,33 +9,33 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-# A waiting user's scale, from a tiny model's milliseconds to a long prompt's minute.
+# Times that a user notices, from a tiny model's milliseconds to minutes for a long prompt.
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 
-class Metrics:
+class ServerMetrics:
     """Counters since the start; a registry of its own, so that one process can hold several servers."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        own: dict[str, Any] = {"registry": self._registry, "namespace": "moonflow"}
+        common: dict[str, Any] = {"registry": self._registry, "namespace": "moonflow"}
         self._requests = Counter("requests", "Chat completion requests by HTTP status; 499: the client left.",
-                                 ["status"], **own)  # fmt: skip
-        self.in_flight = Gauge("requests_in_flight", "Chat completion requests not yet answered.", **own)
-        self._prompt_tokens = Counter("prompt_tokens", "Tokens read.", **own)
-        self._completion_tokens = Counter("completion_tokens", "Tokens generated.", **own)
+                                 ["status"], **common)  # fmt: skip
+        self.in_flight = Gauge("requests_in_flight", "Chat completion requests not yet answered.", **common)
+        self._prompt_tokens = Counter("prompt_tokens", "Tokens read.", **common)
+        self._completion_tokens = Counter("completion_tokens", "Tokens generated.", **common)
         self._first_token = Histogram("time_to_first_token_seconds", "From a request's arrival to its first token.",
-                                      buckets=SECONDS, **own)  # fmt: skip
+                                      buckets=SECONDS, **common)  # fmt: skip
         self._duration = Histogram("request_seconds", "From a request's arrival to the end of its answer.",
-                                   buckets=SECONDS, **own)  # fmt: skip
-        self._waiting = Gauge("queue_length", "Sequences that wait for a row of the batch.", **own)
-        self._running = Gauge("batch_rows", "Sequences in the batch.", **own)
+                                   buckets=SECONDS, **common)  # fmt: skip
+        self._waiting = Gauge("queue_length", "Sequences that wait for a row of the batch.", **common)
+        self._running = Gauge("batch_rows", "Sequences in the batch.", **common)
         self._rate = Rate()
         Gauge("tokens_per_second", f"Tokens generated per second over the last {Rate.WINDOW:g} seconds.",
-              **own).set_function(self._rate.value)  # fmt: skip
+              **common).set_function(self._rate.value)  # fmt: skip
 
     def watch(self, waiting: Callable[[], float], running: Callable[[], float]) -> None:
-        """Where the queue's and the batch's lengths are read from."""
+        """Set the functions that give the queue's and the batch's lengths."""
         self._waiting.set_function(waiting)
         self._running.set_function(running)
 

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
-from components.serve import strict_json
 from components.serve.conversation import Conversation, read_conversation
 from components.serve.errors import ApiError, bad_request
 from components.serve.limits import (
@@ -21,13 +20,14 @@ from components.serve.limits import (
     MAX_STOP_CHARACTERS,
     MAX_STOPS,
 )
-from components.serve.tools import declare
-from model.chat import DeclaredTool, encode_chat
-from model.data.tokenize import TokenizedSample, expand_media
-from model.errors import MoonflowError
-from model.image import ImageConfig
+from model.boundary import strict_json
+from model.boundary.errors import MoonflowError
+from model.codec.chat import DeclaredTool, encode_chat
+from model.codec.declared_tools import DeclarationError, declare
+from model.codec.image import ImageConfig
+from model.codec.tokenizer import Tokenizer, TooManyTokensError
+from model.data.samples.tokenize import TokenizedSample, expand_media
 from model.rollout.protocol import Request
-from model.tokenizer import Tokenizer, TooManyTokensError
 
 
 class StreamOptions(BaseModel):
@@ -38,8 +38,8 @@ class StreamOptions(BaseModel):
 
 
 class ChatRequest(BaseModel):
-    """The fields we heed, and those that do not change an answer. Others are refused, as OpenAI does, rather than
-    ignored: a caller who sets them would get another answer than asked for."""
+    """The fields that the server uses, and those that do not change an answer. Others are refused, as OpenAI does: a
+    caller who sets one that is ignored would not get the answer that was asked for."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -59,7 +59,7 @@ class ChatRequest(BaseModel):
     stream_options: StreamOptions | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
-    # Heeded only as far as they ask for what is done anyway.
+    # Accepted only with the values for which nothing need be done.
     top_logprobs: int | None = Field(None, ge=0, le=0)
     frequency_penalty: float | None = Field(None, ge=0, le=0)
     presence_penalty: float | None = Field(None, ge=0, le=0)
@@ -149,16 +149,18 @@ def to_engine(
 
     Args:
         context: tokens the model can see, prompt and answer together.
-        hold: told how many bytes the pixels will take, before they are decoded; what it raises is passed on.
+        hold: called with the bytes that the pixels will take, before they are decoded; may raise ApiError.
 
     Raises:
-        ApiError: what the caller must mend in the request.
+        ApiError: what the caller must fix in the request.
     """
     _check_options(chat)
     conversation = read_conversation(chat.messages, image_config)
-    tools = declare(chat.tools or []) if chat.offers_tools else []
     try:
+        tools = declare(chat.tools or []) if chat.offers_tools else []
         prompt = _prompt(chat, conversation, tools, tokenizer, image_config, context, hold)
+    except DeclarationError as error:
+        raise bad_request(str(error), error.field) from error
     except MoonflowError as error:
         raise bad_request(str(error), "messages") from error
     ids = prompt.input_ids.tolist()
@@ -185,8 +187,8 @@ def _prompt(
     context: int,
     hold: Callable[[int], None],
 ) -> TokenizedSample:
-    """The prompt's tokens and pixels. Nothing is tokenised that media leave no room for, and nothing decoded before all
-    is known to fit."""
+    """The prompt's tokens and pixels. Nothing is tokenised if the media leave no room for text, and nothing is decoded
+    before everything is known to fit."""
     media = conversation.media
     room = context - (chat.new_tokens or 1)
     if media.tokens > room:

@@ -24,7 +24,7 @@ class Memory:
 
     @contextmanager
     def holding(self) -> Iterator[Callable[[int], None]]:
-        """Gives what takes bytes, or raises ApiError (503) where there are too few left; they are free afterwards."""
+        """A function that takes bytes, or raises ApiError (503) if too few are left; all are given back at the end."""
         mine, over = 0, False
 
         def hold(size: int) -> None:
@@ -46,17 +46,17 @@ class Memory:
 
 
 class Threads:
-    """Few, so that what is prepared leaves the event loop and the engine their share of the processor."""
+    """A few threads, so that preparing requests leaves processor time to the event loop and the engine."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(PREPARING_THREADS, "prepare")
         self._under_way: set[Future[Any]] = set()
 
     async def run(self, work: Callable[[], Result]) -> Result:
-        """Do the work in a thread. If this call is cancelled before a thread has begun it, it is never begun.
+        """Do the work in a thread. If this call is cancelled before the work has begun, it never begins.
 
         Raises:
-            ApiError: 503, too many wait already. Else what the work raises.
+            ApiError: 503, too many requests wait already. Otherwise what the work raises.
         """
         if len(self._under_way) >= MAX_PREPARING + PREPARING_THREADS:
             raise overloaded(f"{MAX_PREPARING} requests are waiting to be read already")

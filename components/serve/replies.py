@@ -8,14 +8,14 @@ import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from components.serve import strict_json
 from components.serve.engine_process import Token
 from components.serve.turn_reader import Delta
-from model.chat import ToolCall
-from model.tokenizer import Tokenizer
+from model.boundary import strict_json
+from model.codec.chat import ToolCall
+from model.codec.tokenizer import Tokenizer
 
 DONE = b"data: [DONE]\n\n"
-NO_LOGPROB = -9999.0  # where there is no number to tell (source: the API reference)
+NO_LOGPROB = -9999.0  # if there is no number to report (source: the API reference)
 
 
 class Reply:
@@ -27,7 +27,7 @@ class Reply:
     def __init__(self, model: str, weight_version: str) -> None:
         self._metadata = {"weight_version": weight_version}
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
-        # A stream has an event for every token: what they share is written once.
+        # A stream has an event for every token; the part that all share is written once.
         self._chunk_head = strict_json.write(self._head | {"object": "chat.completion.chunk"})[:-1]
 
     def whole(self, choices: list[dict[str, Any]], usage: dict[str, int]) -> bytes:

@@ -20,32 +20,32 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from components.serve.answer import Loaded
+from components.release.fetch import stamps, verify
+from components.serve.answer import ReadyModel
 from components.serve.chat import ChatCompletions
-from components.serve.checkpoint import stamps, verify
 from components.serve.connection import OPTIONS
 from components.serve.engine_process import EngineProcess
 from components.serve.errors import ApiError
-from components.serve.metrics import Metrics
-from model.config import load_config
-from model.errors import MoonflowError
-from model.hf import load_image_config
-from model.tokenizer import Tokenizer
+from components.serve.metrics import ServerMetrics
+from model.boundary.errors import MoonflowError
+from model.checkpoint.load import load_image_config
+from model.codec.tokenizer import Tokenizer
+from model.network.config import load_config
 
 DRAIN_SECONDS = 30  # what a Deployment's grace period must exceed
 logger = logging.getLogger("moonflow.serve")
 
 
-class Server:
-    """The state behind the routes: what is loaded, or why it could not be."""
+class ChatServer:
+    """The state that the routes share: what is loaded, or why it could not be."""
 
     def __init__(self, checkpoint: Path, model_name: str, sha256: str) -> None:
         self._checkpoint = checkpoint
         self._sha256 = sha256
         self._model_name = model_name
-        self._loaded: Loaded | None = None
+        self._loaded: ReadyModel | None = None
         self._load_failure = ""
-        self.metrics = Metrics()
+        self.metrics = ServerMetrics()
         self.chat = ChatCompletions(model_name, self.ready, self.metrics)
 
     @asynccontextmanager
@@ -58,7 +58,7 @@ class Server:
         if self._loaded is not None:
             await self._loaded.engine.close()
 
-    def ready(self) -> Loaded:
+    def ready(self) -> ReadyModel:
         """Raises ApiError while nothing is loaded, and when the engine has died."""
         if self._loaded is None or self._failure:
             raise ApiError(503, self._failure or "the model is still loading", None, "model_not_ready")
@@ -66,7 +66,7 @@ class Server:
 
     @property
     def _failure(self) -> str:
-        """Why nothing can be answered until the server is started again; "" while that may still come."""
+        """Why the server must be started again to answer anything; "" if it answers or may still get ready."""
         return self._loaded.engine.failure if self._loaded is not None else self._load_failure
 
     async def health(self, _: Request) -> Response:
@@ -105,19 +105,19 @@ class Server:
             if stamps(self._checkpoint) != before:
                 await engine.close()
                 raise MoonflowError(f"{self._checkpoint} was changed while it was loaded: fetch the checkpoint again")
-        except Exception as error:  # whatever it is, /health must tell it
+        except Exception as error:  # whatever it is, /health must report it
             self._load_failure = str(error) or type(error).__name__
             logger.error("loading %s failed: %s", self._checkpoint, self._load_failure)
             return
         self.metrics.watch(lambda: engine.waiting, lambda: engine.running)
         context = config.text_config.max_position_embeddings
-        self._loaded = Loaded(engine, tokenizer, images, context, digest)
+        self._loaded = ReadyModel(engine, tokenizer, images, context, digest)
 
 
 def create_app(checkpoint: Path, model_name: str = "moonflow", sha256: str = "") -> Starlette:
     """The application. It answers /health with 503 until the checkpoint is verified and loaded, and with 500 if it
     cannot be or the engine has died. ``sha256`` is the manifest's digest as promoted, see ``verify``."""
-    server = Server(checkpoint, model_name, sha256)
+    server = ChatServer(checkpoint, model_name, sha256)
     return Starlette(
         routes=[
             Route("/health", server.health),

@@ -1,9 +1,9 @@
-"""The serve check: what Git says is promoted is asked a question over real HTTP.
+"""The serve check: the checkpoint that Git names as promoted is asked a question over real HTTP.
 
-Where the configuration names the environment's endpoint, that one is asked, once it answers from the promoted weights;
-its own init container has fetched and verified them. Else the checkpoint is fetched, verified and served in this
-process, which says nothing of a synced endpoint. Whoever is promoted with a pull request waits here for its merge. What
-has answered becomes the champion.
+If the configuration names the environment's endpoint, the step asks there, as soon as it answers from the promoted
+weights; the endpoint's init container has fetched and verified them. Otherwise the step fetches, verifies and serves
+the checkpoint in this process, which does not test a synced endpoint. A promotion by pull request waits here for its
+merge. The checkpoint that has answered becomes the champion.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from pathlib import Path
 import httpx
 import uvicorn
 
-from components.promote import signing
-from components.promote.champion import crown, repository_from_env
-from components.promote.registry import Version
-from components.runtime import manifest as manifests
-from components.runtime.manifest import Manifest
+from components.release import signing
+from components.release.champion import crown, repository_from_env
+from components.release.fetch import bring
+from components.release.registry import Version
+from components.runtime.checkpoints import manifest as manifests
+from components.runtime.checkpoints.manifest import Manifest
 from components.runtime.step import StepContext
-from components.serve.checkpoint import bring
 from components.serve.config import Config
 from components.serve.connection import OPTIONS
 from components.serve.endpoint import ask, await_answer
 from components.serve.merge import promoted_as
 from components.serve.server import create_app
-from model.data.sample import Sample
-from model.errors import MoonflowError
+from model.boundary.errors import MoonflowError
+from model.data.samples.sample import Sample
 
 
 def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
@@ -54,7 +54,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     sample = next(data.samples(config.family, "eval"))
     question, image = as_question(sample)
 
-    # 3. Over HTTP, with the client that users have; bytes and signature first, where no endpoint has checked them.
+    # 3. Over HTTP, with the client that users have. Without an endpoint, bytes and signature are checked here first.
     put = partial(ask, model_name=config.model_name, question=question, image=image, max_tokens=config.max_tokens)
     if config.endpoint:
         answer = await_answer(put, config.endpoint, promoted.manifest_sha256, config.start_timeout, context.progress)
@@ -73,8 +73,8 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         "expected": str(sample.answer),
         "image": image,
         "endpoint": config.endpoint,
-        "endpoint_checked": config.endpoint != "",  # else it answered in this process only
-        "signature_checked": config.endpoint == "",  # else by the endpoint's init container, not here
+        "endpoint_checked": config.endpoint != "",  # False: it answered in this process only
+        "signature_checked": config.endpoint == "",  # False: checked by the endpoint's init container
         "commit": promoted.commit,
         "manifest_sha256": promoted.manifest_sha256,
     }
@@ -98,7 +98,7 @@ def as_question(sample: Sample) -> tuple[str, str]:
 def serving(checkpoint: Path, model_name: str, timeout: float, sha256: str = "") -> Iterator[str]:
     """A server on a free loopback port while the body runs; yields its address. It cannot outlive this process.
 
-    ``sha256`` is the digest of the checkpoint's manifest, where it is known from elsewhere (``checkpoint.verify``).
+    ``sha256`` is the digest of the checkpoint's manifest, if it is known from elsewhere (``release.fetch.verify``).
 
     Raises:
         MoonflowError: the checkpoint cannot be loaded, or not within ``timeout`` seconds.

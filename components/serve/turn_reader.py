@@ -6,14 +6,14 @@ import codecs
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from components.serve import strict_json
-from model.chat import ToolCall, call_id, parse_call
-from model.tokenizer import Tokenizer
+from model.boundary import strict_json
+from model.codec.chat import ToolCall, call_id, parse_call
+from model.codec.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Delta:
-    """One of them is set."""
+    """A part of the turn; exactly one field is set."""
 
     content: str = ""
     reasoning: str = ""
@@ -21,11 +21,11 @@ class Delta:
 
 
 class TurnReader:
-    """Feed it a completion's tokens; joined, its deltas are the turn.
+    """Turns a completion's tokens into deltas, which together are the turn.
 
-    What a policy writes amiss is not lost: a tool call that cannot be read, or one where no tool was offered, is
-    content as it stands. So is a call whose arguments JSON cannot tell, as NaN and 1e999: another value in their place
-    would be another call. A stop text ends the content before it; ``stopped`` tells so, and further tokens are ignored.
+    A malformed tool call, or one where no tool was offered, is kept as content. So is a call with arguments that JSON
+    cannot express, such as NaN and 1e999, because a replacement value would change the call. A stop text ends the
+    content before it and sets ``stopped``; further tokens are ignored.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class TurnReader:
         self._call, self._called = name("<|tool_call_begin|>"), name("<|tool_call_end|>")
 
     def feed(self, token: int) -> Iterator[Delta]:
-        """What this token makes sure."""
+        """What is certain with this token."""
         if self.stopped or token == self._tokenizer.im_end_id:
             return
         if self._section is not None:
@@ -101,7 +101,7 @@ class TurnReader:
                 call = parse_call(self._section[begin + 1 : -1], self._tokenizer)
                 strict_json.read(strict_json.write(call.arguments))  # the caller will send it back
             except ValueError:
-                # What follows in this section stands on the broken call; it is text like it.
+                # What follows in this section depends on the broken call; it is text as well.
                 broken, self._section = self._section, None
                 yield from self._text(self._tokenizer.decode(broken))
                 return
@@ -127,7 +127,7 @@ class TurnReader:
             yield Delta(content=text)
             return
         self._held += text
-        found = [place for place in (self._held.find(stop) for stop in self._stops) if place >= 0]
+        found = [position for position in (self._held.find(stop) for stop in self._stops) if position >= 0]
         if found:
             self.stopped = True
             sure, self._held = self._held[: min(found)], ""

@@ -2,8 +2,8 @@
 
 from kfp import dsl
 
-from components.runtime.image import PIPELINE
-from components.runtime.interface import described
+from components.runtime.kfp.image import PIPELINE
+from components.runtime.kfp.interface import described
 
 
 @dsl.component(base_image=PIPELINE, install_kfp_package=False)
@@ -15,6 +15,7 @@ def vit_pretrain(
     metrics: dsl.Output[dsl.Metrics],
     card: dsl.Output[dsl.Markdown],
     preset: str,
+    mixture: str,
     steps: int,
     projector_steps: int,
     text_ratio: float,
@@ -25,9 +26,10 @@ def vit_pretrain(
     checkpoint_every: int,
     keep_last: int,
     keep_best: str,
+    micro_batch_tokens: int,
     seed: int,
 ):
     """Pre-train the vision tower by captioning, then the projector alone."""
-    from components.runtime.entry import enter
+    from components.runtime.kfp.entry import enter
 
     enter("vit_pretrain", locals(), inputs={"data": data}, output=checkpoint, metrics=metrics, card=card)

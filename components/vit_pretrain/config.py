@@ -4,25 +4,36 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from components.runtime.config import HIGHEST_RATE, Preset, TrainingConfig
+from components.runtime.config import HIGHEST_RATE, Preset, PretrainingConfig
 
 
-class Config(TrainingConfig):
-    preset: Preset = Field("tiny", description="model shape, one of model/presets (source: ours; k25 is K2 Table 2)")
-    steps: int = Field(340, ge=1, description="optimizer steps that train ViT, projector and captioner (source: ours)")
+class Config(PretrainingConfig):
+    preset: Preset = Field(
+        "tiny",
+        description="the model's shape, the name of a file in model/network/presets (source: ours; k25 is K2 Table 2)",
+    )
+    steps: int = Field(
+        340,
+        ge=1,
+        description="optimizer steps that train the vision tower, the projector and the captioning decoder (source: "
+        "ours)",
+    )
     projector_steps: int = Field(
-        15, ge=1, description="optimizer steps that train the projector only (source: K2.5 section 4, 'very short')"
+        15, ge=1, description="optimizer steps that train only the projector (source: K2.5 section 4, 'very short')"
     )
     text_ratio: float = Field(
-        0.65, ge=0, lt=1, description="share of text tokens, for the decoder that captions (source: ours)"
+        0.65, ge=0, lt=1, description="share of text tokens, which train the captioning decoder (source: ours)"
     )
     learning_rate: float = Field(6e-3, gt=0, le=HIGHEST_RATE, description="peak learning rate (source: ours)")
     tokens_per_row: int = Field(256, ge=64, description="sequence length in tokens (source: K2.5 Table 3 has 4096)")
-    rows: int = Field(4, ge=1, description="sequences per step (source: ours)")
+    rows: int = Field(4, ge=1, description="sequences per optimizer step (source: ours)")
     products: str = Field(
         "bfloat16",
         pattern="^(float32|bfloat16)$",
-        description="precision of matrix products; weights are float32 (ours)",
+        description="precision of matrix products: float32, or bfloat16 unless the CPU has no instructions for it; "
+        "weights are float32 (source: ours)",
     )
-    checkpoint_every: int = Field(100, ge=0, description="steps between saved states (source: ours)")
-    seed: int = Field(0, ge=0, description="seed of the weights and of the data order (source: ours)")
+    checkpoint_every: int = Field(
+        100, ge=0, description="optimizer steps between saved states; 0 = only at the end (source: ours)"
+    )
+    seed: int = Field(0, ge=0, description="seed of the initial weights and of the data order (source: ours)")

@@ -7,14 +7,14 @@ briefly, the projector alone.
 
 from __future__ import annotations
 
-from components.runtime.manifest import Manifest
+from dataclasses import replace
+
+from components.runtime.checkpoints.manifest import Manifest
 from components.runtime.step import StepContext
 from components.vit_pretrain.config import Config
-from model.config import preset
-from model.data.mixtures import TEXT, VISION, blend
-from model.errors import MoonflowError
-from model.multimodal import KimiK25
-from model.tokenizer import Tokenizer
+from model.data.order.mixtures import blend, mixtures
+from model.optimizer.optimization import Optimization
+from model.train.first_weights import first_weights
 from model.train.loop import train
 from model.train.phase import Phase
 
@@ -22,7 +22,8 @@ from model.train.phase import Phase
 def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
     # 1. Data: captions, OCR, grounding, counts, charts and video; text for the captioner.
     data = context.data(inputs["data"])
-    text, vision = data.joined(TEXT, VISION)
+    shares = mixtures(config.mixture)
+    text, vision = data.with_user_families(shares.text, shares.vision[0][1])
     weights = blend((text, config.text_ratio), (vision, 1 - config.text_ratio))
     stream = data.mixture(weights, tokens_per_row=config.tokens_per_row, rows=config.rows, seed=config.seed)
 
@@ -30,26 +31,11 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     model = first_weights(config.preset, data.tokenizer, config.seed)
 
     # 3. Caption: everything learns. 4. Align: the projector only.
-    caption = Phase(
-        stream, config.steps, config.learning_rate, checkpoint_every=config.checkpoint_every, products=config.products
+    caption = Optimization(
+        config.steps, config.learning_rate, products=config.products, micro_batch_tokens=config.micro_batch_tokens
     )
-    align = Phase(
-        stream,
-        config.projector_steps,
-        config.learning_rate * caption.final_ratio,
-        trainable=("mm_projector",),
-        products=config.products,
-    )
-    train(model, [caption, align], data.path, context, context.ranks)
+    rate = config.learning_rate * caption.final_ratio
+    align = replace(caption, steps=config.projector_steps, learning_rate=rate, trainable=("mm_projector",))
+    phases = [Phase(stream, caption, config.checkpoint_every), Phase(stream, align)]
+    train(model, phases, data.path, context, context.ranks)
     return context.checkpoints.newest
-
-
-def first_weights(name: str, tokenizer: Tokenizer, seed: int) -> KimiK25:
-    """A model that has learned nothing, in the preset's shape; MoonflowError if that has another vocabulary."""
-    shape = preset(name)
-    if shape.text_config.vocab_size != tokenizer.vocab_size:
-        raise MoonflowError(
-            f"wrong tokenizer: preset {name} has {shape.text_config.vocab_size} tokens, the data's tokenizer "
-            f"{tokenizer.vocab_size}; set prepare_data.tokenizer_ranks to {shape.text_config.vocab_size - 256}"
-        )
-    return KimiK25(shape, seed=seed)

@@ -2,8 +2,8 @@
 
 from kfp import dsl
 
-from components.runtime.image import PIPELINE
-from components.runtime.interface import described
+from components.runtime.kfp.image import PIPELINE
+from components.runtime.kfp.interface import described
 
 
 @dsl.component(base_image=PIPELINE, install_kfp_package=False)
@@ -17,6 +17,7 @@ def zero_vision_sft(
     card: dsl.Output[dsl.Markdown],
     steps: int,
     learning_rate: float,
+    sources: str,
     tokens_per_row: int,
     rows: int,
     products: str,
@@ -24,10 +25,11 @@ def zero_vision_sft(
     checkpoint_every: int,
     keep_last: int,
     keep_best: str,
+    micro_batch_tokens: int,
     seed: int,
 ):
-    """Fine-tune on text-only trajectories; vision follows without a single image."""
-    from components.runtime.entry import enter
+    """Fine-tune on text-only trajectories, after which vision follows without an image, and on the user's data."""
+    from components.runtime.kfp.entry import enter
 
     inputs = {"data": data, "parent": parent}
     enter("zero_vision_sft", locals(), inputs=inputs, output=checkpoint, metrics=metrics, card=card)

@@ -1,32 +1,42 @@
 """Zero-vision SFT: text-only trajectories that stand in for visual tool use (source: K2.5 section 2.2).
 
-No image is seen here. Visual operations are written as IPython programs over arrays; what that wakes on real images
-is measured before joint RL trains on any.
+No image of ours is seen here. Visual operations are written as IPython programs over arrays; what that wakes on real
+images is measured before joint RL trains on any. The user's own conversations may have images (ours).
 """
 
 from __future__ import annotations
 
-from components.runtime.manifest import Manifest
+import logging
+
+from components.runtime.checkpoints.manifest import Manifest
 from components.runtime.step import StepContext
 from components.zero_vision_sft.config import Config
-from model.data.mixtures import TRAJECTORIES
-from model.train.checkpoint import load_parent
+from model.checkpoint.folder import load_parent
+from model.data.order.mixtures import TRAJECTORIES, parse_shares, with_shares
+from model.optimizer.optimization import Optimization
 from model.train.loop import train
 from model.train.phase import Phase
 
+log = logging.getLogger(__name__)
+
 
 def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
-    # 1. Data: conversations with tools; the loss covers the assistant's turns only.
+    # 1. Data: conversations with tools, and the user's own; the loss covers the assistant's turns only.
     data = context.data(inputs["data"])
-    stream = data.mixture(TRAJECTORIES, tokens_per_row=config.tokens_per_row, rows=config.rows, seed=config.seed)
+    shares = parse_shares(config.sources)
+    too_long = data.require_own(shares, config.tokens_per_row)
+    for line in too_long if context.ranks.first else ():
+        log.warning("%s", line)
+    mixture = with_shares(TRAJECTORIES, shares)
+    stream = data.mixture(mixture, tokens_per_row=config.tokens_per_row, rows=config.rows, seed=config.seed)
 
-    # 2. Model. The vision tower and projector see no image and get no gradient.
+    # 2. Model. Without images of the user's, the vision tower and projector get no gradient.
     model = load_parent(context.fetch(inputs["parent"]), data.tokenizer)
 
     # 3. Train.
-    phase = Phase(
-        stream, config.steps, config.learning_rate, checkpoint_every=config.checkpoint_every,
-        products=config.products, expert_precision=config.expert_precision,
+    optimization = Optimization(
+        config.steps, config.learning_rate, products=config.products, expert_precision=config.expert_precision,
+        micro_batch_tokens=config.micro_batch_tokens,
     )  # fmt: skip
-    train(model, [phase], data.path, context, context.ranks)
+    train(model, [Phase(stream, optimization, config.checkpoint_every)], data.path, context, context.ranks)
     return context.checkpoints.newest

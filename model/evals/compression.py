@@ -1,6 +1,6 @@
-"""Bits per byte of text: what a model needs for it, and what compressors need (source: ours).
+"""Bits per byte of text that a model needs, and that compressors need (source: ours).
 
-Every byte of a document is counted once. Shapes: T tokens in a window.
+Every byte of a document is counted once.
 """
 
 from __future__ import annotations
@@ -12,20 +12,23 @@ from collections.abc import Sequence
 
 import torch
 
-from model.data.packing import pack
-from model.data.tokenize import TokenizedSample
-from model.foreign_text import well_formed
-from model.multimodal import KimiK25
-from model.tokenizer import Tokenizer
+from model.boundary.untrusted_text import well_formed
+from model.codec.tokenizer import Tokenizer
+from model.data.batches.packing import pack
+from model.data.samples.tokenize import TokenizedSample
+from model.network.multimodal import KimiK25
 
-ROWS = 64  # windows a forward
+ROWS = 64  # windows per forward
 
 
 def windows(document: str, tokenizer: Tokenizer, tokens: int, stride: int) -> list[TokenizedSample]:
-    """A document as overlapping windows of at most ``tokens`` tokens, [BOS] included, none of them empty.
+    """Cut a document into overlapping windows of at most ``tokens`` tokens, [BOS] included; no window is empty.
 
-    The first window counts all its tokens, each later one its last ``stride``, which then have at least
-    ``tokens - stride - 1`` tokens of context: every token of the document is counted in exactly one window.
+    The loss mask of the first window covers all its tokens, that of a later one its last ``stride`` tokens, which have
+    at least ``tokens - stride - 1`` tokens of context. So every token of the document counts in exactly one window.
+
+    Raises:
+        ValueError: ``stride`` is not in 1 .. tokens - 1.
     """
     if not 0 < stride < tokens:
         raise ValueError(f"stride is {stride}: give 1 to {tokens - 1}")
@@ -41,7 +44,7 @@ def windows(document: str, tokenizer: Tokenizer, tokens: int, stride: int) -> li
 
 @torch.no_grad()
 def bits_per_byte(model: KimiK25, tokenizer: Tokenizer, documents: Sequence[str], *, tokens: int, stride: int) -> float:
-    """-log2 p of all tokens of all documents, per byte of UTF-8. Windows as in `windows`."""
+    """-log2 p of all tokens of all documents, per byte of UTF-8, in the windows of `windows`."""
     samples = [window for document in documents for window in windows(document, tokenizer, tokens, stride)]
     nats = 0.0
     for start in range(0, len(samples), ROWS):
@@ -56,12 +59,12 @@ def xz(data: bytes) -> int:
 
 
 def compressors(documents: Sequence[bytes], training: Sequence[bytes]) -> dict[str, float]:
-    """Bits per byte of gzip -9 and xz -9e.
+    """Bits per byte of gzip -9 and xz -9e, under these keys:
 
-    Returns:
-        ``gzip``, ``xz``: all documents as one stream, the form that favours them most. ``gzip_apart``, ``xz_apart``:
-        each document by itself. ``xz_after_training``: what the documents add to the stream of all training text,
-        C(training + documents) - C(training).
+    - ``gzip``, ``xz``: all documents as one stream, which favours the compressors most;
+    - ``gzip_apart``, ``xz_apart``: each document by itself;
+    - ``xz_after_training``: what the documents add to the stream of all training text, C(training + documents) -
+      C(training).
     """
     whole, before = b"\n".join(documents), b"\n".join(training)
     size = {

@@ -1,7 +1,9 @@
-"""How likely a model finds held-out samples: a measure with far less noise than the share of right answers (ours).
+"""The loss of a model on held-out samples, which is far less noisy than the share of right answers (source: ours).
 
-Every sample is read once with its true tokens (teacher forcing), so 64 samples are worth some hundred targets where
-greedy decoding gives 64 zeros and ones. What a text costs in bits per byte does not depend on the tokenizer.
+Every sample is read once with its true tokens (teacher forcing): 64 samples give hundreds of targets, where greedy
+decoding gives 64 zeros and ones. Bits per byte of a text do not depend on the tokenizer.
+
+Shapes: N targets of a batch.
 """
 
 from __future__ import annotations
@@ -14,26 +16,28 @@ from typing import Self
 
 import torch
 
-from model.data.folder import DataFolder
-from model.data.packing import Batch, pack
-from model.data.sample import Sample
-from model.data.tokenize import TokenizedSample, tokenize
-from model.evals.tasks import readable
-from model.foreign_text import well_formed
-from model.multimodal import KimiK25
-from model.precision import products_in
+from model.boundary.untrusted_text import well_formed
+from model.data.batches.folder import DataFolder
+from model.data.batches.packing import pack
+from model.data.samples.sample import Sample
+from model.data.samples.tokenize import TokenizedSample, tokenize
+from model.evals.suites import readable
+from model.network.batch import Batch
+from model.network.forward_context import ForwardContext
+from model.network.multimodal import KimiK25
+from model.network.precision import narrow_products
 
-READ_AT_ONCE = 8192  # tokens: bounds the memory of one forward
+FORWARD_TOKENS = 8192  # most tokens of one forward, which bounds its memory
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Of some samples together.
+    """The likelihood of several samples together.
 
     Attributes:
         nats: -log p of all their targets, natural logarithm.
-        targets: tokens that are predicted: the assistant's turns of a task, the text of a document.
-        text_bytes: UTF-8 bytes of documents' trained text; 0 where a sample is a conversation.
+        targets: number of predicted tokens: the assistant's turns of a task, the text of a document.
+        text_bytes: UTF-8 bytes of the text of documents; conversations add 0.
     """
 
     nats: float
@@ -47,17 +51,17 @@ class Likelihood:
 
     @property
     def bits_per_byte(self) -> float:
-        """Of documents, their end token included; lower is better."""
+        """Bits per byte of documents, whose end tokens are included; lower is better."""
         return self.nats / math.log(2) / self.text_bytes
 
 
 class HeldOut:
-    """Held-out samples of several families, tokenized and packed once, to be read by a model any number of times.
+    """Held-out samples of several families, tokenized and packed once for any number of evaluations.
 
     Args:
         samples: family -> its samples.
-        text_bytes: family -> UTF-8 bytes of its documents' trained text.
-        pad_id: fills up the packed rows.
+        text_bytes: family -> UTF-8 bytes of the text of its documents.
+        pad_id: token that fills the packed rows.
     """
 
     def __init__(
@@ -65,15 +69,16 @@ class HeldOut:
     ) -> None:
         self._text_bytes = text_bytes
         self._batches = {
-            family: [pack(part, pad_id) for part in portions(members, READ_AT_ONCE)]
+            family: [pack(part, pad_id) for part in portions(members, FORWARD_TOKENS)]
             for family, members in samples.items()
         }
 
     @classmethod
     def of(cls, data: DataFolder, families: Iterable[str], count: int) -> Self:
-        """The first ``count`` eval samples of each family (fewer if there are fewer), as `readable` gives them.
+        """The first ``count`` held-out samples of each family, or all of them if there are fewer; see `readable`.
 
-        Raises MoonflowError for a family without eval samples.
+        Raises:
+            MoonflowError: a family has no held-out samples, or too many of them cannot be read.
         """
         samples, text_bytes = {}, {}
         for family in families:
@@ -83,11 +88,11 @@ class HeldOut:
         return cls(samples, text_bytes, data.tokenizer.pad_id)
 
     def likelihood(self, model: KimiK25) -> dict[str, Likelihood]:
-        """By family; products are bfloat16, as in training. Leaves the model in the mode in which it came."""
+        """Family -> likelihood. Products are ``narrow_products``, as in training; the model's mode stays as it was."""
         training = model.training
         model.eval()
         try:
-            with torch.no_grad(), products_in(torch.bfloat16):
+            with torch.no_grad():
                 return {
                     family: Likelihood(
                         sum(_nats(model, batch) for batch in batches),
@@ -101,17 +106,18 @@ class HeldOut:
 
 
 def _nats(model: KimiK25, batch: Batch) -> float:
-    return -float(model.logprobs(batch).double().sum())
+    context = ForwardContext(narrow_products(batch.input_ids_BT.device))
+    return -float(model.logprobs(batch, context=context).double().sum())
 
 
 def trained_bytes(sample: Sample) -> int:
-    """UTF-8 bytes of a document's text under the loss; 0 for a conversation."""
+    """UTF-8 bytes of the text of a document that the loss covers; 0 for a conversation."""
     trained = (each["text"] for each in sample.segments if each["type"] == "text" and each["loss"])
     return sum(len(well_formed(text).encode()) for text in trained)
 
 
 def portions(samples: Sequence[TokenizedSample], tokens: int) -> list[list[TokenizedSample]]:
-    """Neighbours together as long as they have at most ``tokens`` tokens; a longer sample stands alone."""
+    """Split samples, in order, into parts of at most ``tokens`` tokens; a longer sample is a part by itself."""
     parts: list[list[TokenizedSample]] = []
     room = 0
     for sample in samples:

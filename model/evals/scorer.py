@@ -1,7 +1,8 @@
-"""Held-out tasks -> scores. All episodes of all suites run at once: the engine batches them (source: ours).
+"""Scores of held-out tasks (source: ours).
 
-A score is strict accuracy where the reward tells right from wrong (exact strings, numbers), and the reward itself where
-it measures closeness (OCR edit distance, box overlap, table F1).
+All episodes of all suites run at once, and the engine batches them. A score is strict accuracy where an answer is right
+or wrong (exact strings, numbers), and the reward itself where it measures closeness (OCR edit distance, box overlap,
+table F1).
 """
 
 from __future__ import annotations
@@ -9,33 +10,48 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from typing import Protocol
 
-from model.data.sample import Sample
-from model.evals.tasks import Suite
-from model.image import ImageConfig
+import torch
+
+from model.codec.image import ImageConfig
+from model.codec.tokenizer import Tokenizer
+from model.data.samples.sample import Sample
+from model.evals.completion import complete_document
+from model.evals.suites import Suite
+from model.network.multimodal import KimiK25
+from model.network.precision import narrow_products
 from model.rl import rewards
 from model.rl.environment import FAILED, Episode, derive_seed, run_episode
 from model.rl.failures import FailureCount, all_of, attempt
 from model.rl.tools.toolset import Toolset
-from model.rollout.protocol import Engine
+from model.rollout.embedded import EmbeddedEngine
+from model.rollout.protocol import RolloutEngine
 from model.swarm.orchestrator import SwarmLimits, run_swarm_episode
-from model.tokenizer import Tokenizer
 
-STRICT = ("exact", "number")  # rewards whose eval score is accuracy
+STRICT = ("exact", "number")  # rewards whose score is accuracy
+CONFIDENCE = 0.95
+
+
+def measuring_engine(model: KimiK25, max_batch: int) -> EmbeddedEngine:
+    """The engine of an evaluation: it reads prompts in bfloat16 as supervised training does, where that is fast."""
+    return EmbeddedEngine(model, max_batch, prompt_products=narrow_products(torch.device("cpu")))
 
 
 @dataclass(frozen=True)
 class Score:
-    """Of one suite.
+    """The score of one suite.
 
     Attributes:
-        value: mean score over ``n`` tasks.   stderr: its standard error.
+        value: mean score over the tasks.
+        stderr: its standard error.
+        n: number of tasks.
+        correct: tasks whose answer is right, strictly; of a score that measures closeness, those with the full score.
+        interval: 95% confidence interval of the value.
         answered: share of episodes that ended with an answer.
-        failed: episodes in which something broke (`model.rl.failures`); one that ended by it scores 0.
-        tokens: sampled in all.
-        figures: means of what the environment measured in the others, e.g. ``critical_steps`` and ``parallelism`` of a
-            swarm.
+        tokens: tokens sampled in all episodes.
+        failed: episodes in which something broke (`model.rl.failures`); if that ended the episode, it scores 0.
+        figures: means, over the other episodes, of what the environment measured, e.g. a swarm's ``critical_steps``.
     """
 
     value: float
@@ -45,13 +61,27 @@ class Score:
     tokens: int
     failed: int = 0
     figures: dict[str, float] = field(default_factory=dict)
+    correct: int = 0
+    interval: tuple[float, float] = (0.0, 1.0)
+
+
+class Watch(Protocol):
+    """What is told of an evaluation while it runs."""
+
+    def ended(self, suite: Suite, episode: Episode) -> None:
+        """An episode has ended."""
+
+    def finished(self, suite: Suite, episodes: Sequence[Episode]) -> None:
+        """All episodes of a suite have ended; they are in the order of its tasks."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How episodes are run: ``sub_engine`` speaks for a swarm's frozen sub-agents.
+    """How the episodes of an evaluation are run.
 
     Attributes:
+        temperature: of sampling; 0 is greedy.
+        seed: of sampling; each task derives its seed from it.
         max_failed_episodes: share of the episodes of one call of ``score`` that may fail; more are an error.
     """
 
@@ -64,38 +94,81 @@ class Evaluation:
 
     async def score(
         self,
-        engine: Engine,
-        sub_engine: Engine,
+        engine: RolloutEngine,
+        sub_engine: RolloutEngine,
         tasks: Mapping[str, Sequence[Sample]],
         suites: Sequence[Suite],
         max_tokens: int,
     ) -> dict[str, Score]:
-        """Scores by suite name.
+        """Run the episodes of some suites; returns suite name -> score.
 
-        Args:
-            tasks: suite name -> held-out samples.
-            max_tokens: of one episode: the smaller context of the two engines.
+        Args: as of `episodes`.
 
         Raises:
             MoonflowError: too many episodes failed.
         """
-        episodes = await all_of(
-            attempt(self._episode(engine, sub_engine, suite, sample, n, max_tokens), sample)
-            for suite in suites
-            for n, sample in enumerate(tasks[suite.name])
-        )
+        found = await self.episodes(engine, sub_engine, tasks, suites, max_tokens)
+        episodes = [episode for part in found.values() for episode in part]
         FailureCount(self.max_failed_episodes, len(episodes)).add(episodes)
-        left = iter(episodes)
-        return {suite.name: summarise(of := tasks[suite.name], list(islice(left, len(of)))) for suite in suites}
+        return {name: summarise(tasks[name], part) for name, part in found.items()}
+
+    async def episodes(
+        self,
+        engine: RolloutEngine,
+        sub_engine: RolloutEngine,
+        tasks: Mapping[str, Sequence[Sample]],
+        suites: Sequence[Suite],
+        max_tokens: int,
+        watch: Watch | None = None,
+    ) -> dict[str, list[Episode]]:
+        """Run the episodes of some suites; returns suite name -> episodes in the order of its tasks.
+
+        Args:
+            engine: the model that is measured.
+            sub_engine: speaks for the frozen sub-agents of a swarm.
+            tasks: suite name -> held-out samples.
+            max_tokens: tokens of one episode: the smaller context of the two engines.
+            watch: is told of each episode and suite that has ended.
+
+        Raises:
+            Unavailable: something that all episodes need is gone.
+        """
+
+        async def one(suite: Suite, sample: Sample, number: int) -> Episode:
+            running = self._episode(engine, sub_engine, suite, sample, number, max_tokens)
+            episode = await attempt(running, sample)
+            if watch is not None:
+                watch.ended(suite, episode)
+            return episode
+
+        async def part(suite: Suite) -> list[Episode]:
+            episodes = await all_of(one(suite, sample, n) for n, sample in enumerate(tasks[suite.name]))
+            if watch is not None:
+                watch.finished(suite, episodes)
+            return episodes
+
+        parts = await all_of(part(suite) for suite in suites)
+        return {suite.name: episodes for suite, episodes in zip(suites, parts, strict=True)}
 
     async def _episode(
-        self, engine: Engine, sub_engine: Engine, suite: Suite, sample: Sample, number: int, max_tokens: int
+        self,
+        engine: RolloutEngine,
+        sub_engine: RolloutEngine,
+        suite: Suite,
+        sample: Sample,
+        number: int,
+        max_tokens: int,
     ) -> Episode:
         seed = derive_seed(self.seed, number)
         if suite.mode == "episode":
             return await run_episode(
                 engine, self.tokenizer, sample, self.image_config, self.toolset, max_turns=suite.max_turns,
                 max_new_tokens=suite.max_new_tokens, max_tokens=max_tokens, temperature=self.temperature, seed=seed,
+            )  # fmt: skip
+        if suite.mode == "document":
+            return await complete_document(
+                engine, self.tokenizer, sample, self.image_config, max_new_tokens=suite.max_new_tokens,
+                max_tokens=max_tokens, temperature=self.temperature, seed=seed,
             )  # fmt: skip
         limits = SwarmLimits(critical_steps=suite.max_turns, max_new_tokens=suite.max_new_tokens, max_tokens=max_tokens)
         return await run_swarm_episode(
@@ -105,7 +178,7 @@ class Evaluation:
 
 
 def summarise(samples: Sequence[Sample], episodes: Sequence[Episode]) -> Score:
-    """Mean and standard error of finished episodes."""
+    """The score of a suite from its tasks and their episodes, which are in the same order."""
     values = [_score(sample, e.response) if e.finish_reason == "answer" else 0.0
               for sample, e in zip(samples, episodes, strict=True)]  # fmt: skip
     measured = [e.metrics for e in episodes if e.finish_reason != FAILED]
@@ -118,11 +191,16 @@ def summarise(samples: Sequence[Sample], episodes: Sequence[Episode]) -> Score:
         tokens=sum(e.policy_tokens for e in episodes),
         failed=sum(bool(e.failure) for e in episodes),
         figures={name: sum(m.get(name, 0.0) for m in measured) / len(measured) for name in sorted(names)},
+        correct=sum(value == 1.0 for value in values),
+        interval=interval(values),
     )
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """Of the mean: sqrt(p (1 - p) / n) for zeros and ones, else sample standard deviation / sqrt(n); 0 for n = 1."""
+    """Standard error of the mean of n values.
+
+    sqrt(p (1 - p) / n) for zeros and ones with mean p, else the sample standard deviation / sqrt(n); 0 for n = 1.
+    """
     n = len(values)
     mean = sum(values) / n
     if all(value in (0.0, 1.0) for value in values):
@@ -130,9 +208,32 @@ def standard_error(values: Sequence[float]) -> float:
     return math.sqrt(sum((value - mean) ** 2 for value in values) / max(1, n - 1) / n)
 
 
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """95% confidence interval of the mean of values in [0, 1].
+
+    Wilson's score interval for zeros and ones, and for values that are all alike, where it is not empty; else Student's
+    t, cut to [0, 1]. Values in [0, 1] vary at most as zeros and ones of the same mean do, so Wilson's is wide enough.
+    """
+    from scipy.stats import norm, t  # type: ignore[import-untyped]  # a second, which few callers need
+
+    n, mean = len(values), sum(values) / len(values)
+    binary = all(value in (0.0, 1.0) for value in values)
+    if n == 1 and not binary:
+        return 0.0, 1.0
+    if binary or math.isclose(min(values), max(values)):
+        z = float(norm.ppf((1 + CONFIDENCE) / 2))
+        middle, scale = mean + z**2 / (2 * n), 1 + z**2 / n
+        half = z * math.sqrt(mean * (1 - mean) / n + z**2 / (4 * n**2))
+        return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+    half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * standard_error(values)
+    return max(0.0, mean - half), min(1.0, mean + half)
+
+
 def chance_level(samples: Sequence[Sample]) -> float:
-    """Score of the best constant answer: that one reference answer, given to every task, which scores highest. A task
-    that cannot be scored, whose episodes fail, adds nothing."""
+    """The score of the best constant answer: the reference answer that scores highest if it is given to every task.
+
+    A task that its verifier cannot score adds 0, since its episodes fail too.
+    """
     candidates = {reference_answer(sample) for sample in samples}
     return max(sum(_score_or_nothing(sample, answer) for sample in samples) / len(samples) for answer in candidates)
 
@@ -140,12 +241,12 @@ def chance_level(samples: Sequence[Sample]) -> float:
 def _score_or_nothing(sample: Sample, response: str) -> float:
     try:
         return _score(sample, response)
-    except Exception:  # whatever a foreign answer makes a verifier raise
+    except Exception:  # a verifier may raise anything on an answer of a user's data
         return 0.0
 
 
 def reference_answer(sample: Sample) -> str:
-    """The true answer in the words in which a model would give it."""
+    """The true answer as the text that a model would give."""
     if isinstance(sample.answer, Mapping):
         return "\n".join(f"{item}: {value}" for item, value in sample.answer.items())
     return str(sample.answer)

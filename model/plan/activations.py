@@ -1,18 +1,18 @@
-"""Bytes that a forward keeps for its backward, in the precision of training: bfloat16 products, float32 residuals
+"""Activation memory: bytes that a forward keeps for its backward, with bfloat16 products and float32 residuals
 (source: ours, from what each operation's derivative reads; the method is that of arXiv 2205.05198, section 4).
 
-What takes a few bytes per token (positions, loss weights) is left out. Formulas are written in
+Tensors of a few bytes per token (positions, loss weights) are left out. Formulas are written in
 ``model.plan.figure.SYMBOLS``.
 """
 
 from __future__ import annotations
 
-from model.config import ModelConfig
+from model.network.config import ModelConfig
 from model.plan.figure import BYTE, Figure
 from model.plan.flops import keys_per_query
 
-# Scores of rows up to this long are kept, by model.packed_attention on a CPU; longer rows, and a fused kernel that an
-# accelerator has for these too, keep one sum per query and compute them again (FlashAttention).
+# The attention scores of rows up to this long are kept (model.network.packed_attention, on a CPU). For longer rows, and
+# with a fused kernel on an accelerator, one sum per query is kept and the scores are computed again (FlashAttention).
 LONGEST_KEPT = 1024
 
 _OURS = "ours: what the derivative reads"
@@ -45,12 +45,12 @@ def mixture_bytes(config: ModelConfig) -> int:
 
 
 def head_bytes(config: ModelConfig) -> int:
-    """Last norm, head and loss, one token with a target; logits are computed again (model.target_logprobs)."""
+    """Last norm, head and loss, one token with a target; logits are computed again (model.network.target_logprobs)."""
     return 6 * config.text_config.hidden_size + 16
 
 
 def vision_block_bytes(config: ModelConfig) -> int:
-    """One patch."""
+    """One block of the vision tower, one patch."""
     vision = config.vision_config
     return 38 * vision.vt_hidden_size + 4 * vision.vt_intermediate_size + 4 * vision.vt_num_attention_heads + 16
 
@@ -62,25 +62,30 @@ def vision_ends_bytes(config: ModelConfig) -> int:
 
 
 def largest_layer_bytes(config: ModelConfig, tokens: int) -> float:
-    """The decoder layer that keeps most, one token."""
+    """The decoder layer that keeps the most bytes, one token."""
     return attention_bytes(config, tokens) + max(mixture_bytes(config), dense_ffn_bytes(config))
 
 
 def text_bytes(config: ModelConfig, tokens: int, dense_layers: int, *, recompute: bool) -> float:
-    """The language model, one token of a row of ``tokens``, at the peak: as the backward begins, or with
-    ``recompute`` when it has one layer's forward again beside the inputs of all."""
+    """The language model, one token of a row of ``tokens``, at the peak.
+
+    The peak is when the backward begins; with ``recompute``, when memory holds the inputs of all layers and one layer's
+    forward, which was computed again.
+    """
     text = config.text_config
     if recompute:
-        own = 4 * text.hidden_size  # a layer's input is among what its forward keeps; the head is gone by then
-        return own * text.num_hidden_layers + max(largest_layer_bytes(config, tokens) - own, head_bytes(config))
+        layer_input = 4 * text.hidden_size  # a layer's input is among what its forward keeps; the head is gone by then
+        return layer_input * text.num_hidden_layers + max(
+            largest_layer_bytes(config, tokens) - layer_input, head_bytes(config)
+        )
     mixtures = text.num_hidden_layers - dense_layers
     layers = attention_bytes(config, tokens) * text.num_hidden_layers
     return layers + dense_ffn_bytes(config) * dense_layers + mixture_bytes(config) * mixtures + head_bytes(config)
 
 
 def vision_bytes(config: ModelConfig, *, recompute: bool) -> float:
-    """Vision tower and projector, one patch; with ``recompute`` what waits while the language model's backward runs,
-    which is when most is held."""
+    """Vision tower and projector, one patch; with ``recompute``, what is kept while the language model's backward runs,
+    which is the peak."""
     vision = config.vision_config
     blocks = vision.vt_num_hidden_layers
     if recompute:
@@ -89,7 +94,7 @@ def vision_bytes(config: ModelConfig, *, recompute: bool) -> float:
 
 
 def activation_figures(config: ModelConfig, tokens: int) -> list[Figure]:
-    """Of one token in a row of ``tokens`` and one layer; of one patch."""
+    """Figures for one token of a row of ``tokens`` in one layer, and for one patch."""
     scores = "2 * keys" if tokens <= LONGEST_KEPT else "4"
     return [
         Figure(

@@ -1,4 +1,4 @@
-"""One planned quantity with the arithmetic behind it (source: ours)."""
+"""One planned quantity and how it is computed (source: ours)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 BYTE, FLOP, COUNT = "B", "FLOP", "parameters"
 
-# What the formulas write, for the keys of config.json and the sizes of a step.
+# The symbols of the formulas, for the keys of config.json and the sizes of a step.
 SYMBOLS = (
     "D hidden_size, V vocab_size, L num_hidden_layers (Ld dense, Lm with experts), I intermediate_size, "
     "F moe_intermediate_size, E n_routed_experts, k num_experts_per_tok, S n_shared_experts, H num_attention_heads, "
@@ -19,7 +19,7 @@ SYMBOLS = (
 
 @dataclass(frozen=True)
 class Figure:
-    """``value`` in ``unit`` ("B", "FLOP" or "parameters"), how it is computed (in ``SYMBOLS``), and who says so."""
+    """``value`` in ``unit`` ("B", "FLOP" or "parameters"), its formula in ``SYMBOLS``, and the formula's source."""
 
     name: str
     value: float

@@ -5,11 +5,12 @@ Formulas are written in ``model.plan.figure.SYMBOLS``.
 
 from __future__ import annotations
 
-from model.config import ModelConfig
+from model.network.config import ModelConfig
 from model.plan.figure import FLOP, Figure
 from model.plan.parameters import Parameters
 
-# Queries are taken in tiles of this many, and a tile looks at no later key (model.packed_attention, FlashAttention).
+# Queries are taken in tiles of this many, and a tile reads no later key (model.network.packed_attention,
+# FlashAttention).
 TILE = 128
 NEWTON_SCHULZ_STEPS = 5
 
@@ -18,14 +19,14 @@ _TILES = "arXiv 2205.14135, Algorithm 1; causal tiles of 128"
 
 
 def keys_per_query(tokens: int) -> float:
-    """Keys that the mean query of a causal row of ``tokens`` is multiplied with."""
+    """Keys that a query is multiplied with, on average over a causal row of ``tokens``."""
     tile = min(TILE, tokens)
     whole, rest = divmod(tokens, tile)
     return (tile * tile * whole * (whole + 1) / 2 + rest * tokens) / tokens
 
 
 def patch_embedding(config: ModelConfig) -> int:
-    """Forward of one patch."""
+    """The patch embedding's forward, one patch."""
     vision = config.vision_config
     return 2 * 3 * vision.patch_size**2 * vision.vt_hidden_size
 
@@ -112,7 +113,7 @@ def muon_step(config: ModelConfig) -> int:
 
 
 def flop_figures(config: ModelConfig, tokens: int, patches: int) -> list[Figure]:
-    """Of one token in a row of ``tokens``, one image of ``patches``, and one optimizer step."""
+    """Figures for one token of a row of ``tokens``, one image of ``patches``, and one optimizer step."""
     text, parts = config.text_config, Parameters(config)
     layers = text.num_hidden_layers
     attended = f"{keys_per_query(tokens):g} keys of {tokens}"
@@ -143,7 +144,7 @@ def flop_figures(config: ModelConfig, tokens: int, patches: int) -> list[Figure]
             text_training(config, tokens),
             FLOP,
             "3 * forward + 2VD",
-            "arXiv 2001.08361, section 2.1; logits again: ours (model.target_logprobs)",
+            "arXiv 2001.08361, section 2.1; logits again: ours (model.network.target_logprobs)",
         ),
         Figure(
             "token, training, layers recomputed",

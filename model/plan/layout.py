@@ -1,4 +1,4 @@
-"""How a training step is divided among GPUs: ZeRO, expert parallel, sequence parallel
+"""How a training step can be divided among GPUs: ZeRO, expert parallel, sequence parallel
 (source: arXiv 1910.02054; arXiv 2006.16668; arXiv 2309.14509).
 
 Every rank holds E/e of the experts, and each group of s ranks shares B sequences. ZeRO divides the rest of the model
@@ -11,19 +11,19 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from model.config import ModelConfig
-from model.errors import MoonflowError
+from model.boundary.errors import MoonflowError
+from model.network.config import ModelConfig
 
 
 @dataclass(frozen=True)
-class Work:
-    """One step of one data-parallel rank.
+class Workload:
+    """What one data-parallel rank computes in a step.
 
     Attributes:
-        tokens: in a sequence.
-        sequences: of a data-parallel rank.
+        tokens: tokens of a sequence.
+        sequences: sequences of a data-parallel rank.
         vision_share: share of the tokens that come from images.
-        patches: of one image.
+        patches: patches of one image.
     """
 
     tokens: int = 4096
@@ -32,7 +32,7 @@ class Work:
     patches: int = 1024
 
     def check(self, config: ModelConfig) -> None:
-        """Raises MoonflowError, naming the option."""
+        """Raise MoonflowError, naming the option, if a value is out of range."""
         for option, value in (("--sequence", self.tokens), ("--batch", self.sequences)):
             if value < 1:
                 raise MoonflowError(f"{option} {value}: give at least 1")
@@ -44,7 +44,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Layout:
+class PlannedLayout:
     """``gpus`` ranks; ``zero`` 1 to 3; ``experts`` expert-parallel and ``sequence`` sequence-parallel ranks."""
 
     gpus: int
@@ -55,13 +55,11 @@ class Layout:
 
     @property
     def expert_replicas(self) -> int:
+        """How many ranks hold the same experts."""
         return self.gpus // self.experts
 
-    @property
-    def data_parallel(self) -> int:
-        return self.gpus // self.sequence
-
     def describe(self) -> str:
+        """In words, for a table."""
         parts = [f"ZeRO-{self.zero}"]
         if self.experts > 1:
             parts.append(f"expert-parallel {self.experts}")
@@ -71,15 +69,15 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What the user fixes of a layout; 0 leaves it open."""
+class LayoutConstraints:
+    """The parts of a layout that the user fixes; 0 leaves a part open."""
 
     zero: int = 0
     experts: int = 0
     sequence: int = 0
 
     def check(self, config: ModelConfig, gpus: int, tokens: int) -> None:
-        """Raises MoonflowError, naming the option and what it has to divide."""
+        """Raise MoonflowError, naming the option, if a value is out of range or does not divide what it must divide."""
         text = config.text_config
         if gpus < 1:
             raise MoonflowError(f"--gpus {gpus}: give at least 1")
@@ -101,17 +99,17 @@ def _divides(option: str, value: int, wholes: dict[str, int]) -> None:
             raise MoonflowError(f"{option} {value} does not divide the {whole} {name}; give a divisor of {whole}")
 
 
-def layouts(config: ModelConfig, gpus: int, tokens: int, wanted: Wanted) -> Iterator[Layout]:
-    """Every layout that divides evenly and is as ``wanted``, each without and with recomputation."""
+def layouts(config: ModelConfig, gpus: int, tokens: int, constraints: LayoutConstraints) -> Iterator[PlannedLayout]:
+    """Every layout that divides evenly and meets ``constraints``, each without and with recomputation."""
     text = config.text_config
-    expert_ranks = [wanted.experts] if wanted.experts else _divisors(math.gcd(gpus, text.n_routed_experts))
+    expert_ranks = [constraints.experts] if constraints.experts else _divisors(math.gcd(gpus, text.n_routed_experts))
     shared = math.gcd(gpus, text.num_attention_heads, tokens)
-    sequence_ranks = [wanted.sequence] if wanted.sequence else _divisors(shared)
-    for zero in [wanted.zero] if wanted.zero else [1, 2, 3]:
+    sequence_ranks = [constraints.sequence] if constraints.sequence else _divisors(shared)
+    for zero in [constraints.zero] if constraints.zero else [1, 2, 3]:
         for experts in expert_ranks:
             for sequence in sequence_ranks:
                 for recompute in (False, True):
-                    yield Layout(gpus, zero, experts, sequence, recompute)
+                    yield PlannedLayout(gpus, zero, experts, sequence, recompute)
 
 
 def _divisors(number: int) -> list[int]:

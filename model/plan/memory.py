@@ -1,41 +1,42 @@
-"""Bytes that one rank holds at the peak of a step (source: ZeRO, arXiv 1910.02054, section 5, with our precisions:
-bfloat16 products, float32 weights, gradients and optimizer).
+"""Memory: bytes that one rank holds at the peak of a step, with bfloat16 products and float32 weights, gradients and
+optimizer (source: ZeRO, arXiv 1910.02054, section 5).
 
 Formulas are written in ``model.plan.figure.SYMBOLS``.
 """
 
 from __future__ import annotations
 
-from model.config import ModelConfig
+from model.network.config import ModelConfig
 from model.plan.activations import text_bytes, vision_bytes
 from model.plan.figure import BYTE, Figure
-from model.plan.layout import Layout, Work
+from model.plan.layout import PlannedLayout, Workload
 from model.plan.parameters import Count, Parameters
 
 _ZERO = "arXiv 1910.02054, section 5"
 _MIXED = "mixed precision: arXiv 1710.03740, section 3.1"
 
 
-def tokens_of_rank(layout: Layout, work: Work) -> float:
+def tokens_of_rank(layout: PlannedLayout, work: Workload) -> float:
+    """Tokens that one rank computes in a step."""
     return work.sequences * work.tokens / layout.sequence
 
 
-def patches_of_rank(config: ModelConfig, layout: Layout, work: Work) -> float:
-    """Images are shared out by patches, so every rank encodes as many (K2.5 App. C: the encoder is replicated)."""
+def patches_of_rank(config: ModelConfig, layout: PlannedLayout, work: Workload) -> float:
+    """Patches that one rank encodes: images are divided evenly by patches (K2.5 App. C: the encoder is replicated)."""
     merge = config.vision_config.merge_kernel_size
     return tokens_of_rank(layout, work) * work.vision_share * merge[0] * merge[1]
 
 
-def state_figures(config: ModelConfig, layout: Layout) -> list[Figure]:
-    """What stays from step to step, and the copies of weights that products read."""
+def state_figures(config: ModelConfig, layout: PlannedLayout) -> list[Figure]:
+    """Weights, gradients and optimizer state, which stay from step to step, and the bfloat16 copies of weights."""
     parts = Parameters(config)
     gpus, held = layout.gpus, layout.experts
     every, dense, routed = parts.all, parts.dense, parts.routed
     if gpus == 1:
         copies, how = 2.0 * every.products, "2 x parameters of products"
         if layout.recompute:
-            waiting = largest_layer(parts, layout) + parts.projector
-            copies, how = 2.0 * waiting.products, "2 x those of the largest layer and the projector"
+            copied = largest_layer(parts, layout) + parts.projector
+            copies, how = 2.0 * copied.products, "2 x those of the largest layer and the projector"
     elif layout.zero < 3:
         copies, how = 2 * (dense.total + routed.total / held), "2(Pd + Pr/e)"
     else:
@@ -59,8 +60,8 @@ def state_figures(config: ModelConfig, layout: Layout) -> list[Figure]:
     ]
 
 
-def step_figures(config: ModelConfig, layout: Layout, work: Work) -> list[Figure]:
-    """What comes and goes within a step."""
+def step_figures(config: ModelConfig, layout: PlannedLayout, work: Workload) -> list[Figure]:
+    """Activations and buffers, which are freed within a step."""
     parts, tokens = Parameters(config), tokens_of_rank(layout, work)
     recompute = layout.recompute
     text = tokens * text_bytes(config, work.tokens, parts.dense_layers, recompute=recompute)
@@ -87,8 +88,8 @@ def step_figures(config: ModelConfig, layout: Layout, work: Work) -> list[Figure
     return figures
 
 
-def largest_layer(parts: Parameters, layout: Layout) -> Count:
-    """The layer with most parameters, or the head; of the experts a rank's own."""
+def largest_layer(parts: Parameters, layout: PlannedLayout) -> Count:
+    """The layer with the most parameters, or the head; of the experts, only those that one rank holds."""
     text = parts.config.text_config
     experts = text.n_routed_experts // layout.experts + text.n_shared_experts
     ffns = [parts.dense_ffn] if parts.dense_layers else []
@@ -96,7 +97,7 @@ def largest_layer(parts: Parameters, layout: Layout) -> Count:
     return max([parts.head, *(parts.attention + ffn for ffn in ffns)], key=lambda count: count.total)
 
 
-def _buffers(parts: Parameters, layout: Layout) -> tuple[float, str]:
+def _buffers(parts: Parameters, layout: PlannedLayout) -> tuple[float, str]:
     """Weights gathered (ZeRO-3: this layer's and the next one's), gradients before they are divided (ZeRO-2 and 3)."""
     if layout.gpus == 1 or layout.zero == 1:
         return 0.0, ""
@@ -104,14 +105,14 @@ def _buffers(parts: Parameters, layout: Layout) -> tuple[float, str]:
     return (4 * layer, "4 x largest layer") if layout.zero == 2 else ((4 + 2 * 2) * layer, "(4 + 2*2) x largest layer")
 
 
-def update_figure(config: ModelConfig, layout: Layout) -> Figure:
-    """Muon's update and its bfloat16 iterate, when the activations are gone."""
+def update_figure(config: ModelConfig, layout: PlannedLayout) -> Figure:
+    """Muon's update and its bfloat16 iterate, once the activations are freed."""
     muon = Parameters(config).all.muon
     return Figure("Muon's updates", 6 * muon / layout.gpus, BYTE, "(4 + 2)Pm/G", "ours")
 
 
-def peak(config: ModelConfig, layout: Layout, work: Work) -> float:
-    """Bytes at the fuller of two moments: as the backward begins, and as the optimizer steps."""
+def peak(config: ModelConfig, layout: PlannedLayout, work: Workload) -> float:
+    """Bytes when the backward begins or when the optimizer steps, whichever are more."""
     states = sum(figure.value for figure in state_figures(config, layout))
     step = sum(figure.value for figure in step_figures(config, layout, work))
     return states + max(step, update_figure(config, layout).value)

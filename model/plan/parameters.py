@@ -1,4 +1,4 @@
-"""How many parameters a shape has, by part and by the rule that trains them (source: K2 Table 2, the released index).
+"""How many parameters a model has, by part and by the optimizer that trains them (source: K2 Table 2, released index).
 
 Formulas are written in ``model.plan.figure.SYMBOLS``.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from model.config import ModelConfig
+from model.network.config import ModelConfig
 from model.plan.figure import COUNT, Figure
 
 
@@ -20,7 +20,7 @@ class Count:
         muon: hidden matrices, trained by Muon.
         adamw: embeddings, head, norms, biases, patch embedding: trained by AdamW.
         fixed: not trained by gradient.
-        products: those that are cast to the precision of products where they are used.
+        products: those that are cast to the precision of matrix products when they are used.
     """
 
     muon: int = 0
@@ -50,7 +50,7 @@ def _matrices(count: int) -> Count:
 
 @dataclass(frozen=True)
 class Parameters:
-    """The parts of a model of shape ``config``; those of a layer are for one layer."""
+    """The parts of a model of shape ``config``; a layer's parts are counted for one layer."""
 
     config: ModelConfig
 
@@ -103,7 +103,7 @@ class Parameters:
 
     @property
     def router(self) -> Count:
-        """The scores' matrix, which stays float32, and the correction bias."""
+        """The matrix that gives the scores, which stays float32, and the correction bias."""
         text = self.config.text_config
         return Count(muon=text.n_routed_experts * text.hidden_size, fixed=text.n_routed_experts)
 
@@ -154,16 +154,18 @@ class Parameters:
 
     @property
     def all(self) -> Count:
+        """The whole model."""
         return self.dense + self.routed
 
     @property
     def active(self) -> int:
-        """Parameters of the language model that work on one token."""
+        """Parameters of the language model that one token uses."""
         text = self.config.text_config
         return self.language_model_dense.total + self.expert.total * text.num_experts_per_tok * self.expert_layers
 
 
 def parameter_figures(config: ModelConfig) -> list[Figure]:
+    """Figures for the whole model and its large parts."""
     parts = Parameters(config)
     shapes = "shapes of the released index"
     return [

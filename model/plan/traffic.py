@@ -1,4 +1,4 @@
-"""Bytes that one rank sends in a step. A ring of n ranks gathers or reduces X bytes by sending X(n-1)/n from each
+"""Traffic: bytes that one rank sends in a step. To gather or reduce X bytes, each rank of a ring of n sends X(n-1)/n
 (source: ZeRO, arXiv 1910.02054, section 7).
 
 Formulas are written in ``model.plan.figure.SYMBOLS``.
@@ -6,9 +6,9 @@ Formulas are written in ``model.plan.figure.SYMBOLS``.
 
 from __future__ import annotations
 
-from model.config import ModelConfig
+from model.network.config import ModelConfig
 from model.plan.figure import BYTE, Figure
-from model.plan.layout import Layout, Work
+from model.plan.layout import PlannedLayout, Workload
 from model.plan.memory import tokens_of_rank
 from model.plan.parameters import Parameters
 
@@ -17,7 +17,8 @@ def _sent(ranks: int) -> float:
     return (ranks - 1) / ranks
 
 
-def traffic_figures(config: ModelConfig, layout: Layout, work: Work) -> list[Figure]:
+def traffic_figures(config: ModelConfig, layout: PlannedLayout, work: Workload) -> list[Figure]:
+    """Figures for each kind of communication in a step."""
     parts, text = Parameters(config), config.text_config
     tokens, copies = tokens_of_rank(layout, work), layout.expert_replicas
 
@@ -26,7 +27,7 @@ def traffic_figures(config: ModelConfig, layout: Layout, work: Work) -> list[Fig
 
     everything = rings(parts.dense.total, parts.routed.total)
     gathers = 2 if layout.zero == 3 else 1
-    rounds = 3 if layout.recompute else 2  # forward, backward and what is computed again
+    rounds = 3 if layout.recompute else 2  # forward, backward, and the forward that is computed again
     pairs = tokens * text.num_experts_per_tok * text.hidden_size * 2 * _sent(layout.experts)
     heads = text.num_attention_heads * (text.qk_head_dim + text.qk_nope_head_dim + 2 * text.v_head_dim)
     swapped = tokens * 2 * (heads * _sent(layout.sequence) + text.qk_rope_head_dim * (layout.sequence - 1))
@@ -64,5 +65,6 @@ def traffic_figures(config: ModelConfig, layout: Layout, work: Work) -> list[Fig
     ]
 
 
-def traffic(config: ModelConfig, layout: Layout, work: Work) -> float:
+def traffic(config: ModelConfig, layout: PlannedLayout, work: Workload) -> float:
+    """Bytes that one rank sends in a step, all kinds together."""
     return sum(figure.value for figure in traffic_figures(config, layout, work))

@@ -1,0 +1,3 @@
+"""Reinforcement learning: prompts, episodes with tools, rewards, the objective and the trainer that joins them. Read
+``trainer`` first, then ``environment``.
+"""

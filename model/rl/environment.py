@@ -1,37 +1,35 @@
 """Episodes: a policy, its tools and a verifier, as one coroutine (source: K2.5 paper App. D).
 
-Token-in, token-out: an episode's ids are the prompt's, then what the engine sampled, exactly as sampled, then the
-encoded tool results, and so on. Nothing is decoded and encoded again, so the stored log-probs belong to these ids.
+Token in, token out: the ids of an episode are those of the prompt, then those that the engine sampled, then those of
+the encoded tool results, and so on. Nothing is decoded and encoded again, so the stored log-probs belong to these ids.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
 
-from model.chat import AssistantTurn, encode_turns, parse_assistant
-from model.data.sample import Sample
-from model.data.tokenize import TokenizedSample, tokenize_prompt
-from model.errors import MoonflowError
-from model.image import ImageConfig
+from model.boundary.errors import MoonflowError
+from model.codec.chat import AssistantTurn, Message, encode_turns, parse_assistant
+from model.codec.image import ImageConfig
+from model.codec.tokenizer import Tokenizer
+from model.data.samples.sample import Sample
+from model.data.samples.tokenize import TokenizedSample, tokenize_prompt
 from model.rl import rewards
 from model.rl.tools.toolset import EpisodeTools, Toolset
-from model.rollout.protocol import Completion, Engine, Request
-from model.tokenizer import Tokenizer
+from model.rollout.protocol import Completion, Request, RolloutEngine
 
 FAILED = "failed"
 
-Message = Mapping[str, Any]
 Respond = Callable[[AssistantTurn], Awaitable[list[Message]]]
 
 
 class EpisodeEnd(Exception):
-    """Raised by a responder to end the episode without an answer, e.g. ``EpisodeEnd("budget")``."""
+    """A responder raises it to end the episode without an answer; its text is the reason, e.g. "budget"."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +37,21 @@ class Episode:
     """One trajectory.
 
     Attributes:
-        input_ids: prompt, sampled and observed tokens, media pads expanded.
+        input_ids: tokens of the prompt, of the policy and of the tools; media pads are expanded.
         policy_mask: True for the sampled tokens, the only ones that are trained on.
-        logprobs: the sampler's own (nats); 0.0 where the mask is False.
-        pixel_values: float32 [P, 3, 14, 14] or None.   grid_thws: (t, h, w) of each medium.
-        reward: outcome in [0, 1].   correct: strict accuracy.   response: text of the final answer ("" without one).
+        logprobs: the sampler's log-probs (nats); 0.0 where the mask is False.
+        pixel_values: float32 [P, 3, 14, 14], P patches of all media, or None.
+        grid_thws: (t, h, w) of each medium, in patches.
+        reward: the outcome, in [0, 1].
+        response: text of the final answer; "" if there is none.
         turns: number of completions.
-        finish_reason: "answer", or why there is none: "length" (a turn ran out of tokens), "turns", "context" (the
-            episode did), "malformed" (a media token was sampled), a responder's reason, or "failed": the episode broke,
-            through no doing of the policy; it has no tokens then, and nothing is learnt from it.
+        finish_reason: "answer", or why there is none: "length" (a turn used all its tokens), "turns" (all turns are
+            used), "context" (the episode has no tokens left), "malformed" (a media token was sampled), the reason of a
+            responder, or "failed" (something broke that was not the policy's fault; the episode then has no tokens, and
+            nothing is learned from it).
+        correct: strict accuracy: whether the reward is full.
         metrics: figures of the environment, e.g. ``tool_calls``.
-        failure: one line on what broke in a failed episode, or in one whose sub-agent did; "" where nothing did.
+        failure: one line that says what broke, in a failed episode or in a sub-agent of this one; "" if nothing did.
     """
 
     input_ids: list[int]
@@ -66,21 +68,18 @@ class Episode:
     failure: str = ""
 
     @property
-    def policy_logprobs(self) -> list[float]:
-        return [value for value, sampled in zip(self.logprobs, self.policy_mask, strict=True) if sampled]
-
-    @property
     def policy_tokens(self) -> int:
+        """How many tokens the policy sampled."""
         return sum(self.policy_mask)
 
 
 def derive_seed(*parts: int) -> int:
-    """A seed for a part of a seeded whole (a turn, a sub-agent): 31 bits, a pure function of ``parts``."""
+    """The seed of a part (a turn, a sub-agent) of something seeded: 31 bits, a pure function of ``parts``."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0] >> 1)
 
 
 async def converse(
-    engine: Engine,
+    engine: RolloutEngine,
     tokenizer: Tokenizer,
     prompt: TokenizedSample,
     respond: Respond,
@@ -94,11 +93,15 @@ async def converse(
     """Alternate completions and responses until the policy answers; the episode is not scored (reward 0).
 
     Args:
-        respond: an assistant turn with tool calls or an error -> the turns to append (tool results, a complaint).
-        max_turns: completions. max_new_tokens: per completion. max_tokens: of the whole episode, observations included.
+        respond: an assistant turn with tool calls or an error -> the turns to append (tool results, or an error).
+        max_turns: completions of the episode.
+        max_new_tokens: tokens of one completion.
+        temperature: of sampling; 0 is greedy.
+        seed: of the whole episode; each turn derives its seed from it.
+        max_tokens: tokens of the whole episode, the prompt and the tools' results included.
 
     Raises:
-        MoonflowError: the prompt leaves no room, or the engine answered with what cannot be a completion.
+        MoonflowError: the prompt leaves no room, or the engine's answer is not a valid completion.
     """
     ids = [int(token) for token in prompt.input_ids]
     mask, logprobs = [False] * len(ids), [0.0] * len(ids)
@@ -123,7 +126,7 @@ async def converse(
         completion = _usable((await engine.generate([request]))[0], request, tokenizer.vocab_size)
         turns += 1
         sampled = completion.token_ids
-        if tokenizer.media_pad_id in sampled:  # no pixels stand behind it: neither the engine nor the trainer can go on
+        if tokenizer.media_pad_id in sampled:  # it has no pixels: neither engine nor trainer can continue
             sampled = sampled[: sampled.index(tokenizer.media_pad_id)]
             reason = "malformed"
         ids += sampled
@@ -152,7 +155,7 @@ async def converse(
         mask += [False] * len(observed)
         logprobs += [0.0] * len(observed)
     end = max((position + 1 for position, sampled_here in enumerate(mask) if sampled_here), default=len(ids))
-    ids, mask, logprobs = ids[:end], mask[:end], logprobs[:end]  # an observation nobody reads teaches nothing
+    ids, mask, logprobs = ids[:end], mask[:end], logprobs[:end]  # an observation that the policy never read is useless
     return Episode(
         ids,
         mask,
@@ -168,38 +171,43 @@ async def converse(
 
 
 def _usable(completion: Completion, request: Request, vocabulary: int) -> Completion:
-    """The completion, if it can be trained on: a broken one would be found no sooner than in the middle of a step."""
+    """The completion, checked now: a bad one would otherwise be noticed only in the middle of a training step.
+
+    Raises:
+        MoonflowError: it is aborted, too long, or its tokens or log-probs are not valid.
+    """
     tokens, logprobs = completion.token_ids, completion.logprobs
     if completion.finish_reason == "abort":
         raise MoonflowError("the engine gave up the request")
     if len(tokens) > request.max_new_tokens or not all(0 <= token < vocabulary for token in tokens):
         raise MoonflowError(
-            f"the engine answered with {len(tokens)} tokens, of which it may use {request.max_new_tokens}, or with "
-            f"tokens outside 0..{vocabulary - 1}"
+            f"the engine answered with {len(tokens)} tokens, where at most {request.max_new_tokens} are allowed, or "
+            f"with tokens outside 0..{vocabulary - 1}"
         )
     if len(logprobs) != len(tokens) or not all(math.isfinite(value) for value in logprobs):
-        raise MoonflowError("the engine's log-probs are not finite, or not one to a token")
+        raise MoonflowError("the engine's log-probs are not finite, or not one per token")
     return completion
 
 
 def complaint(turn: AssistantTurn) -> Message:
-    """The observation after a turn that could not be read."""
+    """The message that answers a turn which could not be parsed."""
     return {"role": "system", "content": f"error: {turn.error}"}
 
 
 def tool_result(call_id: str, content: str) -> Message:
+    """The message that answers one tool call."""
     return {"role": "tool", "tool_call_id": call_id, "content": content}
 
 
 async def answer_calls(tools: EpisodeTools, turn: AssistantTurn) -> list[Message]:
-    """Run a turn's calls one after the other, as they stand."""
+    """Run the calls of a turn one after the other, in their order."""
     if turn.error is not None:
         return [complaint(turn)]
     return [tool_result(call.id, await tools.call(call)) for call in turn.tool_calls]
 
 
 async def run_episode(
-    engine: Engine,
+    engine: RolloutEngine,
     tokenizer: Tokenizer,
     sample: Sample,
     image_config: ImageConfig,
@@ -211,16 +219,18 @@ async def run_episode(
     seed: int,
     max_tokens: int = 512,
 ) -> Episode:
-    """One scored episode of a task.
+    """Run one episode of a task and score it.
 
     Args:
-        max_turns, max_new_tokens, max_tokens: as for `converse`.
+        sample: the task.
+        toolset: makes the tools that the policy may call.
+        max_turns, max_new_tokens, temperature, seed, max_tokens: as for `converse`.
 
     Raises:
         Exception: whatever the sample, a tool, the verifier or the engine raised; see `model.rl.failures.attempt`.
     """
     prompt = tokenize_prompt(sample, tokenizer, image_config)
-    async with toolset.episode(sample) as tools:
+    async with toolset.episode(sample, image_config) as tools:
         episode = await converse(
             engine,
             tokenizer,
@@ -236,7 +246,7 @@ async def run_episode(
 
 
 def scored(episode: Episode, sample: Sample) -> Episode:
-    """The episode with its outcome: the sample's verifier on the final answer; no answer earns 0."""
+    """The episode with its reward: the task's verifier judges the final answer; no answer earns 0."""
     answered = episode.finish_reason == "answer"
     reward = rewards.score(sample.reward, episode.response, sample.answer) if answered else 0.0
     right = answered and rewards.correct(sample.reward, episode.response, sample.answer)

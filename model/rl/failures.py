@@ -1,7 +1,7 @@
-"""What becomes of an episode that breaks: an episode with a reason, which is counted and trains nothing (ours).
+"""Episodes that break: each is counted, says why, and is not trained on (source: ours).
 
-A tool, a verifier, a sample, one answer of the engine may break in ways that nobody foresaw. None of them is worth the
-other episodes of a step, so the step goes on without this one - until more have failed than its share allows.
+A tool, a verifier, a sample or one answer of the engine may break in ways that nobody foresaw. That must not cost the
+other episodes of a step, so the step continues without the broken one, until more have failed than the allowed share.
 """
 
 from __future__ import annotations
@@ -10,23 +10,25 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from model.data.sample import Sample
-from model.errors import MoonflowError, Unavailable
-from model.foreign_text import well_formed
+from model.boundary.errors import MoonflowError, Unavailable
+from model.boundary.untrusted_text import well_formed
+from model.data.samples.sample import Sample
 from model.rl.environment import FAILED, Episode
 
 log = logging.getLogger(__name__)
 
 LINE = 300  # characters of a failure that are kept
-NAMED = 3  # failures of one round of episodes that are logged one by one
+NAMED = 3  # failures of one round that are logged one by one
+Result = TypeVar("Result")
 
 
 async def attempt(episode: Awaitable[Episode], sample: Sample) -> Episode:
-    """The episode, or in its place one that says in one line why it failed.
+    """Wait for an episode; if it raises, return a failed episode that says why in one line.
 
     Raises:
-        Unavailable: what all episodes need is gone.
+        Unavailable: something that all episodes need is gone.
         CancelledError: this task is cancelled.
     """
     try:
@@ -37,7 +39,7 @@ async def attempt(episode: Awaitable[Episode], sample: Sample) -> Episode:
         if (task := asyncio.current_task()) is not None and task.cancelling():
             raise
         return _failed(sample, error)
-    except BaseException as error:  # panics of Rust libraries are no Exception
+    except BaseException as error:  # a panic of a Rust library is not an Exception
         return _failed(sample, error)
 
 
@@ -52,8 +54,11 @@ def _failed(sample: Sample, error: BaseException) -> Episode:
     return Episode([], [], [], None, [], 0.0, "", 0, FAILED, failure=line)
 
 
-async def all_of(episodes: Iterable[Coroutine[None, None, Episode]]) -> list[Episode]:
-    """Episodes at the same time, in their order; where one raises, as `attempt` may, the others are cancelled first."""
+async def all_of(episodes: Iterable[Coroutine[None, None, Result]]) -> list[Result]:
+    """Run episodes, or groups of them, at the same time and return them in their order.
+
+    If one raises, as `attempt` may, the others are cancelled before its error is raised.
+    """
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(episode) for episode in episodes]
@@ -68,8 +73,10 @@ class FailureCount:
     """The failed episodes of a run.
 
     Attributes:
-        allowed: share of them that may fail.   planned: how many episodes the run has, also those that are to come.
-        count: how many have failed so far.   first: why the first of them did.
+        allowed: the share of the run's episodes that may fail.
+        planned: episodes of the whole run, future ones included.
+        count: how many have failed so far.
+        first: why the first of them failed.
     """
 
     allowed: float
@@ -78,10 +85,10 @@ class FailureCount:
     first: str = ""
 
     def add(self, episodes: Sequence[Episode]) -> int:
-        """Count the failures among some episodes and log the first of them; returns how many there were.
+        """Count the failures among ``episodes`` and log the first of them; returns their number.
 
         Raises:
-            MoonflowError: more have failed than the share allows.
+            MoonflowError: more episodes of the run have failed than allowed.
         """
         failures = [episode.failure for episode in episodes if episode.failure]
         for failure in failures[:NAMED]:
@@ -93,6 +100,6 @@ class FailureCount:
         if self.count > self.allowed * self.planned:
             raise MoonflowError(
                 f"{self.count} of {self.planned} episodes failed, more than the share max_failed_episodes = "
-                f"{self.allowed:g}; the first: {self.first}; mend its cause, or raise max_failed_episodes"
+                f"{self.allowed:g}; the first: {self.first}; fix its cause, or raise max_failed_episodes"
             )
         return len(failures)

@@ -1,4 +1,4 @@
-"""Which task comes when: abilities in turn, families in turn within one, samples in a seeded order (source: ours).
+"""The order of tasks: abilities in turn, within an ability its families in turn, samples in a seeded order (ours).
 
 Prompts are grouped by ability rather than by modality (K2.5 paper, joint RL).
 """
@@ -10,28 +10,29 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from model.data.order import FamilyShards
-from model.data.sample import ABILITIES, Sample
-from model.data.source import ShardSource
-from model.data.stream import MAX_BROKEN
-from model.errors import MoonflowError
+from model.boundary.errors import MoonflowError
+from model.data.order.family_order import FamilyShards
+from model.data.samples.problems import MAX_BROKEN
+from model.data.samples.sample import ABILITIES, Sample
+from model.data.samples.shard_source import ShardSource
 
 log = logging.getLogger(__name__)
 
-PROBED = 256  # a family without a task among so many samples is a family of documents
+PROBED = 256  # samples; a family without a task among its first ones is a family of documents
 
 
 @dataclass
 class Unreadable:
-    """Samples of a pool's families that cannot be read: each is named once and passed over, up to ``MAX_BROKEN``."""
+    """Samples that cannot be read: each is named once and left out, up to the share ``MAX_BROKEN``."""
 
     total: int
     lost: set[tuple[str, int]] = field(default_factory=set)
 
     def add(self, family: str, number: int, error: MoonflowError) -> None:
-        """
+        """Count a sample, and log the first error of it.
+
         Raises:
-            MoonflowError: too much cannot be read.
+            MoonflowError: too many samples cannot be read.
         """
         if (family, number) in self.lost:
             return
@@ -40,12 +41,12 @@ class Unreadable:
         if len(self.lost) > MAX_BROKEN * self.total:
             raise MoonflowError(
                 f"{len(self.lost)} of {self.total} samples to take prompts from cannot be read, more than "
-                f"{MAX_BROKEN:.0%}: mend the data; the last was: {error}"
+                f"{MAX_BROKEN:.0%}: fix the data; the last was: {error}"
             )
 
 
 class FamilyTasks:
-    """The tasks of one family, without its documents (captions, say): n -> the n-th in the shards' seeded order."""
+    """The tasks of one family without its documents (such as captions): ``[n]`` is the n-th in the seeded order."""
 
     def __init__(self, name: str, shards: FamilyShards, unreadable: Unreadable) -> None:
         self._name, self._shards, self._unreadable = name, shards, unreadable
@@ -64,7 +65,7 @@ class FamilyTasks:
         return self._shards[self._positions[n]]
 
     def _advance(self) -> None:
-        number, offset = self._shards.place(self._read)
+        number, offset = self._shards.locate(self._read)
         shard = self._shards.shard(number, self._read // self._shards.total)
         try:
             if shard[offset].reward:
@@ -77,16 +78,16 @@ class FamilyTasks:
 class PromptPool:
     """Training prompts of a data folder: ``pool[n]`` is the n-th of a run, a pure function of (shards, seed, n).
 
-    Only train shards are opened. So the only thing to save is how many were drawn.
+    Only train shards are opened. To resume, only the number of prompts that were drawn must be saved.
 
     Args:
         source: of the shards.
         index: the data's index.json.
-        families: names to draw from; None for all of the data but ``without``.
-        modalities: of tasks; a family of another one is left out.
+        families: names to draw from; None for all families of the data except ``without``.
+        modalities: of the tasks; families of other modalities are left out.
 
     Raises:
-        MoonflowError: when a family has no train shards, no family has tasks, or too much cannot be read.
+        MoonflowError: a family has no train shards, no family has tasks, or too many samples cannot be read.
     """
 
     def __init__(

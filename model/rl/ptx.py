@@ -1,6 +1,6 @@
-"""The pre-training loss beside the policy's (PTX), so that what no prompt asks for is not forgotten.
+"""The pre-training loss that is added to the policy loss (PTX), so that RL does not unlearn what no prompt asks for.
 
-Source: K2 report, section on RL. Its weight and data are ours: text and vision halves of the pre-training mixtures.
+Source: K2 report, section on RL. Weight and data are ours: half text and half vision of the pre-training mixtures.
 """
 
 from __future__ import annotations
@@ -8,20 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from model.data.folder import DataFolder
-from model.data.mixtures import LONG_TEXT, VISION, blend
-from model.data.stream import MixtureStream, StreamState
+from model.data.batches.folder import DataFolder
+from model.data.batches.stream import MixtureStream, StreamState
+from model.data.order.mixtures import LONG_TEXT, VISION, blend
 
 VISION_SHARE = 0.5  # of its tokens
 
 
 @dataclass(frozen=True)
 class PTX:
-    """What the RL loop reads one batch of per gradient step.
+    """Pre-training data, of which the RL loop reads one batch per gradient step.
 
     Attributes:
         stream: opens the data at its beginning (None) or at a saved state.
-        weight: of its cross-entropy; the policy loss has weight 1.
+        weight: of the cross-entropy; the policy loss has weight 1.
     """
 
     stream: Callable[[StreamState | None], MixtureStream]
@@ -29,7 +29,7 @@ class PTX:
 
 
 def ptx(data: DataFolder, *, weight: float, rows: int, tokens: int, seed: int) -> PTX | None:
-    """``rows`` full rows of ``tokens`` tokens per gradient step, or None for weight 0.
+    """Pre-training data with ``rows`` rows of ``tokens`` tokens per gradient step; None for weight 0.
 
     Families of the mixtures that the data folder does not hold are left out.
     """

@@ -1,7 +1,9 @@
-"""Verifiable outcome rewards in [0, 1]: response text against ground truth.
+"""Verifiable outcome rewards in [0, 1]: the text of a response compared with the true answer.
 
-The paper names them (section on outcome visual RL: counting by absolute difference, OCR by normalised edit
-distance, grounding F1 with soft IoU matching); exact shapes are undisclosed, so the closed forms are ours.
+The paper names them (section on outcome visual RL: counting by absolute difference, OCR by normalised edit distance,
+grounding F1 with soft IoU matching) but not their exact form. The closed forms are ours.
+
+Shapes: P predicted boxes, T true boxes.
 """
 
 from __future__ import annotations
@@ -13,15 +15,15 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
-from model.errors import MoonflowError
+from model.boundary.errors import MoonflowError
 
 _INTEGER = re.compile(r"-?\d+")
-MAX_DIGITS = 300  # of an integer in a response; one with more is past every float, and no count or pixel (ours)
+MAX_DIGITS = 300  # of an integer in a response: one with more exceeds every float, and is no count or pixel (ours)
 Box = Sequence[float]
 
 
 def normalise(text: str) -> str:
-    """Lower case, single spaces, no outer space or closing punctuation: what `equal` means everywhere here."""
+    """Lower case, single spaces, no spaces or punctuation around it. Rewards compare texts in this form."""
     return " ".join(text.casefold().split()).strip(" .,;:!\"'`")
 
 
@@ -31,9 +33,9 @@ def exact(response: str, answer: Any) -> float:
 
 
 def number(response: str, answer: Any) -> float:
-    """Counting: 1 - |n - truth| / max(1, |truth|), not below 0, of the response's only integer (else 0)."""
+    """Counting: 1 - |n - truth| / max(1, |truth|), at least 0, for a response with exactly one integer n; else 0."""
     found = _integers(response)
-    if found is None or len(found) != 1:  # a list of guesses must not be scored by its luckiest member
+    if found is None or len(found) != 1:  # or the best of a list of guesses would count
         return 0.0
     truth = int(answer)
     return max(0.0, 1.0 - abs(found[0] - truth) / max(1, abs(truth)))
@@ -71,9 +73,9 @@ def iou(a: Box, b: Box) -> float:
 
 
 def grounding_f1(predicted: Sequence[Box], truth: Sequence[Box]) -> float:
-    """F1 whose true positives are the summed IoU of the one-to-one matching that makes that sum largest.
+    """F1 with the summed IoU as true positives, under the one-to-one matching that makes this sum largest.
 
-    For one predicted and one true box this is their IoU.
+    For one predicted and one true box it is their IoU.
     """
     if not predicted or not truth:
         return float(not predicted and not truth)
@@ -83,26 +85,28 @@ def grounding_f1(predicted: Sequence[Box], truth: Sequence[Box]) -> float:
 
 
 def parse_boxes(text: str) -> list[list[int]]:
-    """Boxes in ``text``: its integers, four by four; none when their number is not a multiple of four, or when one of
-    them has more than MAX_DIGITS digits."""
+    """The integers in ``text``, four per box (x0, y0, x1, y1).
+
+    Returns no boxes if their number is not a multiple of four, or if one of them has more than MAX_DIGITS digits.
+    """
     values = _integers(text) or []
     return [values[i : i + 4] for i in range(0, len(values), 4)] if len(values) % 4 == 0 else []
 
 
 def box(response: str, answer: Any) -> float:
-    """Grounding F1 with soft IoU. ``answer``: "x0 y0 x1 y1", [x0, y0, x1, y1] or a list of such boxes."""
+    """Grounding: F1 with soft IoU. ``answer`` is "x0 y0 x1 y1", [x0, y0, x1, y1] or a list of such boxes."""
     truth = parse_boxes(answer if isinstance(answer, str) else str(answer))
     return grounding_f1(parse_boxes(response), truth)
 
 
 def parse_table(text: str) -> dict[str, str]:
-    """Lines ``item: value`` as a dictionary of normalised strings; other lines are ignored, the last of twins wins."""
+    """Lines ``item: value`` as a dictionary of normalised strings; other lines are ignored, the last repeat counts."""
     pairs = (line.split(":", 1) for line in text.splitlines() if ":" in line)
     return {normalise(item): normalise(value) for item, value in pairs}
 
 
 def table_f1(response: str, answer: Any) -> float:
-    """Wide search: F1 over (item, value) pairs. ``answer``: {"item": "value"}."""
+    """Wide search: F1 over (item, value) pairs. ``answer`` is {"item": "value"}."""
     predicted = parse_table(response)
     truth = {normalise(item): normalise(str(value)) for item, value in answer.items()}
     if not predicted or not truth:
@@ -121,12 +125,16 @@ REWARDS: dict[str, Callable[[str, Any], float]] = {
 
 
 def score(name: str, response: str, answer: Any) -> float:
-    """The reward called ``name``; raises MoonflowError when there is none."""
+    """The reward ``name`` of a response.
+
+    Raises:
+        MoonflowError: there is no such reward.
+    """
     if name not in REWARDS:
         raise MoonflowError(f"unknown reward {name!r}; choose one of {', '.join(REWARDS)}")
     return REWARDS[name](response, answer)
 
 
 def correct(name: str, response: str, answer: Any) -> bool:
-    """Strict accuracy: the reward is full (the same string, number, box or table)."""
+    """Strict accuracy: whether the reward is full (the same string, number, box or table)."""
     return score(name, response, answer) >= 1.0

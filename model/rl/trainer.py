@@ -1,44 +1,49 @@
-"""The RL loop: prompts -> K episodes each -> rewards -> Toggle -> gradient steps -> checkpoint (source: K2.5 paper).
+"""The RL loop: roll out, reward, learn, publish the weights, save (source: K2.5 paper).
 
 Joint RL and PARL are this loop with different rollouts and rewards. Everything random is derived from (seed, iteration,
 prompt, sample), so the state to resume from is the iteration, the optimizer and Toggle's budgets.
 
-Shape legend: N policy tokens of a batch.
+Several ranks divide the episodes of a round, tell each other, and divide the rows into which all of them are packed:
+groups, budgets and failures are the same on every rank.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import closing
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from model.data.packing import Batch, pack
-from model.data.sample import Sample
-from model.data.stream import StreamState
-from model.data.tokenize import TokenizedSample
-from model.multimodal import KimiK25
-from model.quantization import experts_in
-from model.rl.environment import FAILED, Episode, derive_seed
+from model.boundary.errors import MoonflowError
+from model.checkpoint.folder import load_training_state
+from model.checkpoint.load import load_weights
+from model.checkpoint.saving import AsyncSaver
+from model.data.batches.packing import pack
+from model.data.batches.stream import StreamState
+from model.data.samples.sample import Sample
+from model.data.samples.tokenize import TokenizedSample
+from model.network.multimodal import KimiK25
+from model.optimizer.optimization import Optimization
+from model.parallel.ranks import Ranks
+from model.parallel.rows import rows_of_rank
+from model.rl.environment import Episode, derive_seed
 from model.rl.failures import FailureCount, all_of, attempt
-from model.rl.objective import Objective, ObjectiveConfig, advantages, policy_loss, token_weights
+from model.rl.groups import Group, Reward, outcome, rewarded_groups, trained_episodes
+from model.rl.objective import ObjectiveConfig, PolicyLoss
+from model.rl.policy import sampled_policy
 from model.rl.ptx import PTX
 from model.rl.toggle import Toggle
-from model.train.checkpoint import load_checkpoint
-from model.train.engine import add_gradient
-from model.train.optimizer import MuonClip, build_optimizer, qk_clip
-from model.train.protocol import Surroundings
-from model.train.saving import AsyncSaver
-from model.train.shares import RowShares
+from model.train.cross_entropy import CrossEntropy
+from model.train.engine import open_engine
+from model.train.guard import SpikeGuard
+from model.train.protocol import StepServices
 
-TOKENS_PER_BATCH = 16384  # episodes are split into parts of about so many tokens, whose gradients add up
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,8 @@ class RLSettings:
         seed: of everything sampled.
         checkpoint_every: iterations between saved states; 0 saves only at the end.
         expert_precision: "int4" trains the routed experts for an INT4 export; episodes must then come from
-            ``model.quantization.as_served``, or the policy that is trained is not the one that acted.
+            ``model.network.served.as_served``, or the policy that is trained is not the one that acted.
+        micro_batch_tokens: as in ``model.optimizer.optimization``.
         max_failed_episodes: share of the run's episodes that may fail (`model.rl.failures`); more end it.
     """
 
@@ -65,8 +71,17 @@ class RLSettings:
     seed: int = 0
     checkpoint_every: int = 0
     expert_precision: str = "full"
+    micro_batch_tokens: int = 16384
     max_failed_episodes: float = 0.0
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+
+    @property
+    def optimization(self) -> Optimization:
+        """No decay pulls at the policy, and no load moves its routers' biases."""
+        return Optimization.constant(
+            self.iterations * self.updates, self.learning_rate, weight_decay=0.0, bias_update_rate=0.0,
+            expert_precision=self.expert_precision, micro_batch_tokens=self.micro_batch_tokens,
+        )  # fmt: skip
 
 
 class Prompts(Protocol):
@@ -78,38 +93,23 @@ class Prompts(Protocol):
 Rollout = Callable[[Sample, int], Awaitable[Episode]]
 """(task, seed) -> one scored episode."""
 
-Reward = Callable[[int, Episode], tuple[float, dict[str, float]]]
-"""(iteration, episode) -> what is trained on, and its parts as metrics."""
-
-
-def outcome(iteration: int, episode: Episode) -> tuple[float, dict[str, float]]:
-    """The outcome alone."""
-    return episode.reward, {}
-
-
-@dataclass(frozen=True)
-class Group:
-    """The episodes of one prompt, at most K, with the advantages that they are trained with; those that failed are not
-    among them."""
-
-    sample: Sample
-    episodes: list[Episode]
-    advantages: list[float]
-
 
 @dataclass
-class LoopState:
+class RLState:
+    """What the loop itself remembers between processes; ``failed`` counts episodes."""
+
     iteration: int = 0
     tokens_seen: int = 0
-    failed: int = 0  # episodes
+    failed: int = 0
 
 
 class RLTrainer:
-    """Trains ``model`` in place.
+    """Trains ``model`` in place, from the newest checkpoint of this step if there is one.
 
     Args:
         rollout: samples episodes from the engine that serves this model.
-        publish_weights: called after every change of the weights; the engine must sample from the new ones next.
+        publish: called with the policy after every change of its weights; the engine must sample from it next.
+        ranks: of this process. The model holds its weights on each of them.
         toggle: None trains without length budgets.
         ptx: None trains on the episodes alone.
     """
@@ -119,172 +119,153 @@ class RLTrainer:
         model: KimiK25,
         prompts: Prompts,
         rollout: Rollout,
-        publish_weights: Callable[[], Awaitable[None]],
+        publish: Callable[[KimiK25], Awaitable[None]],
         settings: RLSettings,
         *,
         pad_id: int,
         tokenizer_folder: Path,
-        around: Surroundings,
+        services: StepServices,
         reward: Reward = outcome,
         toggle: Toggle | None = None,
         ptx: PTX | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.model, self.prompts, self.rollout, self.publish_weights = model, prompts, rollout, publish_weights
+        self.ranks = ranks or Ranks()
+        self.model, self.prompts, self.rollout, self.publish = model.to(self.ranks.device), prompts, rollout, publish
         self.settings, self.reward, self.toggle, self.ptx = settings, reward, toggle, ptx
-        self.pretraining = ptx.stream(None) if ptx is not None else None
-        self.pad_id, self.tokenizer_folder, self.around = pad_id, tokenizer_folder, around
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(not name.endswith("e_score_correction_bias"))
-        self.optimizer: MuonClip = build_optimizer(model, settings.learning_rate, weight_decay=0.0)
-        self.shares = RowShares(model)
-        self.loop = LoopState()
+        self.pad_id, self.tokenizer_folder, self.services = pad_id, tokenizer_folder, services
+        found = services.checkpoints.latest()
+        if found is not None:  # before the engine is opened: it may divide the weights among the ranks
+            load_weights(model, found)
+        self.engine = open_engine(model, settings.optimization, self.ranks)
+        self.state, self.guard, position = RLState(), SpikeGuard(), None
+        if found is not None:
+            saved = load_training_state(found, self.engine)
+            self.state, self.guard = RLState(**saved["loop"]), SpikeGuard(saved.get("guard"))
+            if toggle is not None:
+                toggle.load(saved["toggle"])
+            if ptx is not None:
+                position = StreamState(**saved["data_position"]["pretraining"])
+        self.pretraining = ptx.stream(position) if ptx is not None else None
+        if self.pretraining is not None and (rows := self.pretraining.recipe.rows) % self.ranks.data_ranks:
+            raise MoonflowError(
+                f"ptx_rows = {rows} does not divide among {self.ranks.data_ranks} data ranks: choose a multiple of it"
+            )
 
-    def train(self) -> LoopState:
-        """All iterations, from the newest checkpoint of this step if there is one."""
-        with closing(self.shares), AsyncSaver(self.around, self.tokenizer_folder) as saver:
-            return asyncio.run(self._train(saver))
+    def train(self) -> RLState:
+        """All iterations that are left.
 
-    async def _train(self, saver: AsyncSaver) -> LoopState:
-        if (found := self.around.checkpoints.latest()) is not None:
-            state = load_checkpoint(found, self.model, self.optimizer)
-            self.loop = LoopState(**state["loop"])
-            if self.toggle is not None:
-                self.toggle.load(state["toggle"])
-            if self.ptx is not None:
-                self.pretraining = self.ptx.stream(StreamState(**state["data_position"]["pretraining"]))
-        settings = self.settings
+        Raises:
+            MoonflowError: too many episodes of the run have failed, or step after step cannot be trained on.
+        """
+        services, ranks = self.services, self.ranks
+        saving = AsyncSaver(services.checkpoints, services.work, self.tokenizer_folder, ranks.rank, ranks.world)
+        with saving as saver:
+            state = asyncio.run(self._train(saver))
+        # Only after a normal end: closing may be a collective, and the others would not come if one rank had failed.
+        self.engine.close()
+        return state
+
+    async def publish_weights(self) -> None:
+        """Hand the weights of now to the engine that samples; every rank calls it."""
+        await self.publish(sampled_policy(self.model, self.engine, self.ranks))
+
+    async def _train(self, saver: AsyncSaver) -> RLState:
         await self.publish_weights()
-        while self.loop.iteration < settings.iterations:
+        while self.state.iteration < self.settings.iterations:
             begun = time.perf_counter()
             groups, figures = await self.collect()
             rolled = time.perf_counter()
             figures |= self.learn(groups)
             await self.publish_weights()
-            ended = time.perf_counter()
-
-            tokens = sum(episode.policy_tokens for group in groups for episode in group.episodes)
-            self.loop.iteration += 1
-            self.loop.tokens_seen += tokens
-            figures |= {"tokens/seen": self.loop.tokens_seen, "tokens/s": tokens / (ended - begun)}
-            figures |= {"seconds/rollout": rolled - begun, "seconds/train": ended - rolled}
-            self.around.metrics.log(figures, self.loop.iteration)
-            newest = {"tokens_per_s": figures["tokens/s"]}
-            if "reward/mean" in figures:  # not if every episode of the round failed
-                newest["reward"] = figures["reward/mean"]
-            self.around.progress.update(self.loop.iteration, settings.iterations, **newest)
+            self._report(groups, figures, rolled - begun, time.perf_counter() - rolled)
             self._save(saver)
-        return self.loop
+        return self.state
 
     async def collect(self) -> tuple[list[Group], dict[str, float]]:
-        """This iteration's episodes, rewarded, and what they say about the policy.
-
-        An episode that failed says nothing about it: rewards, advantages, lengths and figures are those of the others
-        of its group, and a group without others is left out.
+        """This iteration's episodes, rewarded, and what they say about the policy (`model.rl.groups`).
 
         Raises:
             MoonflowError: too many episodes of the run have failed.
         """
-        t, count, k = self.loop.iteration, self.settings.prompts_per_iteration, self.settings.samples_per_prompt
+        settings, t = self.settings, self.state.iteration
+        count, k = settings.prompts_per_iteration, settings.samples_per_prompt
         samples = [self.prompts[t * count + number] for number in range(count)]
         self.model.eval()
-        episodes = await all_of(
-            attempt(self.rollout(sample, derive_seed(self.settings.seed, t, number, j)), sample)
-            for number, sample in enumerate(samples)
-            for j in range(k)
+        asked = [(number, j) for number in range(count) for j in range(k)]
+        played = await all_of(
+            attempt(self.rollout(samples[number], derive_seed(settings.seed, t, number, j)), samples[number])
+            for number, j in self.ranks.share(asked)
         )
-        failures = FailureCount(
-            self.settings.max_failed_episodes, self.settings.iterations * count * k, count=self.loop.failed
-        )
+        episodes = self.ranks.joined(played)
+        failures = FailureCount(settings.max_failed_episodes, settings.iterations * count * k, count=self.state.failed)
         failed = failures.add(episodes)
-        self.loop.failed = failures.count
-        groups: list[Group] = []
-        parts: dict[str, list[float]] = {}
-        for number, sample in enumerate(samples):
-            members = [e for e in episodes[number * k : (number + 1) * k] if e.finish_reason != FAILED]
-            if not members:
-                continue
-            rewarded = [self.reward(t, episode) for episode in members]
-            values, lengths = [value for value, _ in rewarded], [episode.policy_tokens for episode in members]
-            if self.toggle is not None:
-                prompt = f"{sample.family}/{sample.key}"
-                self.toggle.measure(prompt, lengths, [episode.correct for episode in members])
-                values = self.toggle.shape(t, prompt, values, lengths)
-            groups.append(Group(sample, members, advantages(values)))
-            for key, value in _figures(sample, members, values, [figures for _, figures in rewarded]):
-                parts.setdefault(key, []).append(value)
-        figures = {key: float(np.mean(values)) for key, values in parts.items()}
-        figures["episodes/failed"] = float(failed)
-        if self.toggle is not None:
-            figures["toggle/budget_phase"] = float(self.toggle.budget_phase(t))
-        return groups, figures
+        self.state.failed = failures.count
+        by_sample = [episodes[number * k : (number + 1) * k] for number in range(count)]
+        groups, figures = rewarded_groups(t, samples, by_sample, self.reward, self.toggle)
+        return groups, figures | {"episodes/failed": float(failed)}
 
     def learn(self, groups: list[Group]) -> dict[str, float]:
-        """The gradient steps of one iteration.
+        """The gradient steps of one iteration: the policy's loss and, with PTX, the pre-training loss.
 
-        Groups whose rewards are all equal have no advantage and are left out of the passes; the normalisation still
-        counts them. With PTX there is a step even when no group is left.
+        With PTX there is a step even when no group has a signal.
+
+        Raises:
+            MoonflowError: step after step cannot be trained on (``model.train.guard``).
         """
-        weights = token_weights([[episode.policy_tokens for episode in group.episodes] for group in groups])
-        rows = [
-            (episode, advantage, weight)
-            for group, group_weights in zip(groups, weights, strict=True)
-            for episode, advantage, weight in zip(group.episodes, group.advantages, group_weights, strict=True)
-            if any(group.advantages) and episode.policy_tokens
-        ]
-        figures = {"groups/with_signal": sum(any(group.advantages) for group in groups) / max(1, len(groups))}
-        if not rows and self.pretraining is None:
+        episodes = trained_episodes(groups)
+        figures = {"groups/with_signal": sum(group.has_signal for group in groups) / max(1, len(groups))}
+        if not episodes and self.ptx is None:
             return figures
         self.model.train()
         for update in range(self.settings.updates):
-            totals = {"loss/policy": 0.0, "policy/masked_fraction": 0.0}
-            gaps: list[Tensor] = []
-            for part in _parts(rows):
-                loss, masked, gap_N = self._backward(part)
-                totals["loss/policy"] += loss
-                totals["policy/masked_fraction"] += masked
-                gaps.append(gap_N)
-            if self.ptx is not None and self.pretraining is not None:
-                with experts_in(self.settings.expert_precision):
-                    figures |= add_gradient(self.shares, self.pretraining.next_batch(), self.ptx.weight)
-            # Before the first step the two policies should be one: what is left is the engine's error.
-            if update == 0 and gaps:
-                gap_N = torch.cat(gaps)
-                figures["rollout/mismatch_kl"] = -float(gap_N.mean())
-                figures["rollout/mismatch_max"] = float(gap_N.abs().max())
-            norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            figures |= totals | {"gradient_norm": float(norm), "qk_clip/heads": float(qk_clip(self.model.attentions()))}
+            found = self._backward(episodes)
+            if update:  # before the first step the two policies should be one: what is left is the engine's error
+                found = {key: value for key, value in found.items() if not key.startswith("rollout/")}
+            figures |= found | self._update(found, self.state.iteration * self.settings.updates + update)
         return figures
 
-    def _backward(self, rows: list[tuple[Episode, float, float]]) -> tuple[float, float, Tensor]:
-        """Add the gradient of some episodes; loss, masked fraction, log-ratios [N] before this step."""
-        batch = pack([as_training_sample(episode) for episode, _, _ in rows], self.pad_id)
-        # Targets stand in row order, each episode's own in reading order: sorting by episode lines them up with lists.
-        order_N = torch.argsort(batch.sample_N, stable=True)
-        old_N = torch.empty(len(order_N))
-        old_N[order_N] = torch.tensor([value for episode, _, _ in rows for value in episode.policy_logprobs])
-        advantages_N = torch.tensor([advantage for _, advantage, _ in rows])[batch.sample_N]
-        weights_N = torch.tensor([weight for _, _, weight in rows])[batch.sample_N]
+    def _backward(self, episodes: list[tuple[Episode, float, float]]) -> dict[str, float]:
+        figures = {"loss/policy": 0.0, "policy/masked_fraction": 0.0}  # where no group has a signal
+        if episodes:
+            samples, ranks = [as_training_sample(episode) for episode, _, _ in episodes], self.ranks
+            layout = {"rows_multiple_of": ranks.data_ranks, "tokens_multiple_of": ranks.layout.sequence_parallel}
+            batch = pack(samples, self.pad_id, **layout)
+            mine = rows_of_rank(batch, ranks, self.model.config).to(ranks.device)
+            loss = PolicyLoss.of(episodes, self.settings.objective, ranks.device)
+            figures |= self.engine.backward(mine, loss, last=self.ptx is None)
+        if self.ptx is not None and self.pretraining is not None:
+            batch = self.pretraining.next_batch(self.ranks.data_rank, self.ranks.data_ranks)
+            figures |= self.engine.backward(batch.to(self.ranks.device), CrossEntropy(self.ptx.weight))
+        return figures
 
-        def backward(model: KimiK25, part: tuple[Batch, Tensor, Tensor, Tensor]) -> tuple[Objective, Tensor]:
-            share, old_N, advantages_N, weights_N = part
-            logprobs_N = model.logprobs(share).float()
-            objective = policy_loss(logprobs_N, old_N, advantages_N, weights_N, self.settings.objective)
-            objective.loss.backward()  # type: ignore[no-untyped-call]
-            return objective, (logprobs_N - old_N).detach()
+    def _update(self, figures: dict[str, float], step: int) -> dict[str, float]:
+        verdict = self.guard.judge(figures)
+        if verdict == "train":
+            return self.engine.update(step)
+        self.engine.discard()
+        log.warning("iteration %d: a step is not trained: %s", self.state.iteration + 1, self.guard.reason)
+        if verdict == "roll back":  # the same seeds would lead here again
+            raise MoonflowError(
+                f"step after step cannot be trained on ({self.guard.reason}): lower learning_rate, or start again from "
+                "the last checkpoint with another seed and a new run id"
+            )
+        return {}
 
-        shares = self.shares.cut(batch)
-        targets = [len(share.targets_N) for share in shares]
-        split = (values_N.split(targets) for values_N in (old_N, advantages_N, weights_N))
-        with experts_in(self.settings.expert_precision):
-            results = self.shares.run(backward, list(zip(shares, *split, strict=True)))
-        loss = sum(float(objective.loss.detach()) for objective, _ in results)
-        masked = sum(objective.masked_fraction for objective, _ in results)
-        return loss, masked, torch.cat([gap_N for _, gap_N in results])
+    def _report(self, groups: list[Group], figures: dict[str, float], rollout_s: float, train_s: float) -> None:
+        tokens = sum(episode.policy_tokens for group in groups for episode in group.episodes)
+        self.state.iteration += 1
+        self.state.tokens_seen += tokens
+        figures |= {"tokens/seen": self.state.tokens_seen, "tokens/s": tokens / (rollout_s + train_s)}
+        figures |= {"seconds/rollout": rollout_s, "seconds/train": train_s}
+        self.services.metrics.log(figures, self.state.iteration)
+        newest = {"tokens_per_s": figures["tokens/s"]}
+        if "reward/mean" in figures:  # not if every episode of the round failed
+            newest["reward"] = figures["reward/mean"]
+        self.services.progress.update(self.state.iteration, self.settings.iterations, **newest)
 
     def _save(self, saver: AsyncSaver) -> None:
-        every, t = self.settings.checkpoint_every, self.loop.iteration
+        every, t = self.settings.checkpoint_every, self.state.iteration
         last = t == self.settings.iterations
         if not last and not (every and t % every == 0):
             return
@@ -294,11 +275,11 @@ class RLTrainer:
         toggle = self.toggle.state() if self.toggle is not None else {}
         saver.save(
             self.model.config,
-            self.model.state_dict(),
-            self.optimizer.named_state(),
-            {"loop": vars(self.loop), "data_position": position, "toggle": toggle},
+            self.engine.weights(),
+            self.engine.named_state(),
+            {"loop": vars(self.state), "data_position": position, "toggle": toggle, "guard": self.guard.state()},
             index=-(-t // every) - 1 if every else 0,
-            tokens_seen=self.loop.tokens_seen,
+            tokens_seen=self.state.tokens_seen,
             complete=last,
         )
 
@@ -311,33 +292,3 @@ def as_training_sample(episode: Episode) -> TokenizedSample:
         episode.pixel_values,
         episode.grid_thws,
     )
-
-
-def _parts(rows: list[tuple[Episode, float, float]]) -> Iterator[list[tuple[Episode, float, float]]]:
-    part: list[tuple[Episode, float, float]] = []
-    size = 0
-    for row in rows:
-        if part and size + len(row[0].input_ids) > TOKENS_PER_BATCH:
-            yield part
-            part, size = [], 0
-        part.append(row)
-        size += len(row[0].input_ids)
-    if part:
-        yield part
-
-
-def _figures(
-    sample: Sample, episodes: list[Episode], values: list[float], parts: list[dict[str, float]]
-) -> Iterator[tuple[str, float]]:
-    for episode, value, figures in zip(episodes, values, parts, strict=True):
-        yield "reward/mean", episode.reward
-        yield f"reward/{sample.ability}", episode.reward
-        yield f"reward/{sample.modality}", episode.reward
-        yield "reward/trained", value
-        yield "accuracy/mean", float(episode.correct)
-        yield "tokens/response", float(episode.policy_tokens)
-        yield "episode/turns", float(episode.turns)
-        yield "episode/answered", float(episode.finish_reason == "answer")
-        yield "policy/entropy", -sum(episode.logprobs) / max(1, episode.policy_tokens)
-        yield "episode/tool_calls", episode.metrics["tool_calls"]
-        yield from figures.items()

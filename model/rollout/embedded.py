@@ -1,8 +1,10 @@
 """The embedded engine: continuous batching of concurrent asyncio callers over cached MLA latents (source: ours).
 
-Callers' requests wait in a queue; while there are any, one task of the running event loop admits them into a batch of
-up to ``max_batch`` rows (prefill; equal prompts are read once) and takes decode steps, giving the loop back to other
-coroutines after each. Rows leave as they finish and are refilled.
+Requests wait in a queue. While there are any, one task of the running event loop moves them into a batch of up to
+``max_batch`` rows (prefill; equal prompts are computed once) and takes decode steps; after each step other coroutines
+run. A finished row leaves the batch and is filled again.
+
+Shapes: B rows, T tokens in a row, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,23 +19,30 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from model.errors import MoonflowError
-from model.hf import load_model
-from model.multimodal import KimiK25
-from model.precision import products_in
-from model.rollout.decoding import PRODUCT_ROWS, LatentCache, Steps, evaluating, logits, prefill, round_up
+from model.boundary.errors import MoonflowError
+from model.checkpoint.load import load_model
+from model.network.batch import GridTHW
+from model.network.forward_context import ForwardContext
+from model.network.multimodal import KimiK25
+from model.network.precision import INVARIANT_ROWS
+from model.network.row_threads import RowThreads
+from model.network.vision import media_tokens
+from model.rollout.decoding import LatentCache, Steps, evaluating, logits, round_up
 from model.rollout.protocol import Completion, Request
 from model.rollout.sampling import sample, uniforms
-from model.rollout.threads import RowThreads
-from model.vision import GridTHW, media_tokens
 
-PREFILL_TOKENS = 8192  # bounds the memory of one prefill product (ours)
+PREFILL_TOKENS = 8192  # most tokens of one prefill, which bounds its memory (ours)
 _PromptKey = tuple[tuple[int, ...], tuple[GridTHW, ...], bytes]
 
 
 @dataclass(eq=False)
 class _Sequence:
-    """A request in flight; ``limit`` is how many tokens it may still grow to within the model's context."""
+    """A request in flight.
+
+    Attributes:
+        limit: most tokens of its completion: what it asks for, or what the model's context leaves.
+        chances: its random numbers from ``uniforms``, one per token; none if it is greedy.
+    """
 
     request: Request
     limit: int
@@ -45,7 +54,7 @@ class _Sequence:
 
     @property
     def cached(self) -> int:
-        """Tokens in the cache: all but the newest."""
+        """How many of its tokens are in the cache: all but the newest."""
         return len(self.request.input_ids) + len(self.tokens) - 1
 
     def append(self, token: int, logprob: float) -> None:
@@ -54,22 +63,27 @@ class _Sequence:
         if self.on_token is not None:
             self.on_token(token, logprob)
         if token in self.request.stop_token_ids:
-            self.finish("stop")
+            self.complete("stop")
         elif len(self.tokens) == self.limit:
-            self.finish("length")
+            self.complete("length")
 
-    def finish(self, reason: Literal["stop", "length", "abort"]) -> None:
+    def complete(self, reason: Literal["stop", "length", "abort"]) -> None:
         if not self.done.done():
             self.done.set_result(Completion(self.tokens, self.logprobs, reason))
 
 
 class EmbeddedEngine:
-    """``model.rollout.protocol.Engine`` in this process, on the device of the model.
+    """A ``model.rollout.protocol.RolloutEngine`` in this process, on the device of the model.
 
-    On the CPU in float32 a completion is a function of (weights, request) alone, bit for bit: see
-    ``model.rollout.decoding``. As many threads as torch may use share the rows of the batch. On a GPU batch mates can
-    change the last bits of a log-prob. So can ``prompt_products`` (bfloat16), which reads prompts several times as
-    fast, with the arithmetic of supervised training: for who asks for answers, not for log-probs to train on.
+    On the CPU in float32 a completion depends on weights and request alone, bit for bit
+    (``model.rollout.decoding``). On a GPU the other rows of the batch can change the last bits of a log-prob. The rows
+    of a batch are divided among as many threads as torch may use.
+
+    Args:
+        max_batch: most rows of the batch.
+        prompt_products: dtype in which prompts are multiplied; None for the model's. ``narrow_products`` reads prompts
+            several times as fast, with the arithmetic of supervised training, but can change the last bits of a
+            log-prob: for callers who need answers, not log-probs to train on.
     """
 
     def __init__(self, model: KimiK25, max_batch: int = 64, *, prompt_products: torch.dtype | None = None) -> None:
@@ -77,7 +91,7 @@ class EmbeddedEngine:
             raise MoonflowError(f"max_batch is {max_batch}; give 1 or more")
         self._model = model
         self._max_batch = max_batch
-        self._prompt_products = prompt_products
+        self._prompt_context = ForwardContext(prompt_products, batch_invariant=prompt_products is None)
         self._waiting: list[_Sequence] = []
         self._active: list[_Sequence] = []
         self._worker: asyncio.Task[None] | None = None
@@ -85,14 +99,18 @@ class EmbeddedEngine:
 
     @classmethod
     def load(cls, checkpoint: Path, max_batch: int = 64, device: str | torch.device = "cpu") -> EmbeddedEngine:
-        """An engine for a checkpoint folder; raises MoonflowError when the folder is not a whole checkpoint."""
+        """An engine for a checkpoint folder.
+
+        Raises:
+            MoonflowError: the folder is not a whole checkpoint.
+        """
         return cls(load_model(checkpoint).to(device), max_batch)
 
     async def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """Completions of ``requests``, in their order; a cancelled caller's requests leave the batch.
+        """The completions of ``requests``, in their order. If the caller is cancelled, its requests leave the batch.
 
         Raises:
-            MoonflowError: an impossible request, before anything is generated for this call.
+            MoonflowError: a request is impossible; then nothing is generated for this call.
         """
         limits = [self._limit(request) for request in requests]
         completions = [self._enter(request, limit) for request, limit in zip(requests, limits, strict=True)]
@@ -105,32 +123,32 @@ class EmbeddedEngine:
     def submit(
         self, request: Request, on_token: Callable[[int, float], None] | None = None
     ) -> asyncio.Future[Completion]:
-        """Begin one request in the running event loop; to cancel what is returned takes it out of the batch.
+        """Begin one request in the running event loop. Cancel the returned future to take it out of the batch.
 
         Args:
-            on_token: called with each token and its log-prob (nats) as it is sampled, between two decode steps' work;
-                it must be quick and must not raise.
+            on_token: called with each token and its log-prob (nats) as it is sampled, between two decode steps; it must
+                be quick and must not raise.
 
         Raises:
-            MoonflowError: an impossible request.
+            MoonflowError: the request is impossible.
         """
         return self._enter(request, self._limit(request), on_token)
 
     @property
     def waiting(self) -> int:
-        """Requests that have no row yet."""
+        """How many requests have no row yet."""
         return len(self._waiting)
 
     @property
     def running(self) -> int:
-        """Rows of the batch that are taken."""
+        """How many rows of the batch are taken."""
         return len(self._active)
 
     async def update_weights(self, checkpoint: Path) -> None:
-        """Serve a checkpoint folder's weights. Requests in the batch end on the old weights, waiting ones get the new.
+        """Use the weights of a checkpoint folder for waiting and later requests; the batch finishes with the old ones.
 
         Raises:
-            MoonflowError: when the folder is not a whole checkpoint; the old weights stay.
+            MoonflowError: the folder is not a whole checkpoint; the old weights stay.
         """
         model = load_model(checkpoint).to(next(self._model.parameters()).device)
         self._next_model = model
@@ -139,10 +157,10 @@ class EmbeddedEngine:
             await asyncio.sleep(0)
 
     def set_model(self, model: KimiK25) -> None:
-        """Sample from ``model`` itself, without a copy: between generations its weights may be trained in place.
+        """Sample from ``model`` itself, without a copy: its weights may be trained in place between generations.
 
         Raises:
-            MoonflowError: while requests are in flight, whose cached latents belong to the old weights.
+            MoonflowError: requests are in flight, whose cached latents belong to the old weights.
         """
         if self._waiting or self._active:
             raise MoonflowError(f"{len(self._waiting) + len(self._active)} requests are in flight; await them first")
@@ -188,12 +206,12 @@ class EmbeddedEngine:
             self._worker = loop.create_task(self._work())
 
     def _swap_model(self) -> None:
-        """Latents of one model are of no use to another, so the next model waits for the batch to end."""
+        """Use the next model once the batch is empty: the cached latents belong to the old one."""
         if self._next_model is not None and not self._active:
             self._model, self._next_model = self._next_model, None
 
     async def _work(self) -> None:
-        """Run the batch until nothing is left. A failure is every caller's failure: none is left waiting."""
+        """Run the batch until nothing is left. A failure is raised in every caller, so that none waits for ever."""
         model, cache = self._model, LatentCache(self._model, self._max_batch)
         threads = torch.get_num_threads()
         row_threads = RowThreads(threads if cache.latents.device.type == "cpu" else 1)
@@ -204,8 +222,8 @@ class EmbeddedEngine:
                     model, cache = self._model, LatentCache(self._model, self._max_batch)
                 if not self._active:
                     steps = Steps(model)
-                # One intra-op thread to a share of rows: split reductions would make a completion depend, in its last
-                # bits, on what else is in the batch, and a resumed RL run must sample what the killed one would have.
+                # One intra-op thread for each part of the rows: split reductions would make the last bits of a
+                # completion depend on the rest of the batch. A resumed RL run must sample what the killed one would.
                 torch.set_num_threads(1)
                 try:
                     self._iterate(steps, cache, row_threads)
@@ -224,7 +242,7 @@ class EmbeddedEngine:
 
     @torch.inference_mode()
     def _iterate(self, steps: Steps, cache: LatentCache, threads: RowThreads) -> None:
-        """Fill free rows, then one decode step."""
+        """Fill free rows, then take one decode step."""
         self._sweep(cache)
         if self._next_model is None:
             self._admit(steps.model, cache, threads)
@@ -235,7 +253,7 @@ class EmbeddedEngine:
             self._sweep(cache)
 
     def _sweep(self, cache: LatentCache) -> None:
-        """Drop what is finished or cancelled; the last row moves into each hole."""
+        """Remove finished and cancelled requests; the last row moves into each gap."""
         self._waiting = [sequence for sequence in self._waiting if not sequence.done.done()]
         for row in reversed(range(len(self._active))):
             if self._active[row].done.done():
@@ -245,6 +263,7 @@ class EmbeddedEngine:
                     self._active[row] = last
 
     def _admit(self, model: KimiK25, cache: LatentCache, threads: RowThreads) -> None:
+        """Move waiting requests into free rows: read their prompts and sample their first tokens."""
         free = self._max_batch - len(self._active)
         # A prefill of one prompt costs about a decode step, so freed rows are refilled an eighth at a time (ours).
         if not self._waiting or free < min(len(self._waiting), max(1, self._max_batch // 8)):
@@ -261,20 +280,20 @@ class EmbeddedEngine:
         for prompts in _buckets(rows):
             requests = [self._active[rows[key][0]].request for key in prompts]
 
-            def read(start: int, end: int, prompts=prompts, requests=requests) -> None:
-                x_BTD = _embed(model, requests[start:end])
+            def prefill(start: int, end: int, prompts=prompts, requests=requests) -> None:
+                x_BTD = _embed(model, requests[start:end], self._prompt_context)
                 lengths = [len(request.input_ids) for request in requests[start:end]]
-                latents, last_BD = prefill(model.language_model.model, x_BTD, lengths)
+                latents, last_BD = model.language_model.model.prefill(x_BTD, lengths, self._prompt_context)
                 for index, key in enumerate(prompts[start:end]):
                     for row in rows[key]:
                         cache.store(row, latents[:, index])
                         last[row] = last_BD[index]
 
-            # A single prompt has no rows to share; in another precision its bits hang on the threads anyway.
-            if len(prompts) == 1 and self._prompt_products is not None:
+            # A single prompt has no rows to divide; in another precision its bits depend on the threads anyway.
+            if len(prompts) == 1 and not self._prompt_context.batch_invariant:
                 torch.set_num_threads(threads.count)
-            with products_in(self._prompt_products), evaluating(model):
-                threads.over(len(prompts), read)
+            with evaluating(model):
+                threads.over(len(prompts), prefill)
             torch.set_num_threads(1)
         last_BD = torch.stack([last[first_row + index] for index in range(len(admitted))])
         self._sample(admitted, logits(model, last_BD))
@@ -292,7 +311,7 @@ def _prompt_key(request: Request) -> _PromptKey:
 
 
 def _buckets(prompts: Iterable[_PromptKey]) -> list[list[_PromptKey]]:
-    """Prompts that pad to the same length, up to PREFILL_TOKENS at a time."""
+    """Prompts grouped by padded length, in groups of at most PREFILL_TOKENS tokens."""
     buckets: dict[int, list[list[_PromptKey]]] = {}
     for prompt in prompts:
         tokens = round_up(len(prompt[0]))
@@ -303,18 +322,19 @@ def _buckets(prompts: Iterable[_PromptKey]) -> list[list[_PromptKey]]:
     return [batch for batches in buckets.values() for batch in batches]
 
 
-def _embed(model: KimiK25, requests: Sequence[Request]) -> Tensor:
-    """[B, T, D] padded on the right."""
+def _embed(model: KimiK25, requests: Sequence[Request], context: ForwardContext) -> Tensor:
+    """Embeddings [B, T, D] of prompts, padded on the right."""
     device = model.language_model.lm_head.weight.device
     tokens = round_up(max(len(request.input_ids) for request in requests))
     padding = model.config.pad_token_id
     ids = [request.input_ids + [padding] * (tokens - len(request.input_ids)) for request in requests]
     pixels = [request.pixel_values for request in requests if request.pixel_values is not None]
     if not pixels:
-        return model.embed(torch.tensor(ids, device=device), None, [])
+        return model.embed(torch.tensor(ids, device=device), None, [], context=context)
     grids = [grid for request in requests for grid in request.grid_thws]
-    # The projector's products, too, have at least PRODUCT_ROWS rows: very small images are embedded more than once.
+    # The projector's products, too, have at least INVARIANT_ROWS rows: very small images are embedded more than once.
     features = sum(media_tokens(grid, model.config.vision_config.merge_kernel_size) for grid in grids)
-    copies = -(-PRODUCT_ROWS // features)
+    copies = -(-INVARIANT_ROWS // features)
     pixel_values = torch.cat(pixels * copies).to(device)
-    return model.embed(torch.tensor(ids * copies, device=device), pixel_values, grids * copies)[: len(requests)]
+    ids_BT = torch.tensor(ids * copies, device=device)
+    return model.embed(ids_BT, pixel_values, grids * copies, context=context)[: len(requests)]

@@ -1,4 +1,4 @@
-"""The one protocol between a policy and whatever samples from it: token ids in, token ids and log-probs out."""
+"""The protocol of rollouts (source: ours): token ids in, token ids and log-probs out, from whatever engine samples."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from typing import Literal, Protocol
 
 import torch
 
-# Colder than this is greedy: logits that differ at all are then decided, and division by a smaller number leaves what
-# float32 can hold (source: vLLM's and SGLang's samplers draw the line at 1e-5 and 1e-6).
+# A lower temperature is greedy: logits that differ at all are then decided, and dividing them by a smaller number would
+# exceed float32 (source: the samplers of vLLM and SGLang have 1e-5 and 1e-6 here).
 GREEDY_BELOW = 1e-5
 
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt.
+    """One prompt and how to complete it.
 
     Attributes:
-        input_ids: prompt tokens; every image or video chunk already expanded to its h/2 * w/2 media pads.
-        pixel_values: float32 [patches, 3, 14, 14] of all media in order, or None.
+        input_ids: tokens of the prompt, with h/2 * w/2 media pads for every image or video chunk.
+        pixel_values: float32 [P, 3, 14, 14], the P patches of all media in order; or None.
         grid_thws: (t, h, w) in patches of each medium, in order.
-        max_new_tokens: generation stops after so many tokens (``finish_reason`` "length").
-        temperature: below GREEDY_BELOW, as 0, it is greedy.
-        stop_token_ids: the token that stops is included in the completion.
-        seed: the completion is a function of (weights, request) alone, whatever else shares the batch.
+        max_new_tokens: generation stops after this many tokens (``finish_reason`` "length").
+        temperature: of sampling; below GREEDY_BELOW, e.g. 0, decoding is greedy.
+        top_p: sample from the fewest most likely tokens that together have this probability; 1 means all tokens.
+        stop_token_ids: generation stops with one of these, which is part of the completion ("stop").
+        seed: of sampling. The completion depends on weights and request alone, whatever else is in the batch.
     """
 
     input_ids: list[int]
@@ -39,23 +40,32 @@ class Request:
 
     @property
     def greedy(self) -> bool:
+        """Whether the most likely token is always taken."""
         return self.temperature < GREEDY_BELOW
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What was sampled: ``token_ids`` and, of the same length, the sampler's own ``logprobs`` (nats)."""
+    """What was sampled.
+
+    Attributes:
+        token_ids: the sampled tokens.
+        logprobs: the sampler's log-prob of each of them (nats).
+        finish_reason: "stop" and "length" as in `Request`; "abort": the engine gave the request up.
+    """
 
     token_ids: list[int]
     logprobs: list[float]
     finish_reason: Literal["stop", "length", "abort"]
 
 
-class Engine(Protocol):
-    """Concurrent callers share one batch; each awaits only its own requests."""
+class RolloutEngine(Protocol):
+    """What completes requests. Concurrent callers share one batch; each waits only for its own requests."""
 
-    async def generate(self, requests: Sequence[Request]) -> list[Completion]: ...
+    async def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """The completions of ``requests``, in their order."""
+        ...
 
     async def update_weights(self, checkpoint: Path) -> None:
-        """Load the weights of a checkpoint folder (config.json + model.safetensors)."""
+        """Load the weights of a checkpoint folder; later requests are completed with them."""
         ...

@@ -1,4 +1,4 @@
-"""From logits to tokens, one generator per request (source: ours).
+"""Sample tokens from logits, with one random generator per request (source: ours).
 
 Shapes: B rows, V vocabulary.
 """
@@ -14,24 +14,28 @@ from model.rollout.protocol import Request
 
 
 def uniforms(request: Request) -> list[float]:
-    """All the chance a request will use: one number in [0, 1) per token, from its seed alone."""
+    """All random numbers of a request: one in [0, 1) per token, from its seed alone."""
     generator = torch.Generator().manual_seed(request.seed)
     return torch.rand(request.max_new_tokens, generator=generator, dtype=torch.float64).tolist()
 
 
 def sample(logits_BV: Tensor, requests: Sequence[Request], chances: Sequence[float]) -> tuple[list[int], list[float]]:
-    """Draw each row's next token by inverting its cumulative distribution at its chance.
+    """Draw the next token of each row, by inverting its cumulative distribution.
+
+    Args:
+        requests: one per row.
+        chances: for each row, a number in [0, 1) from `uniforms`.
 
     Returns:
-        Tokens, and their log-probs in nats: log-softmax(logits / temperature) over the whole vocabulary, before top-p
-        truncation (as SGLang and vLLM's processed log-probs without truncation), which is what an importance ratio
-        against the trained policy at the same temperature needs. For a greedy row: at temperature 1.
+        The tokens, and their log-probs in nats: log-softmax(logits / temperature) over the whole vocabulary, before
+        top-p truncation (like SGLang's, and vLLM's processed log-probs without truncation). An importance ratio against
+        the trained policy at the same temperature needs these. A greedy row has them at temperature 1.
     """
     device = logits_BV.device
     greedy = [request.greedy for request in requests]
     divisor_B1 = torch.tensor([1.0 if r.greedy else r.temperature for r in requests], device=device)[:, None]
-    # The largest is taken off before the division, which then rounds differences and not the logits themselves: at a
-    # low temperature that would change the odds.
+    # The largest logit is subtracted before the division, so that rounding affects differences and not the logits: at a
+    # low temperature it would change the odds.
     logprobs_BV = ((logits_BV - logits_BV.amax(-1, keepdim=True)) / divisor_B1).log_softmax(-1)
     if all(greedy):
         tokens_B1 = logits_BV.argmax(-1, keepdim=True)
@@ -41,7 +45,7 @@ def sample(logits_BV: Tensor, requests: Sequence[Request], chances: Sequence[flo
             top_p = torch.tensor([request.top_p for request in requests], device=device, dtype=torch.float64)
             _truncate(probs_BV, top_p[:, None])
         cumulative_BV = probs_BV.cumsum(-1)
-        # Scaling by the last sum renormalises, and makes rounding unable to step past the last possible token.
+        # Scaling by the last sum normalises, and keeps rounding from passing the last possible token.
         chances_B1 = torch.tensor(chances, device=device, dtype=torch.float64)[:, None] * cumulative_BV[:, -1:]
         tokens_B1 = torch.searchsorted(cumulative_BV, chances_B1, right=True).clamp(max=logits_BV.shape[1] - 1)
         greedy_B1 = torch.tensor(greedy, device=device)[:, None]
@@ -50,7 +54,7 @@ def sample(logits_BV: Tensor, requests: Sequence[Request], chances: Sequence[flo
 
 
 def _truncate(probs_BV: Tensor, top_p_B1: Tensor) -> None:
-    """Zero all but the fewest most likely tokens that together reach top_p, in place."""
+    """Set all probabilities to 0, in place, but those of the fewest most likely tokens that together reach top_p."""
     sorted_BV, order_BV = probs_BV.sort(dim=-1, descending=True, stable=True)
     dropped_BV = (sorted_BV.cumsum(-1) - sorted_BV >= top_p_B1) & (top_p_B1 < 1)
     dropped_BV[:, 0] = False

@@ -1,4 +1,4 @@
-"""The length of a swarm's critical path, and the budget on it (source: K2.5 paper, PARL)."""
+"""Critical steps: the length of a swarm's critical path, and its budget (source: K2.5 paper, PARL)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from dataclasses import dataclass
 
 @dataclass
 class CriticalSteps:
-    """CriticalSteps = sum over t of (S_main,t + max_i S_sub,i,t), never above ``budget``.
+    """CriticalSteps = sum over turns t of (S_main,t + max_i S_sub,i,t), at most ``budget``.
 
-    A turn of the orchestrator costs S_main = 1; one with n direct searches costs n, for they run one after the other
-    (ours). A group of assignments costs what its slowest sub-agent took, so parallel work is cheap and idle or
-    unbalanced spawning buys nothing. The same budget holds in training and evaluation.
+    A turn of the orchestrator costs S_main = 1, or n if it makes n searches itself, because these run one after the
+    other (ours). A group of assignments costs as much as its slowest sub-agent. So parallel work is cheap, and creating
+    idle or unbalanced sub-agents gains nothing. Training and evaluation have the same budget.
+
+    Attributes:
+        budget: steps that an episode may take.
+        spent: steps that it has taken.
     """
 
     budget: int
@@ -20,13 +24,18 @@ class CriticalSteps:
 
     @property
     def remaining(self) -> int:
+        """Steps that are left of the budget."""
         return self.budget - self.spent
 
     def spend(self, main: int, sub_agents: Sequence[int] = ()) -> None:
-        """Count one turn: its own steps and those of each sub-agent that ran in it.
+        """Count one turn.
+
+        Args:
+            main: steps of the orchestrator.
+            sub_agents: steps of each sub-agent that ran in this turn.
 
         Raises:
-            ValueError: the turn does not fit; callers bound it by ``remaining`` first.
+            ValueError: the turn exceeds the budget; callers check ``remaining`` first.
         """
         steps = main + max(sub_agents, default=0)
         if steps > self.remaining:

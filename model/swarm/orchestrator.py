@@ -1,9 +1,9 @@
 """Agent Swarm episodes: a trained orchestrator and frozen sub-agents (source: K2.5 paper, Agent Swarm and App. E.8).
 
-The orchestrator may search by itself, create named sub-agents, and assign them tasks; the assignments of one turn run
-at the same time. Each is a fresh conversation (the sub-agent's system prompt and the task) of another, frozen engine.
-Only its final message comes back, as an observation: it is masked in training, and the sub-agent's context
-never enters the orchestrator's. A sub-agent that breaks is an observation, too, and a failure of the episode.
+The orchestrator may search by itself, create named sub-agents, and assign tasks to them; the assignments of one turn
+run at the same time. Each is a new conversation with a frozen engine, which sees the sub-agent's system prompt and the
+task. Only its final message comes back, as an observation, which is masked in training; the sub-agent's context never
+enters the orchestrator's. A sub-agent that breaks gives an observation too, and counts as a failure of the episode.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import NoReturn
 
 import torch
 
-from model.chat import AssistantTurn, ToolCall, encode_chat
+from model.codec.chat import AssistantTurn, Message, ToolCall, encode_chat
+from model.codec.image import ImageConfig
+from model.codec.tokenizer import Tokenizer
 from model.data.families.wide_search import created
-from model.data.sample import Sample
-from model.data.tokenize import TokenizedSample, tokenize_prompt
-from model.image import ImageConfig
+from model.data.samples.sample import Sample
+from model.data.samples.tokenize import TokenizedSample, tokenize_prompt
 from model.rl.environment import (
     Episode,
     EpisodeEnd,
-    Message,
     answer_calls,
     complaint,
     converse,
@@ -31,9 +31,8 @@ from model.rl.environment import (
 )
 from model.rl.failures import all_of, attempt
 from model.rl.tools.toolset import Toolset, call_error
-from model.rollout.protocol import Engine
+from model.rollout.protocol import RolloutEngine
 from model.swarm.critical_steps import CriticalSteps
-from model.tokenizer import Tokenizer
 
 SWARM_TOOLS = ("search", "create_subagent", "assign_task")
 SUB_AGENT_TOOLS = ("search",)
@@ -41,13 +40,13 @@ SUB_AGENT_TOOLS = ("search",)
 
 @dataclass(frozen=True)
 class SwarmLimits:
-    """Of one episode (values: ours; the paper's are 15-100 main and 50-100 sub steps at full scale).
+    """Limits of one episode (values: ours; the paper's are 15-100 main and 50-100 sub steps at full scale).
 
     Attributes:
-        critical_steps: the budget; without an answer within it the episode ends, in training and evaluation alike.
+        critical_steps: the budget; an episode without an answer within it ends, in training and in evaluation.
         sub_agent_steps: completions of one sub-agent.
-        max_new_tokens: per completion, of both.
-        max_tokens: of one conversation, of both, observations included.
+        max_new_tokens: tokens of one completion, of the orchestrator or a sub-agent.
+        max_tokens: tokens of one conversation of either, observations included.
     """
 
     critical_steps: int = 8
@@ -58,7 +57,14 @@ class SwarmLimits:
 
 @dataclass
 class _Swarm:
-    """What happened so far in one episode."""
+    """What has happened in one episode so far.
+
+    Attributes:
+        agents: name -> system prompt.
+        parallelism: the largest number of assignments at once.
+        assigned, finished: how many assignments there were, and how many of them were answered.
+        failure: one line on the first sub-agent that broke; "" if none did.
+    """
 
     steps: CriticalSteps
     agents: dict[str, str] = field(default_factory=dict)
@@ -69,11 +75,11 @@ class _Swarm:
 
 
 class _Orchestrator:
-    """Responds to the orchestrator's turns: searches, creates, and runs assignments at the same time."""
+    """Responds to the orchestrator's turns: it searches, creates sub-agents, and runs assignments at the same time."""
 
     def __init__(
         self,
-        sub_engine: Engine,
+        sub_engine: RolloutEngine,
         tokenizer: Tokenizer,
         sample: Sample,
         toolset: Toolset,
@@ -128,7 +134,7 @@ class _Orchestrator:
             swarm.finished += done
             swarm.failure = swarm.failure or (f"sub-agent of {episode.failure}" if episode.failure else "")
             results[call.id] = episode.response if done else f"error: no answer ({episode.finish_reason})"
-        if swarm.steps.remaining < 1:  # not even the answer would fit
+        if swarm.steps.remaining < 1:  # there is no step left for the answer
             self._end()
         return [tool_result(call.id, results[call.id]) for call in turn.tool_calls]
 
@@ -142,7 +148,7 @@ class _Orchestrator:
         return None
 
     def _prompt(self, call: ToolCall) -> TokenizedSample:
-        """What the sub-agent of an assignment is told."""
+        """The prompt of an assignment's sub-agent."""
         messages = [
             {"role": "system", "content": self.swarm.agents[call.arguments["agent"]]},
             {"role": "user", "content": call.arguments["prompt"]},
@@ -150,7 +156,7 @@ class _Orchestrator:
         return as_prompt(encode_chat(messages, SUB_AGENT_TOOLS, self.tokenizer, add_generation_prompt=True).ids)
 
     async def _sub_agent(self, prompt: TokenizedSample, number: int, max_turns: int) -> Episode:
-        """One assignment, run by the frozen engine in a context of its own."""
+        """Run one assignment with the frozen engine, in a separate context."""
         task = replace(self.sample, tools=list(SUB_AGENT_TOOLS))
         async with self.toolset.episode(task) as tools:
             return await converse(
@@ -161,13 +167,13 @@ class _Orchestrator:
 
 
 def as_prompt(ids: list[int]) -> TokenizedSample:
-    """Text-only token ids as a prompt."""
+    """Token ids [T] of a text as a prompt without media."""
     return TokenizedSample(torch.tensor(ids), torch.zeros(len(ids), dtype=torch.bool), None, [])
 
 
 async def run_swarm_episode(
-    engine: Engine,
-    sub_engine: Engine,
+    engine: RolloutEngine,
+    sub_engine: RolloutEngine,
     tokenizer: Tokenizer,
     sample: Sample,
     image_config: ImageConfig,
@@ -178,19 +184,20 @@ async def run_swarm_episode(
     seed: int,
     swarm: bool = True,
 ) -> Episode:
-    """One scored episode of a wide-search task.
+    """Run one episode of a wide-search task and score it.
 
     Args:
-        engine: the orchestrator, trained. sub_engine: the sub-agents, frozen.
-        swarm: False gives the orchestrator ``search`` alone: the single-agent mode that a swarm is compared with, under
-            the same budget.
+        engine: speaks for the orchestrator, which is trained.
+        sub_engine: speaks for the sub-agents, which are frozen.
+        swarm: False gives the orchestrator nothing but ``search``: a single agent under the same budget, with which a
+            swarm is compared.
 
     Returns:
         An episode whose metrics have ``critical_steps``, ``parallelism`` (the largest number of assignments at once),
-        ``subtasks_assigned`` and ``subtasks_finished``; ``failure`` tells of a sub-agent that broke.
+        ``subtasks_assigned`` and ``subtasks_finished``; ``failure`` says which sub-agent broke.
 
     Raises:
-        Exception: as `run_episode`; what a sub-agent raises is an observation.
+        Exception: as `run_episode`, except that an error in a sub-agent becomes an observation.
     """
     sample = replace(sample, tools=list(SWARM_TOOLS if swarm else SUB_AGENT_TOOLS))
     orchestrator = _Orchestrator(sub_engine, tokenizer, sample, toolset, limits, temperature, seed)
@@ -200,7 +207,7 @@ async def run_swarm_episode(
         temperature=temperature, seed=seed,
     )  # fmt: skip
     done = orchestrator.swarm
-    if episode.finish_reason != "budget":  # the last turn ended the episode itself, so nothing was counted for it
+    if episode.finish_reason != "budget":  # nobody responded to the last turn, so it is counted here
         done.steps.spend(min(1, done.steps.remaining))
     metrics = episode.metrics | {
         "critical_steps": float(done.steps.spent),

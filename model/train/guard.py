@@ -1,7 +1,8 @@
 """Steps that would spoil the weights: they are skipped, and if they keep coming the run rolls back (source: ours).
 
-PaLM (arXiv 2204.02311, section 5.1) restarts before a spike and passes over the batches that led to it; OLMo 2 skips a
-step whose loss is many standard deviations above the recent ones. This does the second, then the first.
+PaLM (arXiv 2204.02311, section 5.1) restarts before a spike and skips the batches that led to it; OLMo 2 skips a step
+whose loss is many standard deviations above the recent ones. Here steps are skipped first; if spikes continue, the run
+restarts from a checkpoint.
 """
 
 from __future__ import annotations
@@ -14,20 +15,20 @@ import numpy as np
 
 Verdict = Literal["train", "skip", "roll back"]
 
-JUDGED = ("loss/text", "loss/vision")  # apart: a mixture that turns to images is no spike
-WINDOW = 128  # trained steps that a loss is compared with
-KNOWN = 32  # that many are needed before anything is called a spike
-ENOUGH = 256  # targets: a mean over fewer is that of one or two documents, which may be hard
-SIGMAS = 10.0  # above the window's mean ...
-OVER_LARGEST = 1.25  # ... and so many times its largest value: small batches have heavy tails
+JUDGED = ("loss/text", "loss/vision")  # separately: a mixture that gets more images is not a spike
+WINDOW = 128  # most trained steps that a loss is compared with
+KNOWN = 32  # fewest trained steps that a loss is compared with; before that nothing is a spike
+ENOUGH = 256  # fewest targets of a loss that is compared: with fewer, one hard document decides it
+SIGMAS = 10.0  # a spike is this many standard deviations above the window's mean ...
+OVER_LARGEST = 1.25  # ... and this many times above its largest value: small batches have heavy tails
 PATIENCE = 3  # spikes in a row that are skipped; the next rolls back
-ROLLBACKS = 3  # without a new checkpoint in between; then the run ends
+ROLLBACKS = 3  # to one checkpoint; then the run ends
 
 
 class SpikeGuard:
     """Judges each step by its figures before the weights follow it.
 
-    Its memory is in the checkpoints (``state``), so a resumed run judges as the unbroken one.
+    Its ``state`` is part of a checkpoint, so a resumed run judges as one that was not interrupted.
 
     Attributes:
         reason: what was wrong with the last step that was not trained, in words.
@@ -44,12 +45,12 @@ class SpikeGuard:
         return {"recent": {name: list(values) for name, values in self._recent.items()}, "in_a_row": self._in_a_row}
 
     def judge(self, figures: Mapping[str, float]) -> Verdict:
-        """``figures``: of ``Engine.backward``, the same on every rank."""
+        """Judge a step by the figures of ``TrainingEngine.backward``; the verdict is the same on every rank."""
         self.reason = _not_finite(figures) or self._spike(figures)
         if not self.reason:
             self._in_a_row = 0
             for name, values in self._recent.items():
-                if _says_something(name, figures):
+                if _comparable(name, figures):
                     values.append(figures[name])
                     del values[:-WINDOW]
             return "train"
@@ -58,7 +59,7 @@ class SpikeGuard:
 
     def _spike(self, figures: Mapping[str, float]) -> str:
         for name, values in self._recent.items():
-            if not _says_something(name, figures) or len(values) < KNOWN:
+            if not _comparable(name, figures) or len(values) < KNOWN:
                 continue
             mean, spread = float(np.mean(values)), float(np.std(values))
             bound = max(mean + SIGMAS * spread, OVER_LARGEST * max(values))
@@ -67,8 +68,8 @@ class SpikeGuard:
         return ""
 
 
-def _says_something(name: str, figures: Mapping[str, float]) -> bool:
-    """Whether the batch has a loss of that modality, over targets enough to be compared."""
+def _comparable(name: str, figures: Mapping[str, float]) -> bool:
+    """Whether the batch has this loss, over at least ``ENOUGH`` targets."""
     return name in figures and figures[name.replace("loss/", "targets/")] >= ENOUGH
 
 

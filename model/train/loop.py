@@ -13,23 +13,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from model.context import extend_context
-from model.data.packing import Batch
-from model.data.stream import StreamState
-from model.errors import MoonflowError
-from model.hf import load_weights
-from model.multimodal import KimiK25
+from model.boundary.errors import MoonflowError
+from model.checkpoint.folder import load_training_state, read_state
+from model.checkpoint.load import load_weights
+from model.checkpoint.saving import AsyncSaver
+from model.data.batches.stream import StreamState
+from model.network.batch import Batch
+from model.network.multimodal import KimiK25
+from model.network.yarn import extend_context
+from model.parallel.loss import Figures
+from model.parallel.ranks import Ranks
 from model.train import stop
-from model.train.checkpoint import load_training_state, read_state
-from model.train.engine import Engine, Figures, open_engine
+from model.train.cross_entropy import CrossEntropy
+from model.train.engine import TrainingEngine, open_engine
 from model.train.guard import ROLLBACKS, SpikeGuard
 from model.train.phase import Phase
-from model.train.protocol import Surroundings
-from model.train.ranks import Ranks
-from model.train.saving import AsyncSaver
+from model.train.protocol import StepServices
 from model.train.stop import Terminated
 
 LOG_EVERY = 10  # steps between logged metrics
+LOSS = CrossEntropy()
 NAMED_SAMPLES = 12  # of a batch that is not trained on, in the log
 
 log = logging.getLogger(__name__)
@@ -37,7 +40,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class LoopState:
-    """What the loop itself remembers between processes; ``step`` counts within ``phase``."""
+    """What the loop itself saves in a checkpoint; ``step`` counts within ``phase``, ``saved`` counts checkpoints."""
 
     phase: int = 0
     step: int = 0
@@ -47,7 +50,7 @@ class LoopState:
 
 
 def train(
-    model: KimiK25, phases: Sequence[Phase], tokenizer_folder: Path, around: Surroundings, ranks: Ranks | None = None
+    model: KimiK25, phases: Sequence[Phase], tokenizer_folder: Path, services: StepServices, ranks: Ranks | None = None
 ) -> LoopState:
     """Run the phases in order, from this step's newest checkpoint if there is one; the last checkpoint is complete.
 
@@ -59,21 +62,21 @@ def train(
         MoonflowError: the loss keeps spiking (``model.train.guard``); what is published stays.
     """
     ranks = ranks or Ranks()
-    with AsyncSaver(around, tokenizer_folder, ranks) as saver:
-        return _Run(model, phases, around, saver, ranks).run()
+    with AsyncSaver(services.checkpoints, services.work, tokenizer_folder, ranks.rank, ranks.world) as saver:
+        return _Run(model, phases, services, saver, ranks).run()
 
 
 class _Run:
     def __init__(
-        self, model: KimiK25, phases: Sequence[Phase], around: Surroundings, saver: AsyncSaver, ranks: Ranks
+        self, model: KimiK25, phases: Sequence[Phase], services: StepServices, saver: AsyncSaver, ranks: Ranks
     ) -> None:
         self.model, self.phases = model, phases
-        self.around, self.saver, self.ranks = around, saver, ranks
+        self.services, self.saver, self.ranks = services, saver, ranks
         self.loop = LoopState()
         self.total_steps = sum(phase.steps for phase in phases)
 
     def run(self) -> LoopState:
-        found = self.around.checkpoints.latest()
+        found = self.services.checkpoints.latest()
         if found is not None:
             self.loop = LoopState(**read_state(found)["loop"])
         self.model.to(self.ranks.device).train()
@@ -92,7 +95,7 @@ class _Run:
         engine, guard, position = self._open(phase, found)
         with stop.at_step_ends():
             engine = self._steps(number, phase, done_before, engine, guard, position)
-            # It may have come while the phase's last step was saved, after the look at the step's end.
+            # The request may have come while the phase's last step was saved, after the check at that step's end.
             ends = self.ranks.any(stop.asked()) and done_before + self.loop.step < self.total_steps
         engine.close()
         if ends:
@@ -103,11 +106,11 @@ class _Run:
         number: int,
         phase: Phase,
         done_before: int,
-        engine: Engine,
+        engine: TrainingEngine,
         guard: SpikeGuard,
         position: StreamState | None,
-    ) -> Engine:
-        """Take the phase's steps that are left; the engine that took the last one."""
+    ) -> TrainingEngine:
+        """Take the phase's remaining steps; returns the engine that took the last one."""
         rollbacks, rolled_at = 0, -1
         while self.loop.step < phase.steps:
             begun = time.perf_counter() - self.loop.seconds
@@ -116,7 +119,7 @@ class _Run:
             for batch, after in stream.batches(left, self.ranks.data_rank, self.ranks.data_ranks):
                 tokens = sum(after.tokens.values()) - (sum(position.tokens.values()) if position is not None else 0)
                 position = after
-                figures = engine.backward(batch.to(self.ranks.device))
+                figures = engine.backward(batch.to(self.ranks.device), LOSS)
                 verdict = guard.judge(figures)
                 if verdict == "train":
                     figures |= engine.update(self.loop.step)
@@ -129,7 +132,7 @@ class _Run:
                     engine.close()
                     engine, guard = self._roll_back(number, phase, guard.reason, rollbacks)
                     rolled_at = self.loop.saved
-                    break  # the data goes on behind the batches that led here
+                    break  # the data goes on after the batches that led here
                 self.loop.step += 1
                 self.loop.tokens_seen += tokens
                 self.loop.seconds = time.perf_counter() - begun
@@ -142,25 +145,25 @@ class _Run:
         return engine
 
     def _end(self, done_before: int) -> NoReturn:
-        """As it was asked, behind a step that is saved."""
+        """The process was asked to end: wait until its last step is saved."""
         self.saver.wait()
         log.warning("asked to end: step %d is saved", done_before + self.loop.step)
         raise Terminated
 
-    def _open(self, phase: Phase, found: Path | None) -> tuple[Engine, SpikeGuard, StreamState | None]:
-        """The phase's engine, guard and data position: at its beginning, or as ``found`` left them."""
+    def _open(self, phase: Phase, found: Path | None) -> tuple[TrainingEngine, SpikeGuard, StreamState | None]:
+        """The phase's engine, guard and data position, at the beginning or as in the checkpoint ``found``."""
         if found is not None:  # before the engine is opened: it may divide the weights among the ranks
             load_weights(self.model, found)
-        engine = open_engine(self.model, phase, self.ranks)
+        engine = open_engine(self.model, phase.optimization, self.ranks)
         if found is None or self.loop.step == phase.steps:  # it was saved at a phase's end
             return engine, SpikeGuard(), None
         state = load_training_state(found, engine)
         return engine, SpikeGuard(state["guard"]), StreamState(**state["data_position"])
 
-    def _roll_back(self, number: int, phase: Phase, reason: str, rollbacks: int) -> tuple[Engine, SpikeGuard]:
+    def _roll_back(self, number: int, phase: Phase, reason: str, rollbacks: int) -> tuple[TrainingEngine, SpikeGuard]:
         """Go back to the newest checkpoint, but not in the data."""
         self.saver.wait()
-        found = self.around.checkpoints.latest()
+        found = self.services.checkpoints.latest()
         if found is None or rollbacks > ROLLBACKS:
             tried = (
                 f"after {ROLLBACKS} returns to one checkpoint" if found else "and no checkpoint is there to return to"
@@ -174,17 +177,17 @@ class _Run:
         if self.loop.phase < number:  # this phase has not saved anything yet
             load_weights(self.model, found)
             self.loop.phase, self.loop.step = number, 0
-            return open_engine(self.model, phase, self.ranks), SpikeGuard()
+            return open_engine(self.model, phase.optimization, self.ranks), SpikeGuard()
         engine, guard, _ = self._open(phase, found)
         return engine, guard
 
     def _report(self, done_before: int, phase: Phase, figures: Figures) -> None:
         done, speed = done_before + self.loop.step, self.loop.tokens_seen / self.loop.seconds
-        self.around.progress.update(done, self.total_steps, loss=figures["loss/total"], tokens_per_s=speed)
+        self.services.progress.update(done, self.total_steps, loss=figures["loss/total"], tokens_per_s=speed)
         if self.loop.step % LOG_EVERY == 0 or self.loop.step == phase.steps:
-            self.around.metrics.log({**figures, "tokens/s": speed, "tokens/seen": self.loop.tokens_seen}, done)
+            self.services.metrics.log({**figures, "tokens/s": speed, "tokens/seen": self.loop.tokens_seen}, done)
 
-    def _save(self, done_before: int, engine: Engine, guard: SpikeGuard, position: StreamState) -> None:
+    def _save(self, done_before: int, engine: TrainingEngine, guard: SpikeGuard, position: StreamState) -> None:
         self.loop.saved += 1
         self.saver.save(
             self.model.config,

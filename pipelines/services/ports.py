@@ -1,4 +1,4 @@
-"""The ports of a run's services, and the sockets that SeaweedFS puts beside them."""
+"""The ports of a run's services, and the sockets that SeaweedFS makes for them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import socket
 import time
 from pathlib import Path
 
-from model.errors import MoonflowError
+from model.boundary.errors import MoonflowError
 
-# One name a port. SeaweedFS is told every port it would open; its worker expects admin's gRPC port 10000 above.
+# One name for each port. SeaweedFS gets every port that it opens; its worker expects admin's gRPC port 10000 above.
 PORTS = ("s3", "s3.grpc", "master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "admin", "mlflow")
 ADMIN_GRPC = 10000
 PORT_RANGE = range(20000, 30000)  # below Linux's ephemeral ports, so that no outgoing connection takes one meanwhile
@@ -21,7 +21,7 @@ def choose() -> dict[str, int]:
     """Free ports in a row, by name.
 
     Raises:
-        MoonflowError: a hundred places in ``PORT_RANGE`` are taken.
+        MoonflowError: the ports at a hundred places in ``PORT_RANGE`` are taken.
     """
     for _ in range(100):
         first = random.randrange(PORT_RANGE.start, PORT_RANGE.stop - len(PORTS))
@@ -44,14 +44,14 @@ def free(ports: dict[str, int]) -> bool:
 
 
 def unix_sockets(ports: dict[str, int]) -> list[Path]:
-    """What SeaweedFS puts into /tmp beside its ports, and does not remove all of."""
+    """The sockets that SeaweedFS makes in /tmp for its ports, not all of which it removes."""
     names = [f"{server}-grpc-{ports[f'{server}.grpc']}" for server in ("s3", "master", "volume", "filer")]
     names += [f"admin-grpc-{ports['admin'] + ADMIN_GRPC}", f"s3-{ports['s3']}", f"filer-{ports['filer']}"]
     return [Path(f"/tmp/seaweedfs-{name}.sock") for name in names]
 
 
 def remove_sockets(ports: dict[str, int]) -> None:
-    """Remove what was left beside ``ports``, unless they are in use, by another run perhaps."""
+    """Remove the sockets left for ``ports``, unless these are in use, perhaps by another run."""
     deadline = time.monotonic() + _CLOSE_S
     while not free(ports):
         if time.monotonic() > deadline:

@@ -1,8 +1,9 @@
-"""The parent of a run's services: it ends them all when whoever started it is gone, however that happened.
+"""The parent of a run's services: it ends them all when its own parent is gone, however that ended.
 
-Run by path, on the standard library alone: it lives as long as the run and should cost next to nothing. It reads one
-JSON line from stdin, ``{"commands": [{"name", "argv", "env", "cwd", "log"}], "remove": [path, ...]}``, then
-watches stdin: a closed pipe means that the owner is dead or done, a line ``keep`` that it may leave without us.
+It lives as long as the run and should cost next to nothing. So it is started by its path (``python -I``), uses only the
+standard library, and does not import ``model.boundary.parent_process``. It reads one JSON line from stdin,
+``{"commands": [{"name", "argv", "env", "cwd", "log"}], "remove": [path, ...]}``, and then watches stdin: a closed pipe
+means that the owner is dead or done, a line ``keep`` means that the services go on without it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def _die_with_parent() -> None:
+    """Called in a child: the kernel kills it when this process ends, even by SIGKILL."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -46,7 +48,7 @@ def main() -> None:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    preexec_fn=_die_with_parent,  # covers a SIGKILL of this process itself
+                    preexec_fn=_die_with_parent,
                 )
             children.append(child)
             print(json.dumps({"name": command["name"], "pid": child.pid}), flush=True)
@@ -57,7 +59,7 @@ def main() -> None:
         for path in spec["remove"]:
             with contextlib.suppress(OSError):
                 os.unlink(path)
-        # mlflow's own children are in this process group too; the last act takes them, and this process, with it.
+        # mlflow's children are in this process group too: this ends them, and this process.
         os.killpg(0, signal.SIGKILL)
 
 

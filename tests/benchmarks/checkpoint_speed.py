@@ -1,18 +1,19 @@
-"""How long training stands still for a checkpoint, and how fast checkpoints travel next to plain boto3.
+"""How long a save stops training, and how fast checkpoints are saved and restored compared with plain boto3.
 
     python tests/benchmarks/checkpoint_speed.py [--repeats 3] [--width 5] [--json]
 
-Against SeaweedFS as a local run starts it, on a model some times as wide as the tiny preset, with MuonClip's state.
-One training thread takes steps throughout.
+The store is SeaweedFS as a local run starts it; the model is ``--width`` times as wide as the tiny preset and has
+MuonClip's state. One training thread takes steps throughout.
 
-- ``stall_fraction``: seconds that ``AsyncSaver.save`` keeps the training thread, over the seconds of the same save done
-  synchronously (safetensors, SHA-256, upload, manifest). The first one, which also makes the buffers, is in the mean.
-- ``lost_fraction``: the same with what the steps beside a save take longer than others, because both share the cores.
-- ``save_ratio``: seconds of boto3's own multi-part ``upload_file`` of the checkpoint's files, over the seconds of
-  publishing that folder: hashes, upload, manifest. ``restore_ratio``: the same for ``download_file`` and a verified
-  fetch. ``round_trip_ratio`` is both together. ``whole_save_ratio`` counts writing the safetensors, too, to our side.
+- ``stall_fraction``: seconds that ``AsyncSaver.save`` stops the training thread, divided by the seconds of the same
+  save without it (safetensors, SHA-256, upload, manifest). The mean includes the first save, which allocates the
+  buffers.
+- ``lost_fraction``: the same, plus the time by which steps during a save are slower, because both share the cores.
+- ``save_ratio``: seconds of boto3's multi-part ``upload_file`` of the checkpoint's files, divided by the seconds of
+  publishing that folder (hashes, upload, manifest). ``restore_ratio``: the same for ``download_file`` and a verified
+  fetch. ``round_trip_ratio``: both together. ``whole_save_ratio``: our side also writes the safetensors.
 
-Sides take turns; ratios are of sums. Expect about two minutes.
+Both sides take turns; ratios are of sums. Expect about two minutes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import json
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,36 +35,32 @@ from botocore.config import Config as BotoConfig
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from components.runtime import manifest as manifests  # noqa: E402
-from components.runtime.checkpoints import Publish, StoredCheckpoints  # noqa: E402
-from components.runtime.manifest import File, Manifest  # noqa: E402
-from components.runtime.store import ObjectStore  # noqa: E402
-from model.data.packing import Batch  # noqa: E402
-from model.multimodal import KimiK25  # noqa: E402
-from model.train.checkpoint import save_checkpoint  # noqa: E402
+from components.runtime.checkpoints import manifest as manifests  # noqa: E402
+from components.runtime.checkpoints.manifest import File, Manifest  # noqa: E402
+from components.runtime.checkpoints.step_checkpoints import Publish, StoredCheckpoints  # noqa: E402
+from components.runtime.store.object_store import ObjectStore  # noqa: E402
+from components.runtime.store.open_store import open_store
+from model.checkpoint.saving import AsyncSaver  # noqa: E402
+from model.network.batch import Batch  # noqa: E402
+from model.network.initial import new_model  # noqa: E402
+from model.optimizer.optimization import Optimization  # noqa: E402
 from model.train.engine import PlainEngine  # noqa: E402
-from model.train.phase import Phase  # noqa: E402
-from model.train.saving import AsyncSaver  # noqa: E402
 from pipelines.services import Services  # noqa: E402
-from pipelines.services.local import BUCKET  # noqa: E402
-from tests.benchmarks.model_speed import no_stream, text_batch, widened  # noqa: E402
+from pipelines.services.commands import BUCKET  # noqa: E402
+from tests.benchmarks.model_speed import text_batch, widened  # noqa: E402
 from tests.tiny_folders import tiny_tokenizer  # noqa: E402
+from tests.training import save_checkpoint, take_step  # noqa: E402
 
 
-class Around:
-    """The store and a folder to work in; metrics and progress are nobody's concern here."""
-
-    def __init__(self, store: ObjectStore, work: Path) -> None:
-        self.store, self.work = store, work
-        self.checkpoints = StoredCheckpoints(store, "speed/training", work / "cache", None, {}, self._begin)
-        self.metrics = self.progress = None
-
-    def _begin(self, *, index: int, **fields: Any) -> Publish:
+def stored(store: ObjectStore, cache: Path) -> StoredCheckpoints:
+    def begin(*, index: int, **fields: Any) -> Publish:
         def publish(folder: Path, added: Sequence[File]) -> Manifest:
             told = {"run_id": "speed", "step": "training", "index": index, **fields}
-            return manifests.publish(self.store, f"speed/training/{index}", folder, added, **told)
+            return manifests.publish(store, f"speed/training/{index}", folder, added, **told)
 
         return publish
+
+    return StoredCheckpoints(store, "speed/training", cache, None, {}, begin)
 
 
 def seconds(action: Callable[[], object]) -> float:
@@ -71,17 +69,38 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
+class Noted:
+    """Checkpoints that tell whether one is on its way."""
+
+    def __init__(self, inside: StoredCheckpoints) -> None:
+        self.inside, self.saving = inside, threading.Event()
+
+    def latest(self) -> Path | None:
+        return self.inside.latest()
+
+    def prepare(self, **fields: Any) -> Noted:
+        self.outgoing = self.inside.prepare(**fields)
+        self.saving.set()
+        return self
+
+    def publish(self, folder: Path, added: Sequence[Any] = ()) -> None:
+        try:
+            self.outgoing.publish(folder, added)
+        finally:
+            self.saving.clear()
+
+
 class Training:
     """A model that learns, as wide as asked."""
 
     def __init__(self, width: int) -> None:
-        self.model = KimiK25(widened(width), seed=0).train()
-        self.engine = PlainEngine(self.model, Phase(no_stream, 10**9, 1e-3, products="bfloat16"))
+        self.model = new_model(widened(width), seed=0).train()
+        self.engine = PlainEngine(self.model, Optimization(10**9, 1e-3, products="bfloat16"))
         self.batch: Batch = text_batch(0, rows=1)
         self.step()  # now the optimizer has a state
 
     def step(self) -> None:
-        self.engine.step(self.batch, 0)
+        take_step(self.engine, self.batch)
 
     def save(self, saver: AsyncSaver, index: int) -> None:
         saver.save(
@@ -90,31 +109,31 @@ class Training:
         )  # fmt: skip
 
 
-def stalls(training: Training, around: Around, tokenizer: Path, repeats: int) -> dict[str, float]:
+def stalls(training: Training, checkpoints: Noted, work: Path, tokenizer: Path, repeats: int) -> dict[str, float]:
     """Seconds per save: synchronous, kept from training by an asynchronous one, and lost in all."""
     alone = sum(seconds(training.step) for _ in range(10)) / 10
-    sync_s, stall_s, beside_s = 0.0, 0.0, 0.0
-    with AsyncSaver(around, tokenizer) as saver:  # type: ignore[arg-type]
+    sync_s, stall_s, during_s = 0.0, 0.0, 0.0
+    with AsyncSaver(checkpoints, work, tokenizer) as saver:  # type: ignore[arg-type]
         for number in range(repeats):
-            folder = around.work / "synchronous"
+            folder = work / "synchronous"
 
             def synchronous(folder: Path = folder, index: int = 2 * number) -> None:
                 save_checkpoint(folder, training.model, tokenizer, training.engine, {"loop": {"step": index}})
-                around.checkpoints.prepare(index=index, tokens_seen=0, complete=False).publish(folder)
+                checkpoints.prepare(index=index, tokens_seen=0, complete=False).publish(folder)
 
             sync_s += seconds(synchronous)
             shutil.rmtree(folder)
             training.step()
             stall_s += seconds(lambda index=2 * number + 1: training.save(saver, index))  # type: ignore[misc]
-            while saver.busy:
-                beside_s += seconds(training.step) - alone
+            while checkpoints.saving.is_set():
+                during_s += seconds(training.step) - alone
             stall_s += seconds(saver.wait)
     return {
         "step_seconds": alone,
         "sync_seconds": sync_s / repeats,
         "stall_seconds": stall_s / repeats,
         "stall_fraction": stall_s / sync_s,
-        "lost_fraction": (stall_s + beside_s) / sync_s,
+        "lost_fraction": (stall_s + during_s) / sync_s,
     }
 
 
@@ -179,7 +198,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, Services.start(Path(name) / "services") as services:
         work, environment = Path(name), services.environment
         tiny_tokenizer().save(work / "tokenizer")
-        store = ObjectStore.from_env(environment)
+        store = open_store(environment)
         client = boto3.client(
             "s3",
             endpoint_url=environment["AWS_ENDPOINT_URL_S3"],
@@ -189,7 +208,7 @@ def main() -> None:
             config=BotoConfig(s3={"addressing_style": "path"}),
         )
         figures = travel(training, store, client, work, work / "tokenizer", options.repeats)
-        figures |= stalls(training, Around(store, work), work / "tokenizer", options.repeats)
+        figures |= stalls(training, Noted(stored(store, work / "cache")), work, work / "tokenizer", options.repeats)
     figures = {key: round(value, 4) for key, value in figures.items()}
     if options.json:
         print(json.dumps(figures))

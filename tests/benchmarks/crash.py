@@ -1,22 +1,24 @@
-"""A training step killed with SIGKILL again and again: does it end with the same bits?
+"""Kill a training step again and again with SIGKILL: does it end with the same bits?
 
     python tests/benchmarks/crash.py [--points 20] [--seed 0] [--json]
 
-``joint_pretrain`` runs as in a pipeline, in float32 on a little real data, with its checkpoints in SeaweedFS behind a
-proxy. First nothing disturbs it. Then, once per point, a fresh run is killed and started again:
+``joint_pretrain`` runs as in a pipeline, in float32 on a little real data. Its checkpoints are in SeaweedFS, which it
+reaches through a proxy. The first run is undisturbed. Then, for each point, a new run is killed and started again:
 
-- ``step``: at a random moment of the training, saves in flight included.
-- ``save``: while an upload of a checkpoint, a random one of all, is on its way.
-- ``short``: an upload reaches the store cut in half; killed up to a second later, in whatever the retry is doing.
+- ``step``: killed at a random moment of the training, perhaps while it saves.
+- ``save``: killed during the upload of a checkpoint's file, a random one of all.
+- ``short``: an upload reaches the store cut in half; killed up to a second later, perhaps while it retries.
 - ``error``: the store answers 500 to some uploads; killed up to three seconds later.
-- ``hang``: an upload gets no answer; killed within seconds, but the first such point after 30 s of silence.
-- ``torn``: killed once two checkpoints are published, and the newest's largest file is then cut short in the store.
-  (With only one, which is damaged, a step refuses to go on and says so; it does not begin anew by itself.)
+- ``hang``: an upload gets no answer; killed within seconds, but at the first such point after 30 s of silence.
+- ``torn``: killed after two checkpoints are published; then the largest file of the newest is cut short in the store.
+  (If there is only one checkpoint and it is damaged, a step refuses to continue and says so. It never begins anew by
+  itself.)
 
-A point survives if what was published at the kill can be fetched and verified (but for ``torn``), if every loss that
+A point survives if what was published at the kill can be fetched and verified (except at ``torn``), if every loss that
 the killed and the resumed process logged equals the undisturbed run's, and if the final weights, optimizer and data
-position are the same bits. ``survived_fraction`` is of the points ``tried``: those whose process really was killed.
-Everything random comes from the printed seed. Expect five minutes or more, by how many share the machine.
+position have the same bits. ``tried`` counts the points whose process was really killed, ``survived_fraction`` is the
+share of them that survived. Everything random comes from the printed seed. Expect five minutes or more, depending on
+the load of the machine.
 """
 
 from __future__ import annotations
@@ -42,24 +44,25 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from components.runtime import checkpoints, manifest  # noqa: E402
-from components.runtime.manifest import Manifest  # noqa: E402
+from components.runtime.checkpoints import manifest  # noqa: E402
+from components.runtime.checkpoints import step_checkpoints as checkpoints
+from components.runtime.checkpoints.manifest import Manifest  # noqa: E402
 from components.runtime.step import read_metrics  # noqa: E402
-from components.runtime.store import ObjectStore  # noqa: E402
+from components.runtime.store.open_store import open_store  # noqa: E402
 from pipelines.services import Services  # noqa: E402
 from tests.faults.proxy import FlappingStore  # noqa: E402
 
 STEP = "joint_pretrain"
 KINDS = ("step", "save", "short", "error", "hang", "torn")
 SETTINGS = {"steps": 24, "rows": 1, "tokens_per_row": 128, "products": "float32", "checkpoint_every": 4}
-UPLOADS = 10  # a checkpoint has at least so many
+UPLOADS = 10  # of one checkpoint, at least
 SILENCE_S = 30.0
 PATIENCE_S = 240.0  # for one process, on a busy machine
 COMPARED = ("model.safetensors", "optimizer-00000-of-00001.safetensors")
 
 
 class Trap(FlappingStore):
-    """Spoils the checkpoint uploads from number ``first`` on, ``count`` of them, with ``kind``; else a plain proxy."""
+    """A proxy that spoils ``count`` uploads of checkpoints, from number ``first`` on, with the fault ``kind``."""
 
     def __init__(self, upstream: str) -> None:
         super().__init__(upstream, hang_s=SILENCE_S)
@@ -81,7 +84,7 @@ class Trap(FlappingStore):
 
 @dataclass(frozen=True)
 class Point:
-    """Where a process is killed; ``wait_s`` after step ``at`` (or, by its kind, after upload number ``at``)."""
+    """Where a process is killed: ``wait_s`` seconds after step or upload ``at``, depending on ``kind``."""
 
     kind: str
     at: int
@@ -100,7 +103,7 @@ class Point:
 
 def train(environment: Mapping[str, str], inputs: Mapping[str, str], settings: Mapping[str, Any]) -> None:
     """The process that is killed: one step of a pipeline, which logs every loss."""
-    os.setsid()  # whatever it starts dies with it, as in a pod
+    os.setsid()  # so that a kill ends whatever it starts, as in a pod
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     for name in [name for name in os.environ if name.startswith(("MLFLOW_", "AWS_", "MOONFLOW_"))]:
         del os.environ[name]
@@ -116,16 +119,16 @@ def train(environment: Mapping[str, str], inputs: Mapping[str, str], settings: M
 
 
 class Bench:
-    """A store with inputs for the step, and the undisturbed run that all others are compared with."""
+    """A store with the inputs of the step, and the undisturbed run, with which all others are compared."""
 
     def __init__(self, services: Services, trap: Trap, work: Path, settings: Mapping[str, Any] = SETTINGS) -> None:
         self.environment = {key: value for key, value in services.environment.items() if not key.startswith("MLFLOW_")}
         self.environment["AWS_ENDPOINT_URL_S3"] = trap.address
-        self.store = ObjectStore.from_env(services.environment)  # past the proxy
+        self.store = open_store(services.environment)  # past the proxy
         self.trap, self.work, self.settings = trap, work, settings
         self.prefix = f"crash-{uuid.uuid4().hex[:8]}"
         self.context: ForkServerContext = multiprocessing.get_context("forkserver")
-        # Imported once; each process is then a fork of that state.
+        # Modules are imported once, and each process is a fork of that state.
         self.context.set_forkserver_preload(["components.joint_pretrain.stage", "components.runtime.step"])
         self.inputs = self._inputs()
         process = self.start("whole")
@@ -138,8 +141,8 @@ class Bench:
 
     def _inputs(self) -> dict[str, str]:
         from model.data.families import FAMILIES
-        from model.data.mixtures import TEXT, VISION
-        from model.data.shards import write_shard
+        from model.data.order.mixtures import TEXT, VISION
+        from model.data.samples.shards import write_shard
         from tests.tiny_folders import tiny_tokenizer, write_checkpoint
 
         data = self.work / "data"
@@ -160,13 +163,15 @@ class Bench:
         return self.work / "runs" / name
 
     def start(self, name: str) -> ForkServerProcess:
-        own = {"MOONFLOW_RUN_ID": f"{self.prefix}-{name}", "MOONFLOW_RUN_DIR": str(self.run_dir(name))}
-        process = self.context.Process(target=train, args=(self.environment | own, self.inputs, self.settings))
+        environment = self.environment | {
+            "MOONFLOW_RUN_ID": f"{self.prefix}-{name}", "MOONFLOW_RUN_DIR": str(self.run_dir(name)),
+        }  # fmt: skip
+        process = self.context.Process(target=train, args=(environment, self.inputs, self.settings))
         process.start()
         return process
 
     def logged(self, name: str) -> list[dict[str, float]]:
-        """Whole lines of the history that the process has written so far."""
+        """The complete lines of the history that the process has written so far."""
         path = self.run_dir(name) / "work" / "metrics" / f"{STEP}.jsonl"
         text = path.read_text() if path.is_file() else ""
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
@@ -175,7 +180,7 @@ class Bench:
         return checkpoints.newest(self.store, f"{self.prefix}-{name}/{STEP}")
 
     def outcome(self, name: str) -> dict[str, Any]:
-        """What must not differ between runs: losses of every step, digests, data position."""
+        """What must be the same in all runs: the losses of every step, digests, and data position."""
         made = self.newest(name)
         if made is None or not made.complete:
             raise RuntimeError(f"{name} has no complete manifest")
@@ -195,7 +200,7 @@ class Bench:
         return found is not None and found.index > 0
 
     def attempt(self, name: str, point: Point) -> dict[str, Any] | None:
-        """Kill a run at the point and resume it; what came of it, or None if it had ended before."""
+        """Kill a run at a point and resume it; returns the result, or None if the run had ended before."""
         spoils = {"save": "hang", "hang": "hang", "short": "short", "error": "error"}
         if point.kind in spoils:
             self.trap.arm(spoils[point.kind], point.at, point.burst)
@@ -219,10 +224,10 @@ class Bench:
         told: dict[str, Any] = {"killed_at": len(first), "published": -1 if found is None else found.index}
         if point.kind == "torn":
             assert found is not None
-            largest = max(found.files, key=lambda file: file.size).place
+            largest = max(found.files, key=lambda file: file.size).path
             self.store.put(f"{found.uri}/{largest}", self.store.get(f"{found.uri}/{largest}")[: 2**20])
         elif found is not None:
-            with tempfile.TemporaryDirectory() as folder:  # raises if it is not whole
+            with tempfile.TemporaryDirectory() as folder:  # raises if something is missing or damaged
                 manifest.fetch(self.store, found.uri, Path(folder))
         process = self.start(name)
         process.join(PATIENCE_S)
@@ -238,12 +243,12 @@ class Bench:
 
 
 def _losses(row: Mapping[str, float]) -> dict[str, float]:
-    """A logged row without what tells of the clock."""
+    """A logged row without the fields that depend on the clock."""
     return {key: value for key, value in row.items() if key not in ("time", "tokens/s")}
 
 
 def run(bench: Bench, points: int, seed: int, kinds: Sequence[str] = KINDS) -> list[dict[str, Any]]:
-    """Try so many points, the kinds in turn; prints each."""
+    """Try ``points`` points, the kinds in turn, and print each."""
     random_, results, silent = random.Random(seed), [], False
     steps, every = bench.settings["steps"], bench.settings["checkpoint_every"]
     for number in range(3 * points):

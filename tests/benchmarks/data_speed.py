@@ -1,4 +1,4 @@
-"""What making batches costs a training step: in the trainer's thread, and in a process beside it.
+"""What making batches costs a training step: in the trainer's thread, and in a worker process ahead of it.
 
     python tests/benchmarks/data_speed.py [--folder DATA] [--steps 40] [--json]
 
@@ -20,26 +20,26 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from model.config import preset  # noqa: E402
-from model.data.folder import DataFolder  # noqa: E402
-from model.data.mixtures import TEXT, VISION, blend  # noqa: E402
-from model.multimodal import KimiK25  # noqa: E402
-from model.precision import products_in  # noqa: E402
+from model.data.batches.folder import DataFolder  # noqa: E402
+from model.data.order.mixtures import TEXT, VISION, blend  # noqa: E402
+from model.network.config import preset  # noqa: E402
+from model.network.forward_context import ForwardContext  # noqa: E402
+from model.network.initial import new_model  # noqa: E402
+from model.network.precision import narrow_products  # noqa: E402
 
 PREPARED = Path("runs/tiny/work/prepare_data/data")
 ROUNDS = 3
-WARM = 5  # steps not counted: the process beside starts, torch allocates
+WARM = 5  # steps not counted: the worker process starts, torch allocates
 
 
-def step_seconds(data: DataFolder, steps: int, beside: bool, seed: int) -> list[float]:
+def step_seconds(data: DataFolder, steps: int, prefetch: bool, seed: int) -> list[float]:
     """Seconds from one batch asked for to the next."""
-    model = KimiK25(preset("tiny"), seed=0).train()
+    model = new_model(preset("tiny"), seed=0).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    stream = data.mixture(blend((TEXT, 0.65), (VISION, 0.35)), tokens_per_row=256, rows=4, seed=seed)(None)
+    stream = data.mixture(blend((TEXT, 0.65), (VISION, 0.35)), tokens_per_row=256, rows=16, seed=seed)(None)
     times, begun = [], time.perf_counter()
-    for batch, _ in stream.batches(WARM + steps, beside=beside):
-        with products_in(torch.bfloat16):
-            loss = -model.logprobs(batch).float().mean()
+    for batch, _ in stream.batches(WARM + steps, prefetch=prefetch):
+        loss = -model.logprobs(batch, context=ForwardContext(narrow_products(torch.device("cpu")))).float().mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -53,19 +53,19 @@ def measure(folder: Path, steps: int) -> dict[str, float]:
     data = DataFolder(folder)
     times: dict[bool, list[float]] = {False: [], True: []}
     for number in range(ROUNDS):
-        for beside in (False, True):
-            times[beside] += step_seconds(data, steps, beside, seed=number)
-    stream = data.mixture(blend((TEXT, 0.65), (VISION, 0.35)), tokens_per_row=256, rows=4, seed=0)(None)
+        for prefetch in (False, True):
+            times[prefetch] += step_seconds(data, steps, prefetch, seed=number)
+    stream = data.mixture(blend((TEXT, 0.65), (VISION, 0.35)), tokens_per_row=256, rows=16, seed=0)(None)
     stream.next_batch()
     begun = time.perf_counter()
     for _ in range(20):
         stream.next_batch()
     making = (time.perf_counter() - begun) / 20
-    within, beside = (statistics.median(times[how]) for how in (False, True))
+    in_thread, prefetched = (statistics.median(times[how]) for how in (False, True))
     return {
-        "step_in_thread_s": round(within, 4),
-        "step_beside_s": round(beside, 4),
-        "beside_over_in_thread": round(beside / within, 3),
+        "step_in_thread_s": round(in_thread, 4),
+        "step_prefetched_s": round(prefetched, 4),
+        "prefetched_over_in_thread": round(prefetched / in_thread, 3),
         "make_batch_s": round(making, 4),
         "fill": round(stream.figures()["data/fill"], 4),
     }

@@ -1,18 +1,19 @@
-"""What images cost a training step on two ranks, with vision balanced over the ranks and with vision in place.
+"""What images cost a training step on two ranks, if the ranks divide vision, and if each rank encodes its own images.
 
-The step is ``PlainEngine.backward`` in float32: forward, backward and the sum of gradients over the ranks (gloo), one
-thread and one core to a rank. The optimizer is left out: its time depends on no placement and would hide a part of the
-difference. All three batches have a row of 1,024 tokens on each rank and the same positions with a target:
+The step is ``PlainEngine.backward`` in float32: forward, backward and the sum of gradients over the ranks (gloo), with
+one thread and one core per rank. There is no optimizer: its time does not depend on where vision runs, and would hide a
+part of the difference. All three batches have one row of 1,024 tokens on each rank, with targets at the same positions:
 
 - text: no images;
-- multimodal, decoupled: all images in the row of rank 0 (10 of three sizes: 66% of its tokens, 33% of all), which the
-  ranks share out (``model.train.decoupled_encoder``);
-- multimodal, naive: the same row, each rank encodes its own images, with its activations kept and no second forward.
+- multimodal, decoupled: all images are in the row of rank 0 (10 of three sizes: 66% of its tokens, 33% of all), and the
+  ranks divide them (``model.parallel.decoupled_encoder``);
+- multimodal, naive: the same rows, and each rank encodes its own images, keeps their activations and needs no second
+  forward.
 
-The shapes are K2.5's at a thousandth: 34M parameters of the backbone work on a token (K2.5: 32B), and the tower has
-1.3% of that (K2.5: 417M) with ``--tower paper``. The default tower has twice this share, which is harder: on two ranks
-the naive placement can lose at most as much as vision takes, a few percent, and the signal has to stand out of the
-noise. The share of all floating-point operations that is vision's, the second forward included, is printed.
+The shapes are those of K2.5 at a thousandth: 34M parameters of the backbone are active for a token (K2.5: 32B), and the
+tower has 1.3% of that (K2.5: 417M) with ``--tower paper``. The default tower has twice this share, so that the
+difference exceeds the noise: on two ranks the naive placement can lose at most what vision takes, a few percent. The
+script prints vision's share of all floating-point operations, the second forward included.
 
     .venv/bin/python tests/benchmarks/decoupled_encoder.py [--json] [--tower paper] [--repeats 5]
 
@@ -36,17 +37,21 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from model.config import ModelConfig, preset  # noqa: E402
-from model.data.packing import Batch  # noqa: E402
-from model.multimodal import KimiK25  # noqa: E402
+from model.network.batch import (
+    Batch,  # noqa: E402
+    GridTHW,  # noqa: E402
+)
+from model.network.config import ModelConfig, preset  # noqa: E402
+from model.network.initial import new_model  # noqa: E402
+from model.network.vision import media_tokens  # noqa: E402
+from model.optimizer.optimization import Optimization  # noqa: E402
+from model.parallel.decoupled_encoder import DecoupledEncoder, encoding_cost  # noqa: E402
+from model.parallel.ranks import Layout, Ranks  # noqa: E402
 from model.plan.flops import text_training  # noqa: E402
 from model.plan.parameters import Parameters  # noqa: E402
-from model.train.decoupled_encoder import DecoupledEncoder, encoding_cost  # noqa: E402
 from model.train.engine import PlainEngine  # noqa: E402
-from model.train.phase import Phase  # noqa: E402
-from model.train.ranks import Layout, Ranks  # noqa: E402
-from model.vision import GridTHW, media_tokens  # noqa: E402
 from tests.gloo import on_ranks  # noqa: E402
+from tests.training import LOSS  # noqa: E402
 
 ROWS, TOKENS = 1, 1024  # of each rank
 IMAGES: list[GridTHW] = [(1, 24, 24), (1, 16, 16), (1, 8, 16), (1, 16, 16), (1, 8, 16)] * 2  # of each row of rank 0
@@ -70,13 +75,13 @@ def shape(tower: str) -> ModelConfig:
 
 
 def batches(config: ModelConfig, rank: int) -> tuple[Batch, Batch]:
-    """This rank's multimodal rows and the same rows without images; one document to a row."""
+    """The multimodal rows of this rank, and the same rows without images; one document per row."""
     draw = torch.Generator().manual_seed(rank)
     ids_BT = torch.randint(0, 768, (ROWS, TOKENS), generator=draw)
     pads_BT = torch.zeros(ROWS, TOKENS, dtype=torch.bool)
     gap = (TOKENS - sum(media_tokens(grid) for grid in IMAGES)) // len(IMAGES)
     start = gap
-    for grid in IMAGES:  # also on rank 1, whose targets are to be as many
+    for grid in IMAGES:  # also on rank 1, so that it has as many targets
         pads_BT[:, start : start + media_tokens(grid)] = True
         start += media_tokens(grid) + gap
     positions_BT = torch.arange(TOKENS).repeat(ROWS, 1)
@@ -107,13 +112,12 @@ def batches(config: ModelConfig, rank: int) -> tuple[Batch, Batch]:
 
 
 def on_rank(rank: int, tower: str, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each repeat's step of each kind, from when all ranks begin until all have ended."""
+    """Kind of batch -> seconds of each repeated step, from the start of all ranks to the end of all."""
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[rank % len(cores)]})
     config = shape(tower)
     ranks = Ranks(rank, 2, Layout(), dist.group.WORLD)
-    phase = Phase(stream=_no_stream, steps=1, learning_rate=1e-3)  # type: ignore[arg-type]
-    engine = PlainEngine(KimiK25(config).train(), phase, ranks)
+    engine = PlainEngine(new_model(config).train(), Optimization(1, 1e-3), ranks)
     multimodal, text = batches(config, rank)
     encoders = {"decoupled": engine.encoder, "naive": DecoupledEncoder(engine.model, Ranks())}
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
@@ -122,16 +126,12 @@ def on_rank(rank: int, tower: str, repeats: int) -> dict[str, list[float]]:
             engine.encoder = encoders.get(kind, engine.encoder)
             dist.barrier()
             begun = time.perf_counter()
-            engine.backward(text if kind == "text" else multimodal)
+            engine.backward(text if kind == "text" else multimodal, LOSS)
             dist.barrier()
             if repeat:
                 seconds[kind].append(time.perf_counter() - begun)
             engine.discard()
     return seconds
-
-
-def _no_stream(*_: object) -> None:
-    raise AssertionError("batches are given here")
 
 
 def main() -> None:

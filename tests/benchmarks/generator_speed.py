@@ -1,8 +1,9 @@
-"""Samples per second and core of every family: ``python tests/benchmarks/generator_speed.py [--json]``."""
+"""Samples per CPU second that every task family generates: ``python tests/benchmarks/generator_speed.py [--json]``."""
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 import time
@@ -12,11 +13,11 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from model.data.families import FAMILIES
 from model.data.families.family import Family
-from model.data.shards import read_shard, write_shard
+from model.data.samples.shards import Shard, write_shard
 
 
 def measure(family: Family, seconds: float) -> tuple[float, float]:
-    """(seconds to the first sample, samples/s after a warm-up of 100), in CPU time: other processes do not count."""
+    """CPU seconds to the first sample, and samples per CPU second after a warm-up of 100."""
     start = time.process_time()
     family.sample(0, "train", 0)
     first = time.process_time() - start
@@ -35,12 +36,15 @@ def shard_speed() -> tuple[float, float]:
     start = time.process_time()
     data = write_shard(samples)
     written = time.process_time()
-    count = sum(1 for _ in read_shard(data))
+    shard = Shard(io.BytesIO(data), "samples")
+    for number in range(len(shard)):
+        shard[number]
+    count = len(shard)
     return count / (written - start), count / (time.process_time() - written)
 
 
 def harmonic_mean(values: list[float]) -> float:
-    """The rate of an equal number of samples of each: slow families weigh as much as they cost."""
+    """The rate for the same number of samples of each family: slow families weigh as much as they cost."""
     return len(values) / sum(1 / value for value in values)
 
 

@@ -1,16 +1,16 @@
-"""A training step on a GPU next to transformers' ``DeepseekV3ForCausalLM``, and what the GPU does in it.
+"""A training step on a GPU compared with transformers' ``DeepseekV3ForCausalLM``, and what the GPU does in it.
 
     python tests/benchmarks/gpu_speed.py [--preset small] [--rows 16] [--tokens 1024] [--repeats 5] [--json]
 
-The same weights and the same batches on both sides, whose logits in float32 are compared first. Ours keeps float32
-weights around bfloat16 products; transformers' has bfloat16 weights, sdpa attention, torch's fused AdamW and the
-fastest of its expert implementations. ``train_ratio`` has the same optimizer on both sides, ``train_muonclip_ratio`` is
-ours as it trains. Sides take turns; medians count.
+Both sides have the same weights and the same batches; their logits in float32 are compared first. Ours keeps float32
+weights and multiplies in bfloat16; transformers' has bfloat16 weights, sdpa attention, torch's fused AdamW and the
+fastest of its expert implementations. For ``train_ratio`` both sides use AdamW; for ``train_muonclip_ratio`` ours uses
+MuonClip, as in training. The sides take turns; medians count.
 
-``mfu`` is the FLOP that forward and backward need (three times the forward's, ``model.plan.flops``) per second, over
-the data sheet's dense bfloat16 peak; ``product_tflops`` is what one large product reaches here. Of the time that
-kernels run in a step of ours, ``grouped_share`` and ``attention_share`` are those of the experts' grouped products and
-of the fused attention; ``busy`` is that time over the step's. Without a GPU it says that there is nothing to measure.
+``mfu`` is the FLOP/s that forward and backward need (three times the forward's, ``model.plan.flops``), divided by the
+dense bfloat16 peak of the data sheet; ``product_tflops`` is what one large product reaches here. ``busy`` is the time
+in which kernels run divided by the time of our step; ``grouped_share`` and ``attention_share`` are the shares of this
+time that the grouped products of the experts and the fused attention take. Without a GPU nothing is measured.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from model.config import ModelConfig, preset  # noqa: E402
-from model.hf import released_tensors  # noqa: E402
+from model.checkpoint.tensor_names import released_tensors  # noqa: E402
+from model.network.config import ModelConfig, preset  # noqa: E402
 from model.plan.flops import text_forward  # noqa: E402
 from tests.benchmarks.model_speed import PEER_EXPERTS, Ours, Theirs, language_model, show, text_batch  # noqa: E402
 
@@ -51,13 +51,13 @@ def seconds(device: torch.device, run: Callable[[], object]) -> float:
 
 
 def settle(device: torch.device) -> None:
-    """Wait for what the device was given."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def medians(device: torch.device, sides: list[Callable[[], object]], repeats: int) -> list[float]:
-    """Seconds of each side's turn; the first two turns are not counted."""
+    """Median seconds of each side's turns; the first two turns do not count."""
     turns = [[seconds(device, side) for side in sides] for _ in range(repeats + 2)][2:]
     return [statistics.median(column) for column in zip(*turns, strict=True)]
 
@@ -69,7 +69,7 @@ def product_flops(device: torch.device) -> float:
 
 
 def kernel_shares(step: Callable[[], object], step_s: float) -> dict[str, float]:
-    """Of the time that kernels run: those of grouped products and of attention; and that time over the step's."""
+    """The shares of grouped products and of attention in the time of kernels, and this time divided by the step's."""
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
         for _ in range(PROFILED):
             step()
@@ -85,15 +85,16 @@ def kernel_shares(step: Callable[[], object], step_s: float) -> dict[str, float]
 
 
 def training(config: ModelConfig, device: torch.device, rows: int, tokens: int, repeats: int) -> dict[str, Any]:
-    """Training step of the language model."""
+    """The figures of a training step of the language model, ours and transformers'."""
     model = language_model(config).to(device)
-    text, tensors = config.text_config, {name: value.cpu().clone() for name, value in released_tensors(model).items()}
+    text = config.text_config
+    tensors = {name: value.cpu().clone() for name, value in released_tensors(model.state_dict()).items()}
     batches = itertools.cycle(text_batch(seed, rows, tokens).to(device) for seed in range(4))
     exact = on(device, Theirs(text, tensors, torch.float32, "eager"))
     with torch.no_grad():
         first = next(batches)
         same = float(((model(first) - exact.forward(first)).abs().amax(-1) < 1e-3).float().mean())
-    if same < 0.9:  # rounding sends one in thousands of tokens to other experts, and later ones in its row look at it
+    if same < 0.9:  # rounding sends one token in thousands to other experts, and later tokens of its row attend to it
         raise SystemExit(f"the logits are the same at only {same:.0%} of the positions: the measurement is void")
     del exact
     ours = Ours(model)
@@ -126,7 +127,7 @@ def on(device: torch.device, side: Theirs) -> Theirs:
 
 
 def utilisation(name: str, result: dict[str, Any]) -> dict[str, Any]:
-    """Model FLOP utilisation of both sides, where the device's peak is known."""
+    """Model FLOP utilisation of both sides; None if the peak of the device is not known."""
     peak = next((flops for word, flops in DENSE_BF16.items() if word in name), None)
     of = {"mfu": result["train_tflops"], "peer_mfu": result["peer_train_tflops"]}
     return {key: None if peak is None else tflops * 1e12 / peak for key, tflops in of.items()}

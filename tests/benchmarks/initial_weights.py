@@ -1,9 +1,10 @@
-"""How soon copying from context emerges, from the initial weights as they are and from random ones alone.
+"""How soon a model learns to copy from its context, from our initial weights and from plain random ones.
 
     python tests/benchmarks/initial_weights.py [--steps 150] [--seeds 3] [--json]
 
-The tiny preset learns random strings that repeat: the loss is ln(700) = 6.55 nats for a guess and near 0 for a model
-that copies. Mean over the last 10 steps, mean and spread over seeds. About one minute a seed and kind on one CPU core.
+The tiny preset learns random strings that repeat: a guess has a loss of ln(700) = 6.55 nats, a model that copies one
+near 0. The figures are the mean loss of the last 10 steps, as mean and spread over seeds. Expect about one minute per
+seed and kind on one CPU core.
 """
 
 from __future__ import annotations
@@ -19,19 +20,21 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from model.config import preset
-from model.data.packing import Batch, RowPacker
-from model.data.tokenize import TokenizedSample
-from model.multimodal import KimiK25
+from model.data.batches.packing import RowPacker
+from model.data.samples.tokenize import TokenizedSample
+from model.network.batch import Batch
+from model.network.config import preset
+from model.network.initial import new_model
+from model.optimizer.optimization import Optimization
 from model.train.engine import PlainEngine
-from model.train.phase import Phase
+from tests.training import take_step
 
-TOKENS = 700  # that strings are made of
+TOKENS = 700  # number of different tokens in the strings
 RATE = 6e-3
 
 
 def repeated(generator: torch.Generator) -> TokenizedSample:
-    """8 to 39 random tokens, again and again; the loss covers what the first time determines."""
+    """8 to 39 random tokens, repeated several times; the loss covers the repetitions."""
     length = int(torch.randint(8, 40, (1,), generator=generator))
     ids = torch.randint(0, TOKENS, (length,), generator=generator).repeat(max(2, 120 // length))
     return TokenizedSample(ids, torch.arange(len(ids)) >= length, None, [])
@@ -45,12 +48,14 @@ def batch(generator: torch.Generator, pad_id: int) -> Batch:
 
 
 def final_loss(seed: int, steps: int, wired: bool) -> float:
-    with mock.patch("model.initial._wire", lambda *_: None) if not wired else mock.MagicMock():
-        model = KimiK25(preset("tiny"), seed=seed).train()
-    engine = PlainEngine(model, Phase(lambda state: NotImplemented, steps, RATE))
+    with (
+        mock.patch("model.network.initial.place_induction_circuit", lambda *_: None) if not wired else mock.MagicMock()
+    ):
+        model = new_model(preset("tiny"), seed=seed).train()
+    engine = PlainEngine(model, Optimization(steps, RATE))
     generator = torch.Generator().manual_seed(seed)
     pad_id = model.config.text_config.pad_token_id
-    losses = [engine.step(batch(generator, pad_id), step)["loss/total"] for step in range(steps)]
+    losses = [take_step(engine, batch(generator, pad_id), step)["loss/total"] for step in range(steps)]
     return statistics.mean(losses[-10:])
 
 

@@ -2,16 +2,17 @@
 
     python tests/benchmarks/int4_quality.py [--seeds 3] [--steps 600] [--sft-steps 200] [--json]
 
-A model learns facts of real countries and elements by heart from sentences, then to answer questions about them, twice
-from there on the same batches: with full-precision experts and with ``expert_precision`` int4. Both models are exported
+A model learns facts about real countries and elements from sentences. From there it learns twice, on the same batches,
+to answer questions about them: with full-precision experts and with ``expert_precision`` int4. Both models are exported
 as INT4 and imported again. A loss is the cross-entropy per token of the answers to held-out questions (a third phrasing
 of each fact), computed in float32. ``loss_increase_ptq`` and ``loss_increase_qat`` are what the two INT4 models lose
-against the plainly fine-tuned one before rounding; ``loss_increase_qat_own`` is against the other's own float weights.
+compared with the plainly fine-tuned model before rounding; ``loss_increase_qat_own`` compares the quantisation-aware
+one with its own float weights.
 
 The model is the tiny preset at a quarter of its width. In the tiny preset itself, after 600 steps of the text mixture,
-rounding costs 0.001 of 0.73 nats, less than two fine-tunings differ by: a network that is trained for minutes does not
-use its weights to four bits. Here, too, two fine-tunings differ, by 0.02 nats: look at the spread, not at one seed.
-Means and spreads over seeds; about a minute a seed on one CPU core.
+rounding costs 0.001 of 0.73 nats, less than the difference of two fine-tunings: a network that is trained for minutes
+does not need four bits of its weights. Two fine-tunings differ here too, by 0.02 nats, so look at the spread and not at
+one seed. The figures are means and spreads over seeds. Expect about a minute per seed on one CPU core.
 """
 
 from __future__ import annotations
@@ -30,25 +31,29 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from model.chat import encode_chat  # noqa: E402
-from model.config import ModelConfig, preset  # noqa: E402
+from model.checkpoint.export import save_model  # noqa: E402
+from model.checkpoint.load import load_model  # noqa: E402
+from model.codec.chat import encode_chat  # noqa: E402
+from model.codec.tokenizer import Tokenizer  # noqa: E402
+from model.data.batches.packing import RowPacker  # noqa: E402
 from model.data.families.entities import entities  # noqa: E402
 from model.data.families.facts import FIELDS, QUESTIONS, SENTENCES  # noqa: E402
-from model.data.packing import Batch, RowPacker  # noqa: E402
-from model.data.tokenize import TokenizedSample  # noqa: E402
-from model.hf import load_model, save_model  # noqa: E402
-from model.multimodal import KimiK25  # noqa: E402
-from model.tokenizer import Tokenizer  # noqa: E402
+from model.data.samples.tokenize import TokenizedSample  # noqa: E402
+from model.network.batch import Batch  # noqa: E402
+from model.network.config import ModelConfig, preset  # noqa: E402
+from model.network.initial import new_model  # noqa: E402
+from model.network.multimodal import KimiK25  # noqa: E402
+from model.optimizer.optimization import Optimization  # noqa: E402
 from model.train.engine import PlainEngine  # noqa: E402
-from model.train.phase import Phase  # noqa: E402
+from tests.training import take_step  # noqa: E402
 
-RATE, SFT_RATE = 1.2e-2, 1e-3  # the second is that of zero_vision_sft
+RATE, SFT_RATE = 1.2e-2, 1e-3  # the second is zero_vision_sft's
 ROWS, TOKENS = 8, 256
 HELD_OUT = 500  # questions
 
 
 def narrow() -> ModelConfig:
-    """The tiny preset made so small that it has to use every weight: 24,576 of them in the routed experts."""
+    """The tiny preset, made so small that it must use every weight; 24,576 of them are in the routed experts."""
     config = preset("tiny").model_copy(deep=True)
     text = config.text_config
     text.hidden_size = text.intermediate_size = text.moe_intermediate_size = text.q_lora_rank = text.kv_lora_rank = 32
@@ -72,7 +77,7 @@ class Facts:
         texts += [question.format(field=f, name=n) for n, f, _ in self.facts for question in QUESTIONS]
         self.tokenizer = Tokenizer.train([*texts, *(f"user assistant {v}" for _, _, v in self.facts)], 768)
         self.sentences = [self._sentence(text) for text in texts[: 2 * len(self.facts)]]
-        # The phrasing that is held out goes round the facts.
+        # A different phrasing is held out for each fact, in turn.
         asked = [
             (number, phrasing, self._question(*fact, QUESTIONS[phrasing]))
             for number, fact in enumerate(self.facts)
@@ -95,7 +100,7 @@ class Facts:
         return TokenizedSample(torch.tensor(chat.ids), torch.tensor(chat.loss), None, [])
 
     def batches(self, samples: Sequence[TokenizedSample], count: int, seed: int) -> Iterator[Batch]:
-        """Every sample once an epoch, in a seeded order."""
+        """``count`` batches with every sample once per epoch, in a seeded order."""
         rng = np.random.default_rng(seed)
         packer, made = RowPacker(TOKENS, ROWS), 0
         while True:
@@ -111,7 +116,7 @@ class Facts:
 
 @torch.no_grad()
 def loss(model: KimiK25, samples: Sequence[TokenizedSample], pad_id: int) -> float:
-    """Nats per answer token, in float32."""
+    """Cross-entropy in nats per answer token, in float32."""
     model.eval()
     total = count = 0.0
     for start in range(0, len(samples), 64):
@@ -124,19 +129,17 @@ def loss(model: KimiK25, samples: Sequence[TokenizedSample], pad_id: int) -> flo
     return total / count
 
 
-def train(model: KimiK25, phase: Phase, batches: Iterator[Batch]) -> KimiK25:
-    """Trains in place and returns the model."""
+def train(model: KimiK25, settings: Optimization, batches: Iterator[Batch]) -> KimiK25:
+    """Train a model in place; returns it."""
     model.train()
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(phase.learns(name))
-    engine = PlainEngine(model, phase)
+    engine = PlainEngine(model, settings)
     for step, batch in enumerate(batches):
-        engine.step(batch, step)
+        take_step(engine, batch, step)
     return model
 
 
 def twin(model: KimiK25) -> KimiK25:
-    other = KimiK25(model.config)
+    other = new_model(model.config)
     other.load_state_dict(model.state_dict())
     return other
 
@@ -146,18 +149,18 @@ def through_int4(model: KimiK25, folder: Path) -> KimiK25:
     return load_model(folder)
 
 
-def phase(steps: int, rate: float, precision: str = "full") -> Phase:
-    return Phase(lambda _: NotImplemented, steps, rate, products="bfloat16", expert_precision=precision)
+def settings(steps: int, rate: float, precision: str = "full") -> Optimization:
+    return Optimization(steps, rate, products="bfloat16", expert_precision=precision)
 
 
 def measure(seed: int, facts: Facts, options: argparse.Namespace, folder: Path) -> dict[str, float]:
     pretrained = train(
-        KimiK25(narrow(), seed=seed), phase(options.steps, RATE),
+        new_model(narrow(), seed=seed), settings(options.steps, RATE),
         facts.batches(facts.sentences, options.steps, seed),
     )  # fmt: skip
     plain, aware = (
         train(
-            twin(pretrained), phase(options.sft_steps, SFT_RATE, precision),
+            twin(pretrained), settings(options.sft_steps, SFT_RATE, precision),
             facts.batches(facts.questions, options.sft_steps, seed),
         )
         for precision in ("full", "int4")

@@ -1,16 +1,18 @@
-"""What mid-training adds to the context: a number in a long text and a digit in a long video, found or not.
+"""What mid-training adds to the context: is a number found in a long text, and a digit in a long video?
 
     python tests/benchmarks/long_context.py --checkpoint FOLDER [--seeds 3] [--tasks 100] [--json]
 
 FOLDER is the checkpoint of a run's joint_pretrain (on the machine of the run, ``runs/tiny/work/cache`` holds it under
-the digest of its manifest); without it nothing is measured. What is to be found in a held-out text or video lies within
-the checkpoint's window, or more tokens than that window before its question and within the window after mid-training.
-All are asked; then the step mid_train runs with its defaults, on its mixture made anew, and all are asked again.
+the digest of its manifest); without it nothing is measured. There are held-out texts and videos of two kinds:
+``within`` the window of the checkpoint, and ``beyond`` it, where the question comes more tokens after the number or
+digit than that window has, but fits the window after mid-training. All are asked before and after the step mid_train,
+which runs with its defaults on newly generated data.
 
 The control is trained as long on the same mixture in the old window, so without YaRN and without the samples that need
-it: what it does not find far away is not for want of practice. Greedy; a find is right to the last token.
+it: if it finds nothing far away, this is not for lack of practice. Decoding is greedy; an answer counts if all its
+tokens are right.
 
-Chance is a guess among 9,000 numbers and among ten digits. Expect three minutes a seed on one CPU core.
+Chance is a guess among 9,000 numbers and among ten digits. Expect three minutes per seed on one CPU core.
 """
 
 from __future__ import annotations
@@ -31,27 +33,28 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from components.mid_train.config import Config  # noqa: E402
 from components.mid_train.stage import phases  # noqa: E402
-from model.context import original_window  # noqa: E402
+from model.checkpoint.file_names import TOKENIZER_FILES  # noqa: E402
+from model.checkpoint.folder import load_parent  # noqa: E402
+from model.codec.image import ImageConfig  # noqa: E402
+from model.codec.tokenizer import Tokenizer  # noqa: E402
+from model.data.batches.folder import DataFolder  # noqa: E402
+from model.data.batches.packing import pack  # noqa: E402
 from model.data.families import FAMILIES, needle, video_needle  # noqa: E402
-from model.data.folder import DataFolder  # noqa: E402
-from model.data.mixtures import LONG_TEXT, LONG_VISION  # noqa: E402
-from model.data.packing import pack  # noqa: E402
-from model.data.shards import write_shard  # noqa: E402
-from model.data.tokenize import TokenizedSample, tokenize  # noqa: E402
-from model.image import ImageConfig  # noqa: E402
-from model.multimodal import KimiK25  # noqa: E402
-from model.tokenizer import Tokenizer  # noqa: E402
-from model.train.checkpoint import TOKENIZER_FILES, load_parent  # noqa: E402
+from model.data.order.mixtures import LONG_TEXT, LONG_VISION  # noqa: E402
+from model.data.samples.shards import write_shard  # noqa: E402
+from model.data.samples.tokenize import TokenizedSample, tokenize  # noqa: E402
+from model.network.multimodal import KimiK25  # noqa: E402
+from model.network.yarn import original_window  # noqa: E402
 from model.train.loop import train  # noqa: E402
 from model.train.phase import Phase  # noqa: E402
 
-SAMPLES = 400  # training samples of each family: more than the step draws of any long one
+SAMPLES = 400  # training samples of each family: more than the step uses of any family of long samples
 CHANCE = {"text": 1 / 9000, "video": 0.1}
 IMAGES = ImageConfig()
 
 
-class Nowhere:
-    """A step's surroundings that keep nothing."""
+class DiscardingContext:
+    """The context of a step that keeps no checkpoints and no metrics."""
 
     def __init__(self, work: Path) -> None:
         self.work = work
@@ -60,7 +63,7 @@ class Nowhere:
     def latest(self) -> None:
         return None
 
-    def prepare(self, *, index: int, tokens_seen: int, complete: bool) -> Nowhere:
+    def prepare(self, *, index: int, tokens_seen: int, complete: bool) -> DiscardingContext:
         return self
 
     def publish(self, folder: Path, added: Sequence[object] = ()) -> None: ...
@@ -82,7 +85,7 @@ def training_data(folder: Path, checkpoint: Path) -> DataFolder:
 
 
 def text_task(rng: np.random.Generator, window: int, tokenizer: Tokenizer) -> tuple[TokenizedSample, int]:
-    """A text of some length up to about ``window`` tokens, and how far before the answer its number begins."""
+    """A text of up to about ``window`` tokens, and how many tokens before the answer its number begins."""
     sample = needle.needle_sample(rng, "eval", 0, int(rng.integers(needle.SHORTEST, 2 * window)))
     read = tokenize(sample, tokenizer, IMAGES)
     answer = int(read.loss_mask.nonzero()[0])
@@ -92,7 +95,7 @@ def text_task(rng: np.random.Generator, window: int, tokenizer: Tokenizer) -> tu
 
 
 def video_task(rng: np.random.Generator, window: int, tokenizer: Tokenizer) -> tuple[TokenizedSample, int]:
-    """A video of some length up to about ``window`` tokens, and how far before the answer its digit is shown."""
+    """A video of up to about ``window`` tokens, and how many tokens before the answer its digit is shown."""
     sample = video_needle.video_needle_sample(rng, "eval", 0, int(rng.integers(video_needle.SHORTEST, window // 18)))
     read = tokenize(sample, tokenizer, IMAGES)
     assert read.pixel_values is not None
@@ -107,9 +110,8 @@ KINDS: dict[str, Draw] = {"text": text_task, "video": video_task}
 
 
 def tasks(draw: Draw, seed: int, count: int, nearest: int, window: int, tokenizer: Tokenizer) -> list[TokenizedSample]:
-    """``count`` held-out samples of at most ``window`` tokens whose evidence is more than ``nearest`` tokens away.
-
-    With ``nearest`` 0 the whole sample fits into the window, so its evidence does.
+    """``count`` held-out samples of at most ``window`` tokens whose evidence is more than ``nearest`` tokens before the
+    answer; with ``nearest`` 0, anywhere in the sample.
     """
 
     def drawn() -> Iterator[TokenizedSample]:
@@ -124,14 +126,14 @@ def tasks(draw: Draw, seed: int, count: int, nearest: int, window: int, tokenize
 
 @torch.no_grad()
 def found(model: KimiK25, samples: Sequence[TokenizedSample], pad_id: int) -> float:
-    """Share of samples whose answer has the largest probability at each of its tokens: what greedy decoding finds."""
+    """Share of samples that greedy decoding answers: every token of the answer has the largest probability."""
     model.eval()
     right = 0
     for start in range(0, len(samples), 10):
         few = samples[start : start + 10]
         batch = pack(few, pad_id)
         hit_N = model(batch).argmax(-1) == batch.targets_N
-        # A document's end, which the loss covers too, is no part of its answer.
+        # The loss also covers the end of the document, which is not a part of the answer.
         for number, sample in enumerate(few):
             hits = hit_N[batch.sample_N == number]
             right += bool(hits[: 4 if sample.pixel_values is None else 1].all())
@@ -140,7 +142,7 @@ def found(model: KimiK25, samples: Sequence[TokenizedSample], pad_id: int) -> fl
 
 
 def in_old_window(grown: Sequence[Phase], seen: int) -> list[Phase]:
-    """The phases with as many tokens in rows of ``seen`` and no extension."""
+    """The same phases with as many tokens, in rows of ``seen`` tokens and without extending the window."""
     return [
         replace(
             phase,
@@ -169,7 +171,9 @@ def measure(checkpoint: Path, seed: int, count: int, control: bool, talk: bool) 
             model = load_parent(checkpoint, tokenizer)
             if when != "before":
                 torch.manual_seed(seed)
-                train(model, recipe if when == "after" else in_old_window(recipe, seen), folder, Nowhere(folder))
+                train(
+                    model, recipe if when == "after" else in_old_window(recipe, seen), folder, DiscardingContext(folder)
+                )
             for (kind, place), samples in asked.items():
                 name = f"{kind}_{when}_{place}"
                 figures[name] = found(model, samples, tokenizer.pad_id)
@@ -179,7 +183,7 @@ def measure(checkpoint: Path, seed: int, count: int, control: bool, talk: bool) 
 
 
 def tokens_of_frames(tokenizer: Tokenizer) -> dict[str, float]:
-    """What an image of a frame's size and a chunk of 4 frames cost; an image is one frame for its tokens."""
+    """Tokens of an image as large as a frame, and of a chunk of 4 frames; frames per token of a video."""
     video = video_needle.video_needle_sample(np.random.default_rng(0), "eval", 0, 8)
     read = tokenize(video, tokenizer, IMAGES)
     pads = int((read.input_ids == tokenizer.media_pad_id).sum())

@@ -1,15 +1,16 @@
-"""The model's speed next to transformers' ``DeepseekV3ForCausalLM``, and packed vision next to padded.
+"""The model's speed compared with transformers' ``DeepseekV3ForCausalLM``, and packed vision compared with padded.
 
     python tests/benchmarks/model_speed.py [--repeats 5] [--threads 2] [--json]
 
-Language model: the same weights and the same batches of 16 x 256 tokens, at the tiny preset's shape and at one four
-times as wide. Transformers trains with torch's fused AdamW and gets sdpa attention and the fastest of its expert
-implementations in float32 and bfloat16; ours keeps float32 weights around bfloat16 products, and gives each thread
-some of the rows. ``train_ratio`` has the same optimizer on both sides; ``train_muonclip_ratio`` is ours as it trains,
-with MuonClip, against theirs with AdamW. The logits in float32 are compared before anything is timed. Decoding is
-greedy with a cache, 16 prompts that grow to 512 tokens. Vision: images of very unequal sizes through the tower as they
-are, and padded to the largest. Sides take turns; medians count. Last, the memory of forwards over one long row of two
-documents. Expect about five minutes on two quiet CPU cores.
+Language model: both sides have the same weights and the same batches of 16 x 256 tokens, at the tiny preset's shape and
+at one four times as wide. Transformers uses torch's fused AdamW, sdpa attention and the fastest of its expert
+implementations in float32 and bfloat16; ours keeps float32 weights, multiplies in bfloat16 where the CPU has
+instructions for it, and gives each thread some of the rows. For ``train_ratio`` both sides use AdamW; for
+``train_muonclip_ratio`` ours uses MuonClip, as in training, and theirs AdamW. The logits in float32 are compared before
+anything is timed. Decoding is greedy with a cache, for 16 prompts that grow to 512 tokens. Vision: images of very
+unequal sizes pass the tower as they are, and padded to the largest. The sides take turns; medians count. Last comes the
+memory of forwards over one long row of two documents.
+Expect about five minutes on two idle CPU cores.
 """
 
 from __future__ import annotations
@@ -32,27 +33,29 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from model.config import ModelConfig, TextConfig, preset  # noqa: E402
-from model.data.packing import Batch  # noqa: E402
-from model.data.stream import MixtureStream, StreamState  # noqa: E402
-from model.hf import released_tensors  # noqa: E402
-from model.multimodal import KimiK25  # noqa: E402
-from model.precision import products_in  # noqa: E402
+from model.checkpoint.tensor_names import released_tensors  # noqa: E402
+from model.network.batch import Batch, GridTHW  # noqa: E402
+from model.network.config import ModelConfig, TextConfig, preset  # noqa: E402
+from model.network.forward_context import ForwardContext  # noqa: E402
+from model.network.initial import new_model  # noqa: E402
+from model.network.multimodal import KimiK25  # noqa: E402
+from model.network.precision import narrow_products  # noqa: E402
+from model.optimizer.optimization import Optimization  # noqa: E402
 from model.rollout.embedded import EmbeddedEngine  # noqa: E402
 from model.rollout.protocol import Request  # noqa: E402
-from model.train.engine import PlainEngine, add_gradient  # noqa: E402
-from model.train.phase import Phase  # noqa: E402
-from model.vision import GridTHW  # noqa: E402
+from model.train.engine import PlainEngine  # noqa: E402
+from tests.long_forward import LONG_FORWARD  # noqa: E402
 from tests.peers import peer_language_model  # noqa: E402
-from tests.test_documents import LONG_FORWARD  # noqa: E402
+from tests.training import add_gradient, take_step  # noqa: E402
 
 ROWS, TOKENS = 16, 256
 CONTEXT, NEW = 512, 64
 LONG_TOKENS = (4096, 16384, 32768)
 RATE = 1e-3
+NARROW = ForwardContext(narrow_products(torch.device("cpu")))
 PAUSE = 0.02  # seconds, in which OpenMP's threads of the turn before stop to spin
 PEER_EXPERTS = ("eager", "grouped_mm")
-DECODE_EXPERTS = (*PEER_EXPERTS, "batched_mm")  # copies an expert per token: out of memory on a training batch
+DECODE_EXPERTS = (*PEER_EXPERTS, "batched_mm")  # it copies an expert per token: a training batch is too large for it
 
 
 def widened(times: int) -> ModelConfig:
@@ -68,16 +71,16 @@ def widened(times: int) -> ModelConfig:
 
 
 def language_model(config: ModelConfig) -> KimiK25:
-    model, generator = KimiK25(config, seed=0), torch.Generator().manual_seed(0)
+    model, generator = new_model(config, seed=0), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, weight in model.language_model.named_parameters():
-            if "down_proj" in name:  # they begin as zeros, and the sides' logits are compared
+            if "down_proj" in name:  # they start as zeros, and a comparison of logits would mean nothing
                 weight.normal_(0.0, config.text_config.initializer_range, generator=generator)
     return model
 
 
 def text_batch(seed: int, rows: int = ROWS, tokens: int = TOKENS) -> Batch:
-    """One document a row; every token but the first is a target."""
+    """Random tokens, one document per row; every token but the first is a target."""
     ids_BT = torch.randint(0, 768, (rows, tokens), generator=torch.Generator().manual_seed(seed))
     where_N = torch.arange(rows * tokens).view(rows, tokens)[:, :-1].flatten()
     positions_BT, documents_BT = torch.arange(tokens).repeat(rows, 1), torch.zeros_like(ids_BT)
@@ -86,49 +89,43 @@ def text_batch(seed: int, rows: int = ROWS, tokens: int = TOKENS) -> Batch:
                  None, [])  # fmt: skip
 
 
-def no_stream(_: StreamState | None) -> MixtureStream:
-    raise AssertionError("batches are given here")
-
-
 class Ours:
     """Our model and the step of the training loop."""
 
     def __init__(self, model: KimiK25) -> None:
         self.model = model.train()
-        phase = Phase(no_stream, 10**9, RATE, warmup_steps=0, trainable=("language_model.",), products="bfloat16")
-        self.muonclip = PlainEngine(model, phase)
-        self.shares = self.muonclip.shares
+        settings = Optimization(10**9, RATE, warmup_steps=0, trainable=("language_model.",), products="bfloat16")
+        self.muonclip = PlainEngine(model, settings)
+        self.replicas = self.muonclip.replicas
         self.adamw = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], RATE, fused=True)
 
     def step(self, batch: Batch) -> float:
-        """As our stages train."""
-        return self.muonclip.step(batch, 0)["loss/total"]
+        """A step with MuonClip, as in training."""
+        return take_step(self.muonclip, batch)["loss/total"]
 
     def step_adamw(self, batch: Batch) -> float:
         """With the optimizer of the other side."""
-        with products_in(torch.bfloat16):
-            figures = add_gradient(self.shares, batch)
+        figures = add_gradient(self.replicas, batch, context=NARROW)
         self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
         return figures["loss/total"]
 
     def forward(self, batch: Batch) -> Tensor:
-        parts = self.shares.cut(batch)
+        parts = self.replicas.split(batch)
         shape = len(batch.targets_N), self.model.config.text_config.vocab_size
         logits_NV = torch.empty(shape, dtype=torch.bfloat16)
         whole = list(zip(parts, logits_NV.split([len(part.targets_N) for part in parts]), strict=True))
 
         @torch.inference_mode()
         def logits(model: KimiK25, part: tuple[Batch, Tensor]) -> None:
-            part[1].copy_(model(part[0]))
+            part[1].copy_(model(part[0], NARROW))
 
-        with products_in(torch.bfloat16):
-            self.shares.run(logits, whole)
+        self.replicas.run(logits, whole)
         return logits_NV
 
 
 class Theirs:
-    """Transformers' model with its own weights in ``dtype``."""
+    """Transformers' model, with its weights in ``dtype``."""
 
     def __init__(self, text: TextConfig, tensors: dict[str, Tensor], dtype: torch.dtype, experts: str) -> None:
         self.name = f"{str(dtype).removeprefix('torch.')}, {experts}"
@@ -163,7 +160,7 @@ def fastest(sides: Sequence[Theirs], run: Callable[[Theirs], object]) -> Theirs:
 
 
 def ratio(ours: Callable[[], object], theirs: Callable[[], object], repeats: int) -> tuple[float, float, float]:
-    """How many times as fast ours is, and the median seconds of both; the first turn is not counted."""
+    """How many times as fast ours is, and the median seconds of ours and theirs; the first turn does not count."""
     taken = [(seconds(ours), seconds(theirs)) for _ in range(repeats + 1)][1:]
     own, peer = (statistics.median(column) for column in zip(*taken, strict=True))
     return peer / own, own, peer
@@ -172,7 +169,8 @@ def ratio(ours: Callable[[], object], theirs: Callable[[], object], repeats: int
 def language(times: int, repeats: int) -> dict[str, object]:
     """Training step and forward of the language model."""
     model = language_model(widened(times))
-    text, tensors = model.config.text_config, {name: value.clone() for name, value in released_tensors(model).items()}
+    text = model.config.text_config
+    tensors = {name: value.clone() for name, value in released_tensors(model.state_dict()).items()}
     peers = [Theirs(text, tensors, dtype, experts)
              for dtype, experts in itertools.product((torch.float32, torch.bfloat16), PEER_EXPERTS)]  # fmt: skip
     four = [text_batch(seed) for seed in range(4)]
@@ -182,12 +180,12 @@ def language(times: int, repeats: int) -> dict[str, object]:
     if difference > 1e-3:
         raise SystemExit(f"the logits differ by {difference}: the measurement is void")
     ours = Ours(model)
-    for _ in range(4):  # experts' row counts differ from batch to batch, and each new shape is compiled once
+    for _ in range(4):  # the experts' numbers of rows differ between batches, and each new shape is compiled once
         ours.forward(next(batches)), ours.step(next(batches))
     for each in (model, *(peer.model for peer in peers)):
         each.eval()
     reader = fastest(peers, lambda side: side.forward(first))
-    # A forward is too short for a turn of its own.
+    # One forward is too short for a turn.
     forward = ratio(lambda: [*map(ours.forward, four)], lambda: [*map(reader.forward, four)], repeats)
     for each in (model, *(peer.model for peer in peers)):
         each.train()
@@ -213,9 +211,9 @@ def language(times: int, repeats: int) -> dict[str, object]:
 def decoding(repeats: int) -> dict[str, object]:
     """Greedy generation up to a context of ``CONTEXT`` tokens."""
     model = language_model(widened(1)).eval()
-    tensors = released_tensors(model)
+    tensors = released_tensors(model.state_dict())
     ids_BT = torch.randint(0, 768, (ROWS, CONTEXT - NEW), generator=torch.Generator().manual_seed(0))
-    exact, engine = EmbeddedEngine(model, ROWS), EmbeddedEngine(model, ROWS, prompt_products=torch.bfloat16)
+    exact, engine = EmbeddedEngine(model, ROWS), EmbeddedEngine(model, ROWS, prompt_products=NARROW.products)
     requests = [Request(ids, max_new_tokens=NEW, temperature=0.0) for ids in ids_BT.tolist()]
     peers = [Theirs(model.config.text_config, tensors, dtype, experts)
              for dtype, experts in itertools.product((torch.float32, torch.bfloat16), DECODE_EXPERTS)]  # fmt: skip
@@ -232,7 +230,7 @@ def decoding(repeats: int) -> dict[str, object]:
         return generated_BT[:, CONTEXT - NEW :]
 
     same = float((ours(exact) == theirs(peers[0])).float().mean())
-    if same < 0.9:  # random weights know ties; a wrong cache would agree by chance alone
+    if same < 0.9:  # random weights have ties; with a wrong cache tokens would agree only by chance
         raise SystemExit(f"only {same:.0%} of the tokens agree: the measurement is void")
     peer = fastest(peers, theirs)
     faster, own, other = ratio(ours, lambda: theirs(peer), repeats)
@@ -248,7 +246,7 @@ def decoding(repeats: int) -> dict[str, object]:
 
 def vision(repeats: int) -> dict[str, object]:
     """Many small images and a few large ones, packed, and padded with blank patches to the largest."""
-    tower = KimiK25(preset("tiny"), seed=0).vision_tower.eval()
+    tower = new_model(preset("tiny"), seed=0).vision_tower.eval()
     generator = torch.Generator().manual_seed(0)
     spread = torch.exp(0.9 * torch.randn(96, 2, generator=generator))
     sides = (2 * spread.round().clamp(min=1, max=8).int()).tolist()
@@ -282,7 +280,7 @@ def vision(repeats: int) -> dict[str, object]:
 
 
 def long_forwards() -> dict[str, object]:
-    """MiB that a forward with its loss takes beside the model, in a process of its own for each length."""
+    """MiB that a forward with its loss needs in addition to the model, measured in a new process for each length."""
     root = Path(__file__).parents[2]
     taken = [subprocess.run([sys.executable, "-c", LONG_FORWARD, str(tokens)], cwd=root, capture_output=True, text=True,
                             check=True).stdout for tokens in LONG_TOKENS]  # fmt: skip
@@ -290,7 +288,7 @@ def long_forwards() -> dict[str, object]:
 
 
 def show(result: Mapping[str, object], only_json: bool) -> None:
-    """A line for each figure, unless ``only_json``, and all of them as one JSON object."""
+    """Print one line per figure, unless ``only_json``, and all figures as one JSON object."""
     result = {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in result.items()}
     if not only_json:
         for name, value in result.items():

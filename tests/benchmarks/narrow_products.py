@@ -1,11 +1,12 @@
-"""What bfloat16 products around float32 weights cost in learning: the joint mixture in both precisions.
+"""What bfloat16 products with float32 weights cost in learning, on the joint mixture.
 
     python tests/benchmarks/narrow_products.py [--seeds 3] [--steps 250] [--json]
 
-The tiny preset learns text and vision from the training families' generators, from the same first weights on the same
-batches: once in float32, once as the stages train. ``difference`` is the held-out loss of bfloat16 minus that of
-float32, ``curve_difference`` the mean of the training losses' differences over the last quarter; means over seeds in
-nats per token, beside the spread (standard deviation) of float32 over the seeds. About two minutes a seed on one core.
+The tiny preset learns text and vision from the generators, twice from the same initial weights on the same batches: in
+float32, and with bfloat16 products, as in training. ``difference`` is the held-out loss of bfloat16 minus that of
+float32; ``curve_difference`` is the mean difference of the training losses over the last quarter. They are means over
+seeds, in nats per token; the spread (standard deviation) of float32 over the seeds is there for comparison. Expect
+about two minutes per seed on one core.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import statistics
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -24,17 +26,21 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from components.prepare_data.config import Config as DataConfig  # noqa: E402
 from components.prepare_data.stage import tokenizer_texts  # noqa: E402
-from model.config import preset  # noqa: E402
+from model.codec.image import ImageConfig  # noqa: E402
+from model.codec.tokenizer import Tokenizer  # noqa: E402
+from model.data.batches.packing import RowPacker  # noqa: E402
 from model.data.families import FAMILIES  # noqa: E402
-from model.data.mixtures import TEXT, VISION, blend  # noqa: E402
-from model.data.packing import Batch, RowPacker  # noqa: E402
-from model.data.sample import Split  # noqa: E402
-from model.data.tokenize import tokenize  # noqa: E402
-from model.image import ImageConfig  # noqa: E402
-from model.multimodal import KimiK25  # noqa: E402
-from model.tokenizer import Tokenizer  # noqa: E402
+from model.data.order.mixtures import TEXT, VISION, blend  # noqa: E402
+from model.data.samples.sample import Split  # noqa: E402
+from model.data.samples.tokenize import tokenize  # noqa: E402
+from model.network import precision  # noqa: E402
+from model.network.batch import Batch  # noqa: E402
+from model.network.config import preset  # noqa: E402
+from model.network.initial import new_model  # noqa: E402
+from model.network.multimodal import KimiK25  # noqa: E402
+from model.optimizer.optimization import Optimization  # noqa: E402
 from model.train.engine import PlainEngine  # noqa: E402
-from model.train.phase import Phase  # noqa: E402
+from tests.training import take_step  # noqa: E402
 
 MIXTURE = blend((TEXT, 0.65), (VISION, 0.35))
 ROWS, TOKENS, RATE = 4, 256, 6e-3
@@ -42,7 +48,7 @@ HELD_OUT = 40  # batches
 
 
 def batches(tokenizer: Tokenizer, split: Split, seed: int, count: int) -> list[Batch]:
-    """Families drawn by their shares of samples."""
+    """``count`` batches of samples; the mixture gives each family's share of the samples."""
     rng, made = np.random.default_rng(seed), []
     names, shares = list(MIXTURE), np.array(list(MIXTURE.values()))
     index, image_config = 0, ImageConfig()
@@ -72,12 +78,11 @@ def held_out_loss(model: KimiK25, held_out: list[Batch]) -> float:
 
 def learn(seed: int, products: str, training: list[Batch], held_out: list[Batch]) -> tuple[float, list[float]]:
     """Held-out loss in float32 at the end, and the training losses."""
-    model = KimiK25(preset("tiny"), seed=seed).train()
-    phase = Phase(lambda _: NotImplemented, len(training), RATE, products=products)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(phase.learns(name))
-    engine = PlainEngine(model, phase)
-    losses = [engine.step(batch, step)["loss/total"] for step, batch in enumerate(training)]
+    model = new_model(preset("tiny"), seed=seed).train()
+    # Also on a CPU without instructions for bfloat16, slowly.
+    with mock.patch.object(precision, "multiplies_bfloat16", lambda: True):
+        engine = PlainEngine(model, Optimization(len(training), RATE, products=products))
+        losses = [take_step(engine, batch, step)["loss/total"] for step, batch in enumerate(training)]
     return held_out_loss(model, held_out), losses
 
 

@@ -2,15 +2,16 @@
 
     python tests/benchmarks/sandbox.py [--json]
 
-Each program has a session of its own, in up to four cases: as root and as user 65534 (`nobody`), each with and without
-namespaces. Without, unshare(2) is refused by a filter around the whole case, as container runtimes do it. The programs
-are in `tests/escapes`: some go through the check of the language, most start behind it with all of Python and ctypes.
-An escape is an effect outside of the session: a file read or changed, a message, a signal, another process made or its
-memory touched, shared memory or a process left, or a system call that succeeds and should not.
+Each program runs in a separate session, in up to four cases: as root and as user 65534 (`nobody`), each with
+namespaces and without. For the cases without, a filter around the whole case refuses unshare(2), as container runtimes
+do. The programs are in `tests/escapes`: some go through the check of the language, most start without it, with all of
+Python and ctypes. An escape is an effect outside of the session: a file read or changed, a message, a signal, a new
+process, a change to another process's memory, shared memory or a process left over, or a system call that succeeds and
+should not.
 
-Where root is not this user, only this user's two cases are tried, and the others are said to be not measured.
-``executions_per_s`` is of cells in one warm session, ``sessions_per_s`` of sessions with one cell each, one after
-the other, with all walls that the machine has.
+If this user is not root, only the two cases of this user are tried, and the others are reported as not measured.
+``executions_per_s`` counts cells in one warm session, ``sessions_per_s`` sessions with one cell each, one after the
+other, with all layers of isolation that the machine has.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from tests.escapes.world import attack, world  # noqa: E402
 NOBODY = 65534
 CELLS, SESSIONS = 2000, 100
 PATIENCE_S = 600
-# nobody may not enter a home of root's: in a mount namespace of the case's own, only the interpreter is left of it.
+# nobody may not enter root's home. So the case gets its own mount namespace, where only the interpreter is left of it.
 REACHABLE = """set -e
 mount --rbind "$2" "$3"; mount -t tmpfs -o mode=755 none "$1"; mkdir -p "$2"; mount --rbind "$3" "$2"
 shift 3; exec "$@"
@@ -44,24 +45,24 @@ shift 3; exec "$@"
 
 
 def refuse_namespaces() -> None:
-    """What a container runtime's default profile does to a pod without privileges."""
+    """Refuse namespaces, as the default profile of a container runtime does to a pod without privileges."""
     rules = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
     rules.add_rule(pyseccomp.ERRNO(1), "unshare")
     rules.load()
 
 
 def case(user: int, namespaces: bool) -> dict[str, object]:
-    """All programs, as ``user``, which this process becomes."""
+    """Run all programs as ``user``, which this process becomes."""
     if os.getuid() != user:
         os.setgroups([])
         os.setgid(user)
         os.setuid(user)
     if not namespaces:
         refuse_namespaces()
-    with world() as around:
-        tried, escapes = attack(around)
+    with world() as target:
+        tried, escapes = attack(target)
     with Sandbox() as sandbox:
-        return {"tried": tried, "escapes": escapes, "walls": str(sandbox.walls)}
+        return {"tried": tried, "escapes": escapes, "isolation": str(sandbox.isolation)}
 
 
 def speed() -> dict[str, float]:
@@ -86,16 +87,16 @@ def speed() -> dict[str, float]:
 
 
 def _hidden() -> Path | None:
-    """The uppermost folder on the way to the interpreter that other users may not enter."""
-    way = Path(sys.base_prefix).resolve()
-    return next((folder for folder in reversed([way, *way.parents]) if not folder.stat().st_mode & 1), None)
+    """The topmost folder above the interpreter that other users may not enter; None if they may enter all."""
+    prefix = Path(sys.base_prefix).resolve()
+    return next((folder for folder in reversed([prefix, *prefix.parents]) if not folder.stat().st_mode & 1), None)
 
 
-def in_its_own_process(user: int, namespaces: bool, place: Path) -> dict[str, object]:
+def in_another_process(user: int, namespaces: bool, mount_point: Path) -> dict[str, object]:
     command = [sys.executable, __file__, "--case", f"{user}", "namespaces" if namespaces else "bare"]
     if user != os.getuid() and (hidden := _hidden()):
         prefix = str(Path(sys.base_prefix).resolve())
-        wrapped = ["sh", "-c", REACHABLE, "sh", str(hidden), prefix, str(place)]
+        wrapped = ["sh", "-c", REACHABLE, "sh", str(hidden), prefix, str(mount_point)]
         command = ["unshare", "--mount", "--propagation", "private", *wrapped, *command]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=PATIENCE_S, cwd="/")
     if done.returncode:
@@ -115,18 +116,19 @@ def main() -> None:
     users = [0, NOBODY] if os.getuid() == 0 else [os.getuid()]
     figures: dict[str, object] = {"benchmark": "sandbox", "tried": 0, "escapes": 0}
     cases, missed = {}, [] if os.getuid() == 0 else ["root", "nobody"]
-    place = Path(tempfile.mkdtemp(prefix="moonflow-interpreter-"))
+    mount_point = Path(tempfile.mkdtemp(prefix="moonflow-interpreter-"))
     try:
         for user in users:
             for namespaces in (True, False):
                 name = f"{user}, {'with' if namespaces else 'without'} namespaces"
-                cases[name] = told = in_its_own_process(user, namespaces, place)
+                cases[name] = told = in_another_process(user, namespaces, mount_point)
                 if not options.json:
-                    print(f"user {name}: {told['tried']} tried, {len(told['escapes'])} escapes; walls: {told['walls']}")  # type: ignore[arg-type]
-                    for escape in told["escapes"]:  # type: ignore[attr-defined]
+                    escapes: list[str] = told["escapes"]  # type: ignore[assignment]
+                    print(f"user {name}: {told['tried']} tried, {len(escapes)} escapes; {told['isolation']}")
+                    for escape in escapes:
                         print(f"  {escape}")
     finally:
-        place.rmdir()  # nothing but a mount point, of another namespace: never more than an empty folder may go
+        mount_point.rmdir()  # it was a mount point in another namespace only: here it is an empty folder
     figures["tried"] = sum(int(str(each["tried"])) for each in cases.values())
     figures["escapes"] = sum(len(each["escapes"]) for each in cases.values())  # type: ignore[arg-type]
     figures |= speed() | {"cases": cases}

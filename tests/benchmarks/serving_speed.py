@@ -1,14 +1,14 @@
-"""Tokens per second over HTTP, next to the bare embedded engine on the same requests at the same concurrency.
+"""Tokens per second over HTTP, compared with the bare embedded engine on the same requests at the same concurrency.
 
     python tests/benchmarks/serving_speed.py [--clients 64] [--each 3] [--new 64] [--repeats 5] [--json]
 
-A checkpoint with the tiny preset's shape and random weights is served by ``python -m components.serve.server`` in a
-process of its own; this one is the client, with one kept connection per client and next to no work of its own, since it
-shares the machine. The bare engine answers the same token ids here, to as many asyncio callers, and the tokens must be
-the same. Whole answers and streams are timed, each next to the bare engine right before and right after it, since a
-machine's speed drifts by more than what is measured; the median of the repeats counts, the ranges tell how sure it is.
-cpu_s tells what each process worked: with two cores the engine has one to itself, the server's HTTP side and the client
-share the other. Expect about two minutes on two quiet CPU cores.
+``python -m components.serve.server`` serves a checkpoint of the tiny preset's shape with random weights in another
+process. This process is the client: it keeps one connection per client, and does as little as possible because it
+shares the machine. The bare engine answers the same token ids in this process, to as many asyncio callers, and must
+generate as many tokens. Whole answers and streams are timed, and the bare engine right before and after each, because
+the speed of a machine drifts by more than the difference. The median of the repeats counts; the range shows how certain
+it is. ``cpu_s`` is the CPU time of each process: with two cores the engine has one to itself, and the server's HTTP
+side shares the other with the client. Expect about two minutes on two idle CPU cores.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import asyncio
 import json
 import os
 import random
-import socket
 import statistics
 import subprocess
 import sys
@@ -37,10 +36,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from components.serve.openai_api import parse, to_engine
-from model.image import ImageConfig
+from model.codec.image import ImageConfig
+from model.codec.tokenizer import Tokenizer
 from model.rollout.embedded import EmbeddedEngine
 from model.rollout.protocol import Request
-from model.tokenizer import Tokenizer
+from tests.http_server import free_port  # noqa: E402
 from tests.tiny_folders import write_checkpoint
 
 WORDS = ["lima", "peru", "rome", "oslo", "cairo", "delhi", "12", "7", "305", "which", "capital", "has", "more", "than"]
@@ -59,10 +59,8 @@ def body(seed: int, new: int, stream: bool) -> bytes:
 
 @contextmanager
 def server(checkpoint: Path) -> Iterator[tuple[int, list[psutil.Process]]]:
-    """The port and the processes of a ready server: HTTP, then the engine."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    """Start a server; gives its port and its processes, first HTTP, then the engine."""
+    port = free_port()
     command = [sys.executable, "-m", "components.serve.server", "--checkpoint", str(checkpoint), "--port", str(port)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen(command, env=environment)
@@ -81,7 +79,7 @@ def server(checkpoint: Path) -> Iterator[tuple[int, list[psutil.Process]]]:
 
 
 class Connection:
-    """Just enough of an HTTP/1.1 client."""
+    """A minimal HTTP/1.1 client."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
@@ -123,7 +121,7 @@ async def bare(engine: EmbeddedEngine, shares: list[list[Request]]) -> int:
 
 
 def timed(run: Callable[[], Awaitable[int]], workers: list[psutil.Process]) -> tuple[float, list[float], int]:
-    """Seconds, CPU seconds of each process, and tokens."""
+    """Run something; returns seconds, CPU seconds of each worker, and tokens."""
 
     async def whole() -> int:
         return await run()

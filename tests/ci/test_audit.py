@@ -4,42 +4,33 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
+from tests.http_server import Handler, serving
+
 AUDIT = Path(__file__).parents[2] / ".ci" / "audit.py"
 
 
-class Database(BaseHTTPRequestHandler):
+class Database(Handler):
     """The vulnerability database's protocol with one entry: anything called ``leaky`` is vulnerable before 2.0."""
 
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        asked = json.loads(self.body())
         answer = {}
         if asked["package"]["name"] == "leaky":
             events = [{"introduced": "0"}, {"fixed": "2.0"}]
             affected = {"package": asked["package"], "ranges": [{"type": "ECOSYSTEM", "events": events}]}
             answer = {"vulns": [{"id": "TEST-1", "summary": "it leaks", "affected": [affected]}]}
-        body = json.dumps(answer).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Quiet."""
+        self.reply(200, answer)
 
 
 @pytest.fixture
 def database() -> Iterator[str]:
-    with HTTPServer(("127.0.0.1", 0), Database) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/v1/query"
-        server.shutdown()
+    with serving(Database) as address:
+        yield f"{address}/v1/query"
 
 
 def audit(url: str, folder: Path, *pins: str) -> subprocess.CompletedProcess[str]:
@@ -53,11 +44,11 @@ def audit(url: str, folder: Path, *pins: str) -> subprocess.CompletedProcess[str
     )
 
 
-def test_a_known_vulnerability_fails_and_names_the_mended_version(database: str, tmp_path: Path) -> None:
+def test_a_known_vulnerability_fails_and_names_the_fixed_version(database: str, tmp_path: Path) -> None:
     done = audit(database, tmp_path, "sound==1.0", "leaky==1.5")
     assert done.returncode == 1
     assert done.stdout.splitlines() == [
-        "audit: leaky 1.5 has TEST-1, mended in 2.0",
+        "audit: leaky 1.5 has TEST-1, fixed in 2.0",
         "audit: 2 packages looked up, 1 vulnerabilities known",
     ]
 

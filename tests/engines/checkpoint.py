@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from model.config import ModelConfig, RopeScaling, preset
-from model.hf import export
-from model.multimodal import KimiK25
-from tests.peers import randomise
+from model.checkpoint.export import export
+from model.network.config import ModelConfig, RopeScaling, preset
+from model.network.initial import new_model
+from tests.drawn import randomise
 from tests.tiny_folders import tiny_tokenizer
 
 CONTEXT = 1024
@@ -58,7 +58,7 @@ def engine_config(rope_scaling: RopeScaling | None) -> ModelConfig:
 
 def write_export(folder: Path, seed: int, rope_scaling: RopeScaling | None = YARN) -> Path:
     """The folder that a serving engine is given, in float32."""
-    model = KimiK25(engine_config(rope_scaling))
+    model = new_model(engine_config(rope_scaling))
     randomise(model, seed, std=0.1)
     export(model, tiny_tokenizer(), folder)
     return folder

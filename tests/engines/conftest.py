@@ -9,6 +9,7 @@ import pytest
 from model.rollout.protocol import Completion
 from tests.engines.checkpoint import write_export
 from tests.engines.questions import Question, own_answers, questions
+from tests.tiny_folders import tiny_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +19,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def asked() -> list[Question]:
-    return questions()
+    return questions(tiny_tokenizer())
 
 
 @pytest.fixture(scope="session")

@@ -10,16 +10,18 @@ import base64
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from components.serve.openai_api import parse, to_engine
-from model.data.sample import Sample
-from model.image import ImageConfig
+from model.codec.image import ImageConfig
+from model.codec.tokenizer import Tokenizer
+from model.data.samples.sample import Sample
 from model.rollout.embedded import EmbeddedEngine
 from model.rollout.protocol import Completion, Request
 from tests.engines.checkpoint import CONTEXT
-from tests.tiny_folders import eval_samples, tiny_tokenizer
+from tests.tiny_folders import eval_samples
 
 NEW_TOKENS = 64
 TEXT_FAMILIES = ("fact_qa", "reasoning_gym")
@@ -48,20 +50,19 @@ class Question:
     request: Request
 
 
-def questions() -> list[Question]:
+def questions(tokenizer: Tokenizer) -> list[Question]:
     """14 of text, two of them longer than the positions before YaRN's extension, and 13 with images."""
+    question = partial(_question, tokenizer)
     tasks = [sample for family in TEXT_FAMILIES for sample in eval_samples(family, 5)]
     tasks += [sample for family in IMAGE_FAMILIES for sample in eval_samples(family, 2)]
-    asked = [_question(sample.key, [_user(sample)]) for sample in tasks]
+    asked = [question(sample.key, [_user(sample)]) for sample in tasks]
     documents = [" ".join(part["text"] for part in sample.segments) for sample in eval_samples("stdlib_text", 8)]
     text = " ".join(documents)
-    asked += [
-        _question(f"long-{start}", [{"role": "user", "content": text[start : start + 900]}]) for start in (0, 900)
-    ]
-    asked.append(_question("conversation", _conversation(), tools=[WEATHER]))
-    asked.append(_question("thinking", _conversation(), thinking=True))
+    asked += [question(f"long-{start}", [{"role": "user", "content": text[start : start + 900]}]) for start in (0, 900)]
+    asked.append(question("conversation", _conversation(), tools=[WEATHER]))
+    asked.append(question("thinking", _conversation(), thinking=True))
     first, second = (_user(sample)["content"] for sample in (eval_samples("chart", 1)[0], eval_samples("photo", 1)[0]))
-    asked.append(_question("two-images", [{"role": "user", "content": [*first, *second]}]))
+    asked.append(question("two-images", [{"role": "user", "content": [*first, *second]}]))
     return asked
 
 
@@ -69,7 +70,9 @@ def own_answers(checkpoint: Path, requests: Sequence[Request]) -> list[Completio
     return asyncio.run(EmbeddedEngine.load(checkpoint).generate(requests))
 
 
-def _question(name: str, messages: list[dict[str, Any]], thinking: bool = False, **fields: Any) -> Question:
+def _question(
+    tokenizer: Tokenizer, name: str, messages: list[dict[str, Any]], thinking: bool = False, **fields: Any
+) -> Question:
     chat = {
         "model": "model",
         "messages": messages,
@@ -78,7 +81,7 @@ def _question(name: str, messages: list[dict[str, Any]], thinking: bool = False,
         "chat_template_kwargs": {"thinking": thinking},
         **fields,
     }
-    read = to_engine(parse(json.dumps(chat).encode()), tiny_tokenizer(), ImageConfig(), CONTEXT)
+    read = to_engine(parse(json.dumps(chat).encode()), tokenizer, ImageConfig(), CONTEXT)
     return Question(name, chat, replace(read.requests[0], stop_token_ids=()))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+
+from tests.http_server import free_port
 
 HERE = Path(__file__).parent
 ENVIRONMENTS = HERE.parents[1] / "build" / "engines"
@@ -53,9 +54,7 @@ def serving(engine: str, checkpoint: Path, log: Path) -> Iterator[str]:
     python = ENVIRONMENTS / engine / "bin" / "python"
     if not python.exists():
         raise RuntimeError(f"no {python}; `make test-engines` makes it")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [python, "-m", MODULES[engine], MODEL_OPTION[engine], checkpoint, "--port"]
     variables = {
         "HF_HOME": str(log.parent / "huggingface"),  # transformers keeps copies of a checkpoint's code there

@@ -12,10 +12,10 @@ import httpx
 import pytest
 import torch
 
-from model.data.packing import pack
-from model.data.tokenize import TokenizedSample
-from model.errors import MoonflowError
-from model.hf import load_model
+from model.boundary.errors import MoonflowError
+from model.checkpoint.load import load_model
+from model.data.batches.packing import pack
+from model.data.samples.tokenize import TokenizedSample
 from model.rollout.protocol import Completion, Request
 from model.rollout.sglang import SGLangEngine
 from tests.engines.chats import TOLERANCE, ask, assert_same
@@ -74,7 +74,7 @@ def test_sampled_tokens_have_the_logprobs_that_the_policy_gives_them(client, exp
     replies = asyncio.run(client.generate(requests))
     model, pad = load_model(export), tiny_tokenizer().media_pad_id
     for request, reply in zip(requests, replies, strict=True):
-        # A media pad that was sampled has no pixels behind it: an episode ends there.
+        # A media pad that was sampled stands for no pixels: an episode ends there.
         kept = reply.token_ids[: reply.token_ids.index(pad)] if pad in reply.token_ids else reply.token_ids
         expected = policy_logprobs(model, request, kept)
         torch.testing.assert_close(torch.tensor(reply.logprobs[: len(kept)]), expected, atol=TOLERANCE, rtol=0)

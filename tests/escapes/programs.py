@@ -1,18 +1,20 @@
 """Programs that try to leave the sandbox.
 
-``FRONT`` go through the check of the language; each tries to reach a file. ``BEHIND`` start with all of Python and
-ctypes (`behind`), as a program does that has found a way around the check.
+``CHECKED`` programs go through the check of the language; each tries to reach a file. ``UNCHECKED`` programs start with
+all of Python and ctypes (`unchecked`), like a program that has found a way around the check.
 
-Both find these names: ``secret`` (a file of mode 0600), ``readable`` (0644), ``folder`` (of mode 0777), ``port`` (TCP
-and UDP listeners on 127.0.0.1), ``path`` and ``abstract`` (listeners of the Unix domain), ``client`` (the trainer's
-process number), ``address`` and ``size`` (of bytes in its memory), ``key`` (of shared memory), ``name`` (for new
-things).
+Both find these names: ``secret`` (a file of mode 0600), ``readable`` (a file of mode 0644), ``folder`` (mode 0777),
+``port`` (TCP and UDP listeners on 127.0.0.1), ``path`` and ``abstract`` (listeners of the Unix domain), ``client`` (the
+process number of the trainer), ``address`` and ``size`` (bytes in the trainer's memory), ``key`` (for shared memory),
+``name`` (for new files and objects).
 """
 
 from __future__ import annotations
 
-READ = "print(b['open'](secret).read())"  # with the builtins in b
-FRONT: dict[str, str] = {
+from tests.escapes.library_programs import OF_LIBRARIES, WITH_LIBRARIES
+
+READ = "print(b['open'](secret).read())"  # b holds the builtins
+CHECKED: dict[str, str] = {
     "frame of a generator": "g = (x for x in [1])\nb = g.gi_frame.f_back.f_back.f_builtins\n" + READ,
     "frame of a coroutine": "async def f(): pass\nb = f().cr_frame.f_builtins\n" + READ,
     "frame of an asynchronous generator": "async def f(): yield\nb = f().ag_frame.f_builtins\n" + READ,
@@ -81,9 +83,10 @@ FRONT: dict[str, str] = {
     "imported import": "import builtins\nprint(builtins.open(secret).read())",
     "all of numpy": "from numpy import *\na = ndarray((1,), 'O', array([4096]))\nprint(a[0])",
     "import hook": "import numpy._core.overrides as o\nprint(o)",
+    **OF_LIBRARIES,
 }
 
-# System calls with arguments that a kernel without walls takes. What one returns decides: any success is an escape.
+# System calls with arguments that a kernel accepts where nothing is isolated. Every call that succeeds is an escape.
 CALLS: list[tuple[str, str]] = [
     ("open", "secret.encode(), 0"),
     ("openat", "-100, secret.encode(), 0"),
@@ -231,8 +234,8 @@ CALLS: list[tuple[str, str]] = [
     ("quotactl", "0, 0, 0, 0"),
     ("landlock_create_ruleset", "0, 0, 1"),
 ]
-X32 = ("open", "getpid")  # tried under their numbers of the x32 interface too
-BEHIND: dict[str, str] = {
+X32 = ("open", "getpid")  # also tried under their numbers in the x32 interface
+UNCHECKED: dict[str, str] = {
     "read a file of the trainer": "print(open(secret).read())",
     "read a file of everybody": "print(open(readable).read())",
     "read the accounts": "print(open('/etc/passwd').read())",
@@ -288,6 +291,7 @@ BEHIND: dict[str, str] = {
     "machine code": "m = mmap.mmap(-1, 4096, prot=7)\nprint('ESCAPED')",
     "another interface of the kernel": "attempt('open of the x32 interface', secret.encode(), 0)",
     "another interface's process number": "attempt('getpid of the x32 interface')",
+    **WITH_LIBRARIES,
     **{
         f"{name} ({number})": f"attempt({name!r}{', ' if arguments else ''}{arguments})"
         for number, (name, arguments) in enumerate(CALLS)

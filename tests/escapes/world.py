@@ -1,4 +1,4 @@
-"""What surrounds a sandbox, and whether a program had an effect on it."""
+"""The surroundings of a sandbox, and whether a program had an effect on them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import signal
 import socket
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,20 +18,21 @@ import numpy as np
 import psutil
 
 from model.rl.tools.sandbox import Limits, Sandbox
-from tests.escapes.programs import BEHIND, FRONT
+from tests.escapes.programs import CHECKED, UNCHECKED
+from tests.waiting import happens
 
 LIMITS = Limits(cell_cpu_s=0.3, session_cpu_s=1, wall_s=30, memory_mb=128)
-GONE_S = 5.0  # for a killed process to be reaped, on a busy machine
+GONE_S = 5.0  # in which a killed process is reaped, on a busy machine
 
 
-class Behind(Sandbox):
+class UncheckedSandbox(Sandbox):
     """A sandbox without the check of the language."""
 
-    module = "tests.escapes.behind"
+    module = "tests.escapes.unchecked"
 
 
 class World:
-    """Files, listeners, memory and signals that a program might reach; all of them this process's own."""
+    """Files, listeners, memory and signals of this process that a program might reach."""
 
     def __init__(self, folder: Path) -> None:
         self.token = secrets.token_hex(16)
@@ -98,11 +98,11 @@ class World:
         return found
 
     def effects(self, output: str) -> list[str]:
-        """What a program did outside, seen from here, or said that it did."""
+        """What a program did outside of its session, as seen from here or as the program says."""
         found = list(self._heard)
         self._heard.clear()
         if self.token in output or self.token[::-1] in output or "root:x:0" in output:
-            found.append("read what is not its own")
+            found.append("read foreign data")
         if "ESCAPED" in output:
             found.append(output.strip().splitlines()[-1])
         if (files := self._listing()) != self._files:
@@ -135,19 +135,16 @@ def world() -> Iterator[World]:
 
 
 def outlived(processes: Callable[[], list[psutil.Process]]) -> bool:
-    """Whether more than the server and its parent in another namespace is there, now that no session is."""
-    deadline = time.monotonic() + GONE_S
-    while (more := len(processes()) > 2) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    return more
+    """Whether a session's process is left: more than the server and its parent in the outer namespace."""
+    return not happens(lambda: len(processes()) <= 2, GONE_S, pause=0.005)
 
 
 def attack(
-    around: World, front: Mapping[str, str] = FRONT, behind: Mapping[str, str] = BEHIND
+    target: World, checked: Mapping[str, str] = CHECKED, unchecked: Mapping[str, str] = UNCHECKED
 ) -> tuple[int, list[str]]:
-    """Run every program, each in a session of its own: (number tried, the escapes in one line each)."""
+    """Run every program, each in a separate session: (number tried, the escapes in one line each)."""
     escapes, tried = [], 0
-    assign = "\n".join(f"{name} = {value!r}" for name, value in around.names.items())
+    assign = "\n".join(f"{name} = {value!r}" for name, value in target.names.items())
 
     async def run(sandbox: Sandbox, code: str) -> str:
         async with sandbox.session(np.ones((4, 4), np.uint8)) as session:
@@ -159,15 +156,15 @@ def attack(
     def ours() -> list[psutil.Process]:
         return [each for each in psutil.Process().children(recursive=True) if each not in others]
 
-    for way, kind, programs in (("front", Sandbox, front), ("behind", Behind, behind)):
+    for way, kind, programs in (("checked", Sandbox, checked), ("unchecked", UncheckedSandbox, unchecked)):
         with kind(LIMITS) as sandbox:
             for name, code in programs.items():
                 output = asyncio.run(run(sandbox, code))
-                effects = around.effects(output)
+                effects = target.effects(output)
                 if outlived(ours):
                     effects.append("a process outlived its session")
                 tried += 1
                 escapes += [f"{way}: {name}: {effect}" for effect in effects]
-        effects = around.effects("")  # what comes late
+        effects = target.effects("")  # effects that come late
         escapes += [f"{way}: after the last: {effect}" for effect in effects]
     return tried, escapes

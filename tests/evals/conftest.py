@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from model.data.folder import DataFolder
-from model.tokenizer import Tokenizer
+from model.codec.tokenizer import Tokenizer
+from model.data.batches.folder import DataFolder
 from tests.tiny_folders import tiny_tokenizer, write_data_folder
 
 

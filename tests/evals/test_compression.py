@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from model.config import preset
-from model.data.packing import pack
-from model.data.tokenize import TokenizedSample
+from model.data.batches.packing import pack
+from model.data.samples.tokenize import TokenizedSample
 from model.evals.byte_ngram import ByteNgram
 from model.evals.compression import bits_per_byte, compressors, windows
-from model.multimodal import KimiK25
+from model.network.config import preset
+from model.network.initial import new_model
 from tests.corpus import corpus, small_tokenizer
 
 
@@ -35,7 +35,7 @@ def test_windows_count_every_token_once_with_context_before_it() -> None:
 def test_bits_are_those_of_the_logits() -> None:
     tokenizer = small_tokenizer()
     documents = ["def run(self):\n    return self.value\n", "# größer\n"]
-    model = KimiK25(preset("tiny"), seed=1).eval()
+    model = new_model(preset("tiny"), seed=1).eval()
     nats = 0.0
     for document in documents:
         ids = torch.tensor([tokenizer.bos_id, *tokenizer.encode(document)])

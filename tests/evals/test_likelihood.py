@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.config import preset
-from model.data.folder import DataFolder
-from model.data.packing import pack
-from model.data.sample import Sample
-from model.data.tokenize import tokenize
+from model.data.batches.folder import DataFolder
+from model.data.batches.packing import pack
+from model.data.samples.sample import Sample
+from model.data.samples.tokenize import tokenize
 from model.evals.likelihood import HeldOut, Likelihood, portions, trained_bytes
-from model.multimodal import KimiK25
+from model.network.config import preset
+from model.network.initial import new_model
 from tests.tiny_folders import write_data_folder
 
 
 def test_nats_are_those_of_each_sample_alone(tmp_path: Path) -> None:
     data = DataFolder(write_data_folder(tmp_path, count=3))
-    model = KimiK25(preset("tiny"), seed=3)
+    model = new_model(preset("tiny"), seed=3)
     model.train()
     found = HeldOut.of(data, ["fact_qa", "digit_string"], 3).likelihood(model)
     assert model.training and all(not router.load_E.any() for router in model.routers())

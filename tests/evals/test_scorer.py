@@ -5,44 +5,39 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from model.config import preset
-from model.data.families import FAMILIES
-from model.data.folder import DataFolder
-from model.data.sample import Sample
-from model.data.tokenize import tokenize
-from model.errors import MoonflowError
-from model.evals.scorer import Evaluation, Score, chance_level, reference_answer, standard_error, summarise
-from model.evals.tasks import SUITES, available, held_out
-from model.image import ImageConfig
-from model.multimodal import KimiK25
+from model.boundary.errors import MoonflowError, Unavailable
+from model.codec.image import ImageConfig
+from model.data.batches.folder import DataFolder
+from model.data.samples.sample import Sample
+from model.data.samples.tokenize import tokenize
+from model.evals.scorer import Evaluation, Score, chance_level, interval, reference_answer, standard_error, summarise
+from model.evals.suites import SUITES, Suite, available, held_out
+from model.network.config import preset
+from model.network.initial import new_model
 from model.rl import rewards
 from model.rl.environment import Episode
 from model.rl.tools.toolset import Toolset
 from model.rollout.embedded import EmbeddedEngine
 from model.rollout.protocol import Completion, Request
-from tests.tiny_folders import write_data_folder
+from tests.samples import make_episode, make_sample
+from tests.tiny_folders import eval_samples, write_data_folder
 
 IMAGES = ImageConfig()
 
 
-def tasks_of(family: str, count: int) -> list[Sample]:
-    return [FAMILIES[family].generate(np.random.default_rng(index), "eval", index) for index in range(count)]
-
-
 def episode(response: str, finish_reason: str = "answer", **metrics: float) -> Episode:
-    return Episode([1, 2], [False, True], [0.0, -0.1], None, [], 0.0, response, 1, finish_reason, metrics=dict(metrics))
+    return make_episode(response=response, finish_reason=finish_reason, metrics=metrics)
 
 
 def number(answer: int) -> Sample:
-    return Sample("k", "digit_count", "reasoning", "image", "s", answer=answer, reward="number")
+    return make_sample(answer=answer, reward="number")
 
 
 def test_a_near_count_is_wrong_but_near_text_counts_in_part():
-    text = Sample("k", "ocr_line", "knowledge", "image", "s", answer="abcd", reward="edit")
+    text = make_sample(answer="abcd", reward="edit")
     assert summarise([number(3)], [episode("4")]).value == 0.0
     assert summarise([text], [episode("abcx")]).value == 0.75
 
@@ -64,6 +59,40 @@ def test_standard_error(values: list[float], expected: float):
     assert standard_error(values) == pytest.approx(expected)
 
 
+def wilson(correct: float, n: int) -> tuple[float, float]:
+    """The score interval of Wilson (1927): the p with |correct / n - p| = z sqrt(p (1 - p) / n)."""
+    z = 1.959963984540054
+    middle, spread = (correct + z * z / 2) / (n + z * z), z * math.sqrt(correct * (n - correct) / n + z * z / 4)
+    return middle - spread / (n + z * z), middle + spread / (n + z * z)
+
+
+@pytest.mark.parametrize(("correct", "n"), [(0, 64), (64, 64), (1, 2), (41, 64)])
+def test_the_interval_of_right_and_wrong_is_wilsons(correct: int, n: int):
+    values = [1.0] * correct + [0.0] * (n - correct)
+    assert interval(values) == pytest.approx(wilson(correct, n), abs=1e-12)
+
+
+def test_the_interval_of_closeness_is_students_and_stays_in_its_bounds():
+    low, high = interval([0.2, 0.4, 0.6])
+    assert (low, high) == pytest.approx((0.0, 0.4 + 4.302652729911275 * 0.2 / math.sqrt(3)))  # t(0.975, 2)
+    assert interval([0.5]) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(("value", "n"), [(0.5, 2), (0.25, 8), (0.9, 64)])
+def test_the_interval_of_closeness_that_is_all_alike_is_wilsons(value: float, n: int):
+    low, high = interval([value] * n)
+    assert (low, high) == pytest.approx(wilson(value * n, n), abs=1e-12) and low < value < high
+    for bound in (low, high):
+        assert abs(value - bound) == pytest.approx(1.959963984540054 * math.sqrt(bound * (1 - bound) / n))
+    assert interval([0.1 + 0.2, 0.3]) == pytest.approx(wilson(0.6, 2)), "but for rounding alike"
+
+
+def test_right_answers_are_counted_strictly():
+    text = Sample("k", "ocr_line", "knowledge", "image", "s", answer="abcd", reward="edit")
+    score = summarise([text] * 3, [episode("abcd"), episode("abcx"), episode("abcd", "length")])
+    assert (score.correct, score.n) == (1, 3) and score.interval[0] < score.value < score.interval[1]
+
+
 def test_chance_is_the_best_constant_answer():
     assert chance_level([number(n) for n in (1, 2, 2, 3)]) == 0.5
 
@@ -71,7 +100,7 @@ def test_chance_is_the_best_constant_answer():
 @pytest.mark.parametrize("suite", SUITES.values(), ids=SUITES)
 def test_every_suite_fits_its_family(suite):
     """The reference answer earns the full score; chance does not."""
-    samples = tasks_of(suite.family, 12)
+    samples = [suite.task(sample) for sample in eval_samples(suite.family, 12)]
     perfect = summarise(samples, [episode(reference_answer(sample)) for sample in samples])
     assert perfect.value == 1.0
     assert chance_level(samples) < 1.0
@@ -81,7 +110,7 @@ def test_every_suite_fits_its_family(suite):
 def test_a_task_that_breaks_scores_zero_and_is_counted_until_too_many_do(tokenizer):
     """One verifier meets an answer it cannot read, one prompt is empty; the others are scored."""
     suite, main = SUITES["fact_qa"], Reciter()
-    samples = tasks_of("fact_qa", 6)
+    samples = list(eval_samples("fact_qa", 6))
     for sample in samples:
         teach(main, sample, tokenizer)
     samples[1] = replace(samples[1], reward="table_f1", answer="no table")
@@ -98,6 +127,55 @@ def test_a_task_that_breaks_scores_zero_and_is_counted_until_too_many_do(tokeniz
         with pytest.raises(MoonflowError, match=r"2 of 6 episodes failed.*fact_qa/.*AttributeError"):
             scored(0.3)
     assert 0.0 < chance_level(samples) < 1.0
+
+
+class Seen:
+    """Writes down what a watch is told."""
+
+    def __init__(self) -> None:
+        self.ends: list[str] = []
+        self.suites: dict[str, list[Episode]] = {}
+
+    def ended(self, suite: Suite, episode: Episode) -> None:
+        self.ends.append(suite.name)
+
+    def finished(self, suite: Suite, episodes: list[Episode]) -> None:
+        self.suites[suite.name] = episodes
+
+
+def test_a_watch_sees_every_episode_and_suite_until_something_that_all_need_is_gone(tokenizer):
+    names = ("fact_qa", "reasoning_gym")
+    suites = [SUITES[name] for name in names]
+    tasks = {name: eval_samples(name, 3) for name in names}
+    main, seen = Reciter(), Seen()
+    for sample in (*tasks["fact_qa"], *tasks["reasoning_gym"]):
+        teach(main, sample, tokenizer)
+    with Toolset() as toolset:
+        evaluation = Evaluation(tokenizer, IMAGES, toolset, temperature=0.0, seed=0)
+        found = asyncio.run(evaluation.episodes(main, main, tasks, suites, 512, seen))
+        assert seen.suites == found and sorted(seen.ends) == [name for name in names for _ in range(3)]
+        assert summarise(tasks["fact_qa"], found["fact_qa"]).value == 1.0
+        gone, seen = Gone(main, after=3), Seen()
+        with pytest.raises(Unavailable, match="the engine is gone"):
+            asyncio.run(evaluation.episodes(gone, gone, tasks, suites, 512, seen))
+        assert list(seen.suites) == ["fact_qa"]
+
+
+class Gone:
+    """An engine that is unreachable after some calls."""
+
+    def __init__(self, engine: Reciter, after: int) -> None:
+        self.engine, self.left = engine, after
+
+    async def generate(self, requests: list[Request]) -> list[Completion]:
+        self.left -= 1
+        if self.left < 0:
+            await asyncio.sleep(0.01)
+            raise Unavailable("the engine is gone")
+        return await self.engine.generate(requests)
+
+    async def update_weights(self, checkpoint: Path) -> None:
+        raise NotImplementedError
 
 
 def key_of(ids: list[int], pixel_values: torch.Tensor | None) -> tuple[object, ...]:
@@ -128,7 +206,7 @@ class Reciter:
 def test_who_follows_the_reference_trajectories_scores_one(name: str, tokenizer):
     """Through the real environment: limits leave room, tools return what the references show, swarms run at once."""
     suite, main, sub = SUITES[name], Reciter(), Reciter()
-    samples = tasks_of(suite.family, 24)
+    samples = eval_samples(suite.family, 24)
     wanted = {"wide_search_single": "serial", "wide_search_swarm": "swarm"}.get(name)
     samples = [sample for sample in samples if wanted in (None, sample.environment.get("mode"))][:4]
     tools = {"single": ["search"], "swarm": ["search", "create_subagent", "assign_task"]}
@@ -175,10 +253,10 @@ def teach_sub_agents(engine: Reciter, sample: Sample, tokenizer) -> None:
 
 def test_an_untrained_model_is_scored_and_alike_every_time(tokenizer):
     config = preset("tiny")
-    model = KimiK25(config, seed=0).eval()
+    model = new_model(config, seed=0).eval()
     names = ["digit_string", "array_tool_image", "video_digits", "wide_search_swarm"]
     suites = [replace(SUITES[name], max_new_tokens=6) for name in names]
-    tasks = {suite.name: tasks_of(suite.family, 3) for suite in suites}
+    tasks = {suite.name: eval_samples(suite.family, 3) for suite in suites}
     with Toolset() as toolset:
         evaluation = Evaluation(tokenizer, IMAGES, toolset, temperature=0.0, seed=0)
         first, second = (
@@ -201,7 +279,7 @@ def test_held_out_tasks_come_from_the_eval_shards(data_folder):
 
 
 def test_held_out_samples_that_cannot_be_read_are_passed_over_until_they_are_too_many(tmp_path, caplog):
-    """Of 40, two may be broken."""
+    """Two samples of 40 may be broken."""
     data = DataFolder(write_data_folder(tmp_path / "data", count=40))
     suite, shard = SUITES["fact_qa"], tmp_path / "data/eval/fact_qa-00000.tar"
     keys = [sample.key for sample in held_out(data, suite, 40)]

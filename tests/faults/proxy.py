@@ -1,4 +1,4 @@
-"""A real HTTP proxy in front of the real object store that spoils some of the requests."""
+"""An HTTP proxy in front of a real object store that spoils some of the requests."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 KINDS = ("error", "reset", "lost", "cut", "hang", "short")
-"""error: status 500. reset: the connection breaks, the store never sees the request. lost: the store does what was
-asked, but its answer breaks off before the first byte. cut: it breaks off in the middle of the body. hang: silence.
-short: an upload breaks off in the middle, on its way to the store too."""
+"""error: status 500. reset: the connection breaks, and the store never sees the request. lost: the store does what the
+request asks, but its answer ends before the first byte. cut: the answer ends in the middle of the body. hang: silence.
+short: an upload ends in the middle, and the store gets only this half."""
 _ONLY = {"cut": "GET", "short": "PUT"}
 
 _HOP = {"connection", "expect", "transfer-encoding", "content-length"}
@@ -26,7 +26,9 @@ _ERROR = b"<Error><Code>InternalError</Code><Message>We encountered an internal 
 class FlappingStore:
     """Spoils each ``every``-th request with one of KINDS in turn, but never the same request twice in a row.
 
-    ``away`` breaks every connection as long as it is set. ``spoiled`` counts what was done.
+    Attributes:
+        away: while this event is set, every connection breaks.
+        spoiled: how many requests were spoiled in which way.
     """
 
     def __init__(self, upstream: str, *, every: int = 0, hang_s: float = 30.0) -> None:
@@ -35,7 +37,7 @@ class FlappingStore:
         self.away = threading.Event()
         self.closing = threading.Event()
         self.spoiled: Counter[str] = Counter()
-        self._every = every
+        self.every = every
         self._requests = itertools.count(1)
         self._spared: set[tuple[str, str]] = set()
         self._guard = threading.Lock()
@@ -48,14 +50,14 @@ class FlappingStore:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def choose(self, command: str, path: str) -> str:
-        """How this request is spoiled; empty if it is not."""
+        """The kind of fault for this request; "" for none."""
         with self._guard:
             if self.away.is_set():
                 return "reset"
             if (command, path) in self._spared:
                 self._spared.discard((command, path))
                 return ""
-            if not self._every or next(self._requests) % self._every:
+            if not self.every or next(self._requests) % self.every:
                 return ""
             fitting = [kind for kind in KINDS if _ONLY.get(kind, command) == command]
             kind = min(fitting, key=lambda kind: (self.spoiled[kind], kind not in _ONLY))
@@ -82,7 +84,7 @@ class _Server(ThreadingHTTPServer):
     store: FlappingStore
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is what these tests are about."""
+        """Print nothing: these tests make clients go away."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -143,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
         upstream = self.server.store.upstream
         connection = http.client.HTTPConnection(upstream.hostname or "", upstream.port, timeout=60)
         connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-        for name, value in self.headers.items():  # the Host among them: it is signed
+        for name, value in self.headers.items():  # also the Host, which is signed
             if name.lower() not in _HOP:
                 connection.putheader(name, value)
         connection.putheader("Content-Length", str(len(asked)))
@@ -167,4 +169,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def log_message(self, *_: object) -> None:
-        """Quiet."""
+        """Print nothing."""

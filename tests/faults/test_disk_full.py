@@ -7,18 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from components.runtime import s3
-from components.runtime.manifest import fetch
+from components.runtime.checkpoints.manifest import fetch
 from components.runtime.step import read_metrics, run_step
-from components.runtime.store import ObjectStore
-from model.errors import MoonflowError
+from components.runtime.store import s3
+from components.runtime.store.object_store import ObjectStore
+from components.runtime.store.open_store import open_store
+from model.boundary.errors import MoonflowError
 from pipelines.services import Services
 from tests.counted import Stage, counting
 
 pytestmark = pytest.mark.services
 
 
-def test_a_full_disk_ends_the_step_with_one_line_and_the_next_run_goes_on(
+def test_a_full_disk_ends_the_step_with_one_line_and_the_next_run_continues(
     step_environment: str,
     store: ObjectStore,
     define: Callable[[Stage], None],
@@ -42,7 +43,7 @@ def test_a_full_disk_ends_the_step_with_one_line_and_the_next_run_goes_on(
     begun: list[int] = []
     define(counting(meanwhile=begun.append, size=600_000))
     made = run_step("counted", {"steps": 8})
-    assert begun == [5, 6, 7, 8], "it went on from the checkpoint before"
+    assert begun == [5, 6, 7, 8], "it continued from the checkpoint before"
     fetch(store, made.uri, tmp_path / "got")
     assert [row["step"] for row in read_metrics(tmp_path / "got")] == [1, 2, 3, 4, 5, 6, 7, 8]
 
@@ -56,10 +57,10 @@ def test_a_full_disk_of_the_store_is_told_and_what_was_written_stays(
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "moonflow", disk], capture_output=True)
     if made.returncode:
         pytest.skip("mounting a tmpfs needs root")
-    monkeypatch.setattr(s3, "_ATTEMPTS", 2)  # not half a minute of patience
+    monkeypatch.setattr(s3, "ATTEMPTS", 2)  # or it would wait half a minute
     try:
         with Services.start(tmp_path / "run") as services:
-            store = ObjectStore.from_env(services.environment)
+            store = open_store(services.environment)
             data = {f"full/{number}": os.urandom(4 << 20) for number in range(20)}
             with pytest.raises(MoonflowError, match="could not serve .*its disk may be full; free some space"):
                 for key, content in data.items():

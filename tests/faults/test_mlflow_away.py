@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,21 +13,22 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from components.runtime.manifest import METRICS, fetch
+from components.runtime.checkpoints.manifest import METRICS, fetch
 from components.runtime.step import read_metrics, run_step
-from components.runtime.store import ObjectStore
-from model.errors import MoonflowError
+from components.runtime.store.object_store import ObjectStore
+from model.boundary.errors import MoonflowError
 from tests.counted import Stage, counting
+from tests.http_server import free_port
+from tests.waiting import happens
 
-pytestmark = [pytest.mark.services, pytest.mark.slow]
+pytestmark = pytest.mark.services
 
 
 class Server:
-    """A real MLflow server that is stopped and started again on the same port and database."""
+    """An MLflow server that can be stopped and started again on the same port and database."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.address = f"http://127.0.0.1:{self.port}"
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
@@ -74,7 +74,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 def history(client: MlflowClient) -> list[tuple[int, float]]:
-    """(count, value) of what MLflow has of the step ``counted``."""
+    """The (count, value) pairs that MLflow has of the step ``counted``."""
     (experiment,) = client.search_experiments(filter_string="name = 'moonflow'")
     runs = client.search_runs([experiment.experiment_id], "tags.`moonflow.step` = 'counted'")
     points = client.get_metric_history(runs[0].info.run_id, "loss/text") if runs else []
@@ -82,15 +82,12 @@ def history(client: MlflowClient) -> list[tuple[int, float]]:
 
 
 def until_three_arrived(client: MlflowClient) -> None:
-    """The outage hits a run that has begun to send."""
-    deadline = time.monotonic() + 60
-    while not history(client) or len(history(client)) < 3:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    """Wait until the run has begun to send."""
+    assert happens(lambda: len(history(client)) >= 3, 60, pause=0.2)
 
 
 @pytest.mark.parametrize("seconds", [0, pytest.param(120, marks=pytest.mark.long)])
-def test_metrics_of_an_outage_arrive_later_and_training_goes_on(
+def test_metrics_of_an_outage_arrive_later_and_training_continues(
     step_environment: str,
     server: Server,
     define: Callable[[Stage], None],
@@ -98,7 +95,7 @@ def test_metrics_of_an_outage_arrive_later_and_training_goes_on(
     capsys: pytest.CaptureFixture[str],
     seconds: int,
 ) -> None:
-    """``seconds`` is what the steps during the outage take."""
+    """``seconds``: how long the steps during the outage take."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
     client = MlflowClient(server.address)
 
@@ -121,12 +118,13 @@ def test_metrics_of_an_outage_arrive_later_and_training_goes_on(
 
 @pytest.fixture
 def pod(step_environment: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """As in a cluster: no run folder, so that all local files end with the process; returns the run id."""
+    """The environment of a pod: no run folder, so that all local files go with the process; returns the run id."""
     monkeypatch.delenv("MOONFLOW_RUN_DIR")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return step_environment
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [15, pytest.param(120, marks=pytest.mark.long)])
 def test_a_pod_waits_for_mlflow_because_its_spool_ends_with_it(
     pod: str,
@@ -136,7 +134,7 @@ def test_a_pod_waits_for_mlflow_because_its_spool_ends_with_it(
     capsys: pytest.CaptureFixture[str],
     seconds: int,
 ) -> None:
-    """The ten seconds that a local run waits would not be enough."""
+    """It must wait longer than the ten seconds of a local run."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
     client = MlflowClient(server.address)
     back = threading.Timer(seconds, server.start)
@@ -156,6 +154,7 @@ def test_a_pod_waits_for_mlflow_because_its_spool_ends_with_it(
     assert client.get_run(made.mlflow_run_id).info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_a_pod_gives_up_and_says_where_the_history_is(
     pod: str,
     define: Callable[[Stage], None],
@@ -164,8 +163,7 @@ def test_a_pod_gives_up_and_says_where_the_history_is(
     store: ObjectStore,
     tmp_path: Path,
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{probe.getsockname()[1]}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("MOONFLOW_MLFLOW_WAIT_S", "2")
     define(counting())
     made = run_step("counted", {"steps": 4})

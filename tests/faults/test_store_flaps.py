@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from components.runtime import s3
-from components.runtime.manifest import fetch
+from components.runtime.checkpoints.manifest import fetch
 from components.runtime.step import read_metrics, run_step
-from components.runtime.store import ObjectStore
-from model.errors import MoonflowError
+from components.runtime.store import s3
+from components.runtime.store.object_store import ObjectStore
+from components.runtime.store.open_store import open_store
+from model.boundary.errors import MoonflowError
 from pipelines.services import Services
 from tests.counted import Died, Stage, counting
 from tests.faults.proxy import KINDS, FlappingStore
@@ -25,23 +26,24 @@ WEIGHTS = 200_000  # bytes a checkpoint: enough that an answer can break off in 
 def flapping(
     step_environment: str, services: Services, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[FlappingStore]:
-    """The store's address is the proxy's; the parameter says each how many requests one is spoiled."""
+    """The proxy in the place of the store; with parameter n it spoils every n-th request."""
     # The same retries as in production, but a request counts as lost after one second of silence instead of thirty.
-    monkeypatch.setattr(s3, "_READ_S", 1)
-    monkeypatch.setattr(s3, "_CHECK_READ_S", 1)
+    monkeypatch.setattr(s3, "READ_S", 1)
+    monkeypatch.setattr(s3, "CHECK_READ_S", 1)
     with FlappingStore(services.environment["AWS_ENDPOINT_URL_S3"], every=getattr(request, "param", 0)) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.address)
         yield proxy
 
 
 def counts(store: ObjectStore, uri: str, folder: Path) -> list[int]:
-    """The steps that the manifest's history tells of, read past the proxy; every file is checked on the way."""
+    """The steps in the history of a manifest, read without the proxy; every file is verified."""
     fetch(store, uri, folder)
     return [row["step"] for row in read_metrics(folder)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flapping", [4], indirect=True)
-def test_a_step_goes_on_while_every_fourth_request_fails(
+def test_a_step_continues_while_every_fourth_request_fails(
     flapping: FlappingStore, store: ObjectStore, define: Callable[[Stage], None], tmp_path: Path
 ) -> None:
     define(counting(dies_at=5, size=WEIGHTS))
@@ -54,8 +56,8 @@ def test_a_step_goes_on_while_every_fourth_request_fails(
 
 
 def test_objects_survive_each_fault(flapping: FlappingStore, store: ObjectStore, tmp_path: Path) -> None:
-    flapping._every = 5  # no divisor of the six requests of a round: each of them is hit in turn
-    through = ObjectStore.from_env()
+    flapping.every = 5  # no divisor of the six requests of a round: each of them is hit in turn
+    through = open_store()
     data = os.urandom(WEIGHTS)
     (tmp_path / "one").write_bytes(data)
     for number in range(12):
@@ -71,7 +73,7 @@ def test_objects_survive_each_fault(flapping: FlappingStore, store: ObjectStore,
 def test_an_answer_lost_on_the_way_does_not_lose_the_manifest(
     flapping: FlappingStore, store: ObjectStore, define: Callable[[Stage], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The store took the manifest, but the step never hears of it and asks again: it must know its own."""
+    """The store has the manifest, but the step gets no answer and asks again: it must recognise its own manifest."""
 
     def lose_manifests(command: str, path: str) -> str:
         if command != "PUT" or not path.endswith("/manifest.json") or path in lost:
@@ -87,6 +89,7 @@ def test_an_answer_lost_on_the_way_does_not_lose_the_manifest(
     assert store.exists(f"{made.uri}/manifest.json")
 
 
+@pytest.mark.slow
 def test_an_outage_in_the_middle_of_a_step_is_waited_out(
     flapping: FlappingStore, store: ObjectStore, define: Callable[[Stage], None], tmp_path: Path
 ) -> None:
@@ -107,7 +110,7 @@ def test_a_store_that_stays_away_ends_the_step_with_one_line_and_loses_nothing(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(s3, "_ATTEMPTS", 2)  # not half a minute of patience
+    monkeypatch.setattr(s3, "ATTEMPTS", 2)  # or it would wait half a minute
 
     def outage(done: int) -> None:
         if done == 4:
@@ -125,14 +128,14 @@ def test_a_store_that_stays_away_ends_the_step_with_one_line_and_loses_nothing(
     begun: list[int] = []
     define(counting(meanwhile=begun.append))
     made = run_step("counted", {"steps": 6})
-    assert begun == [3, 4, 5, 6], "it went on from the checkpoint before the outage"
+    assert begun == [3, 4, 5, 6], "it continued from the checkpoint before the outage"
     assert counts(store, made.uri, tmp_path / "got") == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_store_that_only_answers_500_says_where_to_look(
     flapping: FlappingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "_ATTEMPTS", 2)
+    monkeypatch.setattr(s3, "ATTEMPTS", 2)
     monkeypatch.setattr(flapping, "choose", lambda command, path: "error")
     with pytest.raises(MoonflowError, match="could not serve .*InternalError.*its disk may be full.*then run again"):
-        ObjectStore.from_env().put("flapping/never", b"x")
+        open_store().put("flapping/never", b"x")

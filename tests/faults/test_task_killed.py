@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from components.runtime.manifest import Manifest, fetch
+from components.runtime.checkpoints.manifest import Manifest, fetch
 from components.runtime.step import read_metrics
-from components.runtime.store import ObjectStore
+from components.runtime.store.object_store import ObjectStore
 
 pytestmark = pytest.mark.services
 
-# What a KFP pod runs, with a stage that stops at its fifth count and waits for the kill if told so.
+# What a KFP pod runs, with a stage that stops at the given count and waits to be killed.
 TASK = """
 import os, sys, time
-from components.runtime.entry import task
+from components.runtime.kfp.entry import task
 from components.runtime.step import run_step
 from tests.counted import counting, install
 
@@ -43,7 +43,9 @@ def pod(stops_at: int) -> subprocess.Popen[str]:
     )
 
 
-def test_a_killed_task_goes_on_when_it_is_run_again(step_environment: str, store: ObjectStore, tmp_path: Path) -> None:
+def test_a_killed_task_continues_when_it_is_run_again(
+    step_environment: str, store: ObjectStore, tmp_path: Path
+) -> None:
     with pod(stops_at=5) as first:
         assert first.stdout is not None
         while first.stdout.readline() != "5\n":
@@ -51,13 +53,13 @@ def test_a_killed_task_goes_on_when_it_is_run_again(step_environment: str, store
         first.send_signal(signal.SIGKILL)
     assert first.returncode == -signal.SIGKILL
     told = json.loads((tmp_path / "tasks" / "counted.json").read_text())
-    assert told["state"] == "running", "a killed process says nothing"
+    assert told["state"] == "running", "a killed process cannot change it"
 
     with pod(stops_at=0) as second:
         said, _ = second.communicate(timeout=120)
     assert second.returncode == 0
     lines = [line for line in said.splitlines() if line.isdigit()]
-    assert lines == ["5", "6", "7", "8"], "it went on behind its last checkpoint"
+    assert lines == ["5", "6", "7", "8"], "it continued after its last checkpoint"
     assert json.loads((tmp_path / "tasks" / "counted.json").read_text())["state"] == "done"
     uri = said.splitlines()[-1]
     assert Manifest.model_validate_json(store.get(f"{uri}/manifest.json")).complete

@@ -15,7 +15,7 @@ def path(name: str) -> Path:
 
 
 def instructions(name: str) -> list[tuple[str, str]]:
-    """(instruction, rest) of each, continued lines joined and comments left out."""
+    """The instructions as (word, rest); continued lines are joined, comments are left out."""
     lines = [line for line in path(name).read_text().splitlines() if not line.lstrip().startswith("#")]
     joined = re.sub(r"\\\n", " ", "\n".join(lines))
     pairs = (line.split(maxsplit=1) for line in joined.splitlines() if line.strip())
@@ -23,12 +23,12 @@ def instructions(name: str) -> list[tuple[str, str]]:
 
 
 def pip_installs(name: str) -> list[list[str]]:
-    """What follows `pip install` in the RUN instructions, in order, without --no-cache-dir."""
+    """The arguments of each `pip install` in the RUN instructions, in order, without --no-cache-dir."""
     return [words for word, rest in instructions(name) if word == "RUN" for words in pip_words(rest)]
 
 
 def pip_words(command: str) -> list[list[str]]:
-    """The same of one RUN instruction; no other program of it is looked at."""
+    """The same for one RUN instruction; its other programs are ignored."""
     found = []
     for words in map(shlex.split, command.split("&&")):
         # Variables may stand before the command: RUN NAME=value pip install ...

@@ -95,11 +95,13 @@ def test_only_the_server_has_a_health_check() -> None:
 
 
 @pytest.mark.parametrize("name", ["pipeline", "train"])
-def test_kernels_are_compiled_at_build_beside_sources_whose_times_a_layer_keeps(name: str) -> None:
+def test_kernels_are_compiled_at_build_next_to_sources_whose_times_a_layer_keeps(name: str) -> None:
     steps = instructions(name)
-    (compiling,) = [i for i, (word, rest) in enumerate(steps) if word == "RUN" and "model.kernels.compile" in rest]
+    (compiling,) = [
+        i for i, (word, rest) in enumerate(steps) if word == "RUN" and "model.rollout.compile_kernels" in rest
+    ]
     assert max(i for i, (word, _) in enumerate(steps) if word == "COPY") < compiling < steps.index(("USER", "10001"))
     first, then = steps[compiling][1].split(" && ")
-    assert re.search(r"find model/kernels .*touch --date=[\dT:-]+Z ", first), "a layer rounds times to seconds"
-    assert then.endswith("python -m model.kernels.compile") and "NUMBA_CACHE_DIR" not in steps[compiling][1]
+    assert re.search(r"find model/network/kernels .*touch --date=[\dT:-]+Z ", first), "a layer rounds times to seconds"
+    assert then.endswith("python -m model.rollout.compile_kernels") and "NUMBA_CACHE_DIR" not in steps[compiling][1]
     assert "**/__pycache__" in (ROOT / ".dockerignore").read_text().splitlines(), "code of the developer's machine"

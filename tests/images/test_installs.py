@@ -1,5 +1,5 @@
-"""The COPY and pip lines of the Dockerfiles, done in order in clean environments. What needs a GPU, the SGLang image or
-apt is not tried."""
+"""Run the COPY and pip lines of the Dockerfiles, in order, in clean environments. What needs a GPU, the SGLang image or
+apt is left out."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import pytest
 from tests.images.dockerfile import ROOT, instructions, pip_installs, pip_words
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
-# Nothing of the environment that runs the tests may help; pip's own configuration may.
+# The environment that runs the tests must not help, except for pip's configuration.
 CLEAN = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))} | {"DS_BUILD_OPS": "0"}
 
 
 class Build:
-    """A folder that stands for an image: `opt` for its WORKDIR and a virtual environment for its Python."""
+    """A folder in the place of an image, with `opt` as its WORKDIR and a virtual environment as its Python."""
 
     def __init__(self, folder: Path) -> None:
         self.workdir = folder / "opt"
@@ -30,7 +30,7 @@ class Build:
         self._done: list[list[str]] = []
 
     def follow(self, name: str) -> None:
-        """Do the COPY and pip instructions of a Dockerfile that were not done yet."""
+        """Run the COPY and pip instructions of a Dockerfile that have not been run yet."""
         for word, rest in instructions(name):
             if word == "COPY":
                 self._copy(*shlex.split(rest))
@@ -41,7 +41,7 @@ class Build:
                         self.run("pip", "install", "--quiet", "--disable-pip-version-check", *words)
 
     def run(self, program: str, *arguments: str) -> str:
-        """A program of the environment in the WORKDIR; fails the test unless it succeeds."""
+        """Run a program of the environment in the WORKDIR; the test fails if the program does."""
         done = subprocess.run(
             [self.bin / program, *arguments], cwd=self.workdir, capture_output=True, text=True, env=CLEAN
         )
@@ -70,8 +70,8 @@ def test_pipeline_and_train(tmp_path: Path) -> None:
     build.follow("pipeline")
     assert "moonflow" in build.run("moonflow", "--help")
     assert "[joint_pretrain]" in build.run("moonflow", "run", "--profile", "tiny", "--dry-run")
-    build.run("python", "-c", "import mlflow, pipelines.k25, components.serve.server, components.promote.signing")
-    begins = "from components.promote import gitops; assert (gitops.MANIFESTS / 'overlays/prod').is_dir()"
+    build.run("python", "-c", "import mlflow, pipelines.k25, components.serve.server, components.release.signing")
+    begins = "from components.release import gitops; assert (gitops.MANIFESTS / 'overlays/prod').is_dir()"
     build.run("python", "-c", begins)
     for program in ("weed", "torchrun"):  # of manifests/base/storage and of the launcher
         assert (build.bin / program).is_file()
@@ -87,8 +87,8 @@ def test_pipeline_and_train(tmp_path: Path) -> None:
 
 SIGNED_AND_CHECKED = """
 import pathlib, sys
-from components.promote import signing
-from model.errors import MoonflowError
+from components.release import signing
+from model.boundary.errors import MoonflowError
 folder = pathlib.Path(sys.argv[1])
 private, public = signing.key_pair(folder / "keys")
 checkpoint = folder / "checkpoint"
@@ -107,5 +107,5 @@ except MoonflowError:
 def test_serve_verifies_with_what_it_installs(tmp_path: Path) -> None:
     build = Build(tmp_path)
     build.follow("serve")
-    assert "--public-key" in build.run("python", "-m", "components.serve.checkpoint", "--help")
+    assert "--public-key" in build.run("python", "-m", "components.release.fetch", "--help")
     assert build.run("python", "-c", SIGNED_AND_CHECKED, str(tmp_path)) == "refused\n"

@@ -10,30 +10,19 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from model.config import ModelConfig, RopeScaling, preset  # noqa: E402
-from model.hf import export  # noqa: E402
-from model.multimodal import KimiK25  # noqa: E402
-from tests.peers import randomise  # noqa: E402
+from model.checkpoint.export import export  # noqa: E402
+from model.network.config import preset  # noqa: E402
+from model.network.multimodal import KimiK25  # noqa: E402
+from tests.configs import changed  # noqa: E402
+from tests.drawn import random_model  # noqa: E402
 from tests.tiny_folders import tiny_tokenizer  # noqa: E402
 
-YARN = RopeScaling(factor=4.0, original_max_position_embeddings=64)
-
-
-def tiny(eps: float = 1e-6, scaling: RopeScaling | None = None) -> ModelConfig:
-    config = preset("tiny")
-    text = config.text_config.model_copy(update={"rms_norm_eps": eps, "rope_scaling": scaling})
-    return config.model_copy(update={"text_config": text})
-
-
-def random_model(config: ModelConfig, seed: int = 7) -> KimiK25:
-    model = KimiK25(config)
-    randomise(model, seed, std=0.06)
-    return model.eval()
+CONFIG = changed(preset("tiny"), {"rms_norm_eps": 1e-6})  # the eps that transformers gives the latent norms
 
 
 @pytest.fixture(scope="module")
 def model() -> KimiK25:
-    return random_model(tiny())
+    return random_model(CONFIG, seed=7, std=0.06)
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,11 @@
-"""The code and the template that a checkpoint carries, against model/chat.py and model/image.py.
+"""The code and the template that a checkpoint carries, against model/codec/chat.py and model/codec/image.py.
 
 transformers' own image and video processor import torchvision, which has no build for a machine without a GPU here. So
 pixels are compared with the processor that our export ships and that vLLM (where numba is missing) and SGLang run, and
 the resize rule also with transformers' own, read out of its file. Its template is the one the folder holds in any case.
 
-A rendered conversation is one text, in which a special token's name *is* that token; model/chat.py works on tokens and
-keeps such names text. The texts here hold none.
+A rendered conversation is one text, in which a special token's name *is* that token; model/codec/chat.py works on
+tokens and keeps such names text. The texts here hold none.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ from transformers.dynamic_module_utils import get_imports
 from transformers.models.kimi_k25.processing_kimi_k25 import Kimi_K25Processor
 from transformers.video_utils import VideoMetadata
 
-from components.serve.tools import declare
-from model.chat import TOOLS, encode_chat
-from model.data.tokenize import expand_media
-from model.hf import REMOTE, load_image_config
-from model.image import ImageConfig, encode_image, encode_png, image_grid, scaled_size
-from model.tokenizer import SPECIALS
-from model.video import decode_video, encode_mp4, encode_video, video_grids
-from tests.odd_media import odd_images, video
+from model.checkpoint.file_names import REMOTE
+from model.checkpoint.load import load_image_config
+from model.codec.chat import TOOLS, encode_chat
+from model.codec.declared_tools import declare
+from model.codec.image import ImageConfig, encode_image, encode_png, image_grid, scaled_size
+from model.codec.tokenizer import SPECIALS
+from model.codec.video import decode_video, encode_mp4, encode_video, video_grids
+from model.data.samples.tokenize import expand_media
+from tests.odd_media import noise, odd_images, video
 from tests.tiny_folders import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -46,10 +47,6 @@ TOKENIZER = tiny_tokenizer()
 @pytest.fixture(scope="module")
 def processor(folder, modules):
     return transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-
-
-def noise(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
 # Conversations: ours, and the same as an engine's caller writes them.
@@ -280,7 +277,7 @@ def test_the_shipped_processor_prepares_what_we_prepare(processor, config, size)
 
 @pytest.mark.parametrize("name", odd_images())
 def test_a_picture_is_the_same_to_the_shipped_processor_as_to_training(processor, name):
-    """Encoded, and decoded by an engine that does not read it as people do but keeps the bytes beside it."""
+    """Encoded, and decoded by an engine that does not read it as people do but keeps the bytes next to it."""
     data, seen = odd_images()[name]
     values, grid = encode_image(data, ImageConfig())
     np.testing.assert_array_equal(values, encode_image(seen, ImageConfig())[0])

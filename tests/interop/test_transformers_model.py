@@ -2,7 +2,7 @@
 
 It loads the folder as any user would, by ``from_pretrained`` alone: no config of ours, no renaming of ours. Its loader
 turns the released names into its own (q, k and v of the vision tower apart, their rotary columns regrouped; fc0 and fc1
-as fc1 and fc2; the projector as in_proj and out_proj; experts stacked); its own config keys stand beside the released.
+as fc1 and fc2; the projector as in_proj and out_proj; experts stacked); its own config keys stand next to the released.
 
 Where it differs from the released model and from us:
 
@@ -24,16 +24,19 @@ from transformers import Kimi_K25Config, Kimi_K25ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
 
-from model.documents import Documents
-from model.hf import export, load_model
-from model.multimodal import KimiK25
-from model.vision import GridTHW
-from tests.interop.conftest import YARN, random_model, tiny
-from tests.peers import randomise, same_latent_eps
+from model.checkpoint.export import export
+from model.checkpoint.load import load_model
+from model.network.batch import GridTHW
+from model.network.config import RopeScaling
+from model.network.documents import Documents
+from model.network.multimodal import KimiK25
+from tests.configs import changed
+from tests.drawn import PAD, random_model, randomise, sample
+from tests.interop.conftest import CONFIG
+from tests.peers import same_latent_eps
 from tests.tiny_folders import tiny_tokenizer
 
 TOLERANCE = 1e-4
-PAD = tiny().media_placeholder_token_id
 PROMPTS: dict[str, list[int | GridTHW]] = {
     "text": [40],
     "one image": [3, (1, 4, 6), 9],
@@ -45,16 +48,9 @@ PROMPTS: dict[str, list[int | GridTHW]] = {
 
 def prompt(parts: list[int | GridTHW]) -> tuple[torch.Tensor, torch.Tensor | None, list[GridTHW]]:
     """Random tokens of the lengths given and random media of the grids given: ids [T], pixels [P, 3, 14, 14], grids."""
-    generator = torch.Generator().manual_seed(1)
-    ids: list[int] = []
-    for part in parts:
-        if isinstance(part, int):
-            ids += torch.randint(0, 768, (part,), generator=generator).tolist()
-        else:
-            ids += [PAD] * (part[1] * part[2] // 4)
-    grids = [part for part in parts if not isinstance(part, int)]
-    patches = sum(t * h * w for t, h, w in grids)
-    return torch.tensor(ids), torch.rand(patches, 3, 14, 14, generator=generator) * 2 - 1 if grids else None, grids
+    made = sample(1, *parts)
+    pixels = None if made.pixel_values is None else made.pixel_values * 2 - 1
+    return made.input_ids, pixels, made.grid_thws
 
 
 @torch.no_grad()
@@ -127,24 +123,17 @@ def test_it_gives_the_logits_and_experts_of_our_export(model, folder):
 
 def test_yarn_and_every_size_another(tmp_path):
     """A second shape, so that no value of config.json can come from a default: two dense layers, two shared experts."""
-    config = tiny(scaling=YARN)
-    text = {"first_k_dense_replace": 2, "n_shared_experts": 2, "num_experts_per_tok": 3, "routed_scaling_factor": 1.3}
+    yarn = RopeScaling(factor=4.0, original_max_position_embeddings=64)
+    text = {"rope_scaling": yarn, "first_k_dense_replace": 2, "n_shared_experts": 2, "num_experts_per_tok": 3}
+    text |= {"routed_scaling_factor": 1.3}
     vision = {"projector_ln_eps": 1e-3, "init_pos_emb_height": 8, "init_pos_emb_width": 8, "vt_num_attention_heads": 8}
-    model = random_model(
-        config.model_copy(
-            update={
-                "text_config": config.text_config.model_copy(update=text),
-                "vision_config": config.vision_config.model_copy(update=vision),
-            }
-        ),
-        seed=3,
-    )
+    model = random_model(changed(CONFIG, text, vision), seed=3, std=0.06)
     export(model, tiny_tokenizer(), tmp_path)
     assert_same(model, from_pretrained(tmp_path), ["text", "several images", "a video chunk"])
 
 
 def test_the_released_eps(tmp_path):
-    model = random_model(tiny(eps=1e-5), seed=3)
+    model = random_model(changed(CONFIG, {"rms_norm_eps": 1e-5}), seed=3, std=0.06)
     export(model, tiny_tokenizer(), tmp_path)
     native = from_pretrained(tmp_path)
     same_latent_eps(native, model.config.text_config)

@@ -16,7 +16,7 @@ KUBECTL = Path(sys.executable).with_name("kubectl")
 ENVIRONMENTS = ("local", "dev", "prod")
 OVERLAYS = (*ENVIRONMENTS, *(f"{environment}/platform" for environment in ENVIRONMENTS))
 ARGO_CD = tuple(f"{environment}/argocd" for environment in ENVIRONMENTS)
-"""What an administrator applies by hand, and Argo CD does not sync."""
+"""Folders that an administrator applies by hand and Argo CD does not sync."""
 Json = dict[str, Any]
 
 
@@ -24,12 +24,12 @@ def build(folder: Path) -> list[Json]:
     """The objects that `kubectl kustomize` prints for a folder."""
     built = subprocess.run([KUBECTL, "kustomize", folder], capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
-    return [document for document in yaml.safe_load_all(built.stdout) if document]
+    return [document for document in yaml.load_all(built.stdout, Loader=yaml.CSafeLoader) if document]
 
 
 @lru_cache
 def objects(overlay: str) -> tuple[Json, ...]:
-    """The objects of one of ours, built once a session. Do not change them: copy first."""
+    """The objects of one of our folders, built once per session. Copy them before you change them."""
     return tuple(build(MANIFESTS / "overlays" / overlay))
 
 

@@ -1,4 +1,4 @@
-"""What every object that we would apply must keep to, as one function from objects to broken rules."""
+"""The rules that every object we apply must follow: a function from objects to the rules that they break."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def _of_resources(container: Json, given: bool) -> Iterator[str]:
     resources = container.get("resources", {})
     if given:
         if resources:
-            yield "names resources, which stay beside those of a TrainJob"
+            yield "names resources, which stay in addition to those of a TrainJob"
         return
     for part in ("requests", "limits"):
         missing = {"cpu", "memory"} - resources.get(part, {}).keys()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import yaml
@@ -14,22 +14,21 @@ from tests.manifests.overlays import ROOT, Json
 FOLDER = ROOT.parent / "shared" / "crds"
 
 
-@lru_cache
-def definitions() -> dict[tuple[str, str, str], tuple[Json, str]]:
-    """By group, version and kind: the schema, and `Namespaced` or `Cluster`."""
-    found = {}
-    for path in FOLDER.glob("*.yaml.gz"):
+@cache
+def definition(group: str, version: str, kind: str) -> tuple[Json, str]:
+    """The schema, and `Namespaced` or `Cluster`. Reads the one file: all of them would take seconds."""
+    for path in FOLDER.glob(f"{group}_{kind.lower()[:-1]}*.yaml.gz"):  # the rest of the name is the plural
         spec = yaml.load(gzip.decompress(path.read_bytes()), yaml.CSafeLoader)["spec"]
-        for version in spec["versions"]:
-            schema = _strict(version["schema"]["openAPIV3Schema"])
-            found[spec["group"], version["name"], spec["names"]["kind"]] = (schema, spec["scope"])
-    return found
+        if spec["names"]["kind"] == kind:
+            (schema,) = (each["schema"]["openAPIV3Schema"] for each in spec["versions"] if each["name"] == version)
+            return _strict(schema), spec["scope"]
+    raise KeyError(f"no definition of {kind} in {group}/{version}")
 
 
 def problems(object_: Json) -> list[str]:
-    """What its definition has against an object; KeyError if there is no definition of its kind."""
+    """Where an object violates the definition of its kind; KeyError if there is no such definition."""
     group, version = object_["apiVersion"].split("/")
-    schema, scope = definitions()[group, version, object_["kind"]]
+    schema, scope = definition(group, version, object_["kind"])
     found = [
         f"{'.'.join(map(str, error.absolute_path))}: {error.message}"
         for error in Draft202012Validator(schema).iter_errors(object_)

@@ -1,4 +1,4 @@
-"""What a cluster gets once: the names that launcher and pipeline use, room for the profiles, services that start."""
+"""The platform of a cluster: the names that launcher and pipeline use, room for the profiles, services that start."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kubernetes.utils.quantity import parse_quantity
 
 from components.runtime.launcher import body, sweep
 from components.runtime.launcher.placement import Placement
-from components.runtime.worker import REFUSED
+from components.runtime.launcher.worker import REFUSED
 from pipelines.placement import SETTINGS
 from pipelines.profile import load_profile
 from tests.components.runtime.launcher.crd import goes_on
@@ -28,7 +28,7 @@ WAVE = "argocd.argoproj.io/sync-wave"
 PLATFORMS = [f"{environment}/platform" for environment in ENVIRONMENTS]
 
 
-# S3 proper has no endpoint of its own, without a forge promotions go to the main branch, and a wait has a default.
+# AWS S3 needs no endpoint, promotions without a forge go to the main branch, and the wait has a default.
 OPTIONAL = {"AWS_ENDPOINT_URL_S3", "MOONFLOW_FORGE", "MOONFLOW_MLFLOW_WAIT_S"}
 
 
@@ -67,7 +67,7 @@ def test_runtimes_are_what_the_launcher_patches(overlay: str) -> None:
         assert container["image"] == "moonflow-train:0.1.0"
         kills = next(int(row["value"]) for row in container["env"] if row["name"] == SHUTDOWN_TIMEOUT)
         assert 30 < kills < template["spec"]["terminationGracePeriodSeconds"], "or the ranks have half a minute to save"
-        # A placement's shared memory is a volume of this name at this path: it must replace ours, not stand beside it.
+        # A placement's shared memory is a volume of this name at this path, so that it replaces ours.
         assert {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]
         assert "shm" in {volume["name"] for volume in template["spec"]["volumes"]}
 

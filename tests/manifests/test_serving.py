@@ -13,6 +13,7 @@ from kubernetes.utils.quantity import parse_quantity
 
 from tests.manifests.overlays import ENVIRONMENTS, MANIFESTS, ROOT, Json, named, objects
 from tests.manifests.policy import pod_templates
+from tests.shell_programs import write_program
 
 ENTRY = ROOT / "images" / "serve-entry.sh"
 
@@ -120,10 +121,9 @@ def test_the_quota_holds_what_the_autoscaler_may_ask_for(environment: str, surge
 
 def run_entry(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     """The entry with a `sglang` that prints its arguments instead of serving, and with `folder` as its /checkpoint."""
-    summed = f'#!/bin/sh\ncd {folder} && exec {shutil.which("sha256sum")} "${{1#/checkpoint/}}"\n'
-    for name, text in (("sglang", '#!/bin/sh\nprintf "%s\\n" "$@"\n'), ("sha256sum", summed)):
-        (folder / name).write_text(text)
-        (folder / name).chmod(0o755)
+    summed = f'cd {folder} && exec {shutil.which("sha256sum")} "${{1#/checkpoint/}}"\n'
+    write_program(folder / "sglang", 'printf "%s\\n" "$@"\n')
+    write_program(folder / "sha256sum", summed)
     path = f"{folder}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run([ENTRY, *arguments], capture_output=True, text=True, env={"PATH": path, **env})
 

@@ -7,15 +7,15 @@ metadata is asked for; and it counts what would have changed something.
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import yaml
+from tests.http_server import Handler
+from tests.http_server import serving as listening
+from tests.kubernetes_api import status, write_kubeconfig
 
 Json = dict[str, Any]
 REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
@@ -53,53 +53,23 @@ class FakeApi:
         return 201, {**body, "status": {"allowed": allowed}}
 
 
-def status(code: int, reason: str, message: str) -> Json:
-    about = {"kind": "Status", "apiVersion": "v1", "status": "Failure"}
-    return {**about, "code": code, "reason": reason, "message": message}
-
-
 @contextmanager
 def serving(fake: FakeApi, folder: Path) -> Iterator[Path]:
     """The path of a kubeconfig that leads to ``fake``."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: Any) -> None:
-            pass
-
+    class Answer(Handler):
         def do_GET(self) -> None:
-            self._answer(*fake.get(self.path, self.headers.get("Accept", "")))
+            self.reply(*fake.get(self.path, self.headers.get("Accept", "")))
 
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            self._answer(*fake.post(self.path, self.headers.get("Impersonate-User", ""), body))
+            body = json.loads(self.body())
+            self.reply(*fake.post(self.path, self.headers.get("Impersonate-User", ""), body))
 
         def do_PATCH(self) -> None:
             fake.changes.append(self.path)
-            self._answer(405, {})
+            self.reply(405, {})
 
         do_PUT = do_DELETE = do_PATCH
 
-        def _answer(self, code: int, body: Json) -> None:
-            data = json.dumps(body).encode()
-            self.send_response(code)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    cluster = {"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}
-    context = {"name": "x", "context": {"cluster": "c", "user": "u"}}
-    path = folder / "kubeconfig"
-    path.write_text(
-        yaml.safe_dump({
-            "apiVersion": "v1", "kind": "Config", "current-context": "x", "clusters": [cluster],
-            "contexts": [context], "users": [{"name": "u", "user": {"token": "t"}}],
-        })
-    )  # fmt: skip
-    try:
-        yield path
-    finally:
-        server.shutdown()
-        server.server_close()
+    with listening(Answer) as address:
+        yield write_kubeconfig(folder, address, "t")

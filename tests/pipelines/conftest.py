@@ -1,54 +1,12 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-
-def start(run_dir: Path, *arguments: str) -> subprocess.Popen[str]:
-    """``moonflow run`` on the smoke profile, as the leader of a process group of its own."""
-    command = [
-        sys.executable,
-        "-m",
-        "pipelines.cli",
-        "run",
-        "--profile",
-        "smoke",
-        "--run-dir",
-        str(run_dir),
-        *arguments,
-    ]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-
-
-def complete(run_dir: Path, *arguments: str) -> str:
-    """Run to the end; returns what was printed."""
-    process = start(run_dir, *arguments)
-    try:
-        out, err = process.communicate(timeout=540)
-    finally:
-        process.kill()  # what it started notices and ends as well
-    log = run_dir / "logs" / "pipeline.log"
-    assert process.returncode == 0, f"{err}\n{out}\n{log.read_text()[-5000:] if log.exists() else ''}"
-    return out
-
-
-def processes(run_dir: Path) -> list[str]:
-    """Command lines of everything alive that was started for ``run_dir``, told by arguments and environment."""
-    mark = str(run_dir).encode()
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            text = (entry / "cmdline").read_bytes()
-            if text and (mark in text or mark in (entry / "environ").read_bytes()):
-                found.append(text.replace(b"\0", b" ").decode(errors="replace"))
-        except OSError:
-            continue
-    return found
+from tests.pipelines.commands import complete
 
 
 @pytest.fixture(scope="session")

@@ -9,19 +9,20 @@ from __future__ import annotations
 import email
 import json
 import re
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec, PlatformSpec
+
+from tests.http_server import Handler
+from tests.http_server import serving as listening
 
 Object = dict[str, Any]
 PAGE = 2  # smaller than any client asks for, as a busy server may answer
@@ -188,51 +189,35 @@ def new_id() -> str:
 def serving(kfp: FakeKFP) -> Iterator[FakeKFP]:
     """``kfp`` on a free port of 127.0.0.1; its ``host`` is the address."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Answer(Handler):
         protocol_version = "HTTP/1.1"
 
         def do(self) -> None:
             url = urlsplit(self.path)
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            body = self.body()
             kfp.requests.append((self.command, url.path))
             time.sleep(kfp.delay_s)
             for failure in kfp.failures:
                 pattern, status, text, headers = failure
                 if re.search(pattern, f"{self.command} {url.path}"):
                     kfp.failures.remove(failure)
-                    return self.reply(status, text, headers)
+                    return self.say(status, text, headers)
             query = {key: values[0] for key, values in parse_qs(url.query).items()}
             try:
                 if not url.path.startswith("/apis/v2beta1/"):
                     raise Refused(404, "404 page not found")
                 path = url.path.removeprefix("/apis/v2beta1/")
-                self.reply(200, kfp.answer(self.command, path, query, body, self.headers), {})
+                self.say(200, kfp.answer(self.command, path, query, body, self.headers), {})
             except Refused as error:
-                self.reply(error.status, error.body, {})
+                self.say(error.status, error.body, {})
 
         do_GET = do_POST = do_DELETE = do  # noqa: N815
 
-        def reply(self, status: int, body: Object | str, headers: dict[str, str]) -> None:
-            data = (body if isinstance(body, str) else json.dumps(body)).encode()
-            kind = "text/plain" if isinstance(body, str) else "application/json"
-            self.send_response(status)
-            for name, value in ({"Content-Type": kind, "Content-Length": str(len(data))} | headers).items():
-                self.send_header(name, value)
+        def say(self, status: int, body: Object | str, headers: dict[str, str]) -> None:
+            content = body.encode() if isinstance(body, str) else body
+            kind = {"Content-Type": "text/plain"} if isinstance(body, str) else {}
             with suppress(ConnectionError):  # a client that lost its patience
-                self.end_headers()
-                self.wfile.write(data)
+                self.reply(status, content, kind | headers)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    kfp.host = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with listening(Answer) as kfp.host:
         yield kfp
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

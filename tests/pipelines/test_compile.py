@@ -10,31 +10,36 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from model.errors import MoonflowError
-from pipelines.compile import compile_ir, compile_kubernetes, version_name
-from pipelines.profile import PROFILES, load_profile
+from model.boundary.errors import MoonflowError
+from pipelines.compile import compile_kubernetes, version_name
+from pipelines.profile import load_profile
 from tests.manifests.schemas import FOLDER, problems
+from tests.pipelines.shipped import SHIPPED, compiled, documents
 
-SHIPPED = sorted(path.stem for path in PROFILES.glob("*.toml"))
 YAML_1_1 = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 APPLY_LIMIT = 262_144  # bytes of annotations, into which kubectl apply copies the object
 
 
-def load(path: Path) -> list[dict[str, Any]]:
-    return list(yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader))
+def profile_of(objects: list[dict[str, Any]]) -> str:
+    """The name of the shipped profile that they were compiled from."""
+    named = {load_profile(name).run.name: name for name in SHIPPED}
+    return named[objects[0]["metadata"]["name"].removeprefix("moonflow-")]
 
 
 def steps_of(objects: list[dict[str, Any]]) -> list[str]:
-    return list(load_profile(objects[0]["metadata"]["name"].removeprefix("moonflow-")).steps)
+    return list(load_profile(profile_of(objects)).steps)
 
 
-@pytest.fixture(scope="module", params=SHIPPED)
+QUICK = ("k25", "base", "post_train", "smoke")
+NAMES = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in SHIPPED]
+
+
+@pytest.fixture(scope="module", params=NAMES)
 def objects(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     path = tmp_path_factory.mktemp(request.param) / "objects.yaml"
     compile_kubernetes(load_profile(request.param), path, "team-a", "1.2.0")
-    return load(path)
+    return documents(path)
 
 
 def test_the_objects_fit_their_definitions(objects: list[dict[str, Any]]) -> None:
@@ -58,10 +63,10 @@ def test_argo_cd_makes_the_pipeline_first_and_keeps_older_versions(objects: list
     assert {each["metadata"]["labels"]["app.kubernetes.io/name"] for each in objects} == {"moonflow"}
 
 
-def test_the_objects_carry_the_whole_pipeline(objects: list[dict[str, Any]], tmp_path: Path) -> None:
-    name = objects[0]["metadata"]["name"].removeprefix("moonflow-")
-    compile_ir(load_profile(name), tmp_path / "p.yaml")
-    assert [objects[1]["spec"]["pipelineSpec"], objects[1]["spec"]["platformSpec"]] == load(tmp_path / "p.yaml")
+@pytest.mark.slow
+def test_the_objects_carry_the_whole_pipeline(objects: list[dict[str, Any]]) -> None:
+    made = (objects[1]["spec"]["pipelineSpec"], objects[1]["spec"]["platformSpec"])
+    assert made == compiled(profile_of(objects))
 
 
 def fits(kind: str, value: object) -> bool:

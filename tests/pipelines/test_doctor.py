@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import io
-import os
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 from rich.console import Console
 
-from components.runtime.store import ObjectStore
+from components.runtime.store.object_store import ObjectStore
 from pipelines import doctor
 from pipelines.services import Services
+from tests.http_server import Handler, serving
 
 
 @pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith(("AWS_", "MOONFLOW_"))]:
-        monkeypatch.delenv(name)
+def environment(no_settings: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "PORTS", 2)
 
 
@@ -29,8 +25,8 @@ def told(tmp_path: Path) -> tuple[bool, str]:
     """Whether nothing is missing, and what is said of the store."""
     console = Console(record=True, width=400, file=io.StringIO())
     well = doctor.examine(tmp_path, console)
-    lines = [line for line in console.export_text().splitlines() if "object store of yours" in line]
-    return well, "\n".join(line for line in lines if "mend first" not in line)
+    lines = [line for line in console.export_text().splitlines() if "your object store" in line]
+    return well, "\n".join(line for line in lines if "fix first" not in line)
 
 
 @pytest.mark.services
@@ -70,10 +66,10 @@ def test_a_store_that_is_away_or_wrongly_set_is_missing(tmp_path: Path, monkeypa
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     well, said = told(tmp_path)
-    assert not well and "cannot be reached" in said and "mend what the message names" in said
+    assert not well and "cannot be reached" in said and "fix what the message names" in said
 
 
-class Lax(BaseHTTPRequestHandler):
+class Lax(Handler):
     """An S3 server that ignores conditions, as rclone's does; ``read_only`` refuses what changes an object."""
 
     protocol_version = "HTTP/1.1"
@@ -81,58 +77,45 @@ class Lax(BaseHTTPRequestHandler):
     read_only = False
 
     def do_PUT(self) -> None:
-        data = self.rfile.read(int(self.headers["Content-Length"]))
+        data = self.body()
         if self.headers.get("Content-Encoding", "") == "aws-chunked":
             data = data.split(b"\r\n")[1]
         if self.read_only:
-            return self._answer(403, b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>")
+            return self.reply(403, b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>")
         self.objects[self._key()] = data
-        self._answer(200, b"")
+        self.reply(200, b"")
 
     def do_DELETE(self) -> None:
         self.objects.pop(self._key(), None)
-        self._answer(204, b"")
+        self.reply(204, b"")
 
     def do_HEAD(self) -> None:
-        self._answer(200 if self._key() in self.objects else 404, b"")
+        self.reply(200 if self._key() in self.objects else 404, b"")
 
     def do_GET(self) -> None:
         query = parse_qs(urlsplit(self.path).query)
         if "list-type" in query:
             prefix = query.get("prefix", [""])[0]
             keys = "".join(f"<Contents><Key>{k}</Key></Contents>" for k in self.objects if k.startswith(prefix))
-            return self._answer(200, f"<ListBucketResult>{keys}</ListBucketResult>".encode())
+            return self.reply(200, f"<ListBucketResult>{keys}</ListBucketResult>".encode())
         if self._key() not in self.objects:
-            return self._answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
-        self._answer(200, self.objects[self._key()])
+            return self.reply(404, b"<Error><Code>NoSuchKey</Code></Error>")
+        self.reply(200, self.objects[self._key()])
 
     def _key(self) -> str:
         return unquote(urlsplit(self.path).path).removeprefix("/moonflow/")
-
-    def _answer(self, status: int, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Quiet."""
 
 
 @pytest.fixture(params=[False, True], ids=["lax", "read-only"])
 def lax(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Lax]]:
     handler = type("Handler", (Lax,), {"objects": {}, "read_only": request.param})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-    for name, value in {
-        "MOONFLOW_STORE": "s3://moonflow/runs", "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{server.server_address[1]}",
-        "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    yield handler
-    server.shutdown()
-    server.server_close()
+    with serving(handler) as address:
+        for name, value in {
+            "MOONFLOW_STORE": "s3://moonflow/runs", "AWS_ENDPOINT_URL_S3": address, "AWS_ACCESS_KEY_ID": "k",
+            "AWS_SECRET_ACCESS_KEY": "s", "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+        }.items():  # fmt: skip
+            monkeypatch.setenv(name, value)
+        yield handler
 
 
 def test_a_store_that_cannot_keep_manifests_is_told(lax: type[Lax], tmp_path: Path) -> None:

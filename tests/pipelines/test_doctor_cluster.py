@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from model.errors import MoonflowError
+from model.boundary.errors import MoonflowError
 from pipelines.cli import app
 from pipelines.doctor_cluster import CRDS, examine_cluster
 from tests.manifests.overlays import objects
@@ -76,7 +76,7 @@ def told(cluster: FakeApi, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tup
         well = examine_cluster("moonflow", console)
     assert not cluster.changes
     rows = [" ".join(line.split()) for line in console.export_text().splitlines()]
-    return well, [row for row in rows if row.startswith(("missing", "optional", "mend first", "ready"))]
+    return well, [row for row in rows if row.startswith(("missing", "optional", "fix first", "ready"))]
 
 
 def test_a_cluster_with_all_that_a_run_needs_is_ready(
@@ -90,9 +90,7 @@ def test_a_cluster_with_all_that_a_run_needs_is_ready(
     assert {**jobs, "verb": "create"} in asked
 
 
-def test_values_of_secrets_are_not_asked_for(
-    cluster: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_values_of_secrets_are_not_asked_for(cluster: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told(cluster, tmp_path, monkeypatch)
     secrets = {at: accept for at, accept in cluster.accepted.items() if "/secrets/" in at}
     assert len(secrets) == 4 and all("as=PartialObjectMetadata" in accept for accept in secrets.values())
@@ -109,22 +107,22 @@ def inactive(c: FakeApi) -> None:
 
 
 @pytest.mark.parametrize(("change", "row"), [
-    (lambda c: c.objects.pop(f"{CRD}/jobsets.jobset.x-k8s.io"), "missing jobsets.jobset.x-k8s.io not there install"),
+    (lambda c: c.objects.pop(f"{CRD}/jobsets.jobset.x-k8s.io"), "missing jobsets.jobset.x-k8s.io not found install"),
     (lambda c: c.objects[f"{CRD}/localqueues.kueue.x-k8s.io"]["spec"]["versions"][0].update(name="v1beta1"),
      "missing localqueues.kueue.x-k8s.io serves v1beta1 install Kueue with its integrations for TrainJobs and pods"),
-    (lambda c: c.objects.pop("/apis/kubeflow.org/v1/profiles/moonflow"), "missing Profile moonflow not there create"),
+    (lambda c: c.objects.pop("/apis/kubeflow.org/v1/profiles/moonflow"), "missing Profile moonflow not found create"),
     (lambda c: c.objects[NAMESPACED]["metadata"].pop("ownerReferences"),
-     "missing namespace moonflow there, but not its Profile's its Profile's controller refuses a namespace that was"),
+     "missing namespace moonflow found, but its Profile does not own it the Profile's controller refuses"),
     (lambda c: c.objects[f"{NAMESPACED}/configmaps/moonflow"]["data"].pop("MOONFLOW_STORE"),
      "missing ConfigMap moonflow: settings lacks MOONFLOW_STORE name them in platform/kustomization.yaml"),
-    (lambda c: c.objects.pop(f"{NAMESPACED}/secrets/moonflow-store"), "optional Secret moonflow-store not there"),
+    (lambda c: c.objects.pop(f"{NAMESPACED}/secrets/moonflow-store"), "optional Secret moonflow-store not found"),
     (lambda c: c.objects.pop(f"{KUEUE}/namespaces/moonflow/localqueues/rollout"), "missing LocalQueue rollout not"),
-    (inactive, "missing LocalQueue train not active: ClusterQueue is inactive mend what"),
+    (inactive, "missing LocalQueue train not active: ClusterQueue is inactive fix what"),
     (lambda c: c.objects.pop(f"{RUNTIMES}/moonflow-torchrun"), "missing ClusterTrainingRuntime moonflow-torchrun"),
     (resources, "missing ClusterTrainingRuntime moonflow-torchrun its container node names resources remove them"),
     (lambda c: c.objects[CLASSES]["items"].clear(), "missing default StorageClass none: the volumes of"),
     (lambda c: c.objects.pop(f"{NAMESPACED}/serviceaccounts/moonflow-train"), "missing ServiceAccount moonflow-train"),
-    (lambda c: c.objects.pop(f"{CRON_JOBS}/moonflow-sweep"), "optional CronJob moonflow-sweep not there"),
+    (lambda c: c.objects.pop(f"{CRON_JOBS}/moonflow-sweep"), "optional CronJob moonflow-sweep not found"),
     (lambda c: c.denied.add(("delete", "trainjobs")), "missing rights of moonflow-step may not delete trainjobs"),
     (lambda c: c.forbidden.add(REVIEWS), "optional rights of moonflow-step the Kubernetes API at http"),
     (lambda c: c.forbidden.add(CLASSES), "optional default StorageClass the Kubernetes API at http"),
@@ -132,13 +130,13 @@ def inactive(c: FakeApi) -> None:
      "optional retries of a step retryPolicy OnError: a lost pod is repeated, a failed step is not"),
     (lambda c: c.objects.pop(CONTROLLER), "optional retries of a step unknown: there is no ConfigMap"),
 ])  # fmt: skip
-def test_each_lack_is_one_row_that_says_how_to_mend_it(
+def test_each_lack_is_one_row_that_says_how_to_fix_it(
     change: Callable[[FakeApi], object], row: str, cluster: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     change(cluster)
     well, rows = told(cluster, tmp_path, monkeypatch)
     assert len(rows) == 2 and rows[0].startswith(row), rows
-    assert well == row.startswith("optional") and rows[1].startswith("ready" if well else "mend first")
+    assert well == row.startswith("optional") and rows[1].startswith("ready" if well else "fix first")
 
 
 def test_no_cluster_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,31 +7,25 @@ import os
 import re
 import signal
 import sqlite3
-import subprocess
-import sys
-import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from components.fusion_arm.arms import ARMS, cells
-from components.steps import PIPELINES, config_class
-from model.errors import MoonflowError
-from pipelines.compile import compile_ir
+from components.ablation.arms import ARMS, cells
+from components.runtime.steps import PIPELINES, component_of, config_class
+from model.boundary.errors import MoonflowError
 from pipelines.dag import pipeline_parameters
-from pipelines.docs import load_component
 from pipelines.profile import load_profile
-from tests.pipelines.conftest import processes
+from tests.pipelines import shipped
+from tests.pipelines.commands import complete, processes, start
+from tests.waiting import happens
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    path = tmp_path_factory.mktemp("ir") / "pipeline.yaml"
-    compile_ir(load_profile("fusion"), path)
-    return next(yaml.safe_load_all(path.read_text()))
+def compiled() -> dict[str, Any]:
+    return shipped.compiled("fusion")[0]
 
 
 def test_one_loop_over_all_arms_and_seeds(compiled: dict[str, Any]) -> None:
@@ -52,7 +46,7 @@ def test_the_loop_gives_arm_and_seed_and_the_user_the_rest(compiled: dict[str, A
     fields = {p.field for p in pipeline_parameters(load_profile("fusion")) if p.step == "fusion_arm"}
     assert fields == set(config_class("fusion_arm").model_fields) - {"preset", "arm", "seed"}
     assert {f"p02_fusion_arm_{field}" for field in fields} <= names
-    arguments = set(load_component("fusion_arm").component_spec.inputs or {})
+    arguments = set(component_of("fusion_arm").component_spec.inputs or {})
     assert arguments == fields | {"preset", "cell", "run_id", "data"}
 
 
@@ -72,40 +66,25 @@ def test_the_profile_tells_its_tasks_and_refuses_what_the_loop_gives(tmp_path: P
         profile.step("serve")
 
 
-def run(run_dir: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "pipelines.cli", "run", "--profile", "fusion-smoke", "--run-dir", str(run_dir)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-
-
-def complete(run_dir: Path) -> str:
-    process = run(run_dir)
-    try:
-        out, err = process.communicate(timeout=1500)
-    finally:
-        process.kill()
-    assert process.returncode == 0, f"{err}\n{out}\n{(run_dir / 'logs' / 'pipeline.log').read_text()[-5000:]}"
-    return out
-
-
 @pytest.mark.long
 @pytest.mark.services
 @pytest.mark.timeout(1800)
 def test_killed_in_its_arms_it_goes_on_and_compares_them(tmp_path: Path) -> None:
     """Long: a minute of CPU, most of it the start of processes."""
     run_dir = tmp_path / "run"
-    process = run(run_dir)
-    deadline = time.monotonic() + 900
+    process = start(run_dir, profile="fusion-smoke")
     first = run_dir / "tasks" / "fusion_arm-early-0.json"
-    while not (first.is_file() and json.loads(first.read_text())["state"] == "done"):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.2)
+
+    def done() -> bool:
+        assert process.poll() is None, process.communicate()
+        return first.is_file() and json.loads(first.read_text())["state"] == "done"
+
+    assert happens(done, 900, pause=0.2)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    while processes(run_dir):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    assert happens(lambda: not processes(run_dir), 60, pause=0.2)
 
-    printed = complete(run_dir)
+    printed = complete(run_dir, profile="fusion-smoke", timeout=1500)
     assert "fusion_arm-early-0: kept" in printed and "fusion_arm-late-0: done" in printed
     assert not processes(run_dir)
 

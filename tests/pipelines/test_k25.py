@@ -6,38 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from components.runtime.config import meaning
-from components.steps import ALL_STEPS, STEPS, config_class
-from pipelines.compile import compile_ir, compile_kubernetes
+from components.runtime.steps import ALL_STEPS, STEPS, component_of, config_class
+from pipelines.compile import compile_kubernetes
 from pipelines.dag import pipeline_parameters
-from pipelines.docs import load_component, stale
 from pipelines.profile import load_profile
+from tests.pipelines import shipped
+from tests.pipelines.shipped import documents, tasks_of
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
+def compiled() -> tuple[dict[str, Any], dict[str, Any]]:
     """(pipeline spec, platform spec) of the small profile, which asks for GPUs, pools and retries."""
-    path = tmp_path_factory.mktemp("ir") / "pipeline.yaml"
-    compile_ir(load_profile("small"), path)
-    spec, platform = yaml.safe_load_all(path.read_text())
-    return spec, platform
-
-
-def tasks_of(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Component tasks by name, from every DAG of the pipeline."""
-    dags = [spec["root"]["dag"], *(c["dag"] for c in spec["components"].values() if "dag" in c)]
-    return {
-        name: task
-        for dag in dags
-        for name, task in dag["tasks"].items()
-        if "dag" not in spec["components"][task["componentRef"]["name"]]
-    }
+    return shipped.compiled("small")
 
 
 def test_one_task_a_step(compiled: tuple[dict[str, Any], dict[str, Any]]) -> None:
-    assert set(tasks_of(compiled[0])) == {step.replace("_", "-") for step in STEPS}
+    assert set(tasks_of(compiled[0])) == set(STEPS)
 
 
 def test_finish_runs_after_failure_too(compiled: tuple[dict[str, Any], dict[str, Any]]) -> None:
@@ -46,7 +32,7 @@ def test_finish_runs_after_failure_too(compiled: tuple[dict[str, Any], dict[str,
     assert any("taskFinalStatus" in value for value in finish["inputs"]["parameters"].values())
 
 
-def test_promotion_stands_behind_the_gate(compiled: tuple[dict[str, Any], dict[str, Any]]) -> None:
+def test_promotion_depends_on_the_gate(compiled: tuple[dict[str, Any], dict[str, Any]]) -> None:
     spec, _ = compiled
     gated = [
         spec["components"][task["componentRef"]["name"]]["dag"]["tasks"]
@@ -77,7 +63,7 @@ def test_parameters_sort_by_phase_and_carry_the_profiles_values(
 
 @pytest.mark.parametrize("step", STEPS)
 def test_component_arguments_are_the_config_fields(step: str) -> None:
-    function = load_component(step).python_func  # type: ignore[attr-defined]
+    function = component_of(step).python_func  # type: ignore[attr-defined]
     arguments = {
         name: parameter.annotation
         for name, parameter in inspect.signature(function).parameters.items()
@@ -88,7 +74,7 @@ def test_component_arguments_are_the_config_fields(step: str) -> None:
 
 @pytest.mark.parametrize("step", ALL_STEPS)
 def test_a_component_tells_what_each_of_its_parameters_and_artifacts_means(step: str) -> None:
-    component = load_component(step)
+    component = component_of(step)
     spec, fields = component.component_spec, config_class(step).model_fields
     shown = {**(spec.inputs or {}), **(spec.outputs or {})}
     shown.pop("Output", None)  # of evaluate: the decision, which has no name
@@ -104,7 +90,7 @@ def test_a_component_tells_what_each_of_its_parameters_and_artifacts_means(step:
 
 @pytest.mark.parametrize("step", ALL_STEPS)
 def test_component_is_thin(step: str) -> None:
-    function = load_component(step).python_func  # type: ignore[attr-defined]
+    function = component_of(step).python_func  # type: ignore[attr-defined]
     body = inspect.getsource(function).split('"""')[-1]
     assert len([line for line in body.splitlines() if line.strip()]) <= 15
 
@@ -112,12 +98,8 @@ def test_component_is_thin(step: str) -> None:
 def test_kubernetes_objects(tmp_path: Path) -> None:
     path = tmp_path / "objects.yaml"
     compile_kubernetes(load_profile("tiny"), path, "team-a", "0.1.0")
-    pipeline, version = yaml.safe_load_all(path.read_text())
+    pipeline, version = documents(path)
     assert (pipeline["kind"], version["kind"]) == ("Pipeline", "PipelineVersion")
     names = [(each["metadata"]["name"], each["metadata"]["namespace"]) for each in (pipeline, version)]
     assert names == [("moonflow-tiny", "team-a"), ("moonflow-tiny-0-1-0", "team-a")]
     assert version["spec"]["pipelineName"] == "moonflow-tiny"
-
-
-def test_readmes_are_what_the_code_says() -> None:
-    assert not stale(), "run: python -m pipelines.docs"

@@ -8,40 +8,35 @@ from typing import Any
 import pytest
 import yaml
 
-from components.promote import signing
+from components.release import signing
 from components.runtime.launcher.placement import Placement
-from components.steps import STEPS
+from components.runtime.steps import STEPS
 from pipelines.compile import compile_ir
 from pipelines.placement import QUEUED_SECONDS, SETTINGS, WAITING_POD
-from pipelines.profile import PROFILES, Profile, load_profile
+from pipelines.profile import Profile, load_profile
+from tests.pipelines.shipped import SHIPPED, documents, tasks_of
+from tests.pipelines.shipped import compiled as compiled_once
 
 Spec = dict[str, Any]
 ROOT = Path(__file__).parents[2]
-SHIPPED = sorted(path.stem for path in PROFILES.glob("*.toml"))
 
 
 def compiled(profile: Profile, folder: Path) -> tuple[Spec, Spec]:
     """(pipeline spec, platform settings by executor)."""
     compile_ir(profile, folder / "pipeline.yaml")
-    spec, platform = yaml.load_all((folder / "pipeline.yaml").read_text(), Loader=yaml.CSafeLoader)
-    return spec, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    spec, platform = documents(folder / "pipeline.yaml")
+    return spec, by_executor(platform)
+
+
+def by_executor(platform: Spec) -> Spec:
+    settings: Spec = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    return settings
 
 
 @pytest.fixture(scope="module", params=SHIPPED)
-def shipped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Profile, Spec, Spec]:
-    profile = load_profile(request.param)
-    return (profile, *compiled(profile, tmp_path_factory.mktemp(request.param)))
-
-
-def tasks_of(spec: Spec) -> dict[str, Spec]:
-    """Component tasks by step, from every DAG of the pipeline."""
-    dags = [spec["root"]["dag"], *(c["dag"] for c in spec["components"].values() if "dag" in c)]
-    return {
-        name.replace("-", "_"): task
-        for dag in dags
-        for name, task in dag["tasks"].items()
-        if "dag" not in spec["components"][task["componentRef"]["name"]]
-    }
+def shipped(request: pytest.FixtureRequest) -> tuple[Profile, Spec, Spec]:
+    spec, platform = compiled_once(request.param)
+    return load_profile(request.param), spec, by_executor(platform)
 
 
 def container_of(spec: Spec, step: str) -> Spec:
@@ -154,15 +149,10 @@ def test_each_key_reaches_only_the_steps_that_need_it(shipped: tuple[Profile, Sp
         for volume in settings.get("configMapAsVolume", ()):
             assert Path(volume["mountPath"]) == signing.MOUNTED[signing.PUBLIC_KEY].parent
             seen.setdefault(volume["configMapName"], set()).add(step)
-    wanted = {
-        "moonflow-store": set(STEPS),
-        "moonflow-mlflow": set(STEPS),
-        "moonflow-git": {"promote", "serve"},
-        "moonflow-signing": {"promote"},
-        "moonflow-signing-public": {"serve"},
-    }
-    if profile.run.pipeline != "k25":  # it promotes nothing
-        wanted = dict.fromkeys(("moonflow-store", "moonflow-mlflow"), set(profile.steps))
+    wanted = dict.fromkeys(("moonflow-store", "moonflow-mlflow"), set(profile.steps))
+    if "promote" in profile.steps:
+        wanted["moonflow-git"] = {"promote", "serve"}
+        wanted |= {"moonflow-signing": {"promote"}, "moonflow-signing-public": {"serve"}}
     assert seen == wanted
 
 

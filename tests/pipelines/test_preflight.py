@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from components.promote.gitops import MANIFESTS
-from model.errors import MoonflowError
+from components.release.gitops import MANIFESTS
+from model.boundary.errors import MoonflowError
 from model.rl.tools.sandbox import Sandbox
 from pipelines.preflight import preflight
 from pipelines.profile import load_profile
@@ -36,7 +36,7 @@ def bare(folder: Path, overlays: tuple[str, ...]) -> str:
 @pytest.mark.parametrize("overlays", [(), ("local",)])
 def test_every_shipped_profile_passes(overlays: tuple[str, ...], tmp_path: Path) -> None:
     preflight(load_profile("tiny"), bare(tmp_path, overlays))
-    for name in ("tiny", "smoke", "small", "k25", "fusion"):
+    for name in ("tiny", "base", "smoke", "small", "k25", "fusion"):
         preflight(load_profile(name), str(tmp_path / "not-there-yet.git"))
     assert not (tmp_path / "not-there-yet.git").exists()
 
@@ -62,24 +62,51 @@ def test_a_source_that_is_not_there_is_told_before_the_first_step(tmp_path: Path
     there, missing = tmp_path / "cats", tmp_path / "dogs"
     there.mkdir()
     sources = f"prepare_data.sources=cats={there}, dogs:2={missing}"
-    with pytest.raises(MoonflowError, match=f"dogs is to lie in {missing}, which is no folder"):
+    with pytest.raises(MoonflowError, match=f"dogs names {missing}, which is not a folder"):
         preflight(load_profile("fusion", [sources]), "")
     preflight(load_profile("fusion", [sources]), "", begun=True)  # prepare_data may have read them
     preflight(load_profile("fusion", [f"prepare_data.sources=cats={there}, far=s3://bucket/far"]), "")
     preflight(load_profile("fusion", [f"prepare_data.sources=cats=file://{there}"]), "")
+    for name in ("chat.jsonl", "B.JSONL", "chat.json"):
+        (tmp_path / name).write_text("x")
+    preflight(load_profile("fusion", [f"prepare_data.sources=a={tmp_path}/chat.jsonl, b={tmp_path}/B.JSONL"]), "")
+    with pytest.raises(MoonflowError, match="chat.json, which is not a folder.* or a .jsonl file"):
+        preflight(load_profile("fusion", [f"prepare_data.sources=chat={tmp_path}/chat.json"]), "")
 
 
 @pytest.mark.parametrize("uri", ["file:///not/there", "~nobody-of-that-name/cats", "c" * 300])
 def test_a_source_that_can_be_no_folder_is_one_line(uri: str) -> None:
-    with pytest.raises(MoonflowError, match="cats is to lie in .*, which is no folder"):
+    with pytest.raises(MoonflowError, match="cats names .*, which is not a folder"):
         preflight(load_profile("fusion", [f"prepare_data.sources=cats={uri}"]), "")
+
+
+def test_a_checkpoint_to_start_from_that_is_not_there_is_told_before_the_first_step(tmp_path: Path) -> None:
+    def check(source: str, begun: bool = False) -> None:
+        preflight(
+            load_profile("post_train", [f"import_checkpoint.source={source}"]), str(tmp_path / "g.git"), begun=begun
+        )
+
+    with pytest.raises(MoonflowError, match="import_checkpoint.source is empty: .*--set import_checkpoint.source="):
+        check("")
+    with pytest.raises(MoonflowError, match="neither a folder nor a run's"):
+        check(f"{tmp_path}/nowhere")
+    for impossible in ("~nobody-of-that-name/x", "c" * 300, f"{tmp_path}/{'c' * 300}/mid_train"):
+        with pytest.raises(MoonflowError, match="neither a folder nor a run's"):
+            check(impossible)
+    check(f"{tmp_path}/nowhere", begun=True)  # import_checkpoint may have read it
+    run = tmp_path / "runs" / "base"
+    run.mkdir(parents=True)
+    for name in ("profile.toml", "arguments.json"):
+        (run / name).touch()
+    for source in (str(tmp_path), str(run), f"{run}/mid_train", f"{run}/mid_train/3", "s3://bucket/base", "hf://a/b"):
+        check(source)
 
 
 def test_a_machine_that_would_refuse_programs_is_told_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(_: Sandbox) -> None:
         raise MoonflowError("no program is run")
 
-    monkeypatch.setattr(Sandbox, "walls", property(refused))
+    monkeypatch.setattr(Sandbox, "isolation", property(refused))
     with pytest.raises(MoonflowError, match="no program is run"):
         preflight(load_profile("fusion"), "")
     preflight(load_profile("fusion", ["fusion_arm.sandbox=unsafe"]), "")

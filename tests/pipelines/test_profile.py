@@ -5,16 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from components.runtime.image import PIPELINE, TRAIN
-from components.steps import ALL_STEPS, PIPELINES, config_class
-from model.errors import MoonflowError
+from components.runtime.kfp.image import PIPELINE, TRAIN
+from components.runtime.steps import ALL_STEPS, PIPELINES, config_class
+from model.boundary.errors import MoonflowError
 from pipelines.profile import PROFILES, load_profile
+from tests.pipelines.shipped import SHIPPED
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in PROFILES.glob("*.toml")))
 def test_shipped_profiles_load_and_are_what_they_are_called(name: str) -> None:
     profile = load_profile(name)
-    assert profile.run.name == name
+    assert profile.run.name == name.replace("_", "-"), "a name in Kubernetes has no _"
     assert tuple(profile.steps) == PIPELINES[profile.run.pipeline]
 
 
@@ -60,7 +61,7 @@ def test_a_profile_promotes_to_the_overlay_of_its_size(name: str, environment: s
         ("[task.parl]\ncpus = '4'", ["[task.parl]", "'cpus'", "did you mean 'cpu'"]),
         ("[joint_pretrain]\nsteps = 'many'", ["[joint_pretrain]", "'steps'", "'many'"]),
         ("[joint_pretrain]\nsteps = 0", ["[joint_pretrain]", "'steps'"]),
-        ("joint_pretrain = 3", ["joint_pretrain is a table"]),
+        ("joint_pretrain = 3", ["joint_pretrain must be a table"]),
         ("[joint_pretrain\nsteps = 1", ["not valid TOML"]),
         ("[vit_pretrain]\npreset = 'k25'", ["vit_pretrain.preset", "run.preset"]),
         ("[task.parl]\nnodes = 2", ["[task.parl]", "nodes = 2", "trainjob"]),
@@ -70,9 +71,16 @@ def test_a_profile_promotes_to_the_overlay_of_its_size(name: str, environment: s
         ("[task.parl]\nlauncher = 'mpi'", ["[task.parl]", "'launcher'", "'mpi'"]),
         ("[task.parl]\nmemory = '4GB'", ["[task.parl]", "'memory'", "'4GB'"]),
         ("[task.parl]\nqueue = 'Train Queue'", ["[task.parl]", "'queue'", "'Train Queue'"]),
-        ("[task]\nparl = 3", ["task.parl is a table"]),
+        ("[task]\nparl = 3", ["task.parl must be a table"]),
         ("[task]\ndeadline_hours = inf", ["'deadline_hours'", "finite"]),
         ("[run]\nname = 'mine'\npreset = 'tinny'", ["'preset'", "did you mean tiny"]),
+        ("[run]\nname = 'mine'", ["[run]", "'preset' is missing"]),
+        ("[run]\nname = 'mine'\npipeline = 'post_train'\npreset = 'tiny'", ["'preset'", "of its checkpoint"]),
+        ("[run]\nname = 'mine'\npipeline = 'post_train'\n[mid_train]\nsteps = 3", ["unknown key mid_train"]),
+        (
+            "[run]\nname = 'mine'\npipeline = 'post_train'\n[import_checkpoint]\nsource = 'hf://name'",
+            ["[import_checkpoint]", "'source'", "hf://owner/name"],
+        ),
         (f"[run]\nname = '{'n' * 49}'\npreset = 'tiny'", ["'name'", "at most 48"]),
         ("[joint_rl]\nmodalities = 'text,imgae'", ["'modalities'", "did you mean image"]),
         ("[prepare_data]\nsources = 'cats'", ["'sources'", "name=URI"]),
@@ -185,3 +193,29 @@ def test_any_text_survives_the_resolved_profile(tmp_path: Path, text: str) -> No
     path = tmp_path / "resolved.toml"
     path.write_text(profile.as_toml(), encoding="utf-8")
     assert load_profile(str(path)).run.image == text
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_rows_of_a_shipped_profile_divide_among_its_ranks(name: str) -> None:
+    load_profile(name).require_parallel()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (["task.joint_rl.processes=2"], "joint_rl.ptx_rows = 1 does not divide among the 2 data ranks of"),
+        (["task.mid_train.processes=3"], "mid_train.rows = .* does not divide among the 3 data ranks of"),
+    ],
+)
+def test_rows_that_do_not_divide_among_the_ranks_are_refused_before_the_run(changes: list[str], told: str) -> None:
+    launched = [f"{change.rpartition('.')[0]}.launcher=ranks" for change in changes]
+    profile = load_profile("tiny", [*launched, *changes])
+    with pytest.raises(MoonflowError, match=told):
+        profile.require_parallel()
+
+
+def test_rows_matter_only_where_they_are_read() -> None:
+    """Without the pre-training loss, RL reads no rows; ranks that share a row are one data rank."""
+    ranks = ["task.joint_rl.launcher=ranks", "task.joint_rl.processes=2"]
+    load_profile("tiny", [*ranks, "joint_rl.ptx_weight=0"]).require_parallel()
+    load_profile("tiny", [*ranks, "task.joint_rl.sequence_parallel=2"]).require_parallel()

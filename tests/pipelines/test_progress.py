@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from components.steps import STEPS
+from components.runtime.steps import STEPS
 from pipelines.memory import PeakMemory
 from pipelines.progress import busy_seconds, duration, progress_table, task_state
+from tests.waiting import happens
 
 
 def tell(run_dir: Path, folder: str, step: str, **content: object) -> None:
@@ -73,8 +74,5 @@ def test_peak_memory_counts_what_children_hold() -> None:
         subprocess.Popen([sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child,
     ):
         assert child.stdout is not None and child.stdout.readline() == b"held\n"
-        deadline = time.monotonic() + 60
-        while peak.bytes < before.bytes + (300 << 20):
-            assert time.monotonic() < deadline, (before.bytes, peak.bytes)
-            time.sleep(0.1)
+        assert happens(lambda: peak.bytes >= before.bytes + (300 << 20), 60), (before.bytes, peak.bytes)
         child.communicate()

@@ -23,8 +23,8 @@ def test_tasks_get_the_cores_that_a_containers_quota_leaves(
         (tmp_path / "cpu.max").write_text(quota + "\n")
     monkeypatch.setattr(run, "CPU_QUOTA", tmp_path / "cpu.max")
     monkeypatch.setattr(run.os, "sched_getaffinity", lambda _: set(range(8)))
-    assert run._cores(load_profile("tiny")) == cores
-    assert run._cores(load_profile("fusion")) == of_an_arm  # two at once
+    assert run.cores_of_task(load_profile("tiny")) == cores
+    assert run.cores_of_task(load_profile("fusion")) == of_an_arm  # two at once
 
 
 def test_a_clock_that_is_set_back_does_not_keep_a_run_from_ending(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,6 +35,6 @@ def test_a_clock_that_is_set_back_does_not_keep_a_run_from_ending(monkeypatch: p
         ["sh", "-c", "trap '' TERM; echo; sleep 60 & wait"], stdout=subprocess.PIPE, start_new_session=True
     )
     assert deaf.stdout is not None and deaf.stdout.readline()
-    run._end_group(deaf)
+    run.end_group(deaf)
     assert time.monotonic() - began < 10 and deaf.returncode == -9
     deaf.stdout.close()

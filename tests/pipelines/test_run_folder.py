@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from model.errors import MoonflowError
+from model.boundary.errors import MoonflowError
 from pipelines import progress, result
 from pipelines.run import run_lock
 from pipelines.run_folder import resume_command, run_folder, temporary_folder

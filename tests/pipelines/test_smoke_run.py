@@ -7,6 +7,7 @@ import re
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -15,15 +16,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from components.runtime.checkpoints import newest
-from components.runtime.store import ObjectStore
-from components.steps import STEPS, TRAINING_STEPS
-from model.data.sample import ABILITIES, MODALITIES
+from components.runtime.checkpoints.step_checkpoints import newest
+from components.runtime.steps import STEPS, TRAINING_STEPS
+from components.runtime.store.open_store import open_store
+from model.data.samples.sample import ABILITIES, MODALITIES
 from pipelines.progress import task_state
 from pipelines.services import Services
-from tests.pipelines.conftest import complete, processes, start
+from tests.pipelines.commands import complete, processes, start
+from tests.waiting import happens
 
-pytestmark = [pytest.mark.services, pytest.mark.slow]
+pytestmark = pytest.mark.services
 
 
 def test_summary_has_its_schema(smoke_run: tuple[Path, str]) -> None:
@@ -43,6 +45,19 @@ def test_summary_has_its_schema(smoke_run: tuple[Path, str]) -> None:
         assert 0 <= row["value"] <= 1 and row["stderr"] >= 0 and row["n"] >= 1
     assert set(summary["promoted"]) == {"version", "manifest_sha256", "commit"}
     assert summary["versions"]["torch"].startswith("2.13.0")
+
+
+@pytest.mark.slow
+def test_the_command_gives_the_scores_of_the_evaluate_step(smoke_run: tuple[Path, str]) -> None:
+    run_dir, _ = smoke_run
+    summary = json.loads((run_dir / "summary.json").read_text())
+    command = [sys.executable, "-m", "pipelines.cli", "evaluate", str(run_dir), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["checkpoint"].startswith("step parl of run smoke")
+    assert {row["suite"]: (row["score"], row["n"]) for row in found["suites"]} == {
+        row["suite"]: (row["value"], row["n"]) for row in summary["evals"] if row["step"] == "parl"
+    }
 
 
 def test_promotion_is_a_commit_with_the_digest(smoke_run: tuple[Path, str]) -> None:
@@ -101,6 +116,7 @@ def test_nothing_is_left_running(smoke_run: tuple[Path, str]) -> None:
     assert processes(smoke_run[0]) == []
 
 
+@pytest.mark.slow
 def test_second_call_redoes_nothing(smoke_run: tuple[Path, str]) -> None:
     run_dir, first = smoke_run
     before = json.loads((run_dir / "summary.json").read_text())
@@ -112,6 +128,7 @@ def test_second_call_redoes_nothing(smoke_run: tuple[Path, str]) -> None:
         assert after[key] == before[key]
 
 
+@pytest.mark.slow
 def test_corrected_rules_decide_again_and_nothing_is_trained_or_evaluated_again(smoke_run: tuple[Path, str]) -> None:
     run_dir, _ = smoke_run
     before = json.loads((run_dir / "summary.json").read_text())
@@ -127,6 +144,7 @@ def test_corrected_rules_decide_again_and_nothing_is_trained_or_evaluated_again(
     assert json.loads((run_dir / "summary.json").read_text())["promoted"] == before["promoted"]
 
 
+@pytest.mark.slow
 def test_other_parameters_under_the_same_run_are_refused(smoke_run: tuple[Path, str]) -> None:
     process = start(smoke_run[0], "--set", "mid_train.steps=4")
     _, err = process.communicate(timeout=300)
@@ -153,7 +171,7 @@ def test_time_and_memory_are_printed_and_the_memory_is_bounded(smoke_run: tuple[
     assert match and 0.5 < float(match[1]) < 6
 
 
-STOPPED = "moonflow: stopped; the same command goes on from here\n"
+STOPPED = "moonflow: stopped; the same command continues from here\n"
 SMALL = ("--set", "prepare_data.text_samples=200", "--set", "prepare_data.image_samples=100")
 
 
@@ -171,14 +189,12 @@ def until_running(run_dir: Path, step: str, started: list[subprocess.Popen[str]]
     (run_dir / "tasks" / f"{step}.json").unlink(missing_ok=True)  # a killed step of an earlier run still says so
     process = start(run_dir, *SMALL)
     started.append(process)
-    deadline = time.time() + 400
-    while task_state(run_dir, step).state != "running":
-        assert process.poll() is None, process.communicate()[1]
-        assert time.time() < deadline, f"{step} did not begin in time"
-        time.sleep(0.05)
+    assert happens(lambda: process.poll() is not None or task_state(run_dir, step).state == "running", 400), step
+    assert process.poll() is None, process.communicate()[1]
     return process
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_terminate_end_everything_and_the_next_call_goes_on(
     tmp_path: Path, started: list[subprocess.Popen[str]]
 ) -> None:
@@ -204,7 +220,7 @@ def test_ctrl_c_and_terminate_end_everything_and_the_next_call_goes_on(
     _, err = process.communicate(timeout=300)
     assert process.returncode == 2
     assert err == (
-        "moonflow: vit_pretrain stopped without a message: it was killed or met a bug; see the end of "
+        "moonflow: vit_pretrain stopped without a message: it was killed or hit a bug; see the end of "
         f"{run_dir / 'logs' / 'pipeline.log'}\n"
     )
     gone(run_dir)
@@ -223,11 +239,8 @@ def task_process(run_dir: Path, step: str) -> int:
 
 
 def gone(run_dir: Path) -> None:
-    """After a second Ctrl-C nobody waits for the steps and services, but they notice and end by themselves."""
-    deadline = time.time() + 20
-    while left := processes(run_dir):
-        assert time.time() < deadline, left
-        time.sleep(0.1)
+    """After a second Ctrl-C or a kill nobody waits for steps and services, but they notice and end by themselves."""
+    assert happens(lambda: not processes(run_dir), 20), processes(run_dir)
 
 
 def kill_in(run_dir: Path, step: str, done: int) -> int:
@@ -243,11 +256,8 @@ def kill_in(run_dir: Path, step: str, done: int) -> int:
             break
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
-    died = time.time()
     process.communicate()
-    while left := processes(run_dir):  # the worker and the services notice by themselves
-        assert time.time() < died + 20, left
-        time.sleep(0.1)
+    gone(run_dir)
     return (run_dir / "logs" / "pipeline.log").stat().st_size
 
 
@@ -262,7 +272,7 @@ def begun_at(run_dir: Path, step: str, offset: int) -> int:
 def weights(run_dir: Path, steps: tuple[str, ...]) -> dict[str, str]:
     """Digest of each step's final weights, read from the manifests in the run's store."""
     with Services.start(run_dir) as services:
-        store = ObjectStore.from_env(services.environment)
+        store = open_store(services.environment)
         found = {step: newest(store, f"smoke/{step}") for step in steps}
     return {
         step: next(file.sha256 for file in manifest.files if file.name == "model.safetensors")
@@ -271,6 +281,7 @@ def weights(run_dir: Path, steps: tuple[str, ...]) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_killed_in_pretraining_and_in_rl_it_goes_on_to_the_same_weights(
     smoke_run: tuple[Path, str], tmp_path: Path
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -10,12 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import yaml
 
 from pipelines import cli, kubeflow
 from pipelines.compile import compile_ir, compile_kubernetes
 from pipelines.profile import load_profile
+from tests.http_server import nobody
 from tests.pipelines.kfp_server import FakeKFP, as_struct, serving
+from tests.pipelines.shipped import compiled, documents
 
 
 class Result(NamedTuple):
@@ -92,8 +92,7 @@ def test_the_first_submission_makes_everything_and_prints_where_it_is(
     assert (pipeline["name"], experiment["display_name"]) == ("moonflow-tiny", "moonflow")
     assert (version["name"], version["display_name"]) == ("moonflow-tiny-1-0", "1.0")
     assert "git commit" in version["description"]
-    compile_ir(load_profile("tiny"), tmp_path / "p.yaml")
-    spec, platform = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
+    spec, platform = compiled("tiny")
     assert version["pipeline_spec"] == {"pipeline_spec": spec, "platform_spec": platform}
     assert run["experiment_id"] == experiment_id
     assert run["pipeline_version_reference"] == {"pipeline_id": pipeline_id, "pipeline_version_id": version_id}
@@ -126,6 +125,18 @@ def test_other_content_under_a_taken_version_is_refused(kfp: FakeKFP, submit: Su
     good(submit("--version", "1.1", "--set", "task.parl.pool=big"))
 
 
+def test_a_checkpoint_that_a_cluster_cannot_read_is_refused(kfp: FakeKFP, submit: Submit) -> None:
+    for source in ("", "runs/base", "file:///srv/base"):
+        line = bad(submit("--set", f"import_checkpoint.source={source}", profile="post_train"))
+        assert f"import_checkpoint.source is {source!r}" in line and "s3:// and hf://" in line
+    good(submit("--upload-only", profile="post_train"))  # the form asks for it
+    assert not kfp.runs
+    out = good(submit("--set", "import_checkpoint.source=s3://bucket/runs/base", profile="post_train"))
+    assert "import_checkpoint's source" in out
+    (run,) = kfp.runs.values()
+    assert run["runtime_config"]["parameters"] == {"p01_import_checkpoint_source": "s3://bucket/runs/base"}
+
+
 def test_step_parameters_are_the_runs_and_leave_the_version(kfp: FakeKFP, submit: Submit) -> None:
     good(submit())
     overrides = ("mid_train.steps=7", "joint_rl.learning_rate=1e-5", "evaluate.floors=", "run.preset=small")
@@ -155,7 +166,7 @@ def test_a_dry_run_says_what_it_would_do_and_asks_nobody(kfp: FakeKFP, submit: S
     assert kfp.requests == []
 
 
-DOCTOR = "`moonflow doctor --cluster` says what this server's setting makes of them"
+DOCTOR = "`moonflow doctor --cluster` says what this server repeats"
 
 
 @pytest.mark.parametrize("arguments", [(), ("--recurring", "@daily"), ("--upload-only",)])
@@ -282,9 +293,8 @@ def test_a_busy_server_is_asked_again_but_never_to_start_twice(kfp: FakeKFP, sub
 
 
 def test_a_server_that_is_not_there(submit: Submit) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        line = bad(submit(host=f"http://127.0.0.1:{taken.getsockname()[1]}"))
+    with nobody() as address:
+        line = bad(submit(host=address))
     assert "cannot reach" in line and "--host" in line
 
 
@@ -315,7 +325,7 @@ def test_two_submissions_at_once_share_the_pipeline_and_the_version(
 def test_a_version_that_argo_cd_synced_is_the_one_submit_finds(kfp: FakeKFP, submit: Submit, tmp_path: Path) -> None:
     """The objects' names and content are what an upload would make: they are held under the same names by a server."""
     compile_kubernetes(load_profile("tiny"), tmp_path / "o.yaml", "kubeflow", "1.0")
-    pipeline, version = yaml.safe_load_all((tmp_path / "o.yaml").read_text())
+    pipeline, version = documents(tmp_path / "o.yaml")
     made = kfp.create_pipeline({"name": pipeline["metadata"]["name"], "display_name": pipeline["spec"]["displayName"]})
     content = {"pipeline_spec": version["spec"]["pipelineSpec"], "platform_spec": version["spec"]["platformSpec"]}
     kfp.versions["synced"] = {
@@ -342,7 +352,10 @@ def test_a_version_that_argo_cd_synced_is_the_one_submit_finds(kfp: FakeKFP, sub
         (("--upload-only", "--recurring", "@daily"), "--recurring"),
         (("--set", "mid_train.step=7"), "did you mean 'steps'"),
         (("--ca-cert", "nowhere.pem"), "--ca-cert nowhere.pem"),
-        (("--set", "task.parl.launcher=ranks", "--set", "task.parl.processes=2"), "parl cannot run as 2 ranks"),
+        (
+            ("--set", "task.evaluate.launcher=ranks", "--set", "task.evaluate.processes=2"),
+            "evaluate cannot run as 2 ranks",
+        ),
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_asked(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
-from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 
@@ -13,18 +11,20 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from model.config import ModelConfig, preset
-from model.data.packing import Batch
-from model.decoder import DecoderLayer
-from model.multimodal import KimiK25
+from model.network.batch import Batch
+from model.network.config import ModelConfig, preset
+from model.network.decoder import DecoderLayer
+from model.network.forward_context import ForwardContext
+from model.network.initial import new_model
+from model.network.vision import Block
 from model.plan.activations import text_bytes, vision_bytes
 from model.plan.flops import text_forward, text_training, vision_forward, vision_training
-from model.plan.layout import Layout
+from model.plan.layout import PlannedLayout
 from model.plan.memory import state_figures
 from model.plan.parameters import Parameters
-from model.precision import products_in
-from model.train.engine import batch_loss
-from model.vision import Block
+from tests.configs import changed
+from tests.kept_bytes import KeptBytes
+from tests.training import batch_loss
 
 aten = torch.ops.aten
 
@@ -33,7 +33,7 @@ aten = torch.ops.aten
 class Case:
     """Rows of one document each, with an image of ``side`` x ``side`` patches in front unless that is 0.
 
-    There are enough tokens that the rows which fill up an expert's last granule are few beside those it was sent.
+    There are enough tokens that an expert's padding rows, in its last granule, are few compared with those it was sent.
     ``layers`` and ``blocks``: of the decoder and of the vision tower, where they are fewer than the preset's.
     """
 
@@ -52,9 +52,7 @@ class Case:
         config = preset(self.preset)
         if not self.layers:
             return config
-        text = config.text_config.model_copy(update={"num_hidden_layers": self.layers})
-        vision = config.vision_config.model_copy(update={"vt_num_hidden_layers": self.blocks})
-        return config.model_copy(update={"text_config": text, "vision_config": vision})
+        return changed(config, {"num_hidden_layers": self.layers}, {"vt_num_hidden_layers": self.blocks})
 
     def batch(self) -> Batch:
         generator, config = torch.Generator().manual_seed(0), self.config
@@ -79,40 +77,7 @@ TINY = Case("tiny", rows=16, tokens=256, side=8)
 # Two of small's 12 decoder layers, one dense and one of experts, and two of its 12 vision blocks: the rest are alike.
 CUT_SMALL = Case("small", rows=3, tokens=512, side=16, layers=2, blocks=2)
 SMALL = Case("small", rows=4, tokens=512, side=16)
-CASES = [TINY_TEXT, TINY, CUT_SMALL, pytest.param(SMALL, marks=pytest.mark.long)]
-
-
-class Kept:
-    """Bytes of the distinct storages that autograd keeps, at their peak."""
-
-    def __init__(self) -> None:
-        self.outside: set[int] = set()
-        self.holders: Counter[int] = Counter()
-        self.bytes = self.peak = 0
-
-    def leave_out(self, *tensors: Tensor) -> None:
-        self.outside |= {tensor.untyped_storage().data_ptr() for tensor in tensors}
-
-    def pack(self, tensor: Tensor) -> Held:
-        storage = tensor.untyped_storage()
-        where, held = storage.data_ptr(), Held(tensor)
-        if where not in self.outside:
-            if not self.holders[where]:
-                self.bytes += storage.nbytes()
-                self.peak = max(self.peak, self.bytes)
-            self.holders[where] += 1
-            weakref.finalize(held, self._release, where, storage.nbytes())
-        return held
-
-    def _release(self, where: int, nbytes: int) -> None:
-        self.holders[where] -= 1
-        if not self.holders[where]:
-            self.bytes -= nbytes
-
-
-class Held:
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
+CASES = [TINY_TEXT, TINY, pytest.param(CUT_SMALL, marks=pytest.mark.slow), pytest.param(SMALL, marks=pytest.mark.long)]
 
 
 @dataclass(frozen=True)
@@ -137,16 +102,15 @@ ON_CPU = {
 }
 
 
-def step(case: Case, kept: Kept) -> Measured:
+def step(case: Case, kept: KeptBytes) -> Measured:
     """A forward and its backward, counted."""
-    model = KimiK25(case.config).train()
+    model = new_model(case.config).train()
     kept.leave_out(*model.parameters(), *model.buffers())
     with (
-        torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda held: held.tensor),
-        products_in(torch.bfloat16),
+        kept.counted(),
         FlopCounterMode(display=False, custom_mapping=ON_CPU) as counter,
     ):
-        loss, _ = batch_loss(model, case.batch())
+        loss, _ = batch_loss(model, case.batch(), ForwardContext(torch.bfloat16))
         forward = counter.get_total_flops()
         loss.backward()
     return Measured(forward, counter.get_total_flops(), kept.peak)
@@ -154,13 +118,13 @@ def step(case: Case, kept: Kept) -> Measured:
 
 @cache
 def measured(case: Case) -> Measured:
-    kept = Kept()
+    kept = KeptBytes()
     found = step(case, kept)
     assert kept.bytes == 0, "everything that was kept has been let go"
     return found
 
 
-def recomputed(forward, kept: Kept):
+def recomputed(forward, kept: KeptBytes):
     """``forward`` that keeps its inputs only; mask and rotation are all layers' and no layer's own."""
 
     def call(layer, *inputs):
@@ -191,11 +155,11 @@ def test_activations_are_those_kept(case):
 
 @pytest.mark.parametrize("case", CASES[1:], ids=str)
 def test_layers_computed_again_keep_their_inputs_and_cost_one_more_forward(case, monkeypatch):
-    kept = Kept()
+    kept = KeptBytes()
     for layer in (DecoderLayer, Block):
         monkeypatch.setattr(layer, "forward", recomputed(layer.forward, kept))
     found, config, parts = step(case, kept), case.config, Parameters(case.config)
-    copies, *_ = state_figures(config, Layout(gpus=1, zero=1, experts=1, sequence=1, recompute=True))
+    copies, *_ = state_figures(config, PlannedLayout(gpus=1, zero=1, experts=1, sequence=1, recompute=True))
     planned = case.rows * case.tokens * text_bytes(config, case.tokens, parts.dense_layers, recompute=True)
     planned += case.rows * case.side**2 * vision_bytes(config, recompute=True) + copies.value
     assert found.kept == pytest.approx(planned, rel=0.05)

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.config import preset
-from model.multimodal import KimiK25
-from model.plan.layout import Layout
+from model.network.config import preset
+from model.network.multimodal import KimiK25
+from model.optimizer.muon_clip import build_optimizer
+from model.plan.layout import PlannedLayout
 from model.plan.memory import state_figures
-from model.train.optimizer import build_optimizer
 
-ALONE = Layout(gpus=1, zero=1, experts=1, sequence=1, recompute=False)
+ALONE = PlannedLayout(gpus=1, zero=1, experts=1, sequence=1, recompute=False)
 
 
 def size(tensors: Iterable[Tensor]) -> int:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.config import preset
-from model.plan.layout import Layout, Work
+from model.network.config import preset
+from model.plan.layout import PlannedLayout, Workload
 from model.plan.parameters import Parameters
 from model.plan.traffic import traffic_figures
 
 TINY = preset("tiny")
 
 
-def planned(layout: Layout, work: Work) -> dict[str, float]:
+def planned(layout: PlannedLayout, work: Workload) -> dict[str, float]:
     return {figure.name.split(",")[0]: figure.value for figure in traffic_figures(TINY, layout, work)}
 
 
@@ -27,7 +27,7 @@ def ring(elements: int, ranks: int) -> int:
 @pytest.mark.parametrize("experts", [1, 2, 4])
 def test_weights_and_gradients_go_around_rings(zero, gathers, experts):
     parts, gpus = Parameters(TINY), 8
-    got = planned(Layout(gpus, zero, experts, 1, False), Work(256))
+    got = planned(PlannedLayout(gpus, zero, experts, 1, False), Workload(256))
     hops = ring(parts.dense.total, gpus) + ring(parts.routed.total // experts, gpus // experts)
     assert got["gradients"] == pytest.approx(4 * hops, rel=1e-4)
     assert got["weights"] == pytest.approx(2 * gathers * hops, rel=1e-4)
@@ -41,7 +41,7 @@ def test_chosen_experts_on_other_ranks_get_the_token_and_send_it_back(recompute)
     away = int((chosen_NK // (text.n_routed_experts // ranks) != 0).sum())  # those of rank 0
     there_and_back = 2 * (3 if recompute else 2)  # forward, its repetition, backward
     sent = away * text.hidden_size * 2 * there_and_back * 3  # layers with experts
-    got = planned(Layout(8, 1, ranks, 1, recompute), Work(tokens))
+    got = planned(PlannedLayout(8, 1, ranks, 1, recompute), Workload(tokens))
     assert got["experts"] == pytest.approx(sent, rel=0.02)
 
 
@@ -55,10 +55,10 @@ def test_heads_are_swapped_for_tokens(recompute):
         sent += own * (query + key + value + answer) * 1 * (other > 0)
         sent += own * 16  # and the rope key, which all heads share
     sent *= 2 * 4 * (3 if recompute else 2)  # bytes, layers, passes
-    got = planned(Layout(8, 1, 1, ranks, recompute), Work(tokens, sequences))
+    got = planned(PlannedLayout(8, 1, 1, ranks, recompute), Workload(tokens, sequences))
     assert got["sequence"] == sent
-    assert planned(Layout(8, 1, 1, 1, recompute), Work(tokens, sequences))["sequence"] == 0
+    assert planned(PlannedLayout(8, 1, 1, 1, recompute), Workload(tokens, sequences))["sequence"] == 0
 
 
 def test_one_gpu_sends_nothing():
-    assert set(planned(Layout(1, 1, 1, 1, False), Work(256)).values()) == {0}
+    assert set(planned(PlannedLayout(1, 1, 1, 1, False), Workload(256)).values()) == {0}

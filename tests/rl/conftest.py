@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from model.chat import encode_chat
-from model.config import preset
-from model.data.families import FAMILIES
-from model.data.folder import DataFolder
-from model.data.shards import write_shard
-from model.multimodal import KimiK25
+from model.codec.chat import encode_chat
+from model.codec.tokenizer import Tokenizer
+from model.rl.tools.toolset import Toolset
 from model.rollout.protocol import Completion, Request
-from model.tokenizer import Tokenizer
-from model.train.checkpoint import save_checkpoint
 from tests.corpus import small_tokenizer
+from tests.tiny_folders import write_training_folder
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +30,12 @@ class ScriptedEngine:
         self.script, self.seconds = script, seconds
         self.requests: list[Request] = []
         self.running = self.most_running = 0
+
+    @classmethod
+    def saying(cls, *turns: list[int]) -> ScriptedEngine:
+        """Its completions are these, in their order, whatever the requests."""
+        left = list(turns)
+        return cls(lambda request: left.pop(0))
 
     async def generate(self, requests: Sequence[Request]) -> list[Completion]:
         self.running += len(requests)
@@ -52,44 +53,6 @@ class ScriptedEngine:
 
     async def update_weights(self, checkpoint: Path) -> None:
         raise NotImplementedError("a script has no weights")
-
-
-class Around:
-    """What surrounds a step, without services: checkpoints in a folder, metrics in a list; uris are local paths."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.work = folder, folder / "work"
-        self.saved: list[tuple[int, bool]] = []
-        self.logged: list[dict[str, float]] = []
-        self.reports: list[tuple[int, int]] = []
-        self.newest: Path | None = None
-        self.checkpoints = self.metrics = self.progress = self
-
-    def fetch(self, uri: str) -> Path:
-        return Path(uri)
-
-    def data(self, uri: str) -> DataFolder:
-        return DataFolder(Path(uri))
-
-    def latest(self) -> Path | None:
-        found = sorted(self.folder.glob("saved-*"))
-        return found[-1] if found else None
-
-    def prepare(self, *, index: int, tokens_seen: int, complete: bool) -> Around:
-        self.preparing = (index, tokens_seen, complete)
-        return self
-
-    def publish(self, folder: Path, added: Sequence[object] = ()) -> None:
-        index, tokens_seen, complete = self.preparing
-        shutil.copytree(folder, self.folder / f"saved-{index}")
-        self.saved.append((index, complete))
-        self.newest = self.folder / f"saved-{index}"
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        self.logged.append({**metrics, "step": step})
-
-    def update(self, done: int, total: int, **figures: float) -> None:
-        self.reports.append((done, total))
 
 
 Calls = Sequence[tuple[str, dict[str, Any]]]
@@ -117,23 +80,19 @@ def scripted() -> type[ScriptedEngine]:
     return ScriptedEngine
 
 
+@pytest.fixture(scope="module")
+def toolset() -> Iterator[Toolset]:
+    with Toolset() as tools:
+        yield tools
+
+
 @pytest.fixture(scope="session")
-def data_folder(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What prepare_data writes, with a few train samples of some families; no eval shard exists."""
-    folder = tmp_path_factory.mktemp("data")
-    tokenizer.save(folder)
-    index: dict[str, Any] = {"families": {}, "image": {}}
-    for name in ("fact_qa", "array_tool", "digit_string", "sub_search", "wide_search", "recall"):
-        (folder / f"{name}.tar").write_bytes(write_shard(FAMILIES[name].sample(0, "train", n) for n in range(12)))
-        entry = {"shard": f"{name}.tar", "samples": 12}
-        index["families"][name] = {"train": [entry], "eval": [{"shard": f"eval/{name}.tar", "samples": 12}]}
+    families = ("fact_qa", "array_tool", "digit_string", "sub_search", "wide_search", "recall")
+    folder = write_training_folder(tmp_path_factory.mktemp("data"), families, count=12)
+    index = json.loads((folder / "index.json").read_text())
+    for name, shards in index["families"].items():
+        shards["eval"] = [{"shard": f"eval/{name}-00000.tar", "samples": 12}]
     (folder / "index.json").write_text(json.dumps(index))
-    return folder
-
-
-@pytest.fixture(scope="session")
-def checkpoint(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh tiny model as a checkpoint folder."""
-    folder = tmp_path_factory.mktemp("parent")
-    save_checkpoint(folder, KimiK25(preset("tiny"), seed=5), data_folder, None, {})
     return folder

@@ -5,18 +5,19 @@ from typing import Any, NoReturn
 
 import pytest
 
-from model.data.sample import Sample
-from model.errors import MoonflowError, Unavailable
+from model.boundary.errors import MoonflowError, Unavailable
+from model.data.samples.sample import Sample
 from model.rl.environment import Episode
 from model.rl.failures import FailureCount, all_of, attempt
+from tests.samples import make_episode
 
 SAMPLE = Sample("k-3", "fact_qa", "knowledge", "text", "s")
-GOOD = Episode([1, 2], [False, True], [0.0, -0.1], None, [], 1.0, "yes", 1, "answer")
+GOOD = make_episode(reward=1.0, response="yes")
 BROKEN = Episode([], [], [], None, [], 0.0, "", 0, "failed", failure="fact_qa/k-3: it broke")
 
 
 class Panic(BaseException):
-    """As the panics of Rust libraries: no Exception."""
+    """Like a panic of a Rust library, it is not an Exception."""
 
 
 async def good(seconds: float = 0.0) -> Episode:

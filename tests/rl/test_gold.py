@@ -1,4 +1,4 @@
-"""What the families write as gold trajectories is, token for token, what the environment would let happen."""
+"""The gold trajectories of the task families are, token for token, what the environment produces for these turns."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
+from model.codec.image import ImageConfig
+from model.codec.tokenizer import Tokenizer
 from model.data.families import FAMILIES
-from model.data.sample import Sample
-from model.data.tokenize import tokenize
-from model.image import ImageConfig
+from model.data.samples.sample import Sample
+from model.data.samples.tokenize import tokenize
 from model.rl.environment import Episode, run_episode
 from model.rl.tools.toolset import Toolset
 from model.rollout.protocol import Request
 from model.swarm.orchestrator import SwarmLimits, run_swarm_episode
-from model.tokenizer import Tokenizer
 
 
 def gold_turns(sample: Sample, tokenizer: Tokenizer) -> list[list[int]]:
@@ -53,14 +53,36 @@ def check(episode: Episode, sample: Sample, tokenizer: Tokenizer) -> None:
 )
 def test_gold_is_rewarded(family: str, split: str, tokenizer: Tokenizer, scripted: Any) -> None:
     async def play(sample: Sample, toolset: Toolset) -> Episode:
-        left = gold_turns(sample, tokenizer)
-        engine = scripted(lambda request: left.pop(0))
+        engine = scripted.saying(*gold_turns(sample, tokenizer))
         limits: dict[str, Any] = {"max_turns": 3, "max_new_tokens": 200, "max_tokens": 600}
         return await run_episode(engine, tokenizer, sample, ImageConfig(), toolset, temperature=1.0, seed=0, **limits)
 
     with Toolset() as toolset:
         for sample in tasks(family, split, 6):
             check(asyncio.run(play(sample, toolset)), sample, tokenizer)
+
+
+@pytest.mark.parametrize("split", ["train", "eval"])
+@pytest.mark.parametrize("family", ["image_program", "image_program_image"])
+def test_gold_programs_of_several_cells_are_rewarded(
+    family: str, split: str, tokenizer: Tokenizer, scripted: Any
+) -> None:
+    """One of each kind. A wrong cell is no gold: the loss leaves it out, so the policy would not write it."""
+
+    async def play(sample: Sample, toolset: Toolset) -> Episode:
+        engine = scripted.saying(*gold_turns(sample, tokenizer))
+        limits: dict[str, Any] = {"max_turns": 4, "max_new_tokens": 240, "max_tokens": 800}
+        return await run_episode(engine, tokenizer, sample, ImageConfig(), toolset, temperature=1.0, seed=0, **limits)
+
+    played: dict[str, int] = {}
+    with Toolset() as toolset:
+        for sample in tasks(family, split, 150):
+            kind = sample.key.split("-")[1]
+            if kind not in played and all(turn.get("loss", True) for turn in sample.messages):
+                episode = asyncio.run(play(sample, toolset))
+                check(episode, sample, tokenizer)
+                played[kind] = episode.turns
+    assert len(played) == 15 and set(played.values()) <= {2, 3, 4} and len(set(played.values())) > 1
 
 
 def sub_agent(sample: Sample, tokenizer: Tokenizer, speak: Callable[..., list[int]]) -> Callable[[Request], list[int]]:
@@ -78,11 +100,10 @@ def sub_agent(sample: Sample, tokenizer: Tokenizer, speak: Callable[..., list[in
 @pytest.mark.parametrize("split", ["train", "eval"])
 def test_gold_swarms_are_rewarded(split: str, tokenizer: Tokenizer, scripted: Any, speak: Any) -> None:
     async def play(sample: Sample, toolset: Toolset) -> Episode:
-        left = gold_turns(sample, tokenizer)
         return await run_swarm_episode(
-            scripted(lambda request: left.pop(0)), scripted(sub_agent(sample, tokenizer, speak)), tokenizer, sample,
-            ImageConfig(), toolset, limits=SwarmLimits(6, max_new_tokens=300, max_tokens=1000), temperature=1.0, seed=0,
-            swarm="assign_task" in sample.tools,
+            scripted.saying(*gold_turns(sample, tokenizer)), scripted(sub_agent(sample, tokenizer, speak)),
+            tokenizer, sample, ImageConfig(), toolset, limits=SwarmLimits(6, max_new_tokens=300, max_tokens=1000),
+            temperature=1.0, seed=0, swarm="assign_task" in sample.tools,
         )  # fmt: skip
 
     modes = set()

@@ -4,8 +4,17 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
-from model.rl.objective import ObjectiveConfig, advantages, policy_loss, token_weights
+from model.data.batches.packing import pack
+from model.network.batch import Batch
+from model.network.config import preset
+from model.parallel.columns import columns
+from model.parallel.loss import BatchSize
+from model.parallel.rows import micro_batches
+from model.rl.environment import Episode
+from model.rl.objective import ObjectiveConfig, PolicyLoss, advantages, policy_loss, token_weights
+from model.rl.trainer import as_training_sample
 
 CONFIG = ObjectiveConfig(alpha=-0.5, beta=0.4, tau=0.1)
 
@@ -81,3 +90,58 @@ def test_on_policy_gradient_is_reinforce_with_a_mean_baseline() -> None:
         logprobs_N, logprobs_N.detach(), torch.tensor([0.75, -0.25]), torch.tensor([0.5, 0.5]), ObjectiveConfig()
     ).loss.backward()
     torch.testing.assert_close(logprobs_N.grad, torch.tensor([-0.375, 0.125], dtype=torch.float64))
+
+
+def episode(seed: int, length: int, prompt: int) -> Episode:
+    """Prompt, sampled tokens, an observation of two tokens, sampled tokens again."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = [False] * prompt + [True] * (length - prompt)
+    mask[prompt + 2 : prompt + 4] = [False, False]
+    logprobs = (torch.rand(length, generator=generator) - 1.5).tolist()
+    ids = torch.randint(0, 100, (length,), generator=generator).tolist()
+    sampled = [value if ours else 0.0 for value, ours in zip(logprobs, mask, strict=True)]
+    return Episode(ids, mask, sampled, None, [], 0.0, "", 1, "answer")
+
+
+EPISODES = [(episode(n, 9 + 2 * n, 2 + n), 0.5 - n, 0.1 + 0.1 * n) for n in range(4)]
+
+
+def logprobs_of(part: Batch, moved: float) -> Tensor:
+    """What the sampler said of each target, and for every third of a row's columns something else."""
+    position_N = part.position_ids_BT.flatten()[part.target_positions_N]
+    said = [
+        EPISODES[sample][0].logprobs[position + 1]
+        for sample, position in zip(part.sample_N.tolist(), position_N.tolist(), strict=True)
+    ]
+    return torch.tensor(said) + moved * (position_N % 3 == 0)
+
+
+@pytest.fixture
+def packed() -> Batch:
+    """Four episodes in two rows of 28 columns."""
+    batch = pack([as_training_sample(one) for one, _, _ in EPISODES], 0, tokens_per_row=28)
+    assert batch.input_ids_BT.shape == (2, 28)
+    return batch
+
+
+def test_the_sampler_s_log_probs_find_their_tokens(packed: Batch) -> None:
+    loss = PolicyLoss.of(EPISODES, CONFIG)
+    part = loss(logprobs_of(packed, 0.0), torch.zeros(()), packed, BatchSize(2, len(packed.targets_N)))
+    figures = loss.figures(part.sums, part.largest)
+    assert figures["rollout/mismatch_kl"] == figures["rollout/mismatch_max"] == figures["policy/masked_fraction"] == 0
+    expected = -sum(one.policy_tokens * advantage * weight for one, advantage, weight in EPISODES)
+    assert figures["loss/policy"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("way", ["rows", "columns"])
+def test_parts_of_a_batch_add_up_to_the_whole(packed: Batch, way: str) -> None:
+    loss, size = PolicyLoss.of(EPISODES, CONFIG), BatchSize(2, len(packed.targets_N))
+    cut = micro_batches(packed, 1, preset("tiny")) if way == "rows" else [columns(packed, n, 2) for n in range(2)]
+    whole, *parts = (loss(logprobs_of(part, 0.7), torch.zeros(()), part, size) for part in [packed, *cut])
+    assert len(parts) == 2
+    torch.testing.assert_close(sum(part.loss for part in parts), whole.loss)
+    sums = [sum(values) for values in zip(*(part.sums for part in parts), strict=True)]
+    largest = [torch.stack(values).amax(0) for values in zip(*(part.largest for part in parts), strict=True)]
+    figures = loss.figures(whole.sums, whole.largest)
+    assert loss.figures(sums, largest) == pytest.approx(figures, rel=1e-6)
+    assert figures["rollout/mismatch_max"] == pytest.approx(0.7) and figures["policy/masked_fraction"] > 0

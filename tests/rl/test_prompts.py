@@ -5,16 +5,17 @@ from typing import Any
 
 import pytest
 
-from model.data.sample import Sample
-from model.data.shards import write_shard
-from model.data.source import LocalShards
-from model.errors import MoonflowError
+from model.boundary.errors import MoonflowError
+from model.data.samples.sample import Sample
+from model.data.samples.shard_source import LocalShards
+from model.data.samples.shards import write_shard
 from model.rl.prompts import PromptPool
+from tests.samples import make_sample
 
 
 def sample(family: str, n: int, **fields: Any) -> Sample:
-    base: dict[str, Any] = {"ability": "knowledge", "modality": "text", "source": "s", "answer": "1", "reward": "exact"}
-    return Sample(f"{family}-{n}", family, messages=[{"role": "user", "content": "?"}], **{**base, **fields})
+    asked = {"messages": [{"role": "user", "content": "?"}], "answer": "1", "reward": "exact"}
+    return make_sample(**{"key": f"{family}-{n}", "family": family, "modality": "text", **asked, **fields})
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def broken(source: LocalShards, shard: str, key: str) -> None:
 
 
 def test_a_sample_that_cannot_be_read_is_named_once_and_passed_over(data: tuple[Any, Any], caplog: Any) -> None:
-    """Of 21 samples one may be unreadable. Epoch after epoch the others come in their order."""
+    """One of 21 samples may be unreadable; the others come in their order, epoch after epoch."""
     before = PromptPool(*data, modalities=["text", "image"], seed=0)
     whole = [before[n] for n in range(60)]
     broken(data[0], "qa.tar", "qa-2")

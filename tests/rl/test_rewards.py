@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.errors import MoonflowError
+from model.boundary.errors import MoonflowError
 from model.rl import rewards
 
 

@@ -8,18 +8,20 @@ import os
 import random
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 import torch
 
-from model.config import preset
-from model.multimodal import KimiK25
+from model.network.config import preset
+from model.network.initial import new_model
+from model.network.multimodal import KimiK25
+from model.network.row_threads import RowThreads
 from model.rollout.decoding import LatentCache, Steps, decode
 from model.rollout.embedded import EmbeddedEngine
 from model.rollout.protocol import Completion, Request
-from model.rollout.threads import RowThreads
+from tests.configs import changed
+from tests.torch_threads import torch_threads
 
 ROOT = Path(__file__).parents[2]
 TINY: dict[str, int] = {}
@@ -44,10 +46,8 @@ LENGTHS = [0, 1, 30, 31, 32, 77, 5, 64]
 
 def case(sizes: dict[str, int], seed: int = 3) -> tuple[KimiK25, LatentCache]:
     """A model whose logits differ, and latents as if ``LENGTHS`` tokens had been read."""
-    config = preset("tiny").model_copy(deep=True)
-    config.text_config = config.text_config.model_copy(update=sizes)
-    config.vision_config.text_hidden_size = config.text_config.hidden_size
-    model = KimiK25(config, seed=seed).eval()
+    width = sizes.get("hidden_size", preset("tiny").text_config.hidden_size)
+    model = new_model(changed(preset("tiny"), sizes, {"text_hidden_size": width}), seed=seed).eval()
     with torch.no_grad():
         for parameter in model.language_model.parameters():
             parameter.mul_(2.5 if parameter.dim() > 1 else 1.0)
@@ -98,13 +98,10 @@ def test_a_row_has_the_same_bits_in_any_place_of_any_batch_on_any_threads(sizes:
 def completions(engine: EmbeddedEngine, threads: int = 1) -> list[Completion]:
     prompts = [random.Random(seed).choices(range(768), k=5 + 11 * seed) for seed in range(9)]
     requests = [Request(prompt, max_new_tokens=9, seed=seed) for seed, prompt in enumerate(prompts)]
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        return asyncio.run(engine.generate(requests))
-    finally:
+    with torch_threads(threads):
+        made = asyncio.run(engine.generate(requests))
         assert torch.get_num_threads() == threads
-        torch.set_num_threads(before)
+    return made
 
 
 def test_completions_are_the_same_bits_on_any_number_of_threads(tiny_model: KimiK25) -> None:
@@ -113,7 +110,7 @@ def test_completions_are_the_same_bits_on_any_number_of_threads(tiny_model: Kimi
 
 
 def test_weights_in_other_tensors_are_seen_by_the_next_generation() -> None:
-    model = KimiK25(preset("tiny"), seed=5)
+    model = new_model(preset("tiny"), seed=5)
     engine = EmbeddedEngine(model)
     before = completions(engine)
     with torch.no_grad():
@@ -129,43 +126,21 @@ def test_other_dtypes_are_decoded_by_torch(tiny_model: KimiK25) -> None:
         assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
 
 
-@pytest.mark.parametrize(("rows", "bounds"), [(1, [(0, 1)]), (8, [(0, 4), (4, 8)]), (13, [(0, 4), (4, 8), (8, 13)])])
-def test_shares_are_whole_granules_in_order(rows: int, bounds: list[tuple[int, int]]) -> None:
-    pool = RowThreads(3)
-    assert pool.over(rows, lambda start, end: (start, end), granule=4) == bounds
-    pool.close()
-
-
-def test_an_error_of_one_share_waits_for_the_others() -> None:
-    pool, first, ended = RowThreads(2), threading.Event(), []
-
-    def work(start: int, end: int) -> None:
-        if start == 0:
-            first.set()
-            raise ValueError("of the first share")
-        first.wait(timeout=5)
-        ended.append(end)
-
-    with pytest.raises(ValueError, match="first share"):
-        pool.over(2, work)
-    assert ended == [2]
-    pool.close()
-
-
 COMPLETIONS = """
 import asyncio, torch
-from model.config import preset
-from model.multimodal import KimiK25
+from model.network.config import preset
+from model.network.initial import new_model
 from model.rollout.embedded import EmbeddedEngine
 from model.rollout.protocol import Request
 torch.set_num_threads(1)
 prompts = [[(7 * n + i) % 768 for i in range(20 + 30 * n)] for n in range(6)]
 requests = [Request(ids, max_new_tokens=30, temperature=1.0, seed=n) for n, ids in enumerate(prompts)]
-done = asyncio.run(EmbeddedEngine(KimiK25(preset("tiny"), seed=7), 6).generate(requests))
+done = asyncio.run(EmbeddedEngine(new_model(preset("tiny"), seed=7), 6).generate(requests))
 print([(one.token_ids, one.logprobs) for one in done])
 """
 
 
+@pytest.mark.slow
 def test_kernels_compiled_now_and_kernels_compiled_before_give_the_same_bits(tmp_path: Path) -> None:
     """A resumed run loads what the killed one compiled."""
 

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.config import preset
-from model.documents import Documents
-from model.errors import MoonflowError
-from model.hf import save_model
-from model.multimodal import KimiK25
+from model.boundary.errors import MoonflowError
+from model.checkpoint.export import save_model
+from model.network.config import preset
+from model.network.documents import Documents
+from model.network.initial import new_model
+from model.network.multimodal import KimiK25
 from model.rollout.embedded import EmbeddedEngine
 from model.rollout.protocol import Completion, Request
-
-PAD = preset("tiny").media_placeholder_token_id
+from tests.drawn import PAD, pixels
 
 
 def text_request(seed: int, length: int, **fields) -> Request:
@@ -33,8 +33,7 @@ def image_request(seed: int, grids: list[tuple[int, int, int]], **fields) -> Req
     ids = random.Random(seed).choices(range(768), k=5)
     for _, h, w in grids:
         ids += [PAD] * (h * w // 4) + [9]
-    pixels = torch.randn(sum(t * h * w for t, h, w in grids), 3, 14, 14, generator=torch.Generator().manual_seed(seed))
-    return Request(input_ids=ids, pixel_values=pixels, grid_thws=grids, seed=seed, **fields)
+    return Request(input_ids=ids, pixel_values=pixels(grids, seed), grid_thws=grids, seed=seed, **fields)
 
 
 def mixed_requests(**fields) -> list[Request]:
@@ -168,7 +167,7 @@ def test_a_cancelled_caller_stalls_nobody(tiny_model):
 
 
 def test_update_weights_ends_the_batch_on_the_old_and_starts_the_next_on_the_new(tiny_model, tmp_path: Path):
-    other = KimiK25(preset("tiny"), seed=99).eval()
+    other = new_model(preset("tiny"), seed=99).eval()
     save_model(other, tmp_path)
     first, second = text_request(1, 10, max_new_tokens=30), text_request(2, 10, max_new_tokens=8)
     engine = EmbeddedEngine(tiny_model, max_batch=4)
@@ -197,7 +196,7 @@ def test_a_broken_checkpoint_leaves_the_old_weights(tiny_model, tmp_path: Path):
 
 
 def test_a_shared_training_model_is_sampled_as_it_stands_and_keeps_its_mode(tiny_model):
-    trained = KimiK25(preset("tiny"), seed=5).train()
+    trained = new_model(preset("tiny"), seed=5).train()
     engine = EmbeddedEngine(tiny_model)
     engine.set_model(trained)
     request = text_request(1, 10, max_new_tokens=5, temperature=0.0)
@@ -218,7 +217,7 @@ def test_set_model_refuses_while_requests_are_in_flight(tiny_model):
         running = asyncio.create_task(engine.generate([text_request(1, 10, max_new_tokens=20)]))
         await asyncio.sleep(0)
         with pytest.raises(MoonflowError, match="in flight"):
-            engine.set_model(KimiK25(preset("tiny")))
+            engine.set_model(new_model(preset("tiny")))
         await running
 
     asyncio.run(scenario())

@@ -1,13 +1,14 @@
-"""The experts of a decode step: as in the network, and a row's bits hang on nothing but the row."""
+"""Experts in a batch-invariant forward: the same numbers, and a row's bits depend on nothing but the row."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from model.config import preset
-from model.moe import Experts
-from model.rollout import decoding
+from model.network.config import preset
+from model.network.moe import Experts
+from model.rollout.decoding import BATCH_INVARIANT
+from tests.torch_threads import torch_threads
 
 TEXT = preset("tiny").text_config
 
@@ -28,14 +29,11 @@ def case(rows: int, skewed: bool) -> tuple[Experts, torch.Tensor, torch.Tensor, 
 @pytest.mark.parametrize("skewed", [False, True])
 @pytest.mark.parametrize("rows", [1, 4, 16, 64])
 @torch.no_grad()
-def test_rows_are_those_of_the_network_and_the_same_bits_in_any_batch(rows: int, skewed: bool) -> None:
+def test_rows_are_those_of_any_forward_and_the_same_bits_in_any_batch(rows: int, skewed: bool) -> None:
     experts, x_ND, weights_NK, chosen_NK = case(rows, skewed)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        out_ND = decoding._routed(experts, x_ND, weights_NK, chosen_NK)
-        alone = [decoding._routed(experts, *(t[n : n + 1] for t in (x_ND, weights_NK, chosen_NK))) for n in range(rows)]
-    finally:
-        torch.set_num_threads(threads)
-    torch.testing.assert_close(out_ND, experts(x_ND, weights_NK, chosen_NK))
+    with torch_threads(1):
+        given = x_ND, weights_NK, chosen_NK
+        out_ND = experts(*given, BATCH_INVARIANT)
+        alone = [experts(*(each[n : n + 1] for each in given), BATCH_INVARIANT) for n in range(rows)]
+    torch.testing.assert_close(out_ND, experts(*given))
     assert torch.equal(out_ND, torch.cat(alone))

@@ -7,8 +7,9 @@ import torch
 
 from model.rollout.protocol import GREEDY_BELOW, Request
 from model.rollout.sampling import sample
+from tests.drawn import draw
 
-LOGITS_BV = torch.randn(6, 500, generator=torch.Generator().manual_seed(0)) * 20
+LOGITS_BV = draw(6, 500) * 20
 CHANCES = [1e-6, 0.1, 0.37, 0.5, 0.93, 1 - 1e-6]
 
 

@@ -4,86 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 import torch
 
-from model.errors import MoonflowError, Unavailable
-from model.image import ImageConfig, encode_image
+from model.boundary.errors import MoonflowError, Unavailable
+from model.codec.image import ImageConfig, encode_image
 from model.rollout.protocol import Request
 from model.rollout.sglang import SGLangEngine
+from tests.engine_hosts import SGLangHost
 
 PAD = 789
 
 
-class Host(ThreadingHTTPServer):
-    """Echoes each prompt's last tokens, or what ``script`` says next: (status, body)."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.seen: list[tuple[str, Any]] = []
-        self.script: list[tuple[int, Any]] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Host
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        self.answer(200 if self.path == "/health" else 404, {})
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.server.seen.append((self.path, body))
-        if self.server.script:
-            self.answer(*self.server.script.pop(0))
-        elif self.path == "/generate":
-            ids = body["input_ids"][-body["sampling_params"]["max_new_tokens"] :]
-            entries = [[-0.5 * n, token, None] for n, token in enumerate(ids)]
-            reason = {"type": "length", "length": len(ids)}
-            self.answer(
-                200,
-                {
-                    "text": "",
-                    "output_ids": ids,
-                    "meta_info": {"finish_reason": reason, "output_token_logprobs": entries},
-                },
-            )
-        else:
-            self.answer(200, {"success": True, "message": "Succeeded to update model weights."})
-
-    def answer(self, status: int, body: Any) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-
 @pytest.fixture
-def host() -> Iterator[Host]:
-    with Host() as host:
-        thread = threading.Thread(target=host.serve_forever)
-        thread.start()
+def host() -> Iterator[SGLangHost]:
+    with SGLangHost() as host:
         yield host
-        host.shutdown()
-        thread.join()
 
 
-def engine(host: Host) -> SGLangEngine:
+def engine(host: SGLangHost) -> SGLangEngine:
     return SGLangEngine(host.url, PAD, backoff_s=0.01)
 
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.rl.conftest import checkpoint, data_folder, scripted, speak, tokenizer
+from tests.rl.conftest import data_folder, scripted, speak, tokenizer, toolset
 
-__all__ = ["checkpoint", "data_folder", "scripted", "speak", "tokenizer"]
+__all__ = ["data_folder", "scripted", "speak", "tokenizer", "toolset"]

@@ -2,19 +2,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from model.data.sample import Sample
-from model.errors import Unavailable
-from model.image import ImageConfig
+from model.boundary.errors import Unavailable
+from model.codec.image import ImageConfig
+from model.codec.tokenizer import Tokenizer
+from model.data.samples.sample import Sample
 from model.rl.environment import Episode
 from model.rl.tools.toolset import Toolset
 from model.rollout.protocol import Request
 from model.swarm.orchestrator import SwarmLimits, run_swarm_episode
-from model.tokenizer import Tokenizer
 
 ITEMS = {"Peru": "Lima", "France": "Paris", "Chad": "Oman"}
 SAMPLE = Sample(
@@ -29,20 +29,12 @@ ASSIGN = [("assign_task", {"agent": "finder", "prompt": f"{item} capital"}) for 
 SEARCH = [("search", {"query": f"{item} capital"}) for item in ITEMS]
 
 
-@pytest.fixture(scope="module")
-def toolset() -> Iterator[Toolset]:
-    with Toolset() as tools:
-        yield tools
-
-
 @pytest.fixture
 def play(tokenizer: Any, toolset: Toolset, scripted: Any) -> Callable[..., Episode]:
     def run(*turns: list[int], sub: Any = None, budget: int = 10, swarm: bool = True) -> Episode:
-        left = list(turns)
-        engine = scripted(lambda request: left.pop(0))
         return asyncio.run(
             run_swarm_episode(
-                engine,
+                scripted.saying(*turns),
                 sub or scripted(lambda request: [7]),
                 tokenizer,
                 SAMPLE,

@@ -5,15 +5,16 @@ import pytest
 from model.rl.environment import Episode
 from model.swarm.critical_steps import CriticalSteps
 from model.swarm.reward import SwarmReward, finish_reward, parallel_reward
+from tests.samples import make_episode
 
 
 def episode(parallelism: float, assigned: float, finished: float, reward: float) -> Episode:
     figures = {"parallelism": parallelism, "subtasks_assigned": assigned, "subtasks_finished": finished}
-    return Episode([1], [True], [-1.0], None, [], reward, "", 3, "answer", metrics=figures | {"critical_steps": 5.0})
+    return make_episode(reward=reward, metrics=figures | {"critical_steps": 5.0})
 
 
 def test_the_reward_is_the_weighted_sum() -> None:
-    reward = SwarmReward(parallel=0.2, finish=0.1, anneal_iterations=10, most=4)
+    reward = SwarmReward(parallel=0.2, finish=0.1, anneal_iterations=10, max_parallel=4)
     total, parts = reward(0, episode(parallelism=2, assigned=3, finished=2, reward=0.8))
     assert total == pytest.approx(0.2 * 0.5 + 0.1 * 2 / 3 + 0.8)
     assert parts["reward/parallel"] == 0.5 and parts["reward/finish"] == pytest.approx(2 / 3)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
-from model.config import ModelConfig, preset
-from model.data.packing import Batch
-from model.multimodal import KimiK25
+from model.network.batch import Batch
+from model.network.config import ModelConfig, preset
+from model.network.initial import new_model
+from model.optimizer.optimization import Optimization
 from model.train.engine import PlainEngine
-from model.train.phase import Phase
+from tests.configs import changed
+from tests.torch_threads import torch_threads
+from tests.training import LOSS
 
 STEPS, RATE, QUIET = 200, 0.1, 20  # a rate some thirty times that of the stages; steps at the end
 ROWS, TOKENS, PERIOD = 8, 32, 8
@@ -19,13 +20,10 @@ THRESHOLD = 100.0
 
 
 def config() -> ModelConfig:
-    whole = preset("tiny").model_copy(deep=True)
     text = {"vocab_size": 128, "hidden_size": 64, "intermediate_size": 128, "moe_intermediate_size": 32}
     text |= {"num_hidden_layers": 2, "n_routed_experts": 4, "q_lora_rank": 48, "kv_lora_rank": 48}
     vision = {"vt_num_hidden_layers": 1, "text_hidden_size": 64}
-    whole.text_config = whole.text_config.model_copy(update=text)
-    whole.vision_config = whole.vision_config.model_copy(update=vision)
-    return whole
+    return changed(preset("tiny"), text, vision)
 
 
 def batch(step: int) -> Batch:
@@ -42,29 +40,24 @@ def batch(step: int) -> Batch:
 
 def run(clip: bool) -> tuple[list[float], list[float]]:
     """Largest logit of all heads in each step's forward, and how many heads were clipped after it."""
-    stream: Any = None
-    model = KimiK25(config()).train()
-    engine = PlainEngine(model, Phase(stream, STEPS, RATE, warmup_steps=5, final_ratio=0.0))
+    model = new_model(config()).train()
+    engine = PlainEngine(model, Optimization(STEPS, RATE, warmup_steps=5, final_ratio=0.0))
     largest: list[float] = []
     clipped: list[float] = []
     for step in range(STEPS):
-        engine.backward(batch(step))
-        largest.append(max(float(attention.max_logit_h.max()) for attention in model.attentions()))
+        engine.backward(batch(step), LOSS)
+        largest.append(max(float(attention.max_logit_H.max()) for attention in model.attentions()))
         if not clip:
             for attention in model.attentions():
-                attention.max_logit_h = None
+                attention.max_logit_H = None
         clipped.append(engine.update(step)["qk_clip/heads"])
     return largest, clipped
 
 
 @pytest.fixture(scope="module")
 def runs():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # at this rate the course hangs on last bits, and how often heads are clipped at its end
-    try:
+    with torch_threads(1):  # at this rate the course depends on last bits, and how often heads are clipped at its end
         return {clip: run(clip) for clip in (False, True)}
-    finally:
-        torch.set_num_threads(threads)
 
 
 def test_without_the_clip_logits_explode(runs):

@@ -9,15 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from model.config import preset
-from model.data.packing import Batch
-from model.data.stream import StreamState
-from model.errors import MoonflowError
-from model.hf import WEIGHTS
-from model.multimodal import KimiK25
+from model.boundary.errors import MoonflowError
+from model.checkpoint.file_names import WEIGHTS
+from model.data.batches.stream import StreamState
+from model.network.batch import Batch
+from model.optimizer.optimization import Optimization
 from model.train.guard import ENOUGH, KNOWN, PATIENCE, ROLLBACKS, SIGMAS, WINDOW, SpikeGuard
-from model.train.loop import train
 from model.train.phase import Phase
+from tests.step_services import FolderServices, Killed
+from tests.training import train_tiny
 
 
 def figures(text: float, **more: float) -> dict[str, float]:
@@ -110,40 +110,40 @@ def spoiled_phase(data, spoiled: range, steps: int, checkpoint_every: int) -> Ph
         drawn = 0 if state is None else 1 + [vars(after) for after in whole].index(vars(state))
         return Spoiled(mixture(state), spoiled, drawn)
 
-    return Phase(stream, steps, 3e-3, checkpoint_every=checkpoint_every)  # type: ignore[arg-type]
+    return Phase(stream, Optimization(steps, 3e-3), checkpoint_every)  # type: ignore[arg-type]
 
 
-def test_a_broken_step_is_passed_over(data, around, tmp_path, caplog) -> None:
-    run = around(tmp_path)
+def test_a_broken_step_is_passed_over(data, tmp_path, caplog) -> None:
+    run = FolderServices(tmp_path)
     with caplog.at_level(logging.WARNING):
-        train(KimiK25(preset("tiny"), seed=1), [spoiled_phase(data, range(2, 3), 5, 0)], data.path, run)
+        train_tiny(data, [spoiled_phase(data, range(2, 3), 5, 0)], run)
     (line,) = caplog.messages
     assert line.startswith("step 3 is not trained: loss/vision is nan; its samples: digit_string-")
     assert math.isnan(run.losses[3]) and all(math.isfinite(run.losses[step]) for step in (1, 2, 4, 5))
     assert all(value.isfinite().all() for value in load_file(run.latest() / WEIGHTS).values())
 
 
-def test_a_broken_stretch_leads_back_to_the_checkpoint_and_on_behind_it(data, around, killed, tmp_path, caplog) -> None:
-    """Batches 4 to 7 are broken: three are skipped, the fourth rolls back to step 4; the data goes on behind it."""
+def test_a_broken_stretch_leads_back_to_the_checkpoint_and_on_after_it(data, tmp_path, caplog) -> None:
+    """Batches 4 to 7 are broken: three are skipped, the fourth rolls back to step 4; the data goes on after it."""
 
     def run(folder, kill_at: int = 0):
-        one = around(folder, kill_at)
-        train(KimiK25(preset("tiny"), seed=1), [spoiled_phase(data, range(4, 8), 8, 4)], data.path, one)
+        one = FolderServices(folder, kill_at)
+        train_tiny(data, [spoiled_phase(data, range(4, 8), 8, 4)], one)
         return one
 
     with caplog.at_level(logging.WARNING):
         whole = run(tmp_path / "whole")
     assert "rolled back to the checkpoint of step 4; the data goes on" in caplog.messages
     assert [(index, complete) for index, _, complete in whole.saved] == [(0, False), (1, True)]
-    with pytest.raises(killed):
+    with pytest.raises(Killed):
         run(tmp_path / "killed", kill_at=7)
     again = run(tmp_path / "killed")
     assert (again.latest() / WEIGHTS).read_bytes() == (whole.latest() / WEIGHTS).read_bytes()
 
 
 @pytest.mark.parametrize(("every", "what"), [(0, "no checkpoint is there"), (2, f"after {ROLLBACKS} returns")])
-def test_a_run_that_stays_broken_ends_and_keeps_what_it_has(data, around, tmp_path, every: int, what: str) -> None:
-    run = around(tmp_path)
+def test_a_run_that_stays_broken_ends_and_keeps_what_it_has(data, tmp_path, every: int, what: str) -> None:
+    run = FolderServices(tmp_path)
     with pytest.raises(MoonflowError, match=what):
-        train(KimiK25(preset("tiny"), seed=1), [spoiled_phase(data, range(3, 99), 12, every)], data.path, run)
+        train_tiny(data, [spoiled_phase(data, range(3, 99), 12, every)], run)
     assert all(path.is_dir() for path in tmp_path.glob("saved-*"))

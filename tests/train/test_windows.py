@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.config import load_config, preset
-from model.data.folder import DataFolder
-from model.hf import WEIGHTS, load_model
-from model.multimodal import KimiK25
-from model.train.loop import train
+from model.checkpoint.file_names import WEIGHTS
+from model.checkpoint.load import load_model
+from model.data.batches.folder import DataFolder
+from model.network.config import load_config
 from model.train.phase import Phase
+from tests.step_services import FolderServices, Killed
+from tests.training import phase, train_tiny
 
 
 def phases(data: DataFolder) -> list[Phase]:
@@ -18,18 +19,15 @@ def phases(data: DataFolder) -> list[Phase]:
     mixture = {"recall": 1.0, "fact_qa": 1.0}
     shapes = ((0, 256, 2), (512, 512, 1), (1024, 1024, 1))
     return [
-        Phase(
-            data.mixture(mixture, tokens_per_row=tokens, rows=rows, seed=0), 2, 1e-3, checkpoint_every=1, window=window
-        )
+        phase(data, mixture, 2, 1e-3, tokens=tokens, rows=rows, checkpoint_every=1, window=window)
         for window, tokens, rows in shapes
     ]
 
 
 @pytest.fixture(scope="module")
-def whole(data, around, tmp_path_factory):
-    run, model = around(tmp_path_factory.mktemp("whole")), KimiK25(preset("tiny"), seed=1)
-    train(model, phases(data), data.path, run)
-    return run, model.eval()
+def whole(data, tmp_path_factory):
+    run = FolderServices(tmp_path_factory.mktemp("whole"))
+    return run, train_tiny(data, phases(data), run).eval()
 
 
 def test_every_checkpoint_states_the_context_it_was_trained_in(whole):
@@ -49,12 +47,12 @@ def test_a_reader_of_the_checkpoint_computes_what_training_computed(data, whole)
 
 
 @pytest.mark.parametrize("kill_at", [2, 3, 4, 6], ids=["end of one", "begin of two", "in two", "end"])
-def test_a_killed_run_ends_with_the_same_bits_and_config(data, whole, around, killed, tmp_path, kill_at):
-    first = around(tmp_path, kill_at)
-    with pytest.raises(killed):
-        train(KimiK25(preset("tiny"), seed=1), phases(data), data.path, first)
-    second = around(tmp_path)
-    train(KimiK25(preset("tiny"), seed=1), phases(data), data.path, second)
+def test_a_killed_run_ends_with_the_same_bits_and_config(data, whole, tmp_path, kill_at):
+    first = FolderServices(tmp_path, kill_at)
+    with pytest.raises(Killed):
+        train_tiny(data, phases(data), first)
+    second = FolderServices(tmp_path)
+    train_tiny(data, phases(data), second)
     assert {**first.losses, **second.losses} == whole[0].losses
     for name in (WEIGHTS, "config.json"):
         assert (second.latest() / name).read_bytes() == (whole[0].latest() / name).read_bytes()

@@ -11,10 +11,10 @@ import os
 import re
 from typing import Any
 
-from components.runtime import tracking
 from components.runtime.launcher.placement import Placement
-from components.runtime.launcher.work import WORKER, Work, torchrun
-from model.errors import MoonflowError
+from components.runtime.launcher.work import WORKER, StepWork, torchrun
+from components.runtime.tracking import tracker as tracking
+from model.boundary.errors import MoonflowError
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 NODE = "node"  # the runtime's replicated job and its container
@@ -63,7 +63,7 @@ def run_label() -> dict[str, str]:
 
 
 def train_job(
-    work: Work, placement: Placement, namespace: str, owners: list[dict[str, Any]] | None = None
+    work: StepWork, placement: Placement, namespace: str, owners: list[dict[str, Any]] | None = None
 ) -> dict[str, Any]:
     """The TrainJob that does ``work``; ``owners`` are those of the step's own pod.
 
@@ -111,7 +111,7 @@ def _command(placement: Placement) -> list[str]:
     return torchrun() if placement.nodes * placement.processes > 1 else ["python", "-m", WORKER]
 
 
-def _environment(work: Work) -> list[dict[str, Any]]:
+def _environment(work: StepWork) -> list[dict[str, Any]]:
     plain = work.environment | {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)}
     rows: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in plain.items()]
     sources: list[tuple[tuple[str, ...], str, str]] = [(SETTINGS, "configMapKeyRef", CONFIG_MAP)]

@@ -7,11 +7,11 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from components.runtime.checkpoints.manifest import Manifest
 from components.runtime.launcher.placement import Placement
-from components.runtime.launcher.work import Work, require_parallel
-from components.runtime.manifest import Manifest
-from components.runtime.step import finished, run_step
-from model.errors import MoonflowError
+from components.runtime.launcher.work import StepWork, require_parallel
+from components.runtime.step import complete_manifest, run_step
+from model.boundary.errors import MoonflowError
 
 PLACEMENT = "MOONFLOW_PLACEMENT"
 
@@ -35,9 +35,9 @@ def launch(
     require_parallel({step: placement.ranks})
     if placement.launcher == "in-process":
         return run_step(step, config, inputs)
-    if (earlier := finished(step, config, inputs)) is not None:
+    if (earlier := complete_manifest(step, config, inputs)) is not None:
         return earlier
-    work = Work.of(step, config, inputs, placement.layout)
+    work = StepWork.of(step, config, inputs, placement.layout)
     if placement.launcher == "ranks":
         from components.runtime.launcher import ranks
 
@@ -45,8 +45,8 @@ def launch(
     else:
         from components.runtime.launcher import trainjob
 
-        trainjob.run(work, placement, lambda: finished(step, config, inputs) is not None, queued=queued)
-    made = finished(step, config, inputs)
+        trainjob.run(work, placement, lambda: complete_manifest(step, config, inputs) is not None, queued=queued)
+    made = complete_manifest(step, config, inputs)
     if made is None:
         raise MoonflowError(f"{step} ended without a complete manifest in the object store: look at its log, run again")
     return made

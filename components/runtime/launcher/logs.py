@@ -9,8 +9,9 @@ from collections import deque
 import urllib3
 from kubernetes.client.exceptions import ApiException
 
+from components.runtime.launcher.api_server import retry_after
 from components.runtime.launcher.body import NODE
-from components.runtime.launcher.cluster import Cluster, retry_after
+from components.runtime.launcher.cluster import Cluster
 
 TAIL = 200  # lines kept for the reason of a failure
 _DRAIN_S = 20.0
@@ -21,7 +22,7 @@ class PodLog:
     """Follows the container ``node`` of one pod after another in a thread of its own.
 
     A pod's log is read with times. After a break it is read again from the second of the last line on (the API knows
-    no finer step), and what has been printed is left out: lines before the last time, and as many of that very time
+    no smaller unit), and lines that were printed are left out: those before the last time, and as many with that time
     as were seen.
     """
 

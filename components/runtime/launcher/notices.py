@@ -1,7 +1,7 @@
 """What the cluster says about a job that does not run: Warning events, and why Kueue keeps it waiting.
 
-Each is told once, as one line. What no waiting will mend is trouble, which ends the job as an image does that cannot be
-pulled.
+Each is printed once, as one line. If waiting cannot help, the notice is called trouble and ends the job, as does an
+image that cannot be pulled.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from components.runtime.launcher.cluster import Cluster
 from components.runtime.launcher.reasons import Json, alive, cut, name
 
 KINDS = frozenset({"TrainJob", "JobSet", "Job", "Pod"})
-_TOLD_BY_STATE = frozenset({"FailedScheduling"})  # the pod's own condition says it, and says when it is over
+_TOLD_BY_STATE = frozenset({"FailedScheduling"})  # the pod's condition says the same, and says when it is over
 _NOT_CREATED = re.compile(r"FailedCreate|\w*CreationFailed")
 _PASSING = re.compile(
     r"exceeded quota|failed calling webhook|connection refused|timed? ?out|deadline exceeded|Internal error|unavailable"
     r"|too many requests|please (re)?try|has been modified|already exists|being (deleted|terminated)",
     re.IGNORECASE,
 )
-"""Words of refusals to create a pod or a Job that end by themselves."""
+"""Words in refusals to create a pod or a Job that pass by themselves."""
 _QUOTA = re.compile(r"requested: (?P<requested>\S+?), used: \S+?, limited: (?P<limited>[^\s,]+(,[^\s,=]+=[^\s,]+)*)")
 
 
 class Notices:
-    """What was told of one TrainJob, ``where`` in words."""
+    """The notices about one TrainJob, each printed once; ``where`` names the job in them."""
 
     def __init__(self, cluster: Cluster, where: str) -> None:
         self._cluster = cluster
@@ -35,11 +35,11 @@ class Notices:
         self._told: set[str] = set()
 
     def look(self, job: Json, pods: Sequence[Json], nodes: int, queued: bool) -> str | None:
-        """Tell what is new; returns the trouble that keeps the job from running and will not pass, or None.
+        """Print what is new; returns the trouble that keeps the job from running and will not pass, or None.
 
         Args:
             pods: the job's, of which ``nodes`` are wanted.
-            queued: Kueue has a say in it.
+            queued: whether Kueue decides when the job starts.
         """
         events = list(_of(job, self._cluster.warnings()))
         workloads = self._cluster.workloads(job["metadata"].get("uid", "")) if queued else []
@@ -52,7 +52,7 @@ class Notices:
             self._tell(f"Kueue: {reason}", {"message": text}, name(job))
         refusals = [event for event in events if _NOT_CREATED.fullmatch(event.get("reason", ""))]
         waits = job["spec"].get("suspend") or len(alive(pods)) >= nodes
-        # A refusal from before the newest pod, or before Kueue let the job go, has been overcome.
+        # A refusal from before the newest pod, or before Kueue admitted the job, is out of date.
         last = refusals[-1] if refusals and _time(refusals[-1]) >= _last_progress(job, pods) else None
         if last is not None and not waits and (refused := _lasting(last)) is not None:
             return refused
@@ -74,7 +74,7 @@ def _last_progress(job: Json, pods: Sequence[Json]) -> str:
 
 
 def _of(job: Json, events: Iterable[Json]) -> Iterator[Json]:
-    """Those about the job and what was made for it, since it was created; oldest first."""
+    """The events about the job and what was made for it, since it was created; oldest first."""
     stem, since = name(job), job["metadata"].get("creationTimestamp", "")
     for event in sorted(events, key=_time):
         about = event.get("involvedObject", {})
@@ -98,7 +98,7 @@ def _lasting(event: Json) -> str | None:
 
 
 def _beyond_quota(message: str) -> bool:
-    """Whether one pod asks for more than the namespace's quota allows to all together."""
+    """Whether one pod asks for more than the namespace's whole quota."""
     found = _QUOTA.search(message)
     if found is None:
         return False
@@ -109,7 +109,7 @@ def _beyond_quota(message: str) -> bool:
 
 
 def _waits(workload: Json) -> Iterator[tuple[str, str]]:
-    """Reason and message of the conditions by which Kueue keeps or takes away a job's place."""
+    """Reason and message of the conditions by which Kueue does not admit a job, or evicts it."""
     rows: Sequence[Json] = workload.get("status", {}).get("conditions") or []
     for row in rows:
         if (row["type"], row["status"]) in {("QuotaReserved", "False"), ("Evicted", "True")}:

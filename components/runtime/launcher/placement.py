@@ -7,8 +7,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from components.runtime.config import StepConfig
-from model.errors import MoonflowError
-from model.train.layout import Layout
+from model.boundary.errors import MoonflowError
+from model.parallel.layout import Layout
 
 CPU = r"^\d+(\.\d+)?m?$"
 MEMORY = r"^\d+(\.\d+)?([EPTGMK]i?)?$"  # the suffixes that KFP takes too
@@ -16,9 +16,9 @@ NAME = r"^([a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?)?$"  # of an object, usable as a 
 
 
 class Placement(StepConfig):
-    """A local run heeds ``launcher`` and ``processes`` only; quantities are Kubernetes'.
+    """Quantities are written as in Kubernetes. A local run uses ``launcher`` and ``processes`` only.
 
-    What its launcher would not heed is refused, not ignored.
+    A value that the chosen launcher cannot use is refused, not ignored.
     """
 
     launcher: Literal["in-process", "ranks", "trainjob"] = Field(
@@ -81,7 +81,7 @@ class Placement(StepConfig):
         return Layout(self.zero_stage, self.expert_parallel, self.sequence_parallel)
 
     @model_validator(mode="after")
-    def _heeded(self) -> Self:
+    def _used_by_launcher(self) -> Self:
         if self.launcher != "trainjob" and (self.nodes > 1 or self.rdma):
             key = "nodes" if self.nodes > 1 else "rdma"
             raise ValueError(f'{key} = {getattr(self, key)} needs launcher = "trainjob"')

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from components.runtime.launcher.cluster import Cluster
 from components.runtime.launcher.reasons import Json, condition, name
-from model.errors import MoonflowError
+from model.boundary.errors import MoonflowError
 
 SCHEDULED = "moonflow.dev/first-pod-scheduled"
 """The annotation of a TrainJob that keeps the time: its first pod may be gone when a later attempt attaches."""
@@ -23,7 +23,7 @@ class Queued:
         self._told = False
 
     def look(self, job: Json, pods: Sequence[Json]) -> None:
-        """``pods`` are the job's. Times that cannot be read, or kept with the job, are no trouble of the step."""
+        """``pods`` are the job's. If the time cannot be read, or cannot be stored with the job, the step goes on."""
         if self._told:
             return
         metadata = job["metadata"]
@@ -41,6 +41,6 @@ class Queued:
 
 
 def _first_scheduled(pods: Sequence[Json]) -> str:
-    """RFC 3339 to the second, of which the first is the least; "" if no pod has a node."""
+    """The earliest time at which a pod had a node, RFC 3339; "" if none has."""
     found = [(condition(pod, "PodScheduled") or {}).get("lastTransitionTime") for pod in pods]
     return min(filter(None, found), default="")

@@ -10,15 +10,16 @@ from collections.abc import Sequence
 
 from components.runtime.launcher.reasons import from_log
 from components.runtime.launcher.signals import stop_on_sigterm
-from components.runtime.launcher.work import Work, torchrun
-from model.errors import MoonflowError
+from components.runtime.launcher.work import StepWork, torchrun
+from model.boundary.errors import MoonflowError
 
-_STOP_S = 30.0  # for the ranks to end after SIGTERM, Kubernetes' default grace
-_KILL_S = 25  # after which torchrun kills its ranks itself: before it is killed, or they would live on
+_STOP_S = 30.0  # for the ranks to end after SIGTERM; Kubernetes' default grace period
+_KILL_S = 25  # after which torchrun kills its ranks; less than _STOP_S, or the ranks would outlive it
 
 
-def run(work: Work, processes: int) -> None:
-    """Run ``work`` as ``processes`` ranks; their output is ours. MoonflowError with one line if a rank fails.
+def run(work: StepWork, processes: int) -> None:
+    """Run ``work`` as ``processes`` ranks; their output goes to stdout. MoonflowError with one line if a
+    rank fails.
 
     SIGTERM and Ctrl-C end the ranks. They stay in our process group, so whatever ends the group ends them too.
     """
@@ -28,12 +29,16 @@ def run(work: Work, processes: int) -> None:
     _run([sys.executable, *command[1:]], work, threads)
 
 
-def _run(command: Sequence[str], work: Work, threads: int) -> None:
+def _run(command: Sequence[str], work: StepWork, threads: int) -> None:
     tail: deque[str] = deque(maxlen=200)
-    environment = os.environ | work.environment | {
-        "OMP_NUM_THREADS": str(threads),
-        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(_KILL_S),
-    }
+    environment = (
+        os.environ
+        | work.environment
+        | {
+            "OMP_NUM_THREADS": str(threads),
+            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(_KILL_S),
+        }
+    )
     with (
         stop_on_sigterm(),
         subprocess.Popen(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from components.runtime.worker import ERROR_MARK
+from components.runtime.launcher.worker import ERROR_MARK
 
 Json = dict[str, Any]
 
@@ -18,7 +18,7 @@ UNSTARTABLE = (
     "CreateContainerConfigError",
     "CreateContainerError",
 )
-"""Reasons for which the kubelet waits with a container and tries again, mostly in vain."""
+"""Reasons for which the kubelet retries to start a container, mostly without success."""
 
 _NCCL = re.compile(
     r"\bNCCL (WARN|ERROR)\b|\bnccl\w*(Error|Exception)\b|NCCL error|ProcessGroupNCCL.*(timeout|timed out|abort)"
@@ -43,12 +43,12 @@ def of_failure(job: Json, pods: Sequence[Json], log: Sequence[str]) -> str:
 
 
 def from_log(lines: Sequence[str]) -> str:
-    """The line of a log that tells most: the worker's own error, an exception's last line, or the last line."""
+    """The most telling line of a log: the worker's error, else an exception's last line, else the last line."""
     for line in reversed(lines):
         if ERROR_MARK in line:
             return cut(line.partition(ERROR_MARK)[2])
     for line in reversed(lines):
-        # torchrun ends with an account of its own about the ranks: what they said themselves stands above it.
+        # torchrun's summary of its ranks comes last; what the ranks wrote themselves is above it.
         if _EXCEPTION.match(line) and "ChildFailedError" not in line:
             return cut(line)
     last = next((line for line in reversed(lines) if line.strip(" =-")), "")
@@ -83,7 +83,7 @@ def condition(thing: Json, kind: str) -> Json | None:
 
 
 def run_ended(workflow: Json | None) -> bool:
-    """Whether a pipeline run is over or is being ended, by its Workflow, or None if that is deleted."""
+    """Whether a pipeline run is over or is being ended. ``workflow`` is its Workflow, None if that is deleted."""
     if workflow is None or workflow["metadata"].get("deletionTimestamp"):
         return True
     spec = workflow.get("spec", {})
@@ -145,7 +145,7 @@ def _exit(pods: Sequence[Json], log: Sequence[str]) -> str | None:
 
 
 def _states(pods: Iterable[Json]) -> Iterator[tuple[Json, str, Json]]:
-    """Pod, container name and state of each container, its present state before its last one."""
+    """Pod, container name and state of each container, the present state before the last one."""
     for pod in pods:
         status = pod.get("status", {})
         for row in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
@@ -156,8 +156,8 @@ def _states(pods: Iterable[Json]) -> Iterator[tuple[Json, str, Json]]:
 
 def _limit(pod: Json, container: str) -> str:
     rows = pod.get("spec", {}).get("containers", [])
-    own: Json = next((row for row in rows if row["name"] == container), {})
-    return str(own.get("resources", {}).get("limits", {}).get("memory", "unknown size"))
+    found: Json = next((row for row in rows if row["name"] == container), {})
+    return str(found.get("resources", {}).get("limits", {}).get("memory", "unknown size"))
 
 
 def cut(line: str) -> str:

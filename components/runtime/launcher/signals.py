@@ -21,7 +21,7 @@ def stop_on_sigterm() -> Iterator[None]:
         return
 
     def ask(*_: object) -> None:
-        # Kubernetes and a terminal may both repeat it: the clean-up must not be interrupted by the same request.
+        # Kubernetes and a terminal may both send it again, which must not interrupt the clean-up.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         stop.request()
 

@@ -1,7 +1,7 @@
-"""What a run that has ended leaves behind: its unfinished TrainJobs are deleted, its runs in MLflow end as KILLED.
+"""Cleans up after runs that have ended: deletes their unfinished TrainJobs, and ends their MLflow runs as KILLED.
 
-Kubeflow Pipelines terminates a run by a deadline of 0, which omits the exit handler too, so that nothing within the run
-can be relied on. ``python -m components.runtime.launcher.sweep`` is the program of a CronJob of the platform. It looks
+Kubeflow Pipelines terminates a run by a deadline of 0, which skips the exit handler too, so nothing within the run can
+do it. ``python -m components.runtime.launcher.sweep`` is the program of a CronJob of the platform. It looks
 at the TrainJobs of its namespace whose owner is a Workflow, and at the runs in MLflow that still show RUNNING.
 """
 
@@ -12,19 +12,20 @@ import re
 import sys
 from collections.abc import Iterable
 
-from components.runtime import mlflow_runs
+from components.runtime.launcher.api_server import Patience
 from components.runtime.launcher.body import RUN, run_label
-from components.runtime.launcher.cluster import Cluster, Patience
+from components.runtime.launcher.cluster import Cluster
 from components.runtime.launcher.reasons import Json, condition, name, owning_workflow, run_ended
-from model.errors import MoonflowError
+from components.runtime.tracking import mlflow_runs
+from model.boundary.errors import MoonflowError
 
 OURS = "app.kubernetes.io/part-of=moonflow"
 RUN_ID = "pipeline/runid"  # Kubeflow's label of a run's Workflow and of its pods
-OUTAGE_S = 60.0  # ours: a run's report waits for the sweep, and the CronJob comes again
+OUTAGE_S = 60.0  # ours: a run's report waits for the sweep, and the CronJob runs again soon
 
 
 def sweep(cluster: Cluster | None = None) -> None:
-    """Delete the unfinished jobs of this pipeline run, which is over: none of its steps is left to wait for them."""
+    """Delete the unfinished jobs of this pipeline run, which is over, so that no step waits for them."""
     if not (label := run_label()):
         return
     cluster = cluster or Cluster.connect(Patience(outage=OUTAGE_S))
@@ -35,9 +36,9 @@ def sweep(cluster: Cluster | None = None) -> None:
 
 
 def sweep_namespace(cluster: Cluster) -> None:
-    """Do it for every run of the namespace that has ended."""
-    # The Workflows come last: what was seen of a job or of MLflow's runs is older, so that no Workflow can be missing
-    # because it was too young.
+    """Delete the unfinished jobs, and end the MLflow runs, of every run of the namespace that has ended."""
+    # The Workflows are listed last: a job or MLflow run that was listed before is older than the list, so its Workflow
+    # is missing only if it is deleted.
     jobs = cluster.labelled(OURS)
     unfinished = mlflow_runs.unfinished()
     workflows = cluster.workflows()
@@ -46,7 +47,7 @@ def sweep_namespace(cluster: Cluster) -> None:
         owner = owning_workflow(job["metadata"].get("ownerReferences") or [])
         if owner is None or _over(job) or not run_ended(there.get(owner["uid"])):
             continue
-        # A run that goes on with the work makes the job its own, which changes it.
+        # With its version: a run that takes the job over changes it.
         if cluster.delete(name(job), version=job["metadata"]["resourceVersion"]):
             run = job["metadata"].get("labels", {}).get(RUN, owner["name"])
             print(f"TrainJob {cluster.namespace}/{name(job)} deleted: its run {run} has ended", flush=True)
@@ -66,11 +67,11 @@ def _all_ended(run_id: str, workflows: Iterable[Json]) -> bool:
     argument = re.compile(rf'p00_run_id[\\"\s:]+{re.escape(run_id)}[\\"]')
     for workflow in workflows:
         text = json.dumps(workflow.get("spec", {}))
-        own = workflow["metadata"].get("labels", {}).get(RUN_ID) == run_id
+        labelled = workflow["metadata"].get("labels", {}).get(RUN_ID) == run_id
         if not run_ended(workflow):
-            if own or run_id in text:  # a run that continues an earlier one names it among its arguments
+            if labelled or run_id in text:  # a run that continues an earlier one names it among its arguments
                 return False
-        elif own or argument.search(text):
+        elif labelled or argument.search(text):
             known = True
     return known
 

@@ -1,18 +1,18 @@
-"""A step as a TrainJob: created or found again, waited for, its log and its trouble told, cancelled with its step.
+"""A step as a TrainJob: created or attached to, followed to its end with its log, and cancelled with its step.
 
-**One job for one step of one run.** Its name follows from both, so an attempt that starts after its predecessor's pod
-died finds the job and attaches to it. A pipeline run that continues an earlier one does the same, and the job becomes
-its own by label and owner. A job with the same name for other parameters is an error. A job that has failed is deleted
-and created anew by the next attempt, and the training goes on from its newest manifest.
+**One job for one step of one run.** The job's name follows from run and step. An attempt that starts after the pod of
+the one before it died finds the job by this name and attaches to it. So does a pipeline run that continues an earlier
+one; it also takes over the job's label and owner. A job of the same name with other parameters is an error. A failed
+job is deleted and created again by the next attempt, and training goes on from its newest manifest.
 
-**Who ends the job.** The step's pod gets SIGTERM both when a user terminates the run and when the pod is evicted (node
-drain, preemption) or deleted. Only the first means the job. The run's Workflow, which owns the pod, tells them apart:
-while the run goes on the job is left alone, and the next attempt attaches; of a run that has ended or is being ended
-the job is deleted. Where the Workflow cannot be read, the pod's condition ``DisruptionTarget`` decides, which
-Kubernetes sets before it evicts a pod and at no other time; without it the job is deleted, since a training that must
-resume from its last manifest costs less than accelerators that nobody waits for. SIGKILL leaves no time for any of
-this, and KFP's own process in the pod dies of the same SIGTERM and takes the container with it, maybe before our
-request is out: the job goes on then, and ``sweep`` deletes it.
+**Who ends the job.** The step's pod gets SIGTERM when a user terminates the run, but also when the pod is evicted (node
+drain, preemption) or deleted. Only the first is meant for the job. The run's Workflow, which owns the pod, tells them
+apart: while the run goes on, the job is left alone and the next attempt attaches to it; when the run has ended or is
+being ended, the job is deleted. If the Workflow cannot be read, the pod's condition ``DisruptionTarget`` decides, which
+Kubernetes sets only before it evicts a pod. Without it the job is deleted: it costs less to resume a training from its
+last manifest than to keep accelerators for a job that nobody waits for. After SIGKILL there is no time for any of this,
+and KFP's process in the pod may end the container before our request is sent. Then the job goes on, and ``sweep``
+deletes it.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from components.runtime.launcher.queued import Queued
 from components.runtime.launcher.reasons import Json, condition, name
 from components.runtime.launcher.signals import stop_on_sigterm
 from components.runtime.launcher.watching import follow
-from components.runtime.launcher.work import Work
-from model.errors import MoonflowError
+from components.runtime.launcher.work import StepWork
+from model.boundary.errors import MoonflowError
 from model.train.stop import Terminated
 
 INDEX = "batch.kubernetes.io/job-completion-index"
@@ -43,7 +43,7 @@ JOB = "jobset.sigs.k8s.io/replicatedjob-name"
 
 
 def run(
-    work: Work,
+    work: StepWork,
     placement: Placement,
     done: Callable[[], bool],
     cluster: Cluster | None = None,
@@ -65,7 +65,7 @@ def run(
             _cancel(cluster, work, owners)
             raise
     if not done():
-        # Left there, it would be found Complete by each further attempt.
+        # Otherwise each further attempt would find it Complete.
         cluster.delete(job_name(work.run_id, work.name))
         raise MoonflowError(
             f"{_where(cluster, work)} is Complete, but {work.step} has no complete manifest in the object store: check "
@@ -74,7 +74,7 @@ def run(
 
 
 def _attach(
-    cluster: Cluster, work: Work, placement: Placement, owners: list[Json], done: Callable[[], bool]
+    cluster: Cluster, work: StepWork, placement: Placement, owners: list[Json], done: Callable[[], bool]
 ) -> Json:
     """The job of ``work``: the one that is there, or a new one."""
     where = _where(cluster, work)
@@ -97,13 +97,13 @@ def _attach(
             if not failed and not (condition(found, "Complete") and not done()):
                 print(f"{where} is there already: attached", flush=True)
                 if not run_label().items() <= found["metadata"].get("labels", {}).items():
-                    # Another pipeline run's: neither its end nor its deletion may take the job from us.
+                    # It belongs to another pipeline run, whose end or deletion would delete it.
                     cluster.adopt(name(found), run_label(), owners)
                 if _differs(found["spec"], body["spec"]):
                     print(f"{where} runs with the placement of its first attempt", flush=True)
                 return found
             why = reasons.of_failure(found, cluster.pods(name(found)), ()) if failed else "it left no manifest"
-            print(f"{where} had ended before ({why}): started anew, it resumes from its last checkpoint", flush=True)
+            print(f"{where} had ended before ({why}): started again, it resumes from its last checkpoint", flush=True)
             cluster.delete(name(found))
         _until_gone(cluster, name(body), found["metadata"].get("uid", ""))
 
@@ -120,8 +120,8 @@ def _until_gone(cluster: Cluster, job: str, uid: str) -> None:
             )
 
 
-def _wait(cluster: Cluster, work: Work, placement: Placement, job_id: str, queued: Queued) -> None:
-    """Return when the job is Complete, telling its state, its log and its trouble meanwhile."""
+def _wait(cluster: Cluster, work: StepWork, placement: Placement, job_id: str, queued: Queued) -> None:
+    """Print the job's state, log and trouble, and return when it is Complete."""
     where = _where(cluster, work)
     log, last, notices = PodLog(cluster), list[Json](), Notices(cluster, where)
     told, disrupted, since = "", set[str](), 0.0
@@ -134,7 +134,7 @@ def _wait(cluster: Cluster, work: Work, placement: Placement, job_id: str, queue
                 )
             pods = cluster.pods(job_id)
             if (outside := _outside(pods, placement)) is not None:
-                cluster.delete(job_id)  # what it runs is to be confined
+                cluster.delete(job_id)  # the programs that it runs would not be confined
                 raise MoonflowError(
                     f"{where}: pod {name(outside)} is not of RuntimeClass {placement.runtime_class}: let "
                     f"ClusterTrainingRuntime {placement.cluster_runtime} ask for it, and run again"
@@ -164,14 +164,14 @@ def _wait(cluster: Cluster, work: Work, placement: Placement, job_id: str, queue
             trouble = reasons.unstartable(pods) or noticed
             since = (since or time.monotonic()) if trouble else 0.0
             if trouble and time.monotonic() - since > cluster.patience.unstartable:
-                cluster.delete(job_id)  # it would wait on and hold its place until the deadline
-                raise MoonflowError(f"{where} cannot start: {trouble}; mend it and run again")
+                cluster.delete(job_id)  # it would keep its quota until the deadline
+                raise MoonflowError(f"{where} cannot start: {trouble}; fix it and run again")
     except MoonflowError:
         log.end()  # a request to end must not wait for it
         raise
 
 
-def _cancel(cluster: Cluster, work: Work, owners: list[Json]) -> None:
+def _cancel(cluster: Cluster, work: StepWork, owners: list[Json]) -> None:
     where, patience = _where(cluster, work), cluster.patience
     if (why := _goes_on(cluster, owners)) is not None:
         print(f"this pod is taken away ({why}): {where} goes on, the next attempt attaches to it", flush=True)
@@ -184,25 +184,25 @@ def _cancel(cluster: Cluster, work: Work, owners: list[Json]) -> None:
 
 
 def _goes_on(cluster: Cluster, owners: list[Json]) -> str | None:
-    """Why this process is ended although its run goes on, or None if the run is ended or nothing tells."""
+    """Why this process is ended although its run goes on; None if the run has ended, or if nothing is known."""
     if (owner := reasons.owning_workflow(owners)) is not None:
-        # One request: there may be no time for another one before that which deletes the job.
+        # One request only: there may be little time, and the job may have to be deleted as well.
         with suppress(ApiException, urllib3.exceptions.HTTPError, OSError):
             ended = reasons.run_ended(cluster.workflow(owner["name"]))
             return None if ended else f"its run {owner['name']} goes on"
-    own = cluster.own_pod()
-    return reasons.disruption(own) if own is not None else None
+    pod = cluster.own_pod()
+    return reasons.disruption(pod) if pod is not None else None
 
 
 def _owners(cluster: Cluster) -> list[Json]:
-    """The owners of the step's own pod (KFP: the run's Workflow): with them the job goes at last, not with the pod."""
+    """The owners of the step's own pod, in KFP the run's Workflow: the job is deleted with them, not with the pod."""
     pod = cluster.own_pod() or {}
     rows = pod.get("metadata", {}).get("ownerReferences") or []
     return [{key: row[key] for key in ("apiVersion", "kind", "name", "uid")} for row in rows]
 
 
 def _state(job: Json, pods: list[Json], placement: Placement) -> str:
-    """What the job is waiting for or doing, "" once its pods have ended. Nothing is decided by it."""
+    """What the job is waiting for or doing, for people; "" once its pods have ended."""
     if condition(job, "Suspended") or job["spec"].get("suspend"):
         return f"queued in LocalQueue {placement.queue}" if placement.queue else "suspended"
     alive = reasons.alive(pods)
@@ -242,7 +242,7 @@ def _first(pods: list[Json]) -> Json | None:
 
 
 def _last_attempt(pods: list[Json]) -> list[Json]:
-    """The newest pod of each rank: what ended an earlier one was survived."""
+    """The newest pod of each rank: the job has survived what ended the earlier ones."""
     newest = {}
     for pod in pods:
         labels = pod["metadata"].get("labels", {})
@@ -256,5 +256,5 @@ def _differs(found: Json, wanted: Json) -> bool:
     return any(found.get("trainer", {}).get(key) != wanted["trainer"][key] for key in keys)
 
 
-def _where(cluster: Cluster, work: Work) -> str:
+def _where(cluster: Cluster, work: StepWork) -> str:
     return f"TrainJob {cluster.namespace}/{job_name(work.run_id, work.name)}"

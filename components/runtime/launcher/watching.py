@@ -10,7 +10,8 @@ import urllib3
 from kubernetes.client.exceptions import ApiException
 from tenacity import RetryCallState, Retrying
 
-from components.runtime.launcher.cluster import Cluster, Gone, passing
+from components.runtime.launcher.api_server import passing
+from components.runtime.launcher.cluster import Cluster, Gone
 from components.runtime.launcher.reasons import Json
 
 
@@ -24,9 +25,9 @@ class Seen:
 def follow(cluster: Cluster, name: str) -> Iterator[Seen]:
     """The TrainJob each time it changes, and at least each ``patience.watch`` seconds; ends after its deletion.
 
-    A list gives the state and its version, watches go on from there, bookmarks move the version on, and a version that
-    has become too old (410) or a broken connection leads to another list: no change is missed, none is told twice as
-    news. Raises MoonflowError if the API server stays away for longer than ``patience.outage``.
+    A list gives the state and its version. Watches continue from there, and bookmarks move the version on. After a
+    version that is too old (410), or a broken connection, the job is listed again. So no change is missed or told
+    twice. Raises MoonflowError if the API server is away for longer than ``patience.outage``.
     """
     trouble = _Trouble(cluster)
     while True:
@@ -71,7 +72,7 @@ class _Trouble:
         now = time.monotonic()
         self._since = self._since or now
         if not passing(error) or now - self._since > self._cluster.patience.outage:
-            raise self._cluster.explain("watch TrainJobs", error) from None
+            raise self._cluster.server.explain("watch TrainJobs", error) from None
         self._state.attempt_number += 1
         self._state.set_exception((type(error), error, None))
-        time.sleep(self._cluster.wait(self._state))
+        time.sleep(self._cluster.server.wait(self._state))

@@ -1,4 +1,4 @@
-"""What a launched process is asked to do, and how it is told: by environment variables, read by the worker."""
+"""The work of a launched process, passed to its worker in environment variables."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from components.runtime.config import StepConfig
-from components.steps import config_class
-from model.errors import MoonflowError
-from model.train.layout import Layout
+from components.runtime.steps import config_class
+from model.boundary.errors import MoonflowError
+from model.parallel.layout import Layout
 
 STEP, CONFIG, INPUTS, RUN_ID = "MOONFLOW_STEP", "MOONFLOW_CONFIG", "MOONFLOW_INPUTS", "MOONFLOW_RUN_ID"
 LAYOUT = "MOONFLOW_LAYOUT"
-WORKER = "components.runtime.worker"
-GROUP = "components.runtime.group"
+WORKER = "components.runtime.launcher.worker"
+GROUP = "components.runtime.launcher.group"
 
-PARALLEL_STEPS = frozenset({"vit_pretrain", "joint_pretrain", "mid_train", "zero_vision_sft"})
-"""Steps whose stage divides its work among ranks: those of the loop in ``model.train``. The loops of ``model.rl`` know
-of one process only: a second rank would do the same work again and race for the same checkpoint."""
+PARALLEL_STEPS = frozenset({"vit_pretrain", "joint_pretrain", "mid_train", "zero_vision_sft", "joint_rl", "parl"})
+"""Steps whose stage divides its work among ranks: those that train. A second rank of another step would repeat the same
+work and compete for the same output."""
 
 
 @dataclass(frozen=True)
-class Work:
+class StepWork:
     """One step of one run."""
 
     run_id: str
@@ -59,10 +59,10 @@ class Work:
 
     @property
     def sha256(self) -> str:
-        """Hex digest of run, step, lineage and inputs: whether a running job does this work or another.
+        """Hex digest of run, step, lineage and inputs: equal if a running job does this same work.
 
-        The layout is none of it: it changes how the work is divided, not what it is. Nor is what a step applies at its
-        end: a job that ended with another value is started anew and has that little left to do.
+        The layout is left out: it changes how the work is divided, not what it is. So is what a step applies at its
+        end: a job that ended with another value is started again and has only that left to do.
         """
         canonical = json.dumps([self.run_id, self.step, self.config.sha256, dict(self.inputs)], sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from model.codec.image import encode_png
 from model.data.families.visual import Drawn, package_folder, visual_family
-from model.data.sample import Split
-from model.image import encode_png
+from model.data.samples.sample import Split
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Table:
-    """Where a table lies under sklearn/datasets/data: its columns of measurements start at the first."""
+    """A table below sklearn/datasets/data, whose first ``columns`` columns are measurements."""
 
     file: str
     columns: int
@@ -44,12 +44,13 @@ TABLES: dict[Split, dict[str, Table]] = {
     },
 }
 SIZE = 84  # pixels: 3 x 3 language-model tokens
-MARGIN = 0.08  # of the chart's height: between the asked bar and the next one
+MARGIN = 0.08  # least difference of the tallest and the shortest bar to the others, in shares of the tallest
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#333333", "#9467bd", "#ff7f0e")
 
 
 @cache
-def _rows(split: Split, name: str) -> NDArray[np.float64]:
+def table_rows(split: Split, name: str) -> NDArray[np.float64]:
+    """The numbers of a table of ``TABLES``: float64 [rows, columns]."""
     table = TABLES[split][name]
     raw = (package_folder("sklearn") / "datasets/data" / table.file).read_bytes()
     lines = (gzip.decompress(raw) if table.file.endswith(".gz") else raw).decode().splitlines()[table.skip :]
@@ -61,7 +62,7 @@ def sources(split: Split) -> list[str]:
 
 
 class _Plot:
-    """One figure that is drawn anew for each sample: building axes costs more than drawing them."""
+    """One figure that is redrawn for each sample: building axes costs more than drawing them."""
 
     @cached_property
     def _figure(self) -> Figure:
@@ -109,7 +110,7 @@ def _values(rng: np.random.Generator, split: Split) -> tuple[NDArray[np.float64]
     count = int(rng.integers(3, 6))  # drawn first: more bars are refused more often
     while True:
         name = list(TABLES[split])[rng.integers(len(TABLES[split]))]
-        rows = _rows(split, name)
+        rows = table_rows(split, name)
         values = rows[rng.choice(len(rows), count, replace=False), rng.integers(rows.shape[1])]
         if values.min() <= 0:
             continue

@@ -1,6 +1,6 @@
 """Handwritten digits to read, count and find (data: scikit-learn's digits, 1,797 of 8x8 pixels; source: ours).
 
-A fifth of the digits is held out, by sample as everywhere here; the writers are not told in the data.
+A fifth of the digits is held out, by sample as everywhere here; the data does not say who wrote a digit.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from model.codec.image import encode_png
 from model.data.families.family import in_split
 from model.data.families.visual import Drawn, package_folder, visual_family
-from model.data.sample import Split
-from model.image import encode_png
+from model.data.samples.sample import Split
 
 EVAL_PERCENT = 20
 CANVAS = 84  # pixels: 3 x 3 language-model tokens
@@ -44,6 +44,7 @@ def source_of(digit_id: int) -> str:
 
 
 def pick(rng: np.random.Generator, split: Split, count: int) -> list[int]:
+    """Indices of ``count`` random digits of a split; one may occur twice."""
     ids = digit_ids(split)
     return [ids[i] for i in rng.integers(len(ids), size=count)]
 
@@ -59,9 +60,9 @@ def render(digit_id: int, size: int, contrast: float) -> NDArray[np.uint8]:
 
 
 def write(rng: np.random.Generator, split: Split, digit_id: int, size: int, contrast: float) -> NDArray[np.uint8]:
-    """`render`; for training as another hand might write it: turned, slanted and stretched a little about its centre.
+    """`render`; a training digit is also turned, slanted and stretched a little, as another hand might write it.
 
-    The 1,400 training digits are soon known by heart; without this, all are read, and fewer of the held-out ones.
+    A model soon memorises the 1,400 training digits: without this it reads all of them, but fewer of the held-out ones.
     """
     ink = render(digit_id, size, contrast)
     if split == "eval":
@@ -122,7 +123,7 @@ def scatter(
     sizes = rng.integers(smallest, largest + 1, len(ids)).tolist()
     places: list[tuple[int, int, int]] = []
     while len(places) < len(ids):
-        # Early digits can leave no room for the last one: after 30 misses all are placed anew.
+        # Early digits can leave no room for the last one: after 30 misses all are placed again.
         places = []
         for size in sizes:
             for left, top in rng.integers(0, CANVAS - size + 1, (30, 2)).tolist():

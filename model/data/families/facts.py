@@ -1,4 +1,4 @@
-"""World facts: ``fact_prose`` states them, ``fact_qa`` asks for one that stands in the context.
+"""World facts: ``fact_prose`` states them, ``fact_qa`` asks for one that the context holds.
 
 Held out: countries, elements, and cities by their country, so an eval answer can only be read from the context.
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from model.data.families.entities import Entity, draw, draw_kind, entities, entity_sources
 from model.data.families.family import Family
-from model.data.sample import Sample, Split
+from model.data.samples.sample import Sample, Split
 
 COMPARISON_SHARE = 0.1  # ours
 # Of the questions for a value, those that ask for a number: digits are what a tiny model learns to copy first (ours).

@@ -9,20 +9,21 @@ from typing import Literal
 
 import numpy as np
 
-from model.data.sample import Ability, Modality, Sample, Split
+from model.data.samples.sample import Ability, Modality, Sample, Split
 
 SPLITS: tuple[Split, ...] = ("train", "eval")
 
 
 def held_out(source: str, percent: int = 10) -> bool:
-    """Whether ``source`` belongs to the eval split: about ``percent`` of all names, the same ones for ever.
+    """Whether ``source`` belongs to the eval split: about ``percent`` of all names, always the same ones.
 
-    A hash of the name decides, so adding a source never moves another one across the split.
+    A hash of the name decides, so adding a source never moves another one into the other split.
     """
     return zlib.crc32(source.encode()) % 100 < percent
 
 
 def in_split(source: str, split: Split, percent: int = 10) -> bool:
+    """Whether ``source`` belongs to ``split``, of which eval gets about ``percent`` of all names."""
     return held_out(source, percent) == (split == "eval")
 
 

@@ -1,8 +1,9 @@
-"""``interleaved``: a picture and a text in one context that have nothing to do with each other (source: ours).
+"""``interleaved``: a picture and an unrelated text in one context (source: ours).
 
-As on the web, where pictures stand between texts. Where every context with a picture is a short answer about it, what
-a tiny model can do with text does not work behind a picture: it begins a program, or copies a name, and loses the
-thread. A caption goes on with a document, a question with one about a text, or a picture stands above such a question.
+On the web, too, pictures stand between texts. If every context with a picture is a short answer about it, a tiny model
+loses its skills with text after a picture: it begins a program, or copies a name, and does not continue. Here a caption
+is followed by a document, a question about a picture by one about a text, or a question about a text has a picture
+above it. In one case of four the text comes first.
 
 Both parts are samples of other families, with their losses and their held-out sources.
 """
@@ -19,7 +20,7 @@ from model.data.families.family import Family
 from model.data.families.reasoning import REASONING_GYM
 from model.data.families.recall import RECALL
 from model.data.families.stdlib import STDLIB_CODE
-from model.data.sample import Sample, Split
+from model.data.samples.sample import Sample, Split
 
 PICTURES = (digits.DIGIT_STRING, digits.DIGIT_COUNT, photo.PHOTO)
 DOCUMENTS = (RECALL, STDLIB_CODE, FACT_PROSE)

@@ -1,4 +1,4 @@
-"""``needle``: a long text in which a record lies, and at its end the record once more, to be completed (source: ours).
+"""``needle``: a long text that hides a record and ends with the record's name, to be completed (source: ours).
 
 The text is documentation of the standard library, which says nothing about the record: the number after its name is
 read from its place, or guessed among 9,000. Training also hides two or three records. The loss covers the numbers at
@@ -16,7 +16,7 @@ import numpy as np
 from model.data.families.family import Family
 from model.data.families.recall import recall_sources, words
 from model.data.families.stdlib import stdlib_text
-from model.data.sample import Sample, Split
+from model.data.samples.sample import Sample, Split
 
 SHORTEST, LONGEST = 200, 1700  # characters of a text, about 120 and 900 tokens of the tiny tokenizer (ours)
 RECORDS = (1, 1, 2, 2, 3)  # of a training sample; an evaluation has one (ours)
@@ -65,7 +65,7 @@ def needle_sample(
 
 
 def needle_family(longest: int) -> Family:
-    """Texts of any length from ``SHORTEST`` to ``longest`` characters, every doubling as often as the next."""
+    """Texts of ``SHORTEST`` to ``longest`` characters; the logarithm of the length is uniform."""
 
     def generate(rng: np.random.Generator, split: Split, index: int) -> Sample:
         characters = round(math.exp(rng.uniform(math.log(SHORTEST), math.log(longest))))

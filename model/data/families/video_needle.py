@@ -3,8 +3,8 @@
 Frames are as small as one language-model token, so a long video is many chunks of 4 frames (each with its timestamp)
 rather than many pixels. The best constant answer is right in a tenth of the cases.
 
-A document and no conversation, so that a mixture full of it is not one of short answers to questions about pictures;
-what such a mixture costs is said in ``interleaved``.
+It is a document, not a conversation, so that a mixture with much of it does not consist of short answers to questions
+about pictures; ``interleaved`` says what such a mixture costs.
 
 Data: scikit-learn's digits, held out as in ``digits``.
 """
@@ -15,10 +15,10 @@ import math
 
 import numpy as np
 
+from model.codec.video import encode_mp4
 from model.data.families.digits import digit_sources, label, paste, pick, source_of, write
 from model.data.families.family import Family
-from model.data.sample import Sample, Split
-from model.video import encode_mp4
+from model.data.samples.sample import Sample, Split
 
 SIZE = 28  # pixels of a frame: one language-model token
 CHUNK = 4  # frames that share their tokens (``ImageConfig.temporal_merge_kernel_size``)
@@ -58,7 +58,7 @@ def video_needle_sample(
 
 
 def video_needle_family(longest: int) -> Family:
-    """Videos of any length from ``SHORTEST`` to ``longest`` chunks, every doubling as often as the next."""
+    """Videos of ``SHORTEST`` to ``longest`` chunks; the logarithm of the length is uniform."""
 
     def generate(rng: np.random.Generator, split: Split, index: int) -> Sample:
         chunks = round(math.exp(rng.uniform(math.log(SHORTEST), math.log(longest))))

@@ -11,9 +11,9 @@ from typing import Literal
 
 import numpy as np
 
+from model.boundary.errors import MoonflowError
 from model.data.families.family import Family
-from model.data.sample import Ability, Sample, Split
-from model.errors import MoonflowError
+from model.data.samples.sample import Ability, Sample, Split
 
 CAPTION_SHARE = 0.5  # of the train samples; the eval samples are all questions
 
@@ -93,7 +93,7 @@ def visual_family(
 
 
 def package_folder(package: str) -> Path:
-    """Where an installed package lies, found without importing it: scikit-learn alone takes seconds to import.
+    """The folder of an installed package, found without importing it: scikit-learn alone takes seconds to import.
 
     Raises:
         MoonflowError: the package is not installed.

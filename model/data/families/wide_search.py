@@ -1,8 +1,8 @@
 """``wide_search``: an attribute of several real entities; ``sub_search``: the part of it one sub-agent does.
 
-A wide search is answered either by searching itself, one call after the other, or by a swarm: one sub-agent is created
-and all items are assigned to it in one parallel turn. The question is the same in both and never asks to parallelise.
-Held out: the entities.
+The model answers a wide search either by searching itself, one call after the other, or by a swarm: it creates one
+sub-agent and assigns all items to it in one parallel turn. The question is the same in both and never asks to
+parallelise. Held out: the entities.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from model.data.families.entities import Entity, Kind, draw, entities
 from model.data.families.family import Family
-from model.data.sample import Sample, Split
+from model.data.samples.sample import Sample, Split
 
 SWARM_SHARE = 0.5  # of wide searches answered by a swarm in training data (ours)
 MAX_ITEMS = 5  # keeps a trajectory under about 450 tokens (ours)
@@ -89,6 +89,7 @@ def _swarm(rng: np.random.Generator, queries: list[str], found: list[str]) -> li
 
 
 def wide_search(rng: np.random.Generator, split: Split, index: int) -> Sample:
+    """Two to five entities of one kind, answered serially or by a swarm."""
     chosen, attribute = _pick(rng, split, MAX_ITEMS)
     queries = [f"{entity.name} {attribute}" for entity in chosen]
     answer = {entity.name: entity.attributes[attribute] for entity in chosen}
@@ -97,7 +98,7 @@ def wide_search(rng: np.random.Generator, split: Split, index: int) -> Sample:
     question = QUESTIONS[int(rng.integers(len(QUESTIONS)))].format(items=items)
     mode = "swarm" if rng.random() < SWARM_SHARE else "serial"
     turns = _swarm(rng, queries, found) if mode == "swarm" else _serial(queries, found)
-    # Half of the serial answers had nothing but the search tool: the single agent that a swarm is compared with.
+    # Half of the serial training answers have only the search tool, as the single agent that a swarm is compared with.
     tools = ["search"] if mode == "serial" and split == "train" and rng.random() < 0.5 else WIDE_TOOLS
     return Sample(
         key=f"wide_search-{index:08d}", family="wide_search", ability="agentic", modality="text",
@@ -108,6 +109,7 @@ def wide_search(rng: np.random.Generator, split: Split, index: int) -> Sample:
 
 
 def sub_search(rng: np.random.Generator, split: Split, index: int) -> Sample:
+    """One entity, asked as a sub-agent is asked."""
     (entity,), attribute = _pick(rng, split, 1)
     query, found = f"{entity.name} {attribute}", f"{entity.name}:{entity.attributes[attribute]}"
     return Sample(

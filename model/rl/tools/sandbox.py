@@ -1,7 +1,8 @@
-"""IPython-style programs of a policy, run out of process. What confines them: `walls`. Who runs them: `sandbox_server`.
+"""The sandbox's client: runs IPython-style programs of a policy in other processes (source: ours).
 
-A session's process is taken to be hostile: what it answers is bounded text, one answer a question, or the session is
-dead. Why a session died is asked of the server.
+`sandbox_server` starts these processes, `isolation` confines them, `notebook` runs the cells. A session's process is
+assumed to be hostile: each question must get one answer of bounded text, or the session ends. Why a process ended is
+learned from the server, never from the process.
 """
 
 from __future__ import annotations
@@ -22,30 +23,30 @@ from types import TracebackType
 
 import numpy as np
 
-from model.errors import MoonflowError
-from model.rl.tools.sandbox_server import HEAD, QUESTION_BYTES, START_S, image_question
-from model.rl.tools.walls import Walls
+from model.boundary.errors import MoonflowError
+from model.rl.tools.isolation import Isolation
+from model.rl.tools.sandbox_server import HEAD, QUESTION_BYTES, START_S, pixels_question
 
 ROOT = Path(__file__).resolve().parents[3]
-SUFFIX_CHARS = 64  # room for what follows a cut output: "... [n more characters]"
-_REASON_S = 5.0  # for the server to reap a process and say why it ended (ours)
-_STOP_S = 10.0  # for the server to end by itself (ours)
-_RETRY_S = 0.02  # after a session that found no room
-# What a process, a user or a machine has too few of, until another session ends.
+SUFFIX_CHARS = 64  # room for the end of a cut output: "... [n more characters]"
+_REASON_S = 5.0  # in which the server reaps a process and says why it ended (ours)
+_STOP_S = 10.0  # in which the server ends by itself (ours)
+_RETRY_S = 0.02  # pause after a session found no room
+# Errors that pass when another session ends: the process, the user or the machine has run out of something.
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one session (values: ours).
+    """Limits of one session (values: ours).
 
     Attributes:
-        cell_cpu_s: processor seconds of a cell, after which it gets a TimeoutError, or the session is killed where that
-            does not end the cell (`cells.run_cell`). Not wall-clock seconds: what an episode observes must not depend
-            on how busy the machine is.
-        session_cpu_s: processor seconds of all cells together, after which the session is killed.
-        wall_s: seconds of a cell, after which the session is killed; only for what blocks without computing.
-        memory_mb: MiB above what the idle session has.
+        cell_cpu_s: processor seconds of a cell. Then it gets a TimeoutError; if that does not end it, the session is
+            killed (`notebook.Notebook`). Processor time, because what an episode observes must not depend on how busy
+            the machine is.
+        session_cpu_s: processor seconds of all cells together; then the session is killed.
+        wall_s: seconds of a cell by the clock; then the session is killed. For cells that block without computing.
+        memory_mb: MiB beyond what an idle session has.
         output_chars: characters of a cell's output that are kept.
     """
 
@@ -57,20 +58,20 @@ class Limits:
 
 
 class _Dead(Exception):
-    """The session answers no more; its text says why."""
+    """The session has ended; the message says why."""
 
 
 class Session:
-    """One kernel: names persist from cell to cell. Made by `Sandbox.session`; use as an async context manager.
+    """A notebook: names persist from cell to cell. `Sandbox.session` makes one; use it as an async context manager.
 
-    A session that cannot be had, or that dies, answers every cell with one line that says why.
+    A session that could not be started, or that died, answers every cell with one line that says why.
 
     Attributes:
-        refusal: why it could not be had, which is not the program's fault; "" if it was.
+        refusal: why it could not be started, which is not the program's fault; "" if it was.
     """
 
-    def __init__(self, channel: socket.socket, limits: Limits, array: np.ndarray | None) -> None:
-        self._channel, self._limits, self._array = channel, limits, array
+    def __init__(self, channel: socket.socket, limits: Limits, pixels: np.ndarray | None) -> None:
+        self._channel, self._limits, self._pixels = channel, limits, pixels
         self._sockets: tuple[socket.socket, socket.socket] | None = None  # data, control
         self._why = "the session was not entered"
         self.refusal = ""
@@ -79,7 +80,7 @@ class Session:
         try:
             async with asyncio.timeout(START_S):
                 await self._connect()
-                await self._ask(image_question(self._array))
+                await self._ask(pixels_question(self._pixels))
         except TimeoutError:
             self._hang_up(
                 f"no session in {START_S:.0f} s: {self._why}, or the machine is overloaded; run fewer at once"
@@ -91,14 +92,14 @@ class Session:
         except BaseException:
             self._hang_up("it was given up")
             raise
-        self._array = None
+        self._pixels = None
         return self
 
     async def __aexit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._hang_up("it was left")
 
     async def run(self, code: str) -> str:
-        """What the cell printed and the value of its last expression, or the last line of its traceback."""
+        """Run a cell and return what it shows (`notebook.Notebook.run`)."""
         if self._sockets is None:
             return f"RuntimeError: {self._why}"
         try:
@@ -111,11 +112,11 @@ class Session:
             self._hang_up("the session is dead")
             return f"RuntimeError: {dead}, the session is dead"
         except BaseException:
-            self._hang_up("the session is dead")  # its answer would be taken for the next cell's
+            self._hang_up("the session is dead")  # or the next cell would get this one's answer
             raise
 
     async def _connect(self) -> None:
-        """Give the server two sockets; wait while there is no room for them."""
+        """Send the server two sockets; wait while there is no room for them."""
         while self._sockets is None:
             try:
                 self._sockets = _hand_over(self._channel)
@@ -135,7 +136,7 @@ class Session:
         try:
             await loop.sock_sendall(data, HEAD.pack(mark, len(question)) + question)
             answered, size = HEAD.unpack(await self._exactly(HEAD.size))
-            # The mark is new with each question, so that an answer cannot be written before it.
+            # Each question has a new mark, so that a process cannot write the answer before the question.
             if answered != mark:
                 raise _Dead("it answered what was not asked")
             most = self._limits.output_chars + SUFFIX_CHARS
@@ -149,14 +150,14 @@ class Session:
         assert self._sockets is not None
         parts = bytearray()
         while len(parts) < size:
-            piece = await asyncio.get_running_loop().sock_recv(self._sockets[0], size - len(parts))
-            if not piece:
+            received = await asyncio.get_running_loop().sock_recv(self._sockets[0], size - len(parts))
+            if not received:
                 raise EOFError
-            parts += piece
+            parts += received
         return bytes(parts)
 
     async def _reason(self) -> str:
-        """The server's word on why the session's process ended."""
+        """Why the session's process ended, as the server says."""
         assert self._sockets is not None
         try:
             async with asyncio.timeout(_REASON_S):
@@ -168,21 +169,21 @@ class Session:
         return said.decode(errors="replace") or "the sandbox server ended"
 
     def _hang_up(self, why: str) -> None:
-        """The server kills the session's process as soon as the connection is closed."""
+        """Close the connection, so that the server kills the session's process; ``why`` answers later cells."""
         for each in self._sockets or ():
             _end(each)
         self._sockets, self._why = None, why
 
 
 def _end(connection: socket.socket) -> None:
-    """Close a connection, also where a fork of this process has a copy of its descriptor."""
+    """Close a connection, even if a fork of this process has a copy of its descriptor."""
     with suppress(OSError):  # its other end may be gone
         connection.shutdown(socket.SHUT_RDWR)
     connection.close()
 
 
 def _hand_over(channel: socket.socket) -> tuple[socket.socket, socket.socket]:
-    """Ask the server for a session: (data, control), whose other ends it now has."""
+    """Ask the server for a session; returns our ends of the two sockets, data and control."""
     made: list[socket.socket] = []
     try:
         for _ in range(2):
@@ -199,10 +200,12 @@ def _hand_over(channel: socket.socket) -> tuple[socket.socket, socket.socket]:
 
 
 class Sandbox:
-    """The server process; started at the first session, ended by `close` or with this process.
+    """The server process. The first session starts it; `close`, or the end of this process, ends it.
 
-    ``mode``: "unsafe" runs programs within what walls the machine has; any other, as "strict", runs none without a
-    seccomp filter.
+    Args:
+        limits: of each session.
+        mode: "unsafe" runs programs with whatever layers of isolation the machine has; any other mode, such as
+            "strict", runs none without a seccomp filter.
     """
 
     module = "model.rl.tools.sandbox_server"
@@ -211,21 +214,34 @@ class Sandbox:
         self.limits, self.mode = limits or Limits(), mode
         self._server: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
-        self._walls: Walls | None = None
+        self._isolation: Isolation | None = None
         self._lock = threading.Lock()
 
-    def session(self, array: np.ndarray | None = None) -> Session:
-        """A new kernel in which ``img`` is ``array`` (uint8 [H, W]). Raises MoonflowError if no server starts."""
-        return Session(self._running(), self.limits, array)
+    def session(self, pixels: np.ndarray | None = None) -> Session:
+        """A new session, whose programs find the pixels of a picture or a video, if there are any.
+
+        Args:
+            pixels: uint8 [H, W] or [H, W, 3], which is ``img``, and the only one of the list ``images``; or frames
+                uint8 [N, H, W, 3], which are the list ``images``.
+
+        Raises:
+            MoonflowError: no server starts.
+        """
+        return Session(self._running(), self.limits, pixels)
 
     @property
-    def walls(self) -> Walls:
-        """What confines programs here. Raises MoonflowError if no server starts."""
+    def isolation(self) -> Isolation:
+        """What confines programs on this machine.
+
+        Raises:
+            MoonflowError: no server starts.
+        """
         self._running()
-        assert self._walls is not None
-        return self._walls
+        assert self._isolation is not None
+        return self._isolation
 
     def close(self) -> None:
+        """End the server and all its sessions."""
         with self._lock:
             self._stop()
 
@@ -244,12 +260,13 @@ class Sandbox:
             return self._channel
 
     def _start(self) -> None:
-        # Nothing of ours, credentials least of all.
+        # The server gets nothing else of our environment, least of all credentials.
         environment = {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": str(ROOT)}
         environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        environment["PYTHONHASHSEED"] = "0"  # sets of texts have the same order in every run
         command = [sys.executable, "-s", "-P", "-m", self.module, json.dumps(asdict(self.limits)), self.mode]
         try:
-            # Messages, each whole: several threads may ask for sessions.
+            # A socket of whole messages, because several threads may ask for sessions.
             self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             self._channel.setblocking(False)
             with theirs:
@@ -274,14 +291,14 @@ class Sandbox:
         if told["refused"]:
             self._stop()
             raise MoonflowError(
-                f"no program is run, because this machine cannot confine it: {told['refused']}; mend that, or set "
-                'sandbox = "unsafe" in the step\'s table to run programs without this wall'
+                f"no program is run, because this machine cannot confine it: {told['refused']}; fix that, or set "
+                'sandbox = "unsafe" in the step\'s table to run programs without the filter'
             )
-        self._walls = Walls(**told["walls"])
+        self._isolation = Isolation(**told["isolation"])
 
     def _stop(self) -> None:
         if self._channel is not None:
-            _end(self._channel)  # the server ends with it, and every session with the server
+            _end(self._channel)  # this ends the server, and the server ends every session
             self._channel = None
         if self._server is not None:
             try:

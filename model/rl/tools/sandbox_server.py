@@ -1,17 +1,17 @@
-"""The server side of the sandbox: a process that `sandbox.Sandbox` starts, and that forks one process per session.
+"""The sandbox's server: a process that `sandbox.Sandbox` starts, and that forks one process per session (source: ours).
 
-It imports numpy and little else, so a session starts in milliseconds with the libraries loaded, and it never sees
-a session's data: nothing of one session is in the memory of another.
+It imports what programs may import (`libraries`) and little else, so that a session starts in milliseconds. It never
+sees the data of a session, so that nothing of one session is in the memory of another.
 
 Its standard input is the channel to the client. A message there asks for a session and brings two sockets:
 
-- ``data``, for the session's process alone. A question is its sender's 8 random bytes, a 4-byte big-endian length, and
-  so many bytes; the answer repeats the 8 bytes, then length and UTF-8 text. The first question holds ``img`` (or
-  nothing), each further one is a cell.
-- ``control``, kept by the server. The client closes it to end the session. When the session's process has ended,
-  the server writes there in one line why; a session's own word is not taken for it.
+- ``data``, for the session's process alone. A question is 8 random bytes, a 4-byte big-endian length, and that many
+  bytes; the answer repeats the 8 bytes, then has a length and UTF-8 text. The first question holds the pixels of a
+  picture or a video, or nothing; each later one is a cell.
+- ``control``, which the server keeps. The client closes it to end the session. When the session's process has ended,
+  the server writes one line there that says why; what the process itself says does not count.
 
-Everything ends when the channel does, or the client's process.
+When the channel or the client's process ends, everything ends.
 """
 
 from __future__ import annotations
@@ -32,22 +32,23 @@ from typing import Any
 
 import numpy as np
 
-from model.rl.tools import cells
-from model.rl.tools.walls import Confinement, die_with, hide, isolate
+from model.rl.tools import language, notebook
+from model.rl.tools.isolation import Confinement, die_with, enter_namespaces, forbid_tracing
 
-HEAD = struct.Struct(">8sI")  # of a question and of an answer
-QUESTION_BYTES = 64 << 20  # of a program or an array (ours)
-SESSIONS = 256  # at once; further ones wait (ours)
-START_S = 60.0  # for a session to begin: on an overloaded machine, or after others have ended (ours)
-_RETRY_S = 0.1  # after a fork that the machine refused
-_OUT_OF_MEMORY, _UNCONFINED = 3, 64  # exit statuses of a session's process; the last one plus an errno
+HEAD = struct.Struct(">8sI")  # how a question and an answer begin
+QUESTION_BYTES = 64 << 20  # the longest program (ours)
+PIXEL_BYTES = QUESTION_BYTES - 1024  # the largest picture or video, which has a shape before it in its question
+SESSIONS = 256  # at once; more wait (ours)
+START_S = 60.0  # in which a session starts, on an overloaded machine or after others have ended (ours)
+_RETRY_S = 0.1  # pause after the machine refused a fork
+_OUT_OF_MEMORY, _UNCONFINED = 3, 64  # exit statuses of a session's process; an errno is added to the second
 Runner = Callable[[str, dict[str, Any]], str]
 
 
 def _exactly(size: int) -> bytes:
     parts = bytearray()
-    while len(parts) < size and (piece := os.read(0, size - len(parts))):
-        parts += piece
+    while len(parts) < size and (received := os.read(0, size - len(parts))):
+        parts += received
     return bytes(parts)
 
 
@@ -62,34 +63,41 @@ def _question() -> tuple[bytes, bytes] | None:
 
 
 def _answer(mark: bytes, text: str) -> None:
-    body = text.encode(errors="replace")  # a lone surrogate is no text
+    body = text.encode(errors="replace")  # a lone surrogate cannot be encoded
     frame = memoryview(HEAD.pack(mark, len(body)) + body)
     while frame:
         frame = frame[os.write(0, frame) :]
 
 
-def image_question(array: np.ndarray | None) -> bytes:
-    """The body of a session's first question: a line of JSON, then the array's bytes (uint8)."""
-    if array is None:
+def pixels_question(pixels: np.ndarray | None) -> bytes:
+    """The body of a session's first question: a line of JSON, the shape, then the array's bytes (uint8)."""
+    if pixels is None:
         return b""
-    return json.dumps(array.shape).encode() + b"\n" + np.ascontiguousarray(array, np.uint8).tobytes()
+    return json.dumps(pixels.shape).encode() + b"\n" + np.ascontiguousarray(pixels, np.uint8).tobytes()
 
 
-def _image(body: bytes) -> np.ndarray | None:
+def _pictures(body: bytes) -> dict[str, Any]:
+    """The names that hold the first question's pixels: ``img`` and ``images`` of a picture, ``images`` of frames.
+
+    Frames of one channel are grey pictures [H, W], as a single one is.
+    """
     if not body:
-        return None
-    shape, _, data = body.partition(b"\n")
-    return np.frombuffer(data, np.uint8).reshape(json.loads(shape)).copy()
+        return {}
+    end = body.index(b"\n")
+    pixels = np.frombuffer(body, np.uint8, offset=end + 1).reshape(json.loads(body[:end])).copy()
+    if pixels.ndim < 4:
+        return {"img": pixels, "images": [pixels]}
+    return {"images": list(pixels[..., 0] if pixels.shape[3] == 1 else pixels)}
 
 
 def _session(runner: Runner) -> None:
-    """A kernel on descriptor 0: names persist from cell to cell until the client is gone."""
-    names = cells.namespace()
+    """Answer questions on descriptor 0 until the client is gone; names persist from cell to cell."""
+    names = language.namespace()
     if (first := _question()) is None:
         return
     mark, body = first
-    if (array := _image(body)) is not None:
-        names["img"] = array
+    names |= _pictures(body)
+    del first, body  # as large as the pixels, which the program needs room for
     _answer(mark, "")
     while (question := _question()) is not None:
         mark, body = question
@@ -98,27 +106,39 @@ def _session(runner: Runner) -> None:
 
 @dataclass(frozen=True)
 class _Running:
-    """A session's process, and what to watch of it."""
+    """A session's process: its number, a pidfd that tells its end, and the client's control socket."""
 
     pid: int
     ended: int
     control: socket.socket
 
 
-class Server:
+class SessionServer:
+    """Starts a process per session, watches it, and says why it ended.
+
+    Args:
+        limits: the fields of `sandbox.Limits`.
+        confinement: what each process applies to itself.
+        runner: a cell's code and the session's names -> what the policy sees.
+    """
+
     def __init__(self, limits: dict[str, Any], confinement: Confinement, runner: Runner) -> None:
         self._limits, self._confinement, self._runner = limits, confinement, runner
         self._started = 0
 
     def fork(self, data: socket.socket) -> int:
-        """The process of a new session. OSError if the machine has none left."""
+        """Start the process of a new session; returns its number.
+
+        Raises:
+            OSError: the machine has no process left.
+        """
         self._started += 1
         pid = os.fork()
         if pid:
             return pid
         status = 1
         try:
-            cells.interrupt_cells()  # no handler can be set behind the walls
+            notebook.interrupt_cells()  # inside the confinement no handler can be set
             limits = {name: self._limits[name] for name in ("memory_mb", "session_cpu_s")}
             try:
                 self._confinement.enter(data.fileno(), number=self._started, **limits)
@@ -133,7 +153,7 @@ class Server:
             os._exit(status)
 
     def why(self, status: int, used: resource.struct_rusage) -> str:
-        """Why a process ended, from what the kernel says of it."""
+        """Why a process ended, from its exit status and the resources that it used."""
         code = os.waitstatus_to_exitcode(status)
         if code == -signal.SIGXCPU or (
             code == -signal.SIGKILL and used.ru_utime + used.ru_stime >= self._limits["session_cpu_s"]
@@ -150,19 +170,23 @@ class Server:
         return "out of memory" if code == _OUT_OF_MEMORY else "its process ended itself"
 
     def serve(self, channel: socket.socket, parent: int) -> None:
-        """Start sessions until the channel or the process ``parent`` (a pidfd) ends; end each whose client hung up."""
+        """Start sessions, and end those whose client hung up, until the channel or the client's process ends.
+
+        Args:
+            parent: a pidfd of the client's process.
+        """
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        # A request brings two descriptors, a session keeps two: one to talk, one that tells its end.
+        # A request brings two descriptors. A session keeps two: the control socket and the pidfd.
         room = min(SESSIONS, (most - 16) // 2)
-        running: dict[int, _Running] = {}  # by both descriptors
+        running: dict[int, _Running] = {}  # each session under both of its descriptors
         waiting: tuple[socket.socket, socket.socket, float] | None = None  # data, control, until when
         poll = select.poll()
         poll.register(parent, select.POLLIN)
         poll.register(channel, select.POLLIN)
         while True:
             full = waiting is not None or len(running) // 2 >= room
-            poll.modify(channel, 0 if full else select.POLLIN)  # its end is told in any case
+            poll.modify(channel, 0 if full else select.POLLIN)  # its end is reported in any case
             for fd, event in poll.poll(1000 * _RETRY_S if waiting else None):
                 if fd == parent or (fd == channel.fileno() and event & (select.POLLHUP | select.POLLERR)):
                     for session in set(running.values()):
@@ -173,7 +197,7 @@ class Server:
                     if len(sockets) == 2:
                         data, control = (socket.socket(fileno=each) for each in sockets)
                         waiting = data, control, time.monotonic() + START_S
-                    else:  # the machine had no descriptors for them, and the client finds its sockets closed
+                    else:  # the machine had no descriptors for them; the client will find its sockets closed
                         for each in sockets:
                             os.close(each)
                 elif fd in running:
@@ -189,7 +213,7 @@ class Server:
         running: dict[int, _Running],
         poll: select.poll,
     ) -> tuple[socket.socket, socket.socket, float] | None:
-        """Start what waits; it waits on if the machine refuses."""
+        """Start the session that waits; returns it if it must wait longer because the machine refuses."""
         refused = ""
         try:
             pid = self.fork(data)
@@ -204,7 +228,7 @@ class Server:
             return None
         try:
             session = _Running(pid, os.pidfd_open(pid), control)
-        except OSError as error:  # it could not be watched; the others go on
+        except OSError as error:  # this one cannot be watched; the others continue
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             _tell(control, f"it cannot be watched: {error.strerror}")
@@ -216,9 +240,9 @@ class Server:
         return None
 
     def _end(self, running: dict[int, _Running], fd: int, poll: select.poll) -> None:
-        """The client hung up, or the process ended: reap it and say why."""
+        """Reap a process that ended, or whose client hung up, and say why."""
         session = running[fd]
-        os.kill(session.pid, signal.SIGKILL)  # not yet reaped, so the number is still this child's
+        os.kill(session.pid, signal.SIGKILL)  # it is not reaped yet, so the number still belongs to it
         _, status, used = os.wait4(session.pid, 0)
         _tell(session.control, self.why(status, used))
         for watched in (session.ended, session.control.fileno()):
@@ -233,8 +257,8 @@ def _tell(control: socket.socket, why: str) -> None:
         control.send(why.encode(), socket.MSG_DONTWAIT)
 
 
-def _trial(server: Server) -> str:
-    """Why no session can be had here, or ""."""
+def _trial(server: SessionServer) -> str:
+    """Start a session to see whether one can be started here; returns why not, or ""."""
     ours, theirs = socket.socketpair()
     pid = server.fork(theirs)
     theirs.close()
@@ -243,37 +267,38 @@ def _trial(server: Server) -> str:
     with ours, suppress(OSError):
         ours.sendall(question)
         said = ours.recv(len(question))
-    _, status, used = os.wait4(pid, 0)  # it ends with the connection
+    _, status, used = os.wait4(pid, 0)  # closing the connection ended it
     return "" if said == question else server.why(status, used)
 
 
 def main(runner: Runner | None = None) -> None:
-    """``LIMITS_JSON strict|unsafe CLIENT_PID``; ``runner`` stands in for that of cells where the walls are measured."""
+    """Serve; the command line is ``LIMITS_JSON strict|unsafe CLIENT_PID``.
+
+    Args:
+        runner: replaces `notebook.Notebook`, so that the isolation can be tested without the check of the language.
+    """
     limits, mode, client = json.loads(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the client's to heed
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the client handles it
     parent = os.pidfd_open(client)
     if os.getppid() != client:
         return
-    np.set_printoptions(legacy="1.25")  # a NumPy 7 shows as 7: `np.int64(7)` would cost a policy ten tokens
-    namespaces = isolate()
+    np.set_printoptions(legacy="1.25")  # show 7, not np.int64(7), which costs a policy ten tokens more
+    namespaces = enter_namespaces()
     if namespaces:  # the first child is process 1 of the namespace: when it ends, the kernel kills every session
         if server := os.fork():
-            hide()
+            forbid_tracing()
             os.waitpid(server, 0)
             return
         die_with(0)
-    hide()
-
-    def run(code: str, names: dict[str, Any]) -> str:
-        return cells.run_cell(code, names, cpu_s=limits["cell_cpu_s"], output_chars=limits["output_chars"])
-
+    forbid_tracing()
+    cells = notebook.Notebook(cpu_s=limits["cell_cpu_s"], output_chars=limits["output_chars"])
     confinement = Confinement(namespaces)
-    sessions = Server(limits, confinement, runner or run)
-    refused = confinement.walls.seccomp or _trial(sessions)
+    sessions = SessionServer(limits, confinement, runner or cells.run)
+    refused = confinement.isolation.seccomp or _trial(sessions)
     if refused and mode == "unsafe":
         confinement.without_filter(refused)
         refused = _trial(sessions)
-    os.write(1, json.dumps({"refused": refused, "walls": asdict(confinement.walls)}).encode() + b"\n")
+    os.write(1, json.dumps({"refused": refused, "isolation": asdict(confinement.isolation)}).encode() + b"\n")
     if not refused:
         sessions.serve(socket.socket(fileno=0), parent)
 

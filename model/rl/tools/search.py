@@ -1,4 +1,4 @@
-"""Search over the records of a task (source: ours; a closed world, so that rewards are verifiable)."""
+"""Search over the records of a task: a closed world, so that rewards can be verified (source: ours)."""
 
 from __future__ import annotations
 
@@ -8,5 +8,9 @@ NO_RESULT = "no result"
 
 
 def search(records: Mapping[str, str], query: str) -> str:
-    """The record whose lower-case key is the query up to case and spacing, or "no result"."""
+    """The record under ``query``, whose case and spacing do not matter; "no result" if there is none.
+
+    Args:
+        records: lower-case key with single spaces -> text.
+    """
     return records.get(" ".join(query.lower().split()), NO_RESULT)

@@ -1,4 +1,4 @@
-"""The tools of the environment: what a policy's calls do (source: K2.5 paper App. D, pluggable Toolset)."""
+"""The tools of an episode: what a policy's calls do (source: K2.5 paper App. D, pluggable Toolset)."""
 
 from __future__ import annotations
 
@@ -9,45 +9,87 @@ from typing import Any
 
 import numpy as np
 
-from model.chat import TOOLS, ToolCall
-from model.data.sample import Sample
-from model.errors import MoonflowError, Unavailable
-from model.image import read_rgb
+from model.boundary.errors import MoonflowError, Unavailable
+from model.codec.chat import TOOLS, ToolCall
+from model.codec.image import ImageConfig, read_pixels
+from model.codec.video import decode_video
+from model.data.samples.sample import Sample
 from model.rl.tools.sandbox import Limits, Sandbox, Session
+from model.rl.tools.sandbox_server import PIXEL_BYTES
 from model.rl.tools.search import search
 
+RELEASED = ImageConfig()
+VIDEO_EXTENSIONS = ("avi", "m4v", "mkv", "mov", "mp4", "webm")
 
-def environment_array(sample: Sample) -> np.ndarray | None:
-    """``environment["array"]`` as uint8 [H, W]: nested lists, or the name of an image medium.
 
-    The image is read as the model sees it (upright, on white, 8 bits) and made gray.
+def environment_array(sample: Sample, config: ImageConfig = RELEASED) -> np.ndarray | None:
+    """The pixels of a task: uint8 [H, W] of a grey picture, [H, W, 3] of a colour one, [N, H, W, 3] of a video or of
+    several colour pictures, [N, H, W, 1] of several grey ones; None if it has none.
+
+    ``environment["array"]`` holds nested lists, or the name of an image or video medium, whose extension tells which;
+    ``environment["images"]`` holds a list of pictures of one size, each as nested lists or the name of an image. Media
+    are read as the model sees them: an image upright, on white, with 8 bits; a video's frames as they are sampled. A
+    file whose format stores grey gives [H, W], any other [H, W, 3], also if all its colours are grey.
+
+    Args:
+        config: says which frames are sampled from a video.
 
     Raises:
-        MoonflowError: naming the sample, when the medium is missing or cannot be read, or the list is not a matrix of
-            0-255.
+        MoonflowError: the task has both fields, a medium is missing or cannot be read, there are more pixels than a
+            session takes, the lists are not such an array of 0-255, or the pictures are not alike; names the sample.
     """
-    array = sample.environment.get("array")
-    if array is None:
-        return None
-    of = f"sample {sample.key} of {sample.family}: environment.array"
+    array, images = sample.environment.get("array"), sample.environment.get("images")
+    of = f"sample {sample.key} of {sample.family}: environment"
+    if array is not None and images is not None:
+        raise MoonflowError(f"{of} has array and images: give one of them")
+    if images is None:
+        return None if array is None else _pixels(array, sample, config, f"{of}.array")
+    if not isinstance(images, list) or not images:
+        raise MoonflowError(f"{of}.images is no list of pictures")
+    pictures: list[np.ndarray] = []
+    for n, picture in enumerate(images):
+        pictures.append(_pixels(picture, sample, config, f"{of}.images.{n}"))
+        if pictures[n].shape != pictures[0].shape or pictures[0].ndim > 3:
+            raise MoonflowError(f"{of}.images: its pictures must have one size, and all be grey or all be in colour")
+        _require_room(pictures, f"{of}.images")
+    frames = np.stack(pictures)
+    return frames if frames.ndim == 4 else frames[..., None]
+
+
+def _require_room(pictures: Sequence[np.ndarray], of: str) -> None:
+    if sum(picture.nbytes for picture in pictures) > PIXEL_BYTES:
+        shape = f"{len(pictures)} x " * (len(pictures) > 1) + str(list(pictures[0].shape))
+        raise MoonflowError(
+            f"{of}: its pixels {shape} are more than the {PIXEL_BYTES:,} bytes that a program can be "
+            "given (PIXEL_BYTES): give a smaller or shorter one"
+        )
+
+
+def _pixels(array: Any, sample: Sample, config: ImageConfig, of: str) -> np.ndarray:
+    """uint8 pixels of one picture or video, which ``of`` names."""
+    pixels: np.ndarray
     if isinstance(array, str):
         if array not in sample.media:
             raise MoonflowError(f"{of} names no medium: {array!r}")
+        video = array.rpartition(".")[2].lower() in VIDEO_EXTENSIONS
         try:
-            return np.asarray(read_rgb(sample.media[array]).convert("L"))
+            pixels = decode_video(sample.media[array], config)[0] if video else read_pixels(sample.media[array])
         except MoonflowError as error:
             raise MoonflowError(f"{of}: {error}") from error
+        _require_room([pixels], of)
+        return pixels
     try:
-        matrix = np.asarray(array)
+        pixels = np.asarray(array)
     except ValueError:  # rows of unequal length
-        matrix = np.empty(0)
-    if matrix.ndim != 2 or matrix.dtype.kind not in "iu" or matrix.min() < 0 or matrix.max() > 255:
-        raise MoonflowError(f"{of} is no matrix of integers 0-255")
-    return matrix.astype(np.uint8)
+        pixels = np.empty(0)
+    picture = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
+    if not picture or not pixels.size or pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > 255:
+        raise MoonflowError(f"{of} is no matrix of integers 0-255, or of [red, green, blue] of such integers")
+    return pixels.astype(np.uint8)
 
 
 def call_error(call: ToolCall, tools: Sequence[str]) -> str | None:
-    """Why a call cannot run: a tool that was not declared, a missing or superfluous argument, or not a string."""
+    """Why a call cannot run: its tool was not declared, or an argument is missing, unknown or not a string."""
     if call.name not in tools or call.name not in TOOLS:
         return f"error: no tool {call.name}"
     wanted = TOOLS[call.name].parameters
@@ -57,10 +99,10 @@ def call_error(call: ToolCall, tools: Sequence[str]) -> str | None:
 
 
 class EpisodeTools:
-    """The tools of one episode, with their state. Use as an async context manager."""
+    """The tools of one episode, whose programs share one session. Use it as an async context manager."""
 
-    def __init__(self, sandbox: Sandbox, sample: Sample) -> None:
-        self._sandbox, self._sample = sandbox, sample
+    def __init__(self, sandbox: Sandbox, sample: Sample, config: ImageConfig = RELEASED) -> None:
+        self._sandbox, self._sample, self._config = sandbox, sample, config
         self._stack = AsyncExitStack()
         self._kernel: Session | None = None
 
@@ -71,7 +113,12 @@ class EpisodeTools:
         await self._stack.aclose()
 
     async def call(self, call: ToolCall) -> str:
-        """The observation; a call that cannot run yields one that starts with ``error:``."""
+        """Run a call and return the observation, which starts with ``error:`` if the call cannot run.
+
+        Raises:
+            Unavailable: no sandbox server starts, so that no program of any episode can run.
+            MoonflowError: this machine cannot start a session, or the task's pixels cannot be read.
+        """
         if error := call_error(call, self._sample.tools):
             return error
         if call.name == "search":
@@ -82,13 +129,13 @@ class EpisodeTools:
 
     async def _ipython(self, code: str) -> str:
         if self._kernel is None:  # most episodes never ask for one
-            array = environment_array(self._sample)
+            pixels = environment_array(self._sample, self._config)
             try:
-                session = self._sandbox.session(array)
-            except (MoonflowError, OSError) as error:  # no server starts: no program of any episode can run
+                session = self._sandbox.session(pixels)
+            except (MoonflowError, OSError) as error:  # concerns every episode
                 raise Unavailable(str(error)) from error
             self._kernel = await self._stack.enter_async_context(session)
-            if session.refusal:  # trouble of this machine, which a policy must not learn from
+            if session.refusal:  # a fault of this machine, which the policy must not learn from
                 raise MoonflowError(f"no program of sample {self._sample.key} can be run: {session.refusal}")
         return await self._kernel.run(code)
 
@@ -99,8 +146,9 @@ class Toolset:
     def __init__(self, limits: Limits | None = None, sandbox: str = "strict") -> None:
         self._sandbox = Sandbox(limits, sandbox)
 
-    def episode(self, sample: Sample) -> EpisodeTools:
-        return EpisodeTools(self._sandbox, sample)
+    def episode(self, sample: Sample, config: ImageConfig = RELEASED) -> EpisodeTools:
+        """The tools of one episode of a task; ``config`` says which frames of a video its programs find."""
+        return EpisodeTools(self._sandbox, sample, config)
 
     def close(self) -> None:
         self._sandbox.close()

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from components.promote import gitops, registry
-from components.runtime import manifest as manifests
-from components.runtime.manifest import Manifest
+from components.release import gitops, registry
+from components.runtime.checkpoints.manifest import Manifest
 from components.runtime.step import run_step
-from components.runtime.store import ObjectStore
-from model.errors import MoonflowError
+from components.runtime.store.open_store import open_store
+from model.boundary.errors import MoonflowError
 from model.rollout.embedded import EmbeddedEngine
+from tests.published import publish_output
 from tests.tiny_folders import write_checkpoint, write_data_folder
 
 pytestmark = pytest.mark.services
@@ -35,17 +35,12 @@ def test_corrected_rules_are_applied_to_the_scores_that_are_there(
     step_environment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MOONFLOW_GITOPS_REPO", str(tmp_path / "gitops.git"))
-    store = ObjectStore.from_env()
-
-    def publish(step: str, folder: Path, kind: str) -> str:
-        prefix, fields = f"{step_environment}/{step}/0", {"run_id": step_environment, "step": step, "index": 0}
-        return manifests.publish(store, prefix, folder, kind=kind, **fields).uri
-
-    data = publish("prepare_data", one_suite(tmp_path / "data"), "data")
-    parl = publish("parl", write_checkpoint(tmp_path / "parl"), "checkpoint")
+    store = open_store()
+    data = publish_output(store, one_suite(tmp_path / "data"), step_environment, "prepare_data", kind="data")
+    parl = publish_output(store, write_checkpoint(tmp_path / "parl"), step_environment, "parl")
 
     def evaluated(**config: object) -> Manifest:
-        return run_step("evaluate", {**CHEAP, **config}, {"data": data, "parl": parl})
+        return run_step("evaluate", {**CHEAP, **config}, {"data": data.uri, "parl": parl.uri})
 
     held = evaluated(floors="digit_string=1")
     assert held.extra["decision"] == "hold"
@@ -66,21 +61,18 @@ def test_corrected_rules_are_applied_to_the_scores_that_are_there(
 def promotable(step_environment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """A checkpoint, its data and an evaluation that lets it through; URIs by input."""
     monkeypatch.setenv("MOONFLOW_GITOPS_REPO", str(tmp_path / "gitops.git"))
-    store = ObjectStore.from_env()
-
-    def publish(step: str, index: int, folder: Path, kind: str, **fields: object) -> Manifest:
-        prefix, named = f"{step_environment}/{step}/{index}", {"run_id": step_environment, "step": step, "index": index}
-        return manifests.publish(store, prefix, folder, kind=kind, **named, **fields)
-
-    data = publish("prepare_data", 0, one_suite(tmp_path / "data"), "data")
-    parl = publish("parl", 0, write_checkpoint(tmp_path / "parl"), "checkpoint")
+    store = open_store()
+    data = publish_output(store, one_suite(tmp_path / "data"), step_environment, "prepare_data", kind="data")
+    parl = publish_output(store, write_checkpoint(tmp_path / "parl"), step_environment, "parl")
     uris = {"data": data.uri, "checkpoint": parl.uri}
     for index in (0, 1):  # the second as the gate makes it from corrected rules
         folder = tmp_path / f"evals{index}"
         folder.mkdir()
         (folder / "decision.json").write_text(str(index))
-        extra = {"decision": "promote", "evals": []}
-        uris[f"evals{index}"] = publish("evaluate", index, folder, "evals", parents=(parl.sha256,), extra=extra).uri
+        uris[f"evals{index}"] = publish_output(
+            store, folder, step_environment, "evaluate", index, kind="evals", parents=(parl.sha256,),
+            extra={"decision": "promote", "evals": []},
+        ).uri  # fmt: skip
     return uris
 
 

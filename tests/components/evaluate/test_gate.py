@@ -6,21 +6,14 @@ import pytest
 
 from components.evaluate.decision import as_record, as_table
 from components.evaluate.floors import parse_floors
-from components.evaluate.gate import Champion, Rules, Verdict, decide
-from components.runtime.manifest import Manifest
-from model.errors import MoonflowError
-
-
-def row(step: str, suite: str, value: float, stderr: float = 0.05, ability: str = "knowledge", modality: str = "image"):
-    return {
-        "step": step, "suite": suite, "ability": ability, "modality": modality,
-        "value": value, "stderr": stderr, "n": 64,
-    }  # fmt: skip
-
+from components.evaluate.gate import Champion, Rules, Verdict, decide, well_formed
+from model.boundary.errors import MoonflowError
+from tests.components.eval_rows import eval_row
+from tests.published import manifest_of
 
 ROWS = [
-    row("init", "digit_string", 0.0, 0.0), row("parl", "digit_string", 0.95),
-    row("init", "photo", 0.4), row("parl", "photo", 0.35),
+    eval_row("init", "digit_string", 0.0, 0.0), eval_row("parl", "digit_string", 0.95),
+    eval_row("init", "photo", 0.4), eval_row("parl", "photo", 0.35),
 ]  # fmt: skip
 
 
@@ -29,7 +22,7 @@ def judge(
     well_formed: tuple[float, int] = (1.0, 128), least: float = 0.9,
 ) -> Verdict:  # fmt: skip
     rules = Rules(parse_floors(floors), sigmas, margin, least)
-    return decide(rows, rules, candidate="parl", untrained="init", well_formed=well_formed, champion=champion)
+    return decide(rows, rules, candidate="parl", start="init", well_formed=well_formed, champion=champion)
 
 
 def test_promotes_when_every_floor_is_reached_and_nothing_fell_significantly():
@@ -51,8 +44,16 @@ def test_holds_below_a_floor_of_an_ability_by_modality():
     assert judge(floors="knowledge/image=0.7").decision == "hold"  # the mean of 0.95 and 0.35 is 0.65
 
 
+@pytest.mark.parametrize(("floor", "decision"), [(0.6, "promote"), (0.7, "hold")])
+def test_a_family_that_is_run_in_several_ways_is_judged_by_the_better_one(floor: float, decision: str):
+    ways = [eval_row("parl", "wide_search_single", 0.65), eval_row("parl", "wide_search_swarm", 0.2)]
+    verdict = judge([*ROWS, *ways], floors=f"wide_search={floor}")
+    assert verdict.decision == decision
+    assert any(reason.startswith("wide_search 0.65") for reason in verdict.reasons)
+
+
 def test_holds_when_a_suite_falls_below_the_untrained_model():
-    verdict = judge([*ROWS, row("init", "chart", 0.5), row("parl", "chart", 0.3)])
+    verdict = judge([*ROWS, eval_row("init", "chart", 0.5), eval_row("parl", "chart", 0.3)])
     assert verdict.decision == "hold"
     assert verdict.reasons[0] == "chart 0.30 < 0.50 untrained (± 0.14)"
     assert "no suite below the untrained model" not in verdict.reasons
@@ -60,7 +61,7 @@ def test_holds_when_a_suite_falls_below_the_untrained_model():
 
 def test_a_loss_against_the_champion_counts_when_the_interval_shows_more_than_the_margin():
     def against(value: float, margin: float = 0.0) -> Verdict:
-        theirs = [row("parl", "digit_string", value), row("parl", "absent_here", 1.0)]
+        theirs = [eval_row("parl", "digit_string", value), eval_row("parl", "absent_here", 1.0)]
         return judge(champion=Champion("champion moonflow 3", theirs), margin=margin)
 
     half = 2.0 * math.hypot(0.05, 0.05)
@@ -77,10 +78,19 @@ def test_a_loss_against_the_champion_counts_when_the_interval_shows_more_than_th
 
 
 def test_tasks_that_all_scored_alike_are_not_taken_for_certain():
-    few = [row("init", "chart", 1.0, 0.0) | {"n": 2}, row("parl", "chart", 0.0, 0.0) | {"n": 2}]
+    few = [eval_row("init", "chart", 1.0, 0.0) | {"n": 2}, eval_row("parl", "chart", 0.0, 0.0) | {"n": 2}]
     many = [each | {"n": 64} for each in few]
     assert judge(few, sigmas=4.0).decision == "promote"  # two tasks show little
     assert judge(many, sigmas=4.0).decision == "hold"
+
+
+def test_documents_beyond_the_context_count_neither_as_answers_nor_as_malformed():
+    scores = {
+        "photo": {"answered": 0.9, "n": 60, "figures": {}},
+        "needle": {"answered": 0.5, "n": 40, "figures": {"beyond_context": 0.5}},
+    }
+    share, count = well_formed(scores)
+    assert count == 80 and share == pytest.approx((54 + 20) / 80)
 
 
 def test_holds_when_too_few_answers_are_well_formed():
@@ -91,9 +101,9 @@ def test_holds_when_too_few_answers_are_well_formed():
 
 
 def test_the_record_holds_every_rule_with_its_evidence():
-    theirs = Champion("champion moonflow 3", [row("parl", "digit_string", 0.2)])
+    theirs = Champion("champion moonflow 3", [eval_row("parl", "digit_string", 0.2)])
     verdict = judge(floors="photo=0.5", champion=theirs)
-    candidate = Manifest(uri="s3://b/run/parl/1", run_id="run", step="parl", index=1, kind="checkpoint", files=())
+    candidate = manifest_of("parl", 1)
     about = {"model": "moonflow", "version": "3", "same_tasks": False}
     record = as_record(verdict, candidate, about)
     assert record["decision"] == "hold" and record["candidate"]["manifest_sha256"] == candidate.sha256
@@ -109,7 +119,23 @@ def test_the_record_holds_every_rule_with_its_evidence():
     assert table[4] == "| floor | photo | 0.350 | 0.250 to 0.450 | 0.5 | **no** |"  # what failed stands first
 
 
+def test_the_imported_checkpoint_takes_the_place_of_the_untrained_model_and_the_margin_counts():
+    rows = [eval_row(step.replace("init", "import_checkpoint"), *rest) for step, *rest in (
+        ("init", "photo", 0.4, 0.001), ("parl", "photo", 0.35, 0.001), ("init", "chart", 0.1), ("parl", "chart", 0.2),
+    )]  # fmt: skip
+
+    def verdict(margin: float) -> Verdict:
+        rules = Rules({}, 2.0, margin, 0.9)
+        return decide(rows, rules, candidate="parl", start="import_checkpoint", well_formed=(1.0, 128), champion=None)
+
+    assert verdict(0.02).decision == "hold"
+    assert verdict(0.02).reasons[0] == "photo 0.35 < 0.40 imported - 0.02 (± 0.00)"
+    allowed = verdict(0.06)
+    assert allowed.decision == "promote" and "no suite below the imported checkpoint" in allowed.reasons
+    assert {check.rule for check in allowed.checks} == {"imported", "well_formed"}
+
+
 def test_a_floor_for_what_was_not_evaluated_is_refused():
     rules = Rules({"chart": 0.5}, 2.0, 0.0, 0.9)
     with pytest.raises(MoonflowError, match="'chart', which was not evaluated; choose from digit_string, photo"):
-        decide(ROWS, rules, candidate="parl", untrained="init", well_formed=(1.0, 128), champion=None)
+        decide(ROWS, rules, candidate="parl", start="init", well_formed=(1.0, 128), champion=None)

@@ -5,22 +5,17 @@ from typing import Any
 from components.finish.outcome import outcome
 from components.finish.stage import summarise
 from components.joint_pretrain.config import Config as JointConfig
-from components.runtime.manifest import File
+from components.runtime.checkpoints.manifest import File
 from components.vit_pretrain.config import Config as VitConfig
+from tests.components.eval_rows import eval_row
 from tests.components.finish.made import manifest
-
-
-def row(step: str, value: float) -> dict[str, Any]:
-    return {
-        "step": step, "suite": "photo", "ability": "knowledge", "modality": "image", "value": value,
-        "stderr": 0.1, "n": 4,
-    }  # fmt: skip
 
 
 def config_of(**changes: Any) -> dict[str, Any]:
     return JointConfig(**changes).model_dump()
 
 
+SCORES = (("init", "photo", 0.0), ("joint_pretrain", "photo", 0.3), ("parl", "photo", 0.75))
 FOUND = {
     "prepare_data": manifest("prepare_data", second=1, seconds=10.0),
     "vit_pretrain": manifest("vit_pretrain", second=2, config=VitConfig(preset="tiny").model_dump()),
@@ -31,7 +26,7 @@ FOUND = {
     "parl": manifest("parl", second=30, git_commit="new", seconds=6.0, tokens=200, tokens_per_s=33.3),
     "evaluate": manifest(
         "evaluate", second=40, seconds=5.0, tokens_per_s=1.0, candidate="parl", decision="promote",
-        markdown="**promote**", evals=[row("init", 0.0), row("joint_pretrain", 0.3), row("parl", 0.75)],
+        markdown="**promote**", evals=[eval_row(*score, 0.1, n=4) for score in SCORES],
     ),
 }  # fmt: skip
 

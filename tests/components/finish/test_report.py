@@ -1,45 +1,17 @@
 from __future__ import annotations
 
 import math
-from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 
 from components.finish.report import render
-from components.runtime.charts import figure, line_chart, smoothed, ticks
-
-VOID = {"meta", "img", "br", "line"}
-
-
-class Page(HTMLParser):
-    """Tags balanced; collects texts, addresses and classes."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.texts: list[str] = []
-        self.addresses: list[str] = []
-        self.classes: list[str] = []
-        self.feed(text)
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in VOID:
-            self.open.append(tag)
-        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
-        self.classes += [value or "" for name, value in attrs if name == "class"]
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
+from tests.components.eval_rows import eval_row
+from tests.components.finish.page import Page
 
 
-def row(step: str, suite: str, value: float, n: int = 96):
-    return {"step": step, "suite": suite, "ability": "knowledge", "modality": "image", "value": value,
-            "stderr": math.sqrt(value * (1 - value) / n), "n": n}  # fmt: skip
+def row(step: str, suite: str, value: float, n: int = 96) -> dict[str, Any]:
+    return eval_row(step, suite, value, math.sqrt(value * (1 - value) / n), n=n)
 
 
 SUMMARY = {
@@ -80,6 +52,14 @@ def test_a_whole_page_is_self_contained_and_well_formed():
     assert "http" not in text
 
 
+def test_the_losses_of_the_users_data_have_a_row_each():
+    evaluate = {**EXTRA["evaluate"], "own_losses": {"init": {"chat<b>": 6.93}, "parl": {"chat<b>": 1.5, "cats": 2.25}}}
+    text = " ".join(Page(render(SUMMARY, EVENTS, {**EXTRA, "evaluate": evaluate})).texts)
+    told = " ".join(text[text.index("Your own data") :].split())
+    assert "untrained joint PARL cats – – 2.25 chat<b> 6.93 – 1.50" in told
+    assert "Your own data" not in render(SUMMARY, EVENTS, EXTRA)
+
+
 def test_an_answer_of_the_synced_endpoint_is_told_as_such():
     page = Page(render(SUMMARY, EVENTS, EXTRA | {"serve": EXTRA["serve"] | {"endpoint_checked": True}}))
     assert "Asked over HTTP, at the synced endpoint" in page.texts
@@ -116,29 +96,13 @@ def test_text_from_outside_is_escaped():
     assert "<script>" not in render(SUMMARY, EVENTS, extra)
 
 
+def test_a_run_whose_pipeline_promotes_nothing_says_that_it_passed():
+    extra = {"evaluate": {"decision": "promote", "reasons": ["digit_string 0.97 >= 0.95"]}}
+    page = render(SUMMARY | {"promoted": None}, {}, extra)
+    assert 'class="verdict good">passed<' in page and "0.97 &gt;= 0.95" in page
+
+
 def test_a_held_back_run_says_why():
     extra = {"evaluate": {"decision": "hold", "reasons": ["digit_count 0.20 < 0.7"]}}
     text = " ".join(Page(render(SUMMARY | {"promoted": None}, {}, extra)).texts)
     assert "held back" in text and "digit_count 0.20 < 0.7" in text
-
-
-@pytest.mark.parametrize(("low", "high", "expected"), [
-    (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1.0]), (0, 350, [0, 100, 200, 300]), (-3, 7, [-2, 0, 2, 4, 6]), (5, 5, [5]),
-])  # fmt: skip
-def test_ticks_are_round_and_inside(low: float, high: float, expected: list[float]):
-    assert ticks(low, high) == expected
-
-
-@pytest.mark.parametrize(("value", "text"), [(0.123456, "0.123"), (3400, "3,400"), (15200, "15.2k"), (2.1e6, "2.1M")])
-def test_figures_are_short(value: float, text: str):
-    assert figure(value) == text
-
-
-def test_smoothing_keeps_a_straight_line():
-    line = [(float(i), 2.0 * i) for i in range(200)]
-    assert [y for _, y in smoothed(line)] == pytest.approx([y for _, y in line])
-
-
-def test_a_chart_leaves_out_what_cannot_be_drawn():
-    assert line_chart({"a": [(0, math.nan), (1, 1.0)]}, x_label="x", y_label="y") == ""
-    assert line_chart({"a": [(0, 1.0), (1, 1.0)]}, x_label="x", y_label="y").count("<path") == 1

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import resource
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -10,23 +8,15 @@ from typing import Any
 import pytest
 
 from components.finish.config import Config
-from components.finish.stage import run, summarise, thin, write_whole
-from components.runtime import manifest as manifests
-from components.runtime.folder_store import FolderStore
-from model.errors import MoonflowError
+from components.finish.stage import run, summarise, thin
+from components.runtime.store.folder_store import FolderStore
+from tests.components.eval_rows import eval_row
 from tests.components.finish.made import manifest
+from tests.published import publish_output
 
 
 def test_summary_of_a_run_that_was_promoted() -> None:
-    row = {
-        "step": "parl",
-        "suite": "x",
-        "ability": "reasoning",
-        "modality": "text",
-        "value": 1.0,
-        "stderr": 0.0,
-        "n": 4,
-    }
+    row = eval_row("parl", "x", 1.0, 0.0, ability="reasoning", modality="text", n=4)
     found = {
         "parl": manifest("parl", seconds=2.5, tokens_per_s=10.0, config={"seed": 0}),
         "evaluate": manifest("evaluate", seconds=1.0, tokens_per_s=3.0, evals=[row], decision="promote"),
@@ -61,8 +51,7 @@ def test_a_promotion_of_an_earlier_decision_is_told_as_such(tmp_path: Path) -> N
         folder = tmp_path / f"{step}{index}"
         folder.mkdir()
         (folder / "output.json").write_text("{}")
-        fields = {"run_id": "r", "step": step, "index": index, "kind": "evals", "extra": extra}
-        return manifests.publish(store, f"r/{step}/{index}", folder, **fields).uri
+        return publish_output(store, folder, "r", step, index, kind="evals", extra=extra).uri
 
     first = publish("evaluate", 0, evals=[], decision="promote")
     version = {"version": "3", "manifest_sha256": "ab", "commit": "cd"}
@@ -83,10 +72,9 @@ def test_a_second_call_of_a_finished_run_changes_no_time(tmp_path: Path, monkeyp
     store = FolderStore(f"file://{tmp_path}/store")
     (tmp_path / "output").mkdir()
     (tmp_path / "output" / "weights").write_text("w")
-    fields = {"run_id": "r", "kind": "checkpoint", "index": 0, "extra": {"seconds": 2.5}}
 
     def seconds(step: str, ago: float) -> float:
-        manifests.publish(store, f"r/{step}/0", tmp_path / "output", step=step, **fields)
+        publish_output(store, tmp_path / "output", "r", step, extra={"seconds": 2.5})
         monkeypatch.setenv("MOONFLOW_STARTED", str(time.time() - ago))
         return run(Config(), store, "r", tmp_path, "").outcome.metrics["seconds"]
 
@@ -98,8 +86,7 @@ def test_a_second_call_of_a_finished_run_changes_no_time(tmp_path: Path, monkeyp
 def test_a_copied_run_is_told_of_from_the_copy(tmp_path: Path) -> None:
     (tmp_path / "output").mkdir()
     (tmp_path / "output" / "metrics.jsonl").write_text('{"step": 0, "time": 1.0, "loss/total": 2.0}\n')
-    fields = {"run_id": "r", "step": "parl", "index": 0, "kind": "checkpoint"}
-    manifests.publish(FolderStore(f"file://{tmp_path}/first"), "r/parl/0", tmp_path / "output", **fields)
+    publish_output(FolderStore(f"file://{tmp_path}/first"), tmp_path / "output", "r", "parl")
     (tmp_path / "first").rename(tmp_path / "copy")
     run(Config(), FolderStore(f"file://{tmp_path}/copy"), "r", tmp_path, "")
     assert json.loads((tmp_path / "events.json").read_text())["events"]["parl"][0]["loss/total"] == 2.0
@@ -112,18 +99,3 @@ def test_thinning_keeps_order_and_the_last_row(rows: int, points: int) -> None:
     assert len(kept) <= points
     assert kept[-1:] == given[-1:]
     assert kept == sorted(kept, key=lambda row: row["step"])
-
-
-def test_a_full_disk_leaves_the_earlier_file(tmp_path: Path) -> None:
-    path = tmp_path / "summary.json"
-    write_whole(path, "earlier")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, hard))
-    try:
-        with pytest.raises(MoonflowError, match="disk full while writing .*summary.json"):
-            write_whole(path, "x" * (1 << 16))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, ignored)
-    assert path.read_text() == "earlier"

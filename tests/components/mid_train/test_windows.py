@@ -6,9 +6,9 @@ import pytest
 
 from components.mid_train.config import Config
 from components.mid_train.stage import phases, shapes
-from model.data.folder import DataFolder
-from model.data.mixtures import LONG_TEXT, LONG_VISION
-from model.errors import MoonflowError
+from model.boundary.errors import MoonflowError
+from model.data.batches.folder import DataFolder
+from model.data.order.mixtures import LONG_TEXT, LONG_VISION
 from tests.tiny_folders import write_training_folder
 
 
@@ -21,7 +21,8 @@ def test_every_context_step_has_as_many_tokens() -> None:
 def test_the_rate_falls_as_the_context_grows(tmp_path: Path) -> None:
     data = DataFolder(write_training_folder(tmp_path, (*LONG_TEXT, *LONG_VISION), count=1))
     grown = phases(Config(context_steps="2,4,16", learning_rate=0.8), data, 64)
-    assert [(phase.window, phase.learning_rate) for phase in grown] == [(128, 0.8), (256, 0.4), (1024, 0.1)]
+    rates = [(phase.window, phase.optimization.learning_rate) for phase in grown]
+    assert rates == [(128, 0.8), (256, 0.4), (1024, 0.1)]
 
 
 @pytest.mark.parametrize("steps", ["", "2,", "a", "1,2", "4,2", "2,2", "0.5", "2;4"])

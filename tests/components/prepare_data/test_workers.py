@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from components.prepare_data.workers import workers
-from model.errors import MoonflowError
+from model.boundary.errors import MoonflowError
 
 
 class Unpicklable(Exception):
@@ -23,7 +23,7 @@ def fail(kind: str) -> int:
     if kind == "memory":
         raise MemoryError
     if kind == "bad input":
-        raise MoonflowError("a.png: mend it")
+        raise MoonflowError("a.png: fix it")
     if kind == "library":
         raise Unpicklable("a box", 7)
     return 5
@@ -34,7 +34,7 @@ def fail(kind: str) -> int:
     [
         ("killed", (MoonflowError, "^a worker process of prepare_data was killed.*fewer processes$")),
         ("memory", (MoonflowError, "^a worker process of prepare_data ran out of memory.*fewer processes$")),
-        ("bad input", (MoonflowError, r"^a\.png: mend it$")),
+        ("bad input", (MoonflowError, r"^a\.png: fix it$")),
         ("library", (RuntimeError, r"(?s)test_workers\.py.*in fail.*Unpicklable: a box at 7")),
     ],
 )

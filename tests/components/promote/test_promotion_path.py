@@ -13,21 +13,25 @@ import mlflow
 import pytest
 import torch
 
-from components.promote import gitops, registry, signing
 from components.promote.export import export
-from components.runtime import manifest as manifests
-from components.runtime.manifest import Manifest
+from components.release import fetch as checkpoint
+from components.release import gitops, registry, signing
+from components.release.fetch import bring
+from components.runtime.checkpoints import manifest as manifests
+from components.runtime.checkpoints.manifest import Manifest
 from components.runtime.step import run_step
-from components.runtime.store import ObjectStore
-from components.serve import checkpoint, endpoint
-from components.serve.checkpoint import bring
+from components.runtime.steps import TRAINING_STEPS
+from components.runtime.store.open_store import open_store
+from components.serve import endpoint
 from components.serve.stage import serving
-from components.steps import TRAINING_STEPS
-from model.errors import MoonflowError
-from model.hf import load_model
-from model.quantization import as_served
-from pipelines.promotion import roll_back, show, where
-from tests.components.promote.git_server import REPOSITORY, TOKEN, Host, git_host
+from model.boundary.errors import MoonflowError
+from model.checkpoint.load import load_model
+from model.evals.scorer import Evaluation
+from model.network.served import as_served
+from pipelines.promotion import roll_back, show, target_of
+from tests.components.release.git_server import REPOSITORY, Host, git_host
+from tests.components.release.promotions import champion_version
+from tests.published import publish_output
 from tests.tiny_folders import write_checkpoint, write_data_folder
 
 pytestmark = pytest.mark.services
@@ -39,17 +43,11 @@ CHEAP = {"samples": 2, "samples_intermediate": 2, "floors": "", "well_formed": 0
 def inputs(step_environment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """A run whose data and six checkpoints stand in the store; URIs by step."""
     monkeypatch.setenv("MOONFLOW_GITOPS_REPO", str(tmp_path / "gitops.git"))
-    store = ObjectStore.from_env()
-
-    def publish(step: str, folder: Path, kind: str) -> str:
-        made = manifests.publish(
-            store, f"{step_environment}/{step}/0", folder, run_id=step_environment, step=step, index=0, kind=kind
-        )
-        return made.uri
-
-    uris = {"data": publish("prepare_data", write_data_folder(tmp_path / "data"), "data")}
+    store = open_store()
+    data = write_data_folder(tmp_path / "data")
+    uris = {"data": publish_output(store, data, step_environment, "prepare_data", kind="data").uri}
     for seed, step in enumerate(TRAINING_STEPS):
-        uris[step] = publish(step, write_checkpoint(tmp_path / step, seed), "checkpoint")
+        uris[step] = publish_output(store, write_checkpoint(tmp_path / step, seed), step_environment, step).uri
     return uris
 
 
@@ -73,7 +71,7 @@ def test_from_checkpoints_to_an_answer_over_http(inputs: dict[str, str], step_en
     assert evals.extra["decision"] == "promote"
     assert set(evals.extra["swarm"]["parl"]) == {"wide_search_single", "wide_search_swarm"}
     assert set(evals.extra["chance"]) == {row["suite"] for row in rows}
-    store = ObjectStore.from_env()
+    store = open_store()
     manifests.fetch(store, evals.uri, tmp_path / "evals")
     history = [json.loads(line) for line in (tmp_path / "evals" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in history] == list(range(7))
@@ -115,16 +113,15 @@ def test_from_checkpoints_to_an_answer_over_http(inputs: dict[str, str], step_en
 
 
 @pytest.fixture
-def host(tmp_path: Path, inputs: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+def host(tmp_path: Path, git_token: None, inputs: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     """The GitOps repository on a Git server with a forge."""
     with git_host(tmp_path / "host") as running:
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         monkeypatch.setenv("MOONFLOW_GITOPS_REPO", running.url + REPOSITORY)
-        monkeypatch.setenv("MOONFLOW_GIT_TOKEN", TOKEN)
         monkeypatch.setenv("MOONFLOW_FORGE", "gitea")
         yield running
 
 
+@pytest.mark.slow
 def test_two_promotions_by_pull_request_and_a_rollback(
     inputs: dict[str, str], host: Host, step_environment: str, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -142,10 +139,6 @@ def test_two_promotions_by_pull_request_and_a_rollback(
         asked = {"environment": "dev", "merge_timeout": timeout}
         return run_step("serve", asked, {"data": inputs["data"], "promotion": promotion.uri})
 
-    def champion() -> str:
-        found = registry.aliased(model, "champion")
-        return found.number if found else ""
-
     # 1. The first: committed on a branch, served only after the merge, champion only after the answer.
     evals, first = promoted("one", "joint_rl")
     assert evals.extra["champion"] is None
@@ -156,33 +149,33 @@ def test_two_promotions_by_pull_request_and_a_rollback(
         serve(first)
     host.merge(1)
     assert serve(first, 30.0).extra["commit"] == first.extra["commit"]
-    assert champion() == first.extra["version"] == "1"
+    assert champion_version(model) == first.extra["version"] == "1"
 
     # 2. The second is compared with it, and takes its place.
     evals, second = promoted("two", "parl")
     assert evals.extra["champion"]["version"] == "1" and evals.extra["champion"]["same_tasks"] is True
     assert any(rule["rule"] == "champion" for rule in evals.extra["rules"])
-    assert champion() == "1"
+    assert champion_version(model) == "1"
     host.merge(2)
     serve(second)
-    assert champion() == second.extra["version"] == "2"
+    assert champion_version(model) == second.extra["version"] == "2"
 
     # 3. The way back: a revert that is reviewed like everything else, then the alias.
-    place = where(None, host.url + REPOSITORY, "dev", "")
-    roll_back(place, dry_run=True)
+    target = target_of(None, host.url + REPOSITORY, "dev", "")
+    roll_back(target, dry_run=True)
     assert "would revert" in capsys.readouterr().out and host.opened == 2
     for _ in range(2):
-        roll_back(place, dry_run=False)
+        roll_back(target, dry_run=False)
         assert "/pulls/3 reverts" in capsys.readouterr().out
-    assert champion() == "2"
+    assert champion_version(model) == "2"
     host.merge(3)
-    roll_back(place, dry_run=False)
+    roll_back(target, dry_run=False)
     assert "serves version 1" in capsys.readouterr().out
-    assert champion() == "1"
-    roll_back(place, dry_run=False)
+    assert champion_version(model) == "1"
+    roll_back(target, dry_run=False)
     assert "dev is already rolled back by" in capsys.readouterr().out
-    assert champion() == "1" and host.opened == 3
-    show(place)
+    assert champion_version(model) == "1" and host.opened == 3
+    show(target)
     shown = capsys.readouterr().out
     assert f"* {first.extra['commit'][:12]}" in shown and first.extra["uri"] in shown
 
@@ -190,20 +183,21 @@ def test_two_promotions_by_pull_request_and_a_rollback(
     monkeypatch.setenv("MOONFLOW_RUN_ID", f"{step_environment}-two")
     assert run_step("promote", {"environment": "dev", "model_name": model}, {
         "checkpoint": inputs["parl"], "evals": evals.uri}).extra == second.extra  # fmt: skip
-    assert champion() == "1" and host.opened == 3
+    assert champion_version(model) == "1" and host.opened == 3
 
 
 def allowed(checkpoint: str, tmp_path: Path, run_id: str, **extra: str) -> Manifest:
     """What an evaluation publishes that lets a checkpoint through."""
-    store = ObjectStore.from_env()
+    store = open_store()
     (tmp_path / "evals").mkdir()
     (tmp_path / "evals" / "evals.json").write_text("{}")
-    return manifests.publish(
-        store, f"{run_id}/evaluate/0", tmp_path / "evals", run_id=run_id, step="evaluate", index=0, kind="evals",
+    return publish_output(
+        store, tmp_path / "evals", run_id, "evaluate", kind="evals",
         parents=(manifests.read(store, checkpoint).sha256,), extra={"decision": "promote", **extra},
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_champion_is_what_the_synced_endpoint_answers_from(
     inputs: dict[str, str], step_environment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -211,7 +205,7 @@ def test_champion_is_what_the_synced_endpoint_answers_from(
     evals = allowed(inputs["parl"], tmp_path, step_environment)
     model = f"moonflow-{step_environment}"
     promotion = run_step("promote", {"model_name": model}, {"checkpoint": inputs["parl"], "evals": evals.uri})
-    store = ObjectStore.from_env()
+    store = open_store()
 
     def at(folder: Path, timeout: float) -> Manifest:
         with serving(folder, "moonflow", 60) as address:
@@ -231,6 +225,7 @@ def test_champion_is_what_the_synced_endpoint_answers_from(
     assert champion is not None and champion.number == promotion.extra["version"]
 
 
+@pytest.mark.slow
 def test_int4_experts_are_exported_where_int4_was_measured(
     inputs: dict[str, str], step_environment: str, tmp_path: Path
 ):
@@ -242,7 +237,7 @@ def test_int4_experts_are_exported_where_int4_was_measured(
         run_step("promote", {"model_name": "m"}, given)
     config = {"model_name": f"moonflow-{step_environment}", "expert_precision": "int4"}
     promotion = run_step("promote", config, given)
-    store = ObjectStore.from_env()
+    store = open_store()
     exported = manifests.read(store, promotion.extra["uri"])
     assert exported.uri.endswith("-int4") and "quantization_config" in exported.model
     bring(store, exported.uri, exported.sha256, tmp_path / "served", signing.given_key(signing.PUBLIC_KEY))
@@ -299,7 +294,7 @@ def test_what_is_not_signed_as_asked_is_not_served(
     inputs: dict[str, str], step_environment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):  # fmt: skip
-    store = ObjectStore.from_env()
+    store = open_store()
     private, public = signing.key_pair(tmp_path / "own")
     exported = export(store, manifests.read(store, inputs["parl"]), tmp_path / "export", private)
     names = {file.name for file in exported.files}
@@ -327,9 +322,7 @@ def test_what_is_not_signed_as_asked_is_not_served(
     # Somebody who can write to the store and to Git, but has no key: every digest fits, the signature does not.
     manifests.fetch(store, exported.uri, tmp_path / "forged")
     (tmp_path / "forged" / "config.json").write_text("{}")
-    forged = manifests.publish(
-        store, f"{step_environment}/forged/0", tmp_path / "forged", run_id="r", step="parl", index=0, kind="checkpoint"
-    )
+    forged = publish_output(store, tmp_path / "forged", step_environment, "forged")
     # Quotes come escaped or not, as the digests' bytes in the same message have it.
     assert re.search(r"Hash mismatch for \\?'config\.json", brought(forged.uri, forged.sha256, public))
     # The same files under a manifest that says something else of them.
@@ -347,10 +340,9 @@ def test_what_is_not_signed_as_asked_is_not_served(
         bring(store, exported.uri, exported.sha256, folder)
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on_after_its_last_checkpoint(inputs: dict[str, str], monkeypatch: pytest.MonkeyPatch):
-    from components.evaluate import stage
-
-    real, asked = stage._scores, []
+    real, asked = Evaluation.score, []
 
     async def dies_at_the_third(*arguments):
         if len(asked) == 2:
@@ -358,7 +350,7 @@ def test_a_killed_evaluation_goes_on_after_its_last_checkpoint(inputs: dict[str,
         asked.append(1)
         return await real(*arguments)
 
-    monkeypatch.setattr(stage, "_scores", dies_at_the_third)
+    monkeypatch.setattr(Evaluation, "score", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         evaluated(inputs)
     calls = []
@@ -367,7 +359,7 @@ def test_a_killed_evaluation_goes_on_after_its_last_checkpoint(inputs: dict[str,
         calls.append(1)
         return await real(*arguments)
 
-    monkeypatch.setattr(stage, "_scores", counts)
+    monkeypatch.setattr(Evaluation, "score", counts)
     evals = evaluated(inputs)
     assert len(calls) == 5  # of seven, two were kept
     assert {row["step"] for row in evals.extra["evals"]} == {"init", *TRAINING_STEPS}

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from components.runtime.manifest import Manifest, fetch, read
+from components.runtime.checkpoints.manifest import Manifest, fetch, read
 from components.runtime.step import StepContext, read_metrics, run_step
-from components.runtime.store import ObjectStore
-from model.errors import MoonflowError, Transient
+from components.runtime.store.object_store import ObjectStore
+from model.boundary.errors import MoonflowError, Transient
 from pipelines.services import Services
 from tests.counted import Config, Died, Stage, counting
 
@@ -76,16 +76,14 @@ def test_a_step_with_a_damaged_checkpoint_goes_on_from_the_one_before_and_says_s
     with pytest.raises(Died):
         run_step("counted", {"steps": 6})
     damaged = f"{step_environment}/counted/1"
-    places = {file.name: file.place for file in read(store, damaged).files}
+    places = {file.name: file.path for file in read(store, damaged).files}
     state = f"{damaged}/{places['training_state.json']}"
     store.put(state, b"{")
     capsys.readouterr()
     define(counting())
     made = run_step("counted", {"steps": 6})
     told = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line or "truncated" in line]
-    warning = (
-        f"{store.uri(state)} is truncated: expected 11 bytes, got 1: went on from the checkpoint before it"
-    )
+    warning = f"{store.uri(state)} is truncated: expected 11 bytes, got 1: went on from the checkpoint before it"
     assert told == [f"counted: {warning}"] and made.extra["warnings"] == [warning]
     assert made.complete and made.index == 2
     fetch(store, made.uri, tmp_path / "got")
@@ -171,7 +169,7 @@ def test_mlflow_away_costs_no_training_and_is_made_good(
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", services.environment["MLFLOW_TRACKING_URI"])
     monkeypatch.setenv("MOONFLOW_RUN_DIR", str(tmp_path))
-    from components.runtime.tracking import Tracker
+    from components.runtime.tracking.tracker import Tracker
 
     tracker = Tracker(spool.parent, step_environment, "following")
     tracker.start()

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import random
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from components.serve import strict_json
 from components.serve.errors import ApiError
 from components.serve.openai_api import Asked, ChatRequest, parse, to_engine
-from model.image import ImageConfig
-from model.video import encode_mp4
+from model.boundary import strict_json
+from model.codec.image import ImageConfig
+from model.codec.video import encode_mp4
+from tests.components.serve.media_messages import data_url, showing
+from tests.odd_media import file, noise
 from tests.tiny_folders import tiny_tokenizer
 
 CONTEXT = 512
@@ -78,7 +77,7 @@ SCHEMA: st.SearchStrategy = st.deferred(
 )
 NAME = st.sampled_from(["search", "f", "g"])
 TOOL = record(type=st.just("function"), function=record(name=NAME, description=TEXT, parameters=SCHEMA))
-URL = st.binary(max_size=40).map(lambda data: "data:image/png;base64," + base64.b64encode(data).decode())
+URL = st.binary(max_size=40).map(data_url)
 PART = record(
     type=st.sampled_from(["text", "image_url", "video_url"]), text=TEXT,
     image_url=record(url=URL), video_url=record(url=URL),
@@ -164,19 +163,10 @@ def test_arguments_of_calls_are_json(arguments: str):
     assert isinstance(told, ApiError) and told.param == "messages.1.tool_calls.0"
 
 
-def encoded(kind: str) -> bytes:
-    noise = np.random.default_rng(0).integers(0, 256, (4, 32, 48, 3), np.uint8)
-    if kind == "MP4":
-        return encode_mp4(noise)
-    buffer = io.BytesIO()
-    Image.fromarray(noise[0]).save(buffer, kind)
-    return buffer.getvalue()
-
-
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF", "TIFF", "MP4"])
 def test_any_broken_medium(kind: str):
     draw = random.Random(0)
-    whole = encoded(kind)
+    whole = encode_mp4(noise(4, 32, 48, 3)) if kind == "MP4" else file(Image.fromarray(noise(32, 48, 3)), kind)
     key = "video_url" if kind == "MP4" else "image_url"
     refused = 0
     for turn in range(60):
@@ -184,8 +174,7 @@ def test_any_broken_medium(kind: str):
         for _ in range(0 if turn == 0 else draw.choice([1, 3, 20])):
             data[draw.randrange(len(data))] = draw.randrange(256)
         del data[draw.choice([len(data), len(data), draw.randrange(len(data))]) :]
-        url = "data:image/png;base64," + base64.b64encode(data).decode()
-        told = outcome(written({"model": "m", "messages": [{"role": "user", "content": [{"type": key, key: url}]}]}))
+        told = outcome(written({"model": "m", "messages": showing(bytes(data), kind=key)}))
         assert turn or isinstance(told, ApiError) == (kind == "TIFF")  # of no kind that browsers show
         refused += isinstance(told, ApiError)
     assert refused > 5

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from PIL import Image
 
 from components.serve import chat, limits, preparation
 from components.serve.errors import ApiError
 from components.serve.limits import MAX_BODY_BYTES, MAX_JSON_VALUES
-from model.data import tokenize
-from model.remote import video_files
-from model.video import encode_mp4
+from model.codec.remote import video_files
+from model.codec.video import encode_mp4
+from model.data.samples import tokenize
+from tests.components.serve.media_messages import showing
+from tests.odd_media import blank_png
+from tests.waiting import in_background
 
 SECONDS = 3.0  # generous, for a busy machine; each of these took longer, up to minutes
 ASK = [{"role": "user", "content": "Which?"}]
@@ -65,17 +65,6 @@ def error_of(reply: httpx.Response, status: int = 400) -> dict[str, Any]:
     return reply.json()["error"]
 
 
-def png(width: int, height: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("1", (width, height)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def showing(*files: bytes, kind: str = "image_url", mime: str = "image/png") -> list[dict[str, Any]]:
-    urls = [f"data:{mime};base64,{base64.b64encode(data).decode()}" for data in files]
-    return [{"role": "user", "content": [{"type": kind, kind: {"url": url}} for url in urls]}]
-
-
 def test_lists_of_types_in_lists_of_types(address: str):
     schema: dict[str, Any] = {"type": "string"}
     for _ in range(4):
@@ -113,25 +102,25 @@ def test_as_many_values_as_escapes_can_hide_in_a_calls_arguments(address: str):
 
 
 def test_a_picture_is_measured_before_it_is_decoded(address: str):
-    small_file = png(7000, 7000)
+    small_file = blank_png(7000, 7000)
     assert len(small_file) < 10_000
     with quick(address):
         assert error_of(ask(address, messages=showing(small_file)))["code"] == "context_length_exceeded"
     with quick(address):
-        error = error_of(ask(address, messages=showing(png(40_000_000, 1))))
+        error = error_of(ask(address, messages=showing(blank_png(40_000_000, 1))))
     assert error["code"] == "image_too_large" and "40,000,000 x 1 pixels" in error["message"]
     assert error["param"] == "messages.0.content.0"
 
 
 def test_pictures_are_measured_together(address: str):
     with quick(address):
-        error = error_of(ask(address, messages=showing(*[png(65_535, 700)] * 15)))
+        error = error_of(ask(address, messages=showing(*[blank_png(65_535, 700)] * 15)))
     assert error["code"] == "image_too_large" and "pixels to decode; send at most 268,435,456" in error["message"]
     with quick(address):
-        error = error_of(ask(address, messages=showing(*[png(7000, 7000)] * 15)))
+        error = error_of(ask(address, messages=showing(*[blank_png(7000, 7000)] * 15)))
     assert error["code"] == "image_too_large" and "81,920 patches; send at most 65,536" in error["message"]
     with quick(address):
-        error = error_of(ask(address, messages=showing(*[png(28, 28)] * 65)))
+        error = error_of(ask(address, messages=showing(*[blank_png(28, 28)] * 65)))
     assert error["code"] == "too_many_media" and "at most 64" in error["message"]
 
 
@@ -187,14 +176,7 @@ def test_a_text_in_a_videos_place_opens_no_connection(address: str):
             listener.accept()
 
 
-def in_background(count: int, work: Callable[[], httpx.Response]) -> list[Future[httpx.Response]]:
-    threads = ThreadPoolExecutor(count)
-    futures = [threads.submit(work) for _ in range(count)]
-    threads.shutdown(wait=False)
-    return futures
-
-
-HEAVY = [{"type": "function", "function": {"name": "f"}}]  # whoever declares tools is read beside the event loop
+HEAVY = [{"type": "function", "function": {"name": "f"}}]  # requests with tools are read outside the event loop
 
 
 def test_others_are_answered_while_a_request_is_prepared(address: str, monkeypatch: pytest.MonkeyPatch):
@@ -261,8 +243,8 @@ def test_only_so_many_are_under_way(address: str, monkeypatch: pytest.MonkeyPatc
 def test_requests_hold_so_many_bytes_together_and_give_them_back(address: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(preparation, "MAX_HELD_BYTES", 50_000)
     for _ in range(3):  # 84 x 28 pixels take 12 patches of 2,352 bytes
-        assert ask(address, messages=showing(png(84, 28))).status_code == 200
-    error = error_of(ask(address, messages=showing(png(84, 112))), 503)
+        assert ask(address, messages=showing(blank_png(84, 28))).status_code == 200
+    error = error_of(ask(address, messages=showing(blank_png(84, 112))), 503)
     assert error["code"] == "overloaded" and "of 50,000 bytes" in error["message"]
     assert error_of(ask(address, user="x" * 50_000), 503)["code"] == "overloaded"
     assert ask(address).status_code == 200

@@ -119,7 +119,7 @@ def test_half_a_request_is_closed_in_time(port: int, monkeypatch: pytest.MonkeyP
     start = time.monotonic()
     status, error = status_and_error(sent(port, begun))
     assert (status, error["code"]) == (408, "request_timeout") and 0.2 < time.monotonic() - start < 5
-    with connect(port) as client:  # the same behind a request that was answered
+    with connect(port) as client:  # the same after a request that was answered
         client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" + begun)
         assert rest(client).count(b"HTTP/1.1 ") == 2
 

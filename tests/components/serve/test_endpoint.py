@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from components.promote import overlay
-from components.runtime.progress import StepProgress
-from components.serve import checkpoint as init_container
+from components.release import fetch as init_container
+from components.release import overlay
+from components.release.fetch import verify
+from components.runtime.tracking.progress import StepProgress
 from components.serve import endpoint
-from components.serve.checkpoint import verify
-from components.serve.endpoint import Answered, ask, await_answer
-from model.errors import MoonflowError
-from tests.components.serve.test_server import data_url
+from components.serve.endpoint import EndpointAnswer, ask, await_answer
+from model.boundary.errors import MoonflowError
+from tests.components.serve.media_messages import data_url
+from tests.http_server import nobody
+from tests.odd_media import blank_png
 
 
 @pytest.fixture(autouse=True)
@@ -23,16 +24,14 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint, "POLL_S", 0.01)
 
 
-def asked(address: str) -> Answered:
-    return ask(address, "moonflow", "Which digits?", data_url(), 4)
+def asked(address: str) -> EndpointAnswer:
+    return ask(address, "moonflow", "Which digits?", data_url(blank_png(84, 28)), 4)
 
 
 @pytest.fixture
-def nobody() -> Iterator[str]:
-    """An address that refuses connections."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        yield f"http://127.0.0.1:{held.getsockname()[1]}"
+def refusing() -> Iterator[str]:
+    with nobody() as address:
+        yield address
 
 
 def test_an_answer_names_the_manifest_of_its_weights(address: str, scripted_address: str, checkpoint: Path):
@@ -41,11 +40,11 @@ def test_an_answer_names_the_manifest_of_its_weights(address: str, scripted_addr
 
 
 def test_old_weights_and_no_answer_are_waited_for(
-    address: str, scripted_address: str, nobody: str, checkpoint: Path, tmp_path: Path
+    address: str, scripted_address: str, refusing: str, checkpoint: Path, tmp_path: Path
 ):
-    behind = iter([nobody, scripted_address, nobody, address])  # what one Service leads to, while pods are replaced
+    behind = iter([refusing, scripted_address, refusing, address])  # what one Service leads to, while pods are replaced
 
-    def through_service(_: str) -> Answered:
+    def through_service(_: str) -> EndpointAnswer:
         return asked(next(behind))
 
     answer = await_answer(through_service, "http://service", verify(checkpoint), 60.0, StepProgress(tmp_path, "serve"))
@@ -53,11 +52,11 @@ def test_old_weights_and_no_answer_are_waited_for(
 
 
 def test_an_endpoint_that_does_not_sync_ends_the_wait_in_one_line(
-    address: str, scripted_address: str, nobody: str, checkpoint: Path, tmp_path: Path
+    address: str, scripted_address: str, refusing: str, checkpoint: Path, tmp_path: Path
 ):
     for where, said in ((address, f"it answers from weights {verify(checkpoint)[:12]}"),
                         (scripted_address, "it answers from weights that it does not name"),
-                        (nobody, "APIConnectionError")):  # fmt: skip
+                        (refusing, "APIConnectionError")):  # fmt: skip
         with pytest.raises(MoonflowError, match="synced with Git") as caught:
             await_answer(asked, where, "f" * 64, 0.05, StepProgress(tmp_path, "serve"))
         assert said in str(caught.value) and where in str(caught.value) and "\n" not in str(caught.value)

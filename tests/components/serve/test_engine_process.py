@@ -10,14 +10,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 
-from components.serve.engine_messages import Begin, Cancel, Decoder, encode
+from components.serve.engine_messages import Begin, Cancel, MessageReader, encode
 from components.serve.engine_process import EngineError, EngineProcess, Generation
-from model.config import preset
-from model.errors import MoonflowError
+from model.boundary.errors import MoonflowError
 from model.rollout.embedded import EmbeddedEngine
 from model.rollout.protocol import Completion, Request
+from tests.drawn import PAD, pixels
 from tests.tiny_folders import write_checkpoint
 
 PROMPT = list(range(300, 340))
@@ -32,19 +31,19 @@ def runner() -> Iterator[asyncio.Runner]:
 
 @pytest.fixture(scope="module")
 def prefills(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file in which the engine's process writes how many prompts each of its prefills reads."""
+    """A file in which the engine's process writes how many prompts each of its prefills has."""
     return tmp_path_factory.mktemp("patched") / "prefills"
 
 
 @pytest.fixture(scope="module")
 def engine(checkpoint: Path, runner: asyncio.Runner, prefills: Path) -> Iterator[EngineProcess]:
     (prefills.parent / "sitecustomize.py").write_text(  # run in the engine's process as it starts
-        "from model.rollout import embedded\n"
-        "prefill = embedded.prefill\n"
-        "def counted(model, x, lengths):\n"
+        "from model.network.decoder import Decoder\n"
+        "prefill = Decoder.prefill\n"
+        "def counted(decoder, x, lengths, context):\n"
         f"    print(len(lengths), file=open({str(prefills)!r}, 'a'))\n"
-        "    return prefill(model, x, lengths)\n"
-        "embedded.prefill = counted\n"
+        "    return prefill(decoder, x, lengths, context)\n"
+        "Decoder.prefill = counted\n"
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(prefills.parent))
@@ -65,9 +64,8 @@ async def until(true: Callable[[], bool]) -> None:
 
 def with_picture() -> Request:
     """512 patches, 1.2 MB: more than goes through the socket at once."""
-    pixels = torch.randn(512, 3, 14, 14, generator=torch.Generator().manual_seed(0))
-    pads = [preset("tiny").media_placeholder_token_id] * 128
-    return Request([5, *pads, 6], pixels, [(1, 16, 32)], max_new_tokens=20, temperature=0.0)
+    grids = [(1, 16, 32)]
+    return Request([5, *[PAD] * 128, 6], pixels(grids), grids, max_new_tokens=20, temperature=0.0)
 
 
 def test_completions_are_those_of_the_engine_in_this_process(
@@ -132,6 +130,6 @@ def test_who_stops_waiting_for_the_load_leaves_no_process(checkpoint: Path):
 def test_messages_arrive_whole_in_whatever_pieces(size: int):
     sent = [Cancel(3), Begin([(7, replace(LONG, max_new_tokens=9)), (8, LONG)]), Cancel(2**40)]
     stream = b"".join(map(encode, sent))
-    decoder = Decoder()
+    decoder = MessageReader()
     pieces = [stream[start : start + size] for start in range(0, len(stream), size)]
     assert [message for piece in pieces for message in decoder.feed(piece)] == sent

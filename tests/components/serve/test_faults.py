@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ import psutil
 import pytest
 
 from components.serve.stage import serving
+from tests.http_server import free_port
+from tests.waiting import happens, in_background
 
 ASK: dict[str, Any] = {"model": "moonflow", "messages": [{"role": "user", "content": "Which?"}], "temperature": 1.0}
 
@@ -44,13 +45,8 @@ def test_a_busy_engine_does_not_hold_up_the_event_loop(address: str, checkpoint:
 
 def ask_in_background(address: str, body: dict[str, Any]) -> Future[httpx.Response]:
     """Returns once the request waits for the engine."""
-    threads = ThreadPoolExecutor(1)
-    asked = threads.submit(httpx.post, f"{address}/v1/chat/completions", json=body, timeout=60)
-    threads.shutdown(wait=False)
-    deadline = time.monotonic() + 30
-    while "moonflow_queue_length 1.0" not in httpx.get(f"{address}/metrics").text:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    (asked,) = in_background(1, lambda: httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60))
+    assert happens(lambda: "moonflow_queue_length 1.0" in httpx.get(f"{address}/metrics").text)
     return asked
 
 
@@ -100,9 +96,7 @@ def test_a_dead_engine_is_its_callers_500_and_the_servers_bad_health(checkpoint:
 
 @contextmanager
 def process(checkpoint: Path) -> Iterator[tuple[subprocess.Popen, str]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "components.serve.server", "--checkpoint", str(checkpoint), "--port", str(port)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     server = subprocess.Popen(command, cwd=Path(__file__).parents[3], env=environment, start_new_session=True)
@@ -125,6 +119,16 @@ def await_ready(server: subprocess.Popen, address: str) -> set[int]:
     return set(statuses)
 
 
+def refused(address: str) -> bool:
+    try:
+        httpx.get(f"{address}/health")
+    except httpx.ConnectError:
+        return True
+    except httpx.TransportError:
+        pass  # it was let in just before the door closed
+    return False
+
+
 def test_a_stopped_server_finishes_what_it_has_and_takes_no_more(checkpoint: Path):
     with process(checkpoint) as (server, address):
         assert await_ready(server, address) <= {503, 200}  # it listens before it is ready, and says so
@@ -137,16 +141,7 @@ def test_a_stopped_server_finishes_what_it_has_and_takes_no_more(checkpoint: Pat
             for told in (signal.SIGINT, signal.SIGTERM):  # from a terminal, or who stops all processes of a container
                 engine.send_signal(told)
             os.killpg(server.pid, signal.SIGTERM)
-            deadline = time.monotonic() + 20
-            refused = False
-            while not refused and time.monotonic() < deadline:
-                try:
-                    httpx.get(f"{address}/health")
-                except httpx.ConnectError:
-                    refused = True
-                except httpx.TransportError:
-                    pass  # it was let in just before the door closed
-            assert refused
+            assert happens(lambda: refused(address), 20, pause=0)
             lines += list(source)
         assert [line for line in lines if line][-1] == "data: [DONE]"
         server.wait(30)

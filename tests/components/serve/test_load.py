@@ -12,9 +12,9 @@ import httpx
 import pytest
 
 from components.serve.openai_api import parse, to_engine
-from components.serve.turn_reader import TurnReader
-from model.image import ImageConfig
+from model.codec.image import ImageConfig
 from model.rollout.embedded import EmbeddedEngine
+from tests.components.serve.turns import content, read_turn
 from tests.tiny_folders import tiny_tokenizer
 
 CLIENTS = 64
@@ -33,9 +33,7 @@ def expected_answers(checkpoint: Path, count: int) -> list[str]:
                 for seed in range(count)]  # fmt: skip
     said = []
     for completion in asyncio.run(EmbeddedEngine.load(checkpoint).generate(requests)):
-        reader = TurnReader(tokenizer, False, False, 0)
-        deltas = [delta for token in completion.token_ids for delta in reader.feed(token)] + list(reader.finish())
-        said.append("".join(delta.content for delta in deltas))
+        said.append(content(read_turn(completion.token_ids, offers_tools=False)))
     return said
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from components.serve.openai_api import Asked, ChatRequest, to_engine
-from model.chat import encode_chat
-from model.image import ImageConfig
+from model.codec.chat import encode_chat
+from model.codec.image import ImageConfig
 from tests.tiny_folders import tiny_tokenizer
 
 T = tiny_tokenizer()

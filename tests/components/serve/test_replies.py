@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from components.serve import replies, strict_json
+from components.serve import replies
 from components.serve.engine_process import Token
 from components.serve.replies import Reply
 from components.serve.turn_reader import Delta
-from model.chat import ToolCall
+from model.boundary import strict_json
+from model.codec.chat import ToolCall
 from tests.tiny_folders import tiny_tokenizer
 
 

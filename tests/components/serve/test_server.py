@@ -3,44 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import json
 import shutil
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
-import numpy as np
 import openai
 import pytest
 from PIL import Image
 
+from components.release.fetch import verify
 from components.serve import chat
 from components.serve.chat import MAX_BODY_BYTES
-from components.serve.checkpoint import verify
 from components.serve.limits import MAX_ERROR_CHARACTERS
 from components.serve.openai_api import ChatRequest, to_engine
 from components.serve.stage import serving
-from model.chat import encode_chat
-from model.errors import MoonflowError
-from model.image import ImageConfig
+from model.boundary.errors import MoonflowError
+from model.codec.chat import encode_chat
+from model.codec.image import ImageConfig
 from model.rollout.embedded import EmbeddedEngine
+from tests.components.serve.media_messages import data_url, showing
+from tests.odd_media import file, noise, png
 from tests.tiny_folders import tiny_tokenizer
 
 ASK = [{"role": "user", "content": "Which digits?"}]
 
 
-@pytest.fixture(scope="module")
-def client(address: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=30)
-
-
-def data_url(height: int = 28, width: int = 84) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width), np.uint8)).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+def picture(height: int = 28, width: int = 84) -> str:
+    return data_url(file(Image.fromarray(noise(height, width))))
 
 
 def test_ready_with_the_manifest_it_verified(address: str, checkpoint: Path):
@@ -78,8 +69,8 @@ def test_a_picture_is_seen(client: openai.OpenAI):
         reply = client.chat.completions.create(model="moonflow", messages=messages, temperature=0, max_tokens=2)
         return reply.usage.prompt_tokens
 
-    small = {"type": "image_url", "image_url": {"url": data_url(28, 28)}}
-    wide = {"type": "image_url", "image_url": {"url": data_url(28, 84)}}
+    small = {"type": "image_url", "image_url": {"url": picture(28, 28)}}
+    wide = {"type": "image_url", "image_url": {"url": picture(28, 84)}}
     assert prompt_tokens(wide) - prompt_tokens(small) == 2  # 28 x 28 pixels are one token
     assert prompt_tokens(small, wide) > prompt_tokens(wide) > prompt_tokens()
 
@@ -92,17 +83,6 @@ def test_a_stream_has_the_same_content(client: openai.OpenAI):
     assert text == whole.choices[0].message.content
     assert chunks[-1].usage == whole.usage
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == whole.choices[0].finish_reason
-
-
-def png_header(width: int, height: int) -> str:
-    """A PNG that claims a size and has no pixels."""
-    chunk = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x08\x02\0\0\0"
-    data = b"\x89PNG\r\n\x1a\n" + b"\0\0\0\r" + chunk + zlib.crc32(chunk).to_bytes(4, "big") + b"\0\0\0\0IDAT"
-    return "data:image/png;base64," + base64.b64encode(data).decode()
-
-
-def shown(kind: str, url: str) -> list[dict]:
-    return [{"role": "user", "content": [{"type": kind, kind: {"url": url}}]}]
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -139,13 +119,13 @@ def shown(kind: str, url: str) -> list[dict]:
     ({"messages": [{"role": "user"}]}, "content must be"),
     ({"messages": [*ASK, {"role": "assistant", "content": "1"}]}, "last message is the assistant's"),
     ({"messages": [*ASK, {"role": "tool", "tool_call_id": "x", "content": "1"}]}, "answers no call"),
-    ({"messages": shown("audio", "")}, "unknown content part 'audio'"),
-    ({"messages": shown("image_url", "http://x/y.png")}, "data URL"),
-    ({"messages": shown("image_url", "data:image/png;base64,!!")}, "base64"),
-    ({"messages": shown("image_url", "data:image/png;base64,AAAA")}, "cannot be decoded"),
-    ({"messages": shown("image_url", data_url()[:-40] + "AAAA")}, "cannot be decoded"),
-    ({"messages": shown("image_url", png_header(9_000, 9_000))}, "9,000 x 9,000 pixels: give at most 50,000,000"),
-    ({"messages": shown("video_url", "data:video/mp4;base64,AAAA")}, "video of 3 bytes cannot be decoded"),
+    ({"messages": showing("", kind="audio")}, "unknown content part 'audio'"),
+    ({"messages": showing("http://x/y.png")}, "data URL"),
+    ({"messages": showing("data:image/png;base64,!!")}, "base64"),
+    ({"messages": showing("data:image/png;base64,AAAA")}, "cannot be decoded"),
+    ({"messages": showing(picture()[:-40] + "AAAA")}, "cannot be decoded"),
+    ({"messages": showing(png(9_000, 9_000, 8, 2, b""))}, "9,000 x 9,000 pixels: give at most 50,000,000"),
+    ({"messages": showing("data:video/mp4;base64,AAAA", kind="video_url")}, "video of 3 bytes cannot be decoded"),
     ({"tools": [{"type": "function", "function": {"name": "no spaces"}}]}, "function.name"),
 ])  # fmt: skip
 def test_a_bad_request_is_told_in_openais_shape(address: str, change: dict, message: str):

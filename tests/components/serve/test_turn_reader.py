@@ -8,33 +8,20 @@ from collections.abc import Sequence
 import pytest
 
 from components.serve.turn_reader import Delta, TurnReader
-from model.chat import parse_assistant
+from model.codec.chat import parse_assistant
+from tests.components.serve.turns import content, read_turn, spoken
 from tests.tiny_folders import tiny_tokenizer
 
 T = tiny_tokenizer()
 
 
-def tokens(*parts: str) -> list[int]:
-    """Special tokens by their names, the rest as text."""
-    return [token for part in parts for token in ([T.token_id(part)] if part[:1] in "<[" else T.encode(part))]
-
-
 def call(name: str, arguments: str) -> list[int]:
-    return tokens("<|tool_call_begin|>", name, "<|tool_call_argument_begin|>", arguments, "<|tool_call_end|>")
+    return spoken("<|tool_call_begin|>", name, "<|tool_call_argument_begin|>", arguments, "<|tool_call_end|>")
 
 
 def section(*calls: list[int]) -> list[int]:
     inner = [token for one in calls for token in one]
-    return [*tokens("<|tool_calls_section_begin|>"), *inner, *tokens("<|tool_calls_section_end|>")]
-
-
-def read(ids: Sequence[int], thinking=False, offers_tools=True, calls=0, stops: Sequence[str] = ()) -> list[Delta]:
-    reader = TurnReader(T, thinking, offers_tools, calls, stops)
-    return [delta for token in ids for delta in reader.feed(token)] + list(reader.finish())
-
-
-def content(deltas: Sequence[Delta]) -> str:
-    return "".join(delta.content for delta in deltas)
+    return [*spoken("<|tool_calls_section_begin|>"), *inner, *spoken("<|tool_calls_section_end|>")]
 
 
 def reasoning(deltas: Sequence[Delta]) -> str:
@@ -44,7 +31,7 @@ def reasoning(deltas: Sequence[Delta]) -> str:
 @pytest.mark.parametrize("seed", range(30))
 def test_any_text_is_what_the_tokenizer_decodes_whole(seed: int):
     ids = random.Random(seed).choices(range(T.ranks), k=60)  # with bytes that are no UTF-8
-    assert content(read([*ids, T.im_end_id])) == parse_assistant([*ids, T.im_end_id], T).content == T.decode(ids)
+    assert content(read_turn([*ids, T.im_end_id])) == parse_assistant([*ids, T.im_end_id], T).content == T.decode(ids)
 
 
 def test_a_character_of_several_tokens_comes_with_its_last_one():
@@ -56,27 +43,30 @@ def test_a_character_of_several_tokens_comes_with_its_last_one():
 
 
 def test_reasoning_calls_and_content_are_told_apart():
-    ids = tokens("hm", "</think>", "look", *()) + section(
+    ids = spoken("hm", "</think>", "look", *()) + section(
         call("functions.search:0", '{"query": "lima"}'), call("functions.ipython:1", '{"code": "1"}')
     )
-    deltas = read([*ids, T.im_end_id], thinking=True)
+    deltas = read_turn([*ids, T.im_end_id], thinking=True)
     assert (reasoning(deltas), content(deltas)) == ("hm", "look")
     assert [delta.call for delta in deltas if delta.call] == parse_assistant([*ids, T.im_end_id], T).tool_calls
 
 
 def test_reasoning_that_was_cut_off_is_no_answer():
-    deltas = read(tokens("hm"), thinking=True)
+    deltas = read_turn(spoken("hm"), thinking=True)
     assert (reasoning(deltas), content(deltas)) == ("hm", "")
 
 
 def test_a_policy_may_begin_to_think_though_it_was_not_asked():
-    deltas = read(tokens("<think>", "hm", "</think>", "yes"))
+    deltas = read_turn(spoken("<think>", "hm", "</think>", "yes"))
     assert (reasoning(deltas), content(deltas)) == ("hm", "yes")
 
 
 def test_call_ids_are_counted_over_the_conversation_whatever_the_policy_wrote():
     ids = section(call("functions.search:7", "{}"), call("functions.search:7", "{}"))
-    assert [delta.call.id for delta in read(ids, calls=3) if delta.call] == ["functions.search:3", "functions.search:4"]
+    assert [delta.call.id for delta in read_turn(ids, calls=3) if delta.call] == [
+        "functions.search:3",
+        "functions.search:4",
+    ]
 
 
 @pytest.mark.parametrize("broken", [
@@ -86,23 +76,23 @@ def test_call_ids_are_counted_over_the_conversation_whatever_the_policy_wrote():
     section(call("functions.search:0", '{"a": [1e999]}')),
     section(call("functions.search:0", '{"a": ' + "1" * 4400 + "}")),
     section(call("functions.search:0", '{"a": ' + "[" * 250 + "]" * 250 + "}")),
-    tokens("<|tool_calls_section_begin|>", "<|tool_call_begin|>", "functions.search:0"),  # cut off
-    tokens("<|tool_calls_section_begin|>", "no call", "<|tool_calls_section_end|>"),
+    spoken("<|tool_calls_section_begin|>", "<|tool_call_begin|>", "functions.search:0"),  # cut off
+    spoken("<|tool_calls_section_begin|>", "no call", "<|tool_calls_section_end|>"),
 ])  # fmt: skip
 def test_a_call_that_cannot_be_read_is_shown_as_it_was_written(broken: list[int]):
-    deltas = read([*tokens("so "), *broken])
+    deltas = read_turn([*spoken("so "), *broken])
     assert not any(delta.call for delta in deltas)
     assert content(deltas) == "so " + T.decode(broken)
 
 
 def test_without_tools_a_call_is_text():
     ids = section(call("functions.search:0", "{}"))
-    assert content(read(ids, offers_tools=False)) == T.decode(ids)
-    assert not any(delta.call for delta in read(ids, offers_tools=False))
+    assert content(read_turn(ids, offers_tools=False)) == T.decode(ids)
+    assert not any(delta.call for delta in read_turn(ids, offers_tools=False))
 
 
 def test_a_whole_call_before_a_broken_one_stays():
-    deltas = read(section(call("functions.search:0", "{}"), call("functions.search:1", "{")))
+    deltas = read_turn(section(call("functions.search:0", "{}"), call("functions.search:1", "{")))
     assert [delta.call.name for delta in deltas if delta.call] == ["search"]
     assert "functions.search:1" in content(deltas)
 
@@ -126,5 +116,5 @@ def test_a_stop_text_ends_the_content_before_it_and_is_never_shown_in_part(text,
 
 
 def test_a_stop_text_does_not_act_on_reasoning():
-    deltas = read(tokens("two", "</think>", "one"), thinking=True, stops=["two"])
+    deltas = read_turn(spoken("two", "</think>", "one"), thinking=True, stops=["two"])
     assert (reasoning(deltas), content(deltas)) == ("two", "one")

@@ -8,10 +8,11 @@ import pytest
 
 import components
 from components.prepare_data.config import Config
-from components.runtime.launcher.cluster import Cluster, Patience
+from components.runtime.launcher.api_server import Patience
+from components.runtime.launcher.cluster import Cluster
 from components.runtime.launcher.placement import Placement
 from components.runtime.launcher.trainjob import run
-from components.runtime.launcher.work import Work
+from components.runtime.launcher.work import StepWork
 from tests.components.runtime.launcher.crd import validate_train_job
 from tests.components.runtime.launcher.fake_cluster import FakeCluster
 from tests.components.runtime.launcher.script import Script
@@ -70,8 +71,8 @@ def cluster(fake: FakeCluster) -> Cluster:
 
 
 @pytest.fixture
-def work() -> Work:
-    return Work("run-1", "prepare_data", Config(), {})
+def work() -> StepWork:
+    return StepWork("run-1", "prepare_data", Config(), {})
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 
 @pytest.fixture
-def launched(fake: FakeCluster, cluster: Cluster, work: Work, placement: Placement) -> Callable[..., None]:
+def launched(fake: FakeCluster, cluster: Cluster, work: StepWork, placement: Placement) -> Callable[..., None]:
     """Run the work while the cluster follows a script; the step's manifest exists unless ``left`` says otherwise."""
 
     def launch(script: Script | None = None, *, left: bool = True) -> None:

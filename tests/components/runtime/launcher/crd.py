@@ -31,7 +31,7 @@ def refused_resources(resources: Json) -> list[str]:
         elif "/" in name and parse_quantity(asked) != parse_quantity(limit):
             found.append(f'Invalid value: "{asked}": must be equal to {name} limit of {limit}')
     return found + [
-        f'{name}: Required value: Limit must be set for non overcommitable resources'
+        f"{name}: Required value: Limit must be set for non overcommitable resources"
         for name in resources["requests"]
         if "/" in name and name not in resources["limits"]
     ]

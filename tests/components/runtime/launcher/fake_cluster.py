@@ -14,14 +14,14 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from tests.components.runtime.launcher.rest import NAMESPACE, Fault, Handler, Request, status_object
+from tests.components.runtime.launcher.rest import NAMESPACE, ApiHandler, Fault, Request
+from tests.http_server import serving
+from tests.kubernetes_api import status, write_kubeconfig
 
 Json = dict[str, Any]
 
@@ -50,38 +50,17 @@ class FakeCluster:
         self._logs: dict[str, list[tuple[str, str]]] = {}
         self._ended_logs: set[str] = set()
         self._threads: list[threading.Thread] = []
-        cluster = self
-
-        class Served(Handler):
-            fake = cluster
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Served)
-        self._server.daemon_threads = True
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._open = ExitStack()
+        self.url = self._open.enter_context(serving(ApiHandler, fake=self))
 
     def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self._open.close()
         for thread in self._threads:
             thread.join(10)
 
     def kubeconfig(self, folder: Path) -> Path:
         """A kubeconfig file that leads here."""
-        path = folder / "kubeconfig"
-        values = {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": "fake",
-            "clusters": [{"name": "fake", "cluster": {"server": self.url}}],
-            "users": [{"name": "step", "user": {"token": "secret"}}],
-            "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "step", "namespace": NAMESPACE}}],
-        }
-        path.write_text(yaml.safe_dump(values))
-        return path
+        return write_kubeconfig(folder, self.url, "secret", NAMESPACE)
 
     # What the controllers do.
 
@@ -234,14 +213,12 @@ class FakeCluster:
         name = body["metadata"]["name"]
         with self._changed:
             if name in self._jobs:
-                return 409, status_object(
-                    409, "AlreadyExists", f'trainjobs.trainer.kubeflow.org "{name}" already exists'
-                )
+                return 409, status(409, "AlreadyExists", f'trainjobs.trainer.kubeflow.org "{name}" already exists')
             if self.validate is not None:
                 try:
                     self.validate(body)
                 except Exception as error:
-                    return 422, status_object(422, "Invalid", str(error))
+                    return 422, status(422, "Invalid", str(error))
             job = copy.deepcopy(body)
             job["metadata"].update(uid=str(uuid.uuid4()), creationTimestamp=_now())
             stored = copy.deepcopy(self._store(job, "ADDED"))
@@ -255,10 +232,10 @@ class FakeCluster:
         with self._changed:
             job = self._jobs.get(name)
             if job is None:
-                return 404, status_object(404, "NotFound", f'trainjobs.trainer.kubeflow.org "{name}" not found')
+                return 404, status(404, "NotFound", f'trainjobs.trainer.kubeflow.org "{name}" not found')
             wanted = options.get("preconditions", {}).get("resourceVersion", "")
             if wanted and wanted != job["metadata"]["resourceVersion"]:
-                return 409, status_object(409, "Conflict", f"the resourceVersion in the precondition is {wanted}")
+                return 409, status(409, "Conflict", f"the resourceVersion in the precondition is {wanted}")
             job["metadata"]["deletionTimestamp"] = _now()
             self._store(job, "MODIFIED")
             self.deleted.append(name)
@@ -273,7 +250,7 @@ class FakeCluster:
         with self._changed:
             job = self._jobs.get(name)
             if job is None:
-                return 404, status_object(404, "NotFound", f'trainjobs.trainer.kubeflow.org "{name}" not found')
+                return 404, status(404, "NotFound", f'trainjobs.trainer.kubeflow.org "{name}" not found')
             _merge(job, change)
             return 200, copy.deepcopy(self._store(job, "MODIFIED"))
 
@@ -296,7 +273,7 @@ class FakeCluster:
     def get_pod(self, name: str) -> tuple[int, Json]:
         with self._changed:
             if name not in self._pods:
-                return 404, status_object(404, "NotFound", f'pods "{name}" not found')
+                return 404, status(404, "NotFound", f'pods "{name}" not found')
             return 200, copy.deepcopy(self._pods[name])
 
     def watch(self, query: dict[str, str]) -> Iterator[Json]:
@@ -308,7 +285,7 @@ class FakeCluster:
                 if position < self._oldest:
                     yield {
                         "type": "ERROR",
-                        "object": status_object(410, "Expired", f"too old resource version: {position}"),
+                        "object": status(410, "Expired", f"too old resource version: {position}"),
                     }
                     return
                 news = [event for event in self._events if event[0] > position]

@@ -22,7 +22,7 @@ class Node:
 
     def __init__(self, cluster: FakeCluster, settings: dict[str, str], environment: dict[str, str]) -> None:
         self._cluster = cluster
-        self._settings = settings
+        self.settings = settings
         self._environment = environment
         self.process: subprocess.Popen[str] | None = None
         self._stopped = False
@@ -95,6 +95,6 @@ class Node:
                 continue
             source = row["valueFrom"].get("configMapKeyRef") or row["valueFrom"]["secretKeyRef"]
             assert source["optional"] and source["name"] in {"moonflow", "moonflow-store", "moonflow-mlflow"}
-            if source["key"] in self._settings:
-                values[row["name"]] = self._settings[source["key"]]
+            if source["key"] in self.settings:
+                values[row["name"]] = self.settings[source["key"]]
         return values

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
+
+from tests.http_server import Handler
+from tests.kubernetes_api import status
 
 if TYPE_CHECKING:
     from tests.components.runtime.launcher.fake_cluster import FakeCluster
@@ -52,13 +54,10 @@ class Drop(Exception):
     """Close this connection now."""
 
 
-class Handler(BaseHTTPRequestHandler):
+class ApiHandler(Handler):
     fake: FakeCluster
     protocol_version = "HTTP/1.1"
     server_version = "fake-apiserver"
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
     def do_GET(self) -> None:
         parts = urlsplit(self.path)
@@ -82,7 +81,7 @@ class Handler(BaseHTTPRequestHandler):
         elif parts.path.startswith(f"{PODS}/"):
             self._serve("pod", parts.path, query, tail)
         else:
-            self._answer(404, status_object(404, "NotFound", "the server could not find the requested resource"))
+            self.reply(404, status(404, "NotFound", "the server could not find the requested resource"))
 
     def do_POST(self) -> None:
         self._serve("create", self.path, {})
@@ -94,9 +93,9 @@ class Handler(BaseHTTPRequestHandler):
         self._serve("delete", self.path, {}, urlsplit(self.path).path.rsplit("/", 1)[-1])
 
     def _serve(self, kind: str, path: str, query: dict[str, str], name: str = "") -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self.body()
         if self.headers.get("authorization") != "Bearer secret":
-            return self._answer(401, status_object(401, "Unauthorized", "Unauthorized"))
+            return self.reply(401, status(401, "Unauthorized", "Unauthorized"))
         self.fake.requests.append(Request(kind, path, query))
         fault = self.fake.take_fault(kind)
         try:
@@ -104,15 +103,13 @@ class Handler(BaseHTTPRequestHandler):
                 raise Drop
             if fault is not None and fault.status:
                 extra = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
-                return self._answer(
-                    fault.status, status_object(fault.status, "Fault", "the fake was told to fail"), extra
-                )
+                return self.reply(fault.status, status(fault.status, "Fault", "the fake was told to fail"), extra)
             if kind in {"watch", "log"}:
                 return self._stream(kind, query, name, fault.drop_after if fault else None)
-            status, answer = self._plain(kind, query, name, body)
+            code, answer = self._plain(kind, query, name, body)
             if fault is not None and fault.lost:
                 raise Drop
-            self._answer(status, answer)
+            self.reply(code, answer)
         except (Drop, BrokenPipeError, ConnectionResetError):
             self.close_connection = True
             self.connection.close()
@@ -125,7 +122,7 @@ class Handler(BaseHTTPRequestHandler):
         if kind == "patch":
             # Custom resources have no strategic merge; ours is a plain one.
             if self.headers.get("Content-Type") != "application/merge-patch+json":
-                return 415, status_object(415, "UnsupportedMediaType", "the body is in an unknown format")
+                return 415, status(415, "UnsupportedMediaType", "the body is in an unknown format")
             return self.fake.patch(name, json.loads(body))
         if kind == "list":
             return 200, self.fake.list_jobs(query)
@@ -138,19 +135,19 @@ class Handler(BaseHTTPRequestHandler):
             return 200, {"kind": "WorkflowList", "metadata": {}, "items": list(self.fake.workflows.values())}
         if kind == "workflow":
             found = self.fake.workflows.get(name)
-            return (200, found) if found else (404, status_object(404, "NotFound", f'workflows "{name}" not found'))
+            return (200, found) if found else (404, status(404, "NotFound", f'workflows "{name}" not found'))
         if kind == "pods":
             return 200, self.fake.list_pods(query)
         if kind == "pod":
             return self.fake.get_pod(name)
         job = self.fake.job(name)
-        return (200, job) if job else (404, status_object(404, "NotFound", f'trainjobs "{name}" not found'))
+        return (200, job) if job else (404, status(404, "NotFound", f'trainjobs "{name}" not found'))
 
     def _stream(self, kind: str, query: dict[str, str], name: str, drop_after: int | None) -> None:
         if kind == "log":
             lines = self.fake.log_lines(name, query)
             if lines is None:
-                return self._answer(404, status_object(404, "NotFound", f'pods "{name}" not found'))
+                return self.reply(404, status(404, "NotFound", f'pods "{name}" not found'))
         else:
             lines = (json.dumps(event) for event in self.fake.watch(query))
         self.send_response(200)
@@ -168,25 +165,3 @@ class Handler(BaseHTTPRequestHandler):
     def _chunk(self, data: bytes) -> None:
         self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
         self.wfile.flush()
-
-    def _answer(self, status: int, answer: Json, extra: dict[str, str] | None = None) -> None:
-        data = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        for key, value in (extra or {}).items():
-            self.send_header(key, value)
-        self.end_headers()
-        self.wfile.write(data)
-
-
-def status_object(code: int, reason: str, message: str) -> Json:
-    return {
-        "kind": "Status",
-        "apiVersion": "v1",
-        "metadata": {},
-        "status": "Failure",
-        "message": message,
-        "reason": reason,
-        "code": code,
-    }

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from components.runtime.launcher.body import WORK, job_name, train_job
 from components.runtime.launcher.placement import Placement
-from components.runtime.launcher.work import Work
+from components.runtime.launcher.work import StepWork
 from tests.components.runtime.launcher.fake_cluster import FakeCluster
 
 NAME = job_name("run-1", "prepare_data")
@@ -33,7 +33,11 @@ def fails(fake: FakeCluster, code: int = 1, reason: str = "Error", *lines: str) 
 
 
 def stored(
-    fake: FakeCluster, work: Work, placement: Placement, sha256: str = "", owners: list[dict[str, str]] | None = None
+    fake: FakeCluster,
+    work: StepWork,
+    placement: Placement,
+    sha256: str = "",
+    owners: list[dict[str, str]] | None = None,
 ) -> None:
     body = train_job(work, placement, "moonflow", owners)
     body["metadata"]["uid"] = "old"

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from components.prepare_data.config import Config
 from components.runtime.launcher.body import RUN, job_name, train_job
 from components.runtime.launcher.placement import Placement
-from components.runtime.launcher.work import Work
-from components.steps import STEPS
-from model.errors import MoonflowError
+from components.runtime.launcher.work import StepWork
+from components.runtime.steps import STEPS
+from model.boundary.errors import MoonflowError
 from pipelines.profile import load_profile
 from tests.components.runtime.launcher.crd import merged_resources, validate_train_job
 from tests.manifests.overlays import named
@@ -40,7 +40,7 @@ SMALL = {"launcher": "trainjob", "image": "moonflow-train:0.1.0"}
 def made(values: dict[str, Any], **work: Any) -> dict[str, Any]:
     placement = Placement.parse(values, "test")
     return train_job(
-        Work(**({"run_id": "r", "step": "parl", "config": Config(), "inputs": {}} | work)), placement, "ns"
+        StepWork(**({"run_id": "r", "step": "parl", "config": Config(), "inputs": {}} | work)), placement, "ns"
     )
 
 
@@ -62,7 +62,7 @@ def test_a_job_gets_what_its_placement_asks_for_and_nothing_else(profile: str, o
     """Trainer 2.3 merges what the runtime names into what the job asks for; 2.2 replaced it."""
     resolved = load_profile(profile)
     placement = resolved.placement(step)
-    body = train_job(Work("r", step, resolved.steps[step], {}), placement, "moonflow")
+    body = train_job(StepWork("r", step, resolved.steps[step], {}), placement, "moonflow")
     runtime = named(overlay, "ClusterTrainingRuntime", placement.cluster_runtime)
     validate_train_job(body, runtime)
     devices = {placement.accelerator: placement.accelerators, placement.rdma_resource: placement.rdma}
@@ -74,7 +74,7 @@ def test_a_job_gets_what_its_placement_asks_for_and_nothing_else(profile: str, o
 def test_a_runtime_with_resources_of_its_own_would_have_the_job_refused(profile: str, overlay: str, step: str) -> None:
     resolved = load_profile(profile)
     placement = resolved.placement(step)
-    body = train_job(Work("r", step, resolved.steps[step], {}), placement, "moonflow")
+    body = train_job(StepWork("r", step, resolved.steps[step], {}), placement, "moonflow")
     runtime = copy.deepcopy(named(overlay, "ClusterTrainingRuntime", placement.cluster_runtime))
     ((_, template),) = pod_templates(runtime)
     template["spec"]["containers"][0]["resources"] = {"limits": {"cpu": "1", "memory": "4Gi"}}
@@ -97,7 +97,13 @@ def test_everything_of_the_placement_is_in_the_body() -> None:
     assert spec["runtimeRef"]["name"] == "moonflow-deepspeed" and spec["activeDeadlineSeconds"] == 720 * 3600
     trainer = spec["trainer"]
     assert (trainer["numNodes"], trainer["numProcPerNode"], trainer["image"]) == (32, 8, LARGE["image"])
-    assert trainer["command"] == ["python", "-m", "components.runtime.group", "-m", "components.runtime.worker"]
+    assert trainer["command"] == [
+        "python",
+        "-m",
+        "components.runtime.launcher.group",
+        "-m",
+        "components.runtime.launcher.worker",
+    ]
     devices = {"nvidia.com/gpu": "8", "rdma/hca": "8"}
     assert trainer["resourcesPerNode"]["limits"] == {"memory": "1800Gi", **devices}
     assert trainer["resourcesPerNode"]["requests"] == {"cpu": "96", "memory": "1800Gi", **devices}
@@ -117,7 +123,7 @@ def test_the_runtime_class_is_that_of_a_runtime_of_its_own() -> None:
 
 
 def test_one_rank_runs_without_torchrun() -> None:
-    assert made(SMALL)["spec"]["trainer"]["command"] == ["python", "-m", "components.runtime.worker"]
+    assert made(SMALL)["spec"]["trainer"]["command"] == ["python", "-m", "components.runtime.launcher.worker"]
 
 
 def test_secrets_are_references_and_settings_come_from_the_config_map(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,13 +156,13 @@ def test_what_runs_model_written_programs_is_a_job_without_a_token(profile: str,
     resolved = load_profile(profile)
     placement = resolved.placement(step)
     assert placement.launcher == "trainjob" and placement.nodes * placement.processes == 1
-    body = train_job(Work("r", step, resolved.steps[step], {}), placement, "moonflow")
+    body = train_job(StepWork("r", step, resolved.steps[step], {}), placement, "moonflow")
     validate_train_job(body)
     labels, trainer = body["metadata"]["labels"], body["spec"]["trainer"]
     assert labels["kueue.x-k8s.io/queue-name"] == "rollout"
     assert labels["kueue.x-k8s.io/priority-class"] == "moonflow-rollout"
     assert body["spec"]["runtimeRef"]["name"] == "moonflow-torchrun"
-    assert trainer["command"] == ["python", "-m", "components.runtime.worker"]
+    assert trainer["command"] == ["python", "-m", "components.runtime.launcher.worker"]
     assert trainer["image"] == resolved.run.train_image
     (job,) = body["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
     pod = job["template"]["spec"]["template"]["spec"]
@@ -187,9 +193,9 @@ def test_names_differ_where_their_readable_part_does_not() -> None:
 
 def test_the_digest_follows_parameters_and_inputs() -> None:
     digests = {
-        Work("r", "parl", Config(), {}).sha256,
-        Work("r", "parl", Config(seed=1), {}).sha256,
-        Work("r", "parl", Config(), {"data": "s3://a/b"}).sha256,
-        Work("r", "promote", Config(), {}).sha256,
+        StepWork("r", "parl", Config(), {}).sha256,
+        StepWork("r", "parl", Config(seed=1), {}).sha256,
+        StepWork("r", "parl", Config(), {"data": "s3://a/b"}).sha256,
+        StepWork("r", "promote", Config(), {}).sha256,
     }
     assert len(digests) == 4

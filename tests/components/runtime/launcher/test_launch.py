@@ -16,9 +16,9 @@ from components.runtime.launcher import work as works
 from components.runtime.launcher.body import job_name
 from components.runtime.launcher.launch import launch, placement_from_environment
 from components.runtime.launcher.placement import Placement
-from components.runtime.step import finished
-from components.runtime.store import ObjectStore
-from model.errors import MoonflowError
+from components.runtime.step import complete_manifest
+from components.runtime.store.object_store import ObjectStore
+from model.boundary.errors import MoonflowError
 from pipelines.services import Services
 from tests.components.runtime.launcher.fake_cluster import FakeCluster
 from tests.components.runtime.launcher.node import Node
@@ -84,6 +84,7 @@ def until(process: subprocess.Popen[str], text: str) -> str:
     raise AssertionError(f"ended without {text!r}:\n{seen}")
 
 
+@pytest.mark.slow
 def test_a_real_step_runs_in_the_cluster_and_its_manifest_comes_back(
     node: Node, fake: FakeCluster, step_environment: str, store: ObjectStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,6 +98,7 @@ def test_a_real_step_runs_in_the_cluster_and_its_manifest_comes_back(
     assert len(fake.seen("create")) == 1, "a finished step started a job"
 
 
+@pytest.mark.slow
 def test_a_preempted_training_goes_on_from_its_manifest(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     node.preempt_at = "counted 3"  # the checkpoint of 2 is durable by then
     made = launch("counted", {"steps": 5, "seconds": 0.3}, {}, TRAINJOB)
@@ -107,6 +109,7 @@ def test_a_preempted_training_goes_on_from_its_manifest(node: Node, capsys: pyte
     assert "counted 2\n" not in second and "counted 3\n" in second and "counted 5\n" in second
 
 
+@pytest.mark.slow
 def test_a_step_killed_with_9_attaches_again_and_loses_nothing(
     node: Node, fake: FakeCluster, step: Callable[[str], subprocess.Popen[str]]
 ) -> None:
@@ -148,7 +151,7 @@ def test_an_evicted_step_leaves_its_job_running(
 
 
 def test_bad_input_in_the_cluster_is_the_workers_own_line(node: Node, fake: FakeCluster) -> None:
-    node._settings["MOONFLOW_STORE"] = "s3://absent/runs"
+    node.settings["MOONFLOW_STORE"] = "s3://absent/runs"
     with pytest.raises(MoonflowError, match="failed: pod .* ended with exit code 65: .*no such bucket"):
         launch("counted", {}, {}, TRAINJOB)
     assert len(fake.list_pods({})["items"]) == 1, "it was tried again"
@@ -172,13 +175,13 @@ def test_a_failing_rank_is_told_by_its_own_line(
     monkeypatch.setattr(works, "PARALLEL_STEPS", frozenset({"counted"}))
     with pytest.raises(MoonflowError, match="counted: its ranks ended with status 65: counted cannot run as 2 ranks"):
         launch("counted", {"steps": 4}, {}, Placement.parse({"launcher": "ranks", "processes": 2}, "test"))
-    assert finished("counted", {"steps": 4}) is None
+    assert complete_manifest("counted", {"steps": 4}) is None
 
 
 @pytest.mark.parametrize("values", [{"launcher": "ranks", "processes": 2}, {"launcher": "trainjob", "nodes": 2}])
 def test_no_step_trains_twice_under_the_name_of_parallelism(values: dict[str, object]) -> None:
-    with pytest.raises(MoonflowError, match="joint_rl cannot run as 2 ranks: .*each rank would repeat"):
-        launch("joint_rl", {}, {}, Placement.parse(values, "test"))
+    with pytest.raises(MoonflowError, match="evaluate cannot run as 2 ranks: .*each rank would repeat"):
+        launch("evaluate", {}, {}, Placement.parse(values, "test"))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from model.errors import MoonflowError
+from model.boundary.errors import MoonflowError
 from tests.components.runtime.launcher.fake_cluster import FakeCluster
 from tests.components.runtime.launcher.rest import Fault
 from tests.components.runtime.launcher.script import NAME, completes
@@ -52,7 +52,7 @@ def test_what_will_never_be_created_is_told_and_ends_the_job(
         fake.touch(NAME)
 
     started = time.monotonic()
-    with pytest.raises(MoonflowError, match=f"cannot start: {reason}: {kind} {name}: .*; mend it and run again"):
+    with pytest.raises(MoonflowError, match=f"cannot start: {reason}: {kind} {name}: .*; fix it and run again"):
         launched(script)
     assert time.monotonic() - started < 5 and fake.names == []
     assert f"TrainJob moonflow/{NAME}: {kind} {name}: {reason}: {message[:40]}" in capsys.readouterr().out

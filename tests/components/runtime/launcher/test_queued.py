@@ -11,8 +11,8 @@ from components.runtime.launcher.cluster import Cluster
 from components.runtime.launcher.placement import Placement
 from components.runtime.launcher.queued import SCHEDULED
 from components.runtime.launcher.trainjob import run
-from components.runtime.launcher.work import Work
-from model.errors import MoonflowError
+from components.runtime.launcher.work import StepWork
+from model.boundary.errors import MoonflowError
 from tests.components.runtime.launcher.fake_cluster import FakeCluster
 from tests.components.runtime.launcher.rest import Fault
 from tests.components.runtime.launcher.script import NAME, stored
@@ -22,7 +22,7 @@ Waiting = Callable[[], list[float]]
 
 
 @pytest.fixture
-def waiting(fake: FakeCluster, cluster: Cluster, work: Work, placement: Placement) -> Waiting:
+def waiting(fake: FakeCluster, cluster: Cluster, work: StepWork, placement: Placement) -> Waiting:
     """Wait for the work's job, made at CREATED, to its end; returns what was told of the queue."""
     stored(fake, work, placement)
     job = fake.job(NAME)
@@ -60,7 +60,7 @@ def test_it_queued_from_its_creation_until_its_first_pod_had_a_node(fake: FakeCl
 
 
 def test_it_is_told_once_however_often_the_job_is_looked_at(
-    fake: FakeCluster, cluster: Cluster, work: Work, placement: Placement
+    fake: FakeCluster, cluster: Cluster, work: StepWork, placement: Placement
 ) -> None:
     """A whole life: created, suspended by Kueue, given a node, lost, replaced."""
     told: list[float] = []

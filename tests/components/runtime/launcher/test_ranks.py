@@ -4,15 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from components.runtime import manifest
+from components.runtime.checkpoints import manifest
+from components.runtime.checkpoints.manifest import Manifest
 from components.runtime.launcher.launch import launch
 from components.runtime.launcher.placement import Placement
-from components.runtime.manifest import Manifest
 from components.runtime.step import read_metrics
-from components.runtime.store import ObjectStore
-from model.data.mixtures import TEXT, VISION
-from model.errors import MoonflowError
+from components.runtime.store.open_store import open_store
+from model.boundary.errors import MoonflowError
+from model.data.order.mixtures import LONG_TEXT, TEXT, VISION
+from model.network.config import preset
+from model.network.initial import new_model
+from tests.published import publish_output
 from tests.tiny_folders import write_training_folder
+from tests.training import save_checkpoint
 
 SHORT = {"steps": 10, "projector_steps": 1, "rows": 2, "tokens_per_row": 128, "products": "float32"}
 
@@ -21,9 +25,7 @@ def trained(placement: dict[str, object], run_id: str, folder: Path, monkeypatch
     """ViT pre-training of a run of its own, at that placement."""
     monkeypatch.setenv("MOONFLOW_RUN_ID", run_id)
     monkeypatch.setenv("MOONFLOW_RUN_DIR", str(folder / run_id))
-    store = ObjectStore.from_env()
-    named = {"run_id": run_id, "step": "prepare_data", "index": 0, "kind": "data"}
-    data = manifest.publish(store, f"{run_id}/prepare_data/0", folder / "data", **named)
+    data = publish_output(open_store(), folder / "data", run_id, "prepare_data", kind="data")
     return launch("vit_pretrain", SHORT, {"data": data.uri}, Placement.parse(placement, "test"))
 
 
@@ -36,7 +38,7 @@ def test_two_ranks_train_as_one_process(tmp_path: Path, monkeypatch: pytest.Monk
     write_training_folder(tmp_path / "data", TEXT | VISION, 4)
     alone = trained({}, "alone", tmp_path, monkeypatch)
     shared = trained({"launcher": "ranks", "processes": 2, "zero_stage": 1}, "shared", tmp_path, monkeypatch)
-    store = ObjectStore.from_env()
+    store = open_store()
     histories = []
     for made in (alone, shared):
         manifest.fetch(store, made.uri, tmp_path / "fetched" / made.run_id)
@@ -51,6 +53,36 @@ def test_two_ranks_train_as_one_process(tmp_path: Path, monkeypatch: pytest.Monk
     assert launch(
         "vit_pretrain", SHORT, {"data": f"{store.uri('shared')}/prepare_data/0"}, Placement.parse({}, "test")
     ) == shared, "a finished step runs again under another layout"  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["joint_rl", "parl"])
+def test_two_ranks_play_and_learn_as_one_process(step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Episodes with tools on each rank, one policy, one manifest."""
+    monkeypatch.setenv("MOONFLOW_STORE", f"file://{tmp_path}/objects")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    store = open_store()
+    (tmp_path / "data").mkdir()
+    write_training_folder(tmp_path / "data", {*LONG_TEXT, *VISION, "wide_search"}, 4)
+    save_checkpoint(tmp_path / "parent", new_model(preset("tiny"), seed=5), tmp_path / "data", None, {})
+    uris = {}
+    for name, kind in (("data", "data"), ("parent", "checkpoint")):
+        named = {"run_id": "given", "step": name, "index": 0, "kind": kind, "complete": True}
+        uris[name] = manifest.publish(store, f"given/{name}/0", tmp_path / name, **named).uri
+    parents = {"joint_rl": ("parent",), "parl": ("policy", "sub_agents")}[step]
+    inputs = {"data": uris["data"], **dict.fromkeys(parents, uris["parent"])}
+    config = {"iterations": 2, "prompts_per_iteration": 3, "samples_per_prompt": 2, "ptx_rows": 2}
+    histories = []
+    for run_id, placement in (("alone", {}), ("shared", {"launcher": "ranks", "processes": 2, "zero_stage": 3})):
+        monkeypatch.setenv("MOONFLOW_RUN_ID", run_id)
+        monkeypatch.setenv("MOONFLOW_RUN_DIR", str(tmp_path / run_id))
+        made = launch(step, config, inputs, Placement.parse(placement, "test"))
+        manifest.fetch(store, made.uri, tmp_path / "fetched" / run_id)
+        histories.append(read_metrics(tmp_path / "fetched" / run_id))
+    assert [row["step"] for row in histories[1]] == [row["step"] for row in histories[0]] == [1, 2]
+    one, two = histories[0][0], histories[1][0]
+    for name in ("loss/total", "loss/text", "loss/vision", "gradient_norm", "reward/mean", "tokens/response"):
+        assert two[name] == pytest.approx(one[name], rel=2e-3), name
 
 
 @pytest.mark.parametrize(

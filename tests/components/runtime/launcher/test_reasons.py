@@ -41,7 +41,7 @@ TORCHRUN = [
     "ValueError: rows must divide the batch",
     "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: ",
     "============================================================",
-    "components.runtime.worker FAILED",
+    "components.runtime.launcher.worker FAILED",
     "============================================================",
 ]
 WORKER = ["counted 1", "moonflow error: s3://b/x has no manifest.json: run that step again", *TORCHRUN[3:]]

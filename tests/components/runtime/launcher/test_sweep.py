@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import mlflow
 import pytest
 
-from components.runtime import entry, mlflow_runs
+from components.runtime.kfp import entry
 from components.runtime.launcher.body import job_name
 from components.runtime.launcher.cluster import Cluster
 from components.runtime.launcher.placement import Placement
 from components.runtime.launcher.sweep import sweep, sweep_namespace
-from components.runtime.launcher.work import Work
-from model.errors import MoonflowError
+from components.runtime.launcher.work import StepWork
+from components.runtime.tracking import mlflow_runs
+from model.boundary.errors import MoonflowError
 from tests.components.runtime.launcher.fake_cluster import FakeCluster
 from tests.components.runtime.launcher.rest import Fault
 from tests.components.runtime.launcher.script import NAME, stored
@@ -26,32 +25,30 @@ def no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mlflow.MlflowClient:
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    return mlflow_runs.connect(uri)
+def client(no_mlflow: None, own_mlflow: str) -> mlflow.MlflowClient:
+    return mlflow_runs.connect(own_mlflow)
 
 
 def test_sweep_ends_what_outlived_its_run_and_nothing_of_the_run_that_continues_it(
-    fake: FakeCluster, cluster: Cluster, work: Work, placement: Placement, monkeypatch: pytest.MonkeyPatch
+    fake: FakeCluster, cluster: Cluster, work: StepWork, placement: Placement, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KFP_RUN_ID", "first")
     stored(fake, work, placement)
-    stored(fake, Work(work.run_id, "promote", work.config, {}), placement)
+    stored(fake, StepWork(work.run_id, "promote", work.config, {}), placement)
     fake.condition(job_name(work.run_id, "promote"), "Complete")
     monkeypatch.setenv("KFP_RUN_ID", "second")
-    stored(fake, Work(work.run_id, "parl", work.config, {}), placement)  # --run-id: the same work's run
-    stored(fake, Work("other-run", work.step, work.config, {}), placement)
+    stored(fake, StepWork(work.run_id, "parl", work.config, {}), placement)  # --run-id: the same work's run
+    stored(fake, StepWork("other-run", work.step, work.config, {}), placement)
     monkeypatch.setenv("KFP_RUN_ID", "first")
     monkeypatch.setenv("MOONFLOW_RUN_ID", work.run_id)
-    entry._sweep()
+    entry.sweep_cancelled()
     assert fake.deleted == [NAME]
     monkeypatch.delenv("KFP_RUN_ID")
     sweep(cluster)
     assert fake.deleted == [NAME], "outside of Kubeflow there is no run to sweep for"
 
 
-def jobs_of(fake: FakeCluster, work: Work, placement: Placement) -> dict[str, str]:
+def jobs_of(fake: FakeCluster, work: StepWork, placement: Placement) -> dict[str, str]:
     """A job of each kind of owner, by what the owner is."""
     made = {}
     for what, phase, spec in (
@@ -60,7 +57,7 @@ def jobs_of(fake: FakeCluster, work: Work, placement: Placement) -> dict[str, st
         ("failed", "Failed", {}),
         ("deleted", "Running", {}),
     ):
-        step = Work(what, work.step, work.config, {})
+        step = StepWork(what, work.step, work.config, {})
         stored(fake, step, placement, owners=[fake.workflow(f"workflow-{what}", phase, spec=spec)])
         made[what] = job_name(what, work.step)
     del fake.workflows["workflow-deleted"]
@@ -69,7 +66,7 @@ def jobs_of(fake: FakeCluster, work: Work, placement: Placement) -> dict[str, st
 
 
 def test_the_jobs_of_ended_runs_are_deleted_and_no_other(
-    fake: FakeCluster, cluster: Cluster, work: Work, placement: Placement
+    fake: FakeCluster, cluster: Cluster, work: StepWork, placement: Placement
 ) -> None:
     jobs = jobs_of(fake, work, placement)
     fake.condition(jobs["failed"], "Complete")
@@ -80,7 +77,7 @@ def test_the_jobs_of_ended_runs_are_deleted_and_no_other(
 
 
 def test_a_job_that_changes_meanwhile_is_left_to_the_next_time(
-    fake: FakeCluster, cluster: Cluster, work: Work, placement: Placement, monkeypatch: pytest.MonkeyPatch
+    fake: FakeCluster, cluster: Cluster, work: StepWork, placement: Placement, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another run may have made it its own between our list and our request."""
     jobs = jobs_of(fake, work, placement)
@@ -131,7 +128,7 @@ def test_a_cluster_without_workflows_is_not_told_to_lack_the_trainer(fake: FakeC
 
 
 def test_without_mlflow_the_jobs_are_swept_all_the_same(
-    fake: FakeCluster, cluster: Cluster, work: Work, placement: Placement, monkeypatch: pytest.MonkeyPatch
+    fake: FakeCluster, cluster: Cluster, work: StepWork, placement: Placement, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     jobs = jobs_of(fake, work, placement)

@@ -15,8 +15,8 @@ from components.runtime.launcher.body import RUN
 from components.runtime.launcher.cluster import Cluster
 from components.runtime.launcher.placement import Placement
 from components.runtime.launcher.trainjob import run
-from components.runtime.launcher.work import Work
-from model.errors import MoonflowError
+from components.runtime.launcher.work import StepWork
+from model.boundary.errors import MoonflowError
 from model.train.stop import Terminated
 from tests.components.runtime.launcher.fake_cluster import FakeCluster
 from tests.components.runtime.launcher.rest import Fault
@@ -79,7 +79,7 @@ def test_running_is_not_success_and_queued_is_not_death(
 
 
 def test_an_existing_job_of_the_same_work_is_attached_to(
-    fake: FakeCluster, launched: Callable[..., None], work: Work, placement: Placement
+    fake: FakeCluster, launched: Callable[..., None], work: StepWork, placement: Placement
 ) -> None:
     stored(fake, work, placement)
     threading.Timer(0.3, completes, (fake,)).start()
@@ -88,10 +88,10 @@ def test_an_existing_job_of_the_same_work_is_attached_to(
 
 
 def test_a_job_of_other_parameters_is_an_error_that_says_what_to_do(
-    fake: FakeCluster, cluster: Cluster, work: Work, placement: Placement
+    fake: FakeCluster, cluster: Cluster, work: StepWork, placement: Placement
 ) -> None:
     stored(fake, work, placement)
-    other = Work(work.run_id, work.step, Config(seed=5), {})
+    other = StepWork(work.run_id, work.step, Config(seed=5), {})
     with pytest.raises(MoonflowError, match=f"other parameters.*kubectl delete trainjob -n moonflow {NAME}"):
         run(other, placement, lambda: True, cluster)
     assert not fake.deleted
@@ -100,11 +100,11 @@ def test_a_job_of_other_parameters_is_an_error_that_says_what_to_do(
 def test_a_failed_job_is_deleted_and_created_anew(
     fake: FakeCluster,
     launched: Callable[..., None],
-    work: Work,
+    work: StepWork,
     placement: Placement,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Its pods end slowly: the new job is not created beside them."""
+    """Its pods end slowly: the new job is not created while they run."""
     stored(fake, work, placement)
     fails(fake, 137, "OOMKilled")
     removed: list[float] = []
@@ -164,7 +164,7 @@ def test_an_image_that_cannot_be_pulled_is_told_soon_and_holds_no_place(
         fake.touch(NAME)
 
     started = time.monotonic()
-    with pytest.raises(MoonflowError, match="cannot start: ImagePullBackOff: pod .*: manifest unknown; mend it"):
+    with pytest.raises(MoonflowError, match="cannot start: ImagePullBackOff: pod .*: manifest unknown; fix it"):
         launched(script)
     assert time.monotonic() - started < 5 and fake.names == []
 
@@ -184,7 +184,7 @@ def test_a_pull_that_mends_itself_is_no_failure(fake: FakeCluster, launched: Cal
 
 @pytest.mark.parametrize("found", ["", "runc", "gvisor"])
 def test_pods_without_the_runtime_class_that_was_asked_for_end_the_job(
-    found: str, fake: FakeCluster, cluster: Cluster, work: Work
+    found: str, fake: FakeCluster, cluster: Cluster, work: StepWork
 ) -> None:
     fake.runtime_class, fake.on_create = found, lambda fake, _: completes(fake)
     values = {"launcher": "trainjob", "image": "moonflow-train:0.1.0", "runtime_class": "gvisor"}
@@ -267,7 +267,11 @@ def test_where_the_run_cannot_be_read_the_pod_tells(
 
 
 def test_a_job_that_another_run_goes_on_with_is_that_runs(
-    fake: FakeCluster, launched: Callable[..., None], work: Work, placement: Placement, monkeypatch: pytest.MonkeyPatch
+    fake: FakeCluster,
+    launched: Callable[..., None],
+    work: StepWork,
+    placement: Placement,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     workflow = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow"}
     monkeypatch.setenv("KFP_RUN_ID", "first")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from model.errors import MoonflowError
+from model.boundary.errors import MoonflowError
 from tests.components.runtime.launcher.fake_cluster import FakeCluster
 from tests.components.runtime.launcher.rest import Fault
 from tests.components.runtime.launcher.script import NAME, completes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -11,15 +10,20 @@ from pathlib import Path
 import pytest
 
 from components.runtime.launcher.work import torchrun
+from tests.settings import bare_environment
 
 
-@pytest.mark.parametrize("grouped", [False, True], ids=["alone", "under torchrun"])
+@pytest.mark.parametrize(
+    "grouped", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["alone", "under torchrun"]
+)
 def test_sigterm_ends_a_worker_soon_and_it_goes_on_where_it_was(
     grouped: bool, counted: dict[str, str], tmp_path: Path
 ) -> None:
-    command = torchrun("--standalone", "--nproc-per-node=1") if grouped else ["", "-m", "components.runtime.worker"]
+    command = (
+        torchrun("--standalone", "--nproc-per-node=1") if grouped else ["", "-m", "components.runtime.launcher.worker"]
+    )
     environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith(("MOONFLOW_", "MLFLOW_", "AWS_"))},
+        **bare_environment(),
         **counted,
         "MOONFLOW_STEP": "counted",
         "MOONFLOW_CONFIG": '{"steps": 1000, "seconds": 0.1}',

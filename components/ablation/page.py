@@ -1,0 +1,84 @@
+"""The page of a fusion ablation: its tables, and the curves of its arms. ``ablation.html`` is the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from components.ablation.arms import ARMS, COLUMNS
+from components.ablation.comparison import MEASURES, STEP, Event
+from components.ablation.table import rows, sentences
+from components.runtime.pages import template
+from components.runtime.pages.charts import Points, line_chart
+
+_PAGE = Path(__file__).with_name("ablation.html")
+TONES = {"early is better": "yes", "early is worse": "no"}
+
+
+def render(found: Mapping[str, Any], events: Mapping[str, Sequence[Event]], extra: Mapping[str, Any]) -> str:
+    """The page of an ablation.
+
+    Args:
+        found: the result of ``comparison.compare``.
+        events: task name -> rows of its ``metrics.jsonl``.
+        extra: any of ``run_id`` and ``error`` (why the run ended early).
+    """
+    text = curves(events, "held_out/text")
+    charts = (
+        ("Held-out text loss", "mean over the text families", text),
+        ("The same, minus the early arm's", "the paper's dip shows as a rise and a fall", against_early(text)),
+        ("Held-out vision loss", "mean over the vision families", curves(events, "held_out/vision")),
+        ("Training loss, text", "mean over the batch's text targets", curves(events, "loss/text")),
+        ("Training loss, vision", "from where vision begins", curves(events, "loss/vision")),
+    )
+    drawn = [(title, note, _drawing(series)) for title, note, series in charts]
+    return template.render(
+        _PAGE,
+        title=extra.get("run_id", "run"),
+        error=extra.get("error", ""),
+        columns=[column.name for column in COLUMNS],
+        tables=[(f"{title[0].upper()}{title[1:]}", rows(found, measure)) for measure, title in MEASURES.items()],
+        tones=TONES,
+        charts=[chart for chart in drawn if chart[2]],
+        sentences=sentences(found),
+    )
+
+
+def _drawing(series: Mapping[str, Points]) -> str:
+    shown = {name: late_enough(points) for name, points in series.items()}
+    return line_chart(shown, x_label="optimizer step", y_label="nats a token")
+
+
+def curves(events: Mapping[str, Sequence[Event]], metric: str) -> dict[str, Points]:
+    """Arm -> mean over its seeds of a metric by optimizer step, where all of its seeds have it."""
+    found: dict[str, Points] = {}
+    for name in ARMS:
+        runs = [
+            {row["step"]: row[metric] for row in rows if metric in row}
+            for task, rows in events.items()
+            if task.startswith(f"{STEP}-{name}-")
+        ]
+        if runs:
+            common = sorted(set.intersection(*(set(run) for run in runs)))
+            found[name] = [(step, fmean(run[step] for run in runs)) for step in common]
+    return found
+
+
+def against_early(series: Mapping[str, Points]) -> dict[str, Points]:
+    """Each arm's curve minus early's, where both have a value.
+
+    Early's own curve, a line at 0, stays, so that every arm keeps its colour.
+    """
+    early = dict(series.get("early", ()))
+    return {
+        name: [(step, value - early[step]) for step, value in points if step in early]
+        for name, points in series.items()
+        if early
+    }
+
+
+def late_enough(points: Points) -> Points:
+    """The points without the first tenth, whose high losses would take up the whole axis."""
+    return [(step, value) for step, value in points if step >= points[-1][0] / 10]

@@ -1,0 +1,275 @@
+"""Which families prepare_data makes, in shares of samples, and which each stage reads, in shares of tokens.
+
+Source: the classes of data are K2.5's, the shares ours. Nothing heavy is imported here: checks of parameters read it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from model.boundary.errors import MoonflowError, did_you_mean
+
+Mixture = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Mixtures:
+    """What a pre-training of a certain length makes and reads.
+
+    Attributes:
+        text_samples, image_samples, long_samples: what ``prepare_data`` makes, in shares of its parameters of the same
+            names. Their families are all that is made; each gets held-out samples too.
+        text: of the text tokens of vit_pretrain and joint_pretrain.
+        vision: of their vision tokens, as (progress of joint_pretrain, mixture from then on), rising from 0.0;
+            vit_pretrain reads the first.
+        long_text, long_vision: of the tokens of mid_train.
+    """
+
+    text_samples: Mixture
+    image_samples: Mixture
+    long_samples: Mixture
+    text: Mixture
+    vision: tuple[tuple[float, Mixture], ...]
+    long_text: Mixture
+    long_vision: Mixture
+
+    @property
+    def made(self) -> tuple[str, ...]:
+        """Every family that prepare_data makes."""
+        return (*self.text_samples, *self.image_samples, *self.long_samples)
+
+
+# Shares of samples of a pre-training of minutes. Copying (recall, fact_qa) needs the most different samples.
+TEXT_SAMPLES: Mixture = {
+    "recall": 5,
+    "fact_qa": 4,
+    "fact_prose": 2,
+    "stdlib_text": 1.5,
+    "stdlib_code": 1.5,
+    "reasoning_gym": 2,
+    "array_tool": 3,
+    "wide_search": 3,
+    "sub_search": 1,
+}
+
+IMAGE_SAMPLES: Mixture = {
+    "digit_string": 6,
+    "digit_count": 6,
+    "grounding": 2,
+    "ocr_line": 1.5,
+    "photo": 1,
+    "chart": 1.5,
+    "interleaved": 1.5,
+    "array_tool_image": 0.3,
+    "video_digits": 0.8,
+    "video_clip": 0.4,
+}
+
+LONG_SAMPLES: Mixture = {"needle": 5, "video_needle": 3}
+
+VISION: Mixture = {
+    "digit_string": 7,
+    "digit_count": 7,
+    "grounding": 1,
+    "ocr_line": 0.4,
+    "photo": 0.5,
+    "chart": 0.8,
+    "interleaved": 2.5,
+    "video_needle": 1.5,
+    "video_digits": 0.3,
+    "video_clip": 0.15,
+}
+
+TEXT: Mixture = {
+    "recall": 4,
+    "fact_qa": 2,
+    "fact_prose": 0.4,
+    "stdlib_text": 0.2,
+    "stdlib_code": 0.2,
+    "reasoning_gym": 0.5,
+    "array_tool": 1,
+    "sub_search": 1,
+}
+
+LONG_TEXT: Mixture = {
+    "recall": 1,
+    "fact_qa": 2,
+    "stdlib_code": 0.5,
+    "reasoning_gym": 1,
+    "array_tool": 1.5,
+    "wide_search": 3,
+    "sub_search": 0.5,
+    "needle": 3,
+}
+
+LONG_VISION: Mixture = {**VISION, "video_needle": 5}
+
+# Shares of samples of a pre-training of half an hour. Reading needs the most different ones.
+BROAD_TEXT_SAMPLES: Mixture = {
+    "code_window": 20,
+    "prose_window": 12,
+    "stdlib_text": 0.5,
+    "stdlib_code": 0.5,
+    "recall": 25,
+    "fact_qa": 15,
+    "fact_prose": 2,
+    "reasoning_gym": 4,
+    "array_tool": 5,
+    "wide_search": 4,
+    "sub_search": 4,
+}
+
+BROAD_IMAGE_SAMPLES: Mixture = {
+    "ocr_text": 36,
+    "scene_box": 28,
+    "scene_caption": 17,
+    "digit_string": 22,
+    "digit_tally": 16,
+    "digit_count": 3,
+    "grounding": 6,
+    "ocr_line": 4,
+    "chart": 9,
+    "photo": 4,
+    "interleaved": 3,
+    "array_tool_image": 1,
+    "video_digits": 5.5,
+    "video_clip": 1.5,
+}
+
+BROAD_LONG_SAMPLES: Mixture = {"needle": 2, "video_needle": 3}  # joint_pretrain reads the short videos
+
+# In minutes, each of these families would be learned only in part. Reading gets the most.
+BROAD_VISION: Mixture = {
+    "ocr_text": 5,
+    "scene_box": 4,
+    "scene_caption": 2.5,
+    "digit_string": 2,
+    "digit_tally": 1.5,
+    "digit_count": 0.5,
+    "grounding": 1,
+    "ocr_line": 0.6,
+    "chart": 1.5,
+    "photo": 0.6,
+    "interleaved": 1,
+    "video_needle": 0.4,
+    "video_digits": 1.2,
+    "video_clip": 0.3,
+}
+
+# Reading, which is learned early, gives way to what is learned slowly: where things are, and how many.
+PLACES_VISION: Mixture = {
+    "ocr_text": 2.5,
+    "scene_box": 5,
+    "scene_caption": 3,
+    "digit_string": 3,
+    "digit_tally": 3,
+    "digit_count": 0.3,
+    "grounding": 1,
+    "ocr_line": 0.3,
+    "chart": 1.5,
+    "photo": 0.6,
+    "interleaved": 1,
+    "video_needle": 0.4,
+    "video_digits": 1.5,
+    "video_clip": 0.3,
+}
+
+BROAD_TEXT: Mixture = {
+    "code_window": 3,
+    "prose_window": 2.5,
+    "recall": 3,
+    "fact_qa": 1.5,
+    "array_tool": 0.7,
+    "sub_search": 0.5,
+    "reasoning_gym": 0.4,
+    "fact_prose": 0.3,
+}
+
+# What was learned in short contexts stays in the mixture: code, prose, and all of vision.
+BROAD_LONG_TEXT: Mixture = {
+    "code_window": 2,
+    "prose_window": 1.5,
+    "recall": 1,
+    "fact_qa": 2,
+    "reasoning_gym": 0.5,
+    "array_tool": 1.5,
+    "wide_search": 3,
+    "sub_search": 0.5,
+    "needle": 3,
+}
+
+BROAD_LONG_VISION: Mixture = {**PLACES_VISION, "video_needle": 5}
+
+TRAJECTORIES: Mixture = {
+    "array_tool": 2.5,
+    "wide_search": 5,
+    "sub_search": 1,
+    "fact_qa": 1,
+    "reasoning_gym": 0.5,
+}
+
+
+MIXTURES = {
+    "short": Mixtures(TEXT_SAMPLES, IMAGE_SAMPLES, LONG_SAMPLES, TEXT, ((0.0, VISION),), LONG_TEXT, LONG_VISION),
+    "broad": Mixtures(
+        BROAD_TEXT_SAMPLES,
+        BROAD_IMAGE_SAMPLES,
+        BROAD_LONG_SAMPLES,
+        BROAD_TEXT,
+        ((0.0, BROAD_VISION), (0.4, PLACES_VISION)),
+        BROAD_LONG_TEXT,
+        BROAD_LONG_VISION,
+    ),
+}
+"""By the value of the parameter ``mixture`` of the steps of pre-training."""
+
+
+def mixtures(name: str) -> Mixtures:
+    """The mixtures of this name. MoonflowError if there are none."""
+    if name not in MIXTURES:
+        known = ", ".join(MIXTURES)
+        hint = did_you_mean(name, MIXTURES)
+        raise MoonflowError(f"there is no mixture {name[:100]!r}{hint or ':'} choose from {known}")
+    return MIXTURES[name]
+
+
+def blend(*parts: tuple[Mixture, float]) -> Mixture:
+    """One mixture of several, in which each has its given share."""
+    blended: Mixture = {}
+    for mixture, share in parts:
+        total = sum(mixture.values())
+        for name, weight in mixture.items():
+            blended[name] = blended.get(name, 0.0) + share * weight / total
+    return blended
+
+
+def parse_shares(text: str) -> Mixture:
+    """``"support=0.3, notes=0.2"`` as a dictionary: the user's sources and their shares of the tokens.
+
+    Raises:
+        MoonflowError: the text has another form, a name is given twice, or the shares are more than 1 in sum.
+    """
+    shares: Mixture = {}
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        match = re.fullmatch(r"([a-z][a-z0-9_]*) *= *([0-9.]{1,9})", entry)
+        try:
+            share = float(match[2]) if match else 0.0
+        except ValueError:
+            share = 0.0
+        if not match or not 0 < share <= 1:
+            raise MoonflowError(f"{entry!r} is not a share: write name=share, a share of the tokens above 0, at most 1")
+        if match[1] in shares:
+            raise MoonflowError(f"{match[1]!r} has two shares: leave one of them out")
+        shares[match[1]] = share
+    if (whole := sum(shares.values())) > 1 + 1e-6:
+        raise MoonflowError(f"the shares are {whole:g} in sum: give at most 1, which is your data alone")
+    return shares
+
+
+def with_shares(mixture: Mixture, shares: Mapping[str, float]) -> Mixture:
+    """The mixture and the sources that have a share of it; the sources alone, if their shares are 1 in sum."""
+    rest = 1 - sum(shares.values())
+    parts = [(dict.fromkeys([name], 1.0), share) for name, share in shares.items()]
+    return blend(*([(mixture, rest)] if rest > 1e-6 else []), *parts)

@@ -1,0 +1,33 @@
+"""Whether a task of a user's data can be asked and judged (source: ours)."""
+
+from __future__ import annotations
+
+from model.boundary.errors import MoonflowError
+from model.data.samples.sample import Sample
+from model.rl.rewards import score
+from model.rl.tools.toolset import environment_array
+
+
+def check_task(sample: Sample) -> None:
+    """Check that a task asks something and that its reward can judge by its answer.
+
+    A sample without a reward is not a task and passes.
+
+    Raises:
+        MoonflowError: nothing is asked, it declares tools of its own, the reward is unknown or cannot judge by the
+            answer, or the array of the environment cannot be read.
+    """
+    if not sample.reward:
+        return
+    if sample.declared_tools:
+        raise MoonflowError(f"sample {sample.key}: it has a reward, and declares tools that nothing here can run")
+    if not sample.messages or sample.messages[0].get("role") == "assistant":
+        raise MoonflowError(f"sample {sample.key}: it has a reward, but no turn before the assistant's that asks")
+    try:
+        score(sample.reward, "0", sample.answer)
+    except (MoonflowError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise MoonflowError(
+            f"sample {sample.key}: reward {sample.reward!r} cannot judge by its answer ({error}): fix the answer; "
+            "model/rl/rewards.py says what it must be"
+        ) from None
+    environment_array(sample)

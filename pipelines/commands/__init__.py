@@ -1,0 +1,1 @@
+"""The commands of ``moonflow``: their options, help and where each one is done."""

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from components.joint_rl import stage
+from components.joint_rl.config import Config
+from model.boundary.errors import MoonflowError
+from model.checkpoint.load import load_model
+from model.data.families import FAMILIES
+from model.data.samples.shards import write_shard
+from tests.step_services import FolderServices
+
+CONFIG = Config(
+    iterations=2, prompts_per_iteration=4, samples_per_prompt=2, learning_rate=1e-3, max_new_tokens=8,
+    checkpoint_every=1, modalities="text,image", seed=1,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", ["full", "int4"])
+def test_joint_rl_covers_abilities_and_modalities_and_ends_complete(
+    rl_inputs: dict[str, str], tmp_path: Path, precision: str
+) -> None:
+    services = FolderServices(tmp_path)
+    config = CONFIG.model_copy(update={"expert_precision": precision})
+    output = stage.run(config, rl_inputs, services)
+    assert [complete for *_, complete in services.saved] == [False, True] and output == tmp_path / "saved-1"
+    assert (output / "training_state.json").is_file() and load_model(output) is not None
+    seen = {key for row in services.logged.values() for key in row}
+    assert {f"reward/{name}" for name in ("mean", "knowledge", "coding", "agentic", "text", "image")} <= seen
+    assert [row["toggle/budget_phase"] for row in services.logged.values()] == [1.0, 1.0]
+    assert list(services.logged.values())[-1]["tokens/seen"] > 0
+    assert all(row.get("rollout/mismatch_max", 0.0) < 1e-3 for row in services.logged.values())
+
+
+def test_tasks_that_cannot_be_asked_are_failed_episodes_up_to_the_steps_share(
+    rl_inputs: dict[str, str], tmp_path: Path
+) -> None:
+    """One family of the prompts has nothing but empty samples."""
+    data = tmp_path / "data"
+    shutil.copytree(rl_inputs["data"], data)
+    empty = (replace(FAMILIES["fact_qa"].sample(0, "train", n), messages=[]) for n in range(12))
+    (data / "train" / "fact_qa-00000.tar").write_bytes(write_shard(empty))
+    index = json.loads((data / "index.json").read_text())
+    index["families"] = {name: index["families"][name] for name in ("fact_qa", "array_tool", "sub_search")}
+    (data / "index.json").write_text(json.dumps(index))
+    config = CONFIG.model_copy(update={"ptx_weight": 0.0, "modalities": "text"})
+    inputs = {**rl_inputs, "data": str(data)}
+
+    def run(name: str, share: float) -> FolderServices:
+        services = FolderServices(tmp_path / name)
+        stage.run(config.model_copy(update={"max_failed_episodes": share}), inputs, services)
+        return services
+
+    failed = sum(row["episodes/failed"] for row in run("whole", 0.5).logged.values())
+    assert 0 < failed < 16
+    with pytest.raises(MoonflowError, match="max_failed_episodes = 0.1; the first: fact_qa/.*nothing to ask"):
+        run("short", 0.1)

@@ -1,0 +1,57 @@
+"""What a mixture's stages read is made by the data of the same mixture; a wrong name is one line."""
+
+from __future__ import annotations
+
+import pytest
+
+from model.boundary.errors import MoonflowError
+from model.data.families import FAMILIES, UNMIXED
+from model.data.order.mixtures import LONG_TEXT, MIXTURES, TEXT, TRAJECTORIES, VISION, mixtures
+from model.evals.suites import SUITES
+
+ALL = pytest.mark.parametrize("name", MIXTURES)
+
+
+@ALL
+def test_every_family_that_a_stage_reads_is_made(name: str) -> None:
+    shares = mixtures(name)
+    stages = (shares.text, shares.long_text, shares.long_vision, *(mixture for _, mixture in shares.vision))
+    assert {family for mixture in (*stages, TRAJECTORIES) for family in mixture} <= set(shares.made)
+    # What reads no mixture by name finds its families too: the fusion ablation and the pre-training loss of RL.
+    assert {*TEXT, *VISION, *LONG_TEXT} <= set(shares.made)
+
+
+@ALL
+def test_a_family_is_made_once_and_among_samples_of_its_kind(name: str) -> None:
+    shares = mixtures(name)
+    assert len(set(shares.made)) == len(shares.made) and set(shares.made) <= set(FAMILIES)
+    assert {FAMILIES[family].modality for family in shares.text_samples} == {"text"}
+    assert "text" not in {FAMILIES[family].modality for family in shares.image_samples}
+    assert set(shares.long_samples) == {"needle", "video_needle"}
+
+
+@ALL
+def test_the_vision_mixture_changes_at_rising_moments(name: str) -> None:
+    starts = [start for start, _ in mixtures(name).vision]
+    assert starts[0] == 0.0 and starts == sorted(set(starts)) and starts[-1] < 1
+
+
+def test_the_broad_one_makes_tasks_for_every_suite() -> None:
+    assert set(mixtures("broad").made) == set(FAMILIES) - UNMIXED
+    assert {suite.family for suite in SUITES.values()} <= set(FAMILIES)
+
+
+@ALL
+def test_a_family_without_a_share_is_made_and_read_by_nothing(name: str) -> None:
+    assert set(FAMILIES) > UNMIXED and UNMIXED.isdisjoint({*mixtures(name).made, *TRAJECTORIES})
+
+
+def test_what_is_learned_before_mid_training_is_read_in_it() -> None:
+    broad = mixtures("broad")
+    assert {"code_window", "prose_window", "fact_qa"} <= set(broad.long_text)
+    assert {family for _, mixture in broad.vision for family in mixture} <= set(broad.long_vision)
+
+
+def test_an_unknown_name_tells_the_nearest() -> None:
+    with pytest.raises(MoonflowError, match="no mixture 'brod'; did you mean broad. choose from short, broad"):
+        mixtures("brod")
