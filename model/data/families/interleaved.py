@@ -20,11 +20,14 @@ from model.data.families.family import Family
 from model.data.families.reasoning import REASONING_GYM
 from model.data.families.recall import RECALL
 from model.data.families.stdlib import STDLIB_CODE
+from model.data.families.wide_search import SUB_SEARCH
 from model.data.samples.sample import Sample, Split
 
 PICTURES = (digits.DIGIT_STRING, digits.DIGIT_COUNT, photo.PHOTO)
 DOCUMENTS = (RECALL, STDLIB_CODE, FACT_PROSE)
-QUESTIONS = (FACT_QA, FACT_QA, REASONING_GYM)  # copying from the context twice as often (ours)
+# Copying from the context and a call of a tool twice as often (ours). Without calls, a model that calls a tool in a
+# conversation of text answers at once where a picture is shown.
+QUESTIONS = (FACT_QA, FACT_QA, REASONING_GYM, SUB_SEARCH, SUB_SEARCH)
 BREAK = {"type": "text", "text": "\n", "loss": False}
 
 
@@ -34,22 +37,24 @@ def interleaved(rng: np.random.Generator, split: Split, index: int) -> Sample:
     texts = QUESTIONS if picture.messages else DOCUMENTS
     text = texts[int(rng.integers(len(texts)))].generate(rng, split, index)
     segments, messages = [], []
+    system = text.messages[:1] if text.messages and text.messages[0]["role"] == "system" else []  # stays the first turn
+    turns = text.messages[len(system) :]
     order = int(rng.integers(4))
     if picture.segments:
         first, second = (text, picture) if order == 0 else (picture, text)
         segments = [*first.segments, BREAK, *second.segments]
     elif order == 0:
-        messages = text.messages + picture.messages
+        messages = [*system, *turns, *picture.messages]
     elif order == 1:
-        messages = picture.messages + text.messages
+        messages = [*system, *picture.messages, *turns]
     else:  # the picture stands above a question that is not about it
-        asked, *answered = text.messages
+        asked, *answered = turns
         shown = [picture.messages[0]["content"][0], {"type": "text", "text": asked["content"]}]
-        messages = [asked | {"content": shown}, *answered]
+        messages = [*system, asked | {"content": shown}, *answered]
     return replace(
         picture,
         key=f"interleaved-{split}-{index:06d}", family="interleaved", ability="knowledge", modality="image",
-        segments=segments, messages=messages, answer=None, reward="",
+        segments=segments, messages=messages, tools=text.tools if messages else [], answer=None, reward="",
     )  # fmt: skip
 
 

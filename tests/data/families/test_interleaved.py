@@ -16,10 +16,10 @@ from tests.tiny_folders import small_tokenizer
 def form(sample: Sample) -> str:
     if sample.segments:
         return "document"
-    content = sample.messages[0]["content"]
-    if len(sample.messages) == 2:
+    users = [turn for turn in sample.messages if turn["role"] == "user"]
+    if len(users) == 1:
         return "picture above the question"
-    return "text first" if isinstance(content, str) else "picture first"
+    return "text first" if isinstance(users[0]["content"], str) else "picture first"
 
 
 def test_all_forms_occur() -> None:
@@ -41,5 +41,18 @@ def test_a_context_has_one_picture_and_a_text_of_another_family(split: Split) ->
         said += [segment["text"] for segment in sample.segments if segment.get("loss")]
         targets = tokenizer.decode(read.input_ids[read.loss_mask].tolist())
         assert all(text in targets for text in said)
-        asked = [turn["content"] for turn in sample.messages if turn["role"] == "user" and type(turn["content"]) is str]
-        assert not any(text in targets for text in asked)
+        if not sample.tools:  # the words of a search are in its question too
+            asked = [turn["content"] for turn in sample.messages if turn["role"] == "user"]
+            assert not any(text in targets for text in asked if type(text) is str)
+
+
+def test_some_contexts_call_a_tool_and_keep_the_system_turn_first() -> None:
+    tokenizer, config = small_tokenizer(), ImageConfig()
+    samples = [INTERLEAVED.sample(0, "train", index) for index in range(200)]
+    calling = [sample for sample in samples if sample.tools]
+    assert 20 <= len(calling) <= 80
+    for sample in calling:
+        assert [turn["role"] for turn in sample.messages].index("system") == 0
+        read = tokenize(sample, tokenizer, config)
+        assert "search" in tokenizer.decode(read.input_ids[read.loss_mask].tolist())
+    assert {form(sample) for sample in calling} == {"picture above the question", "text first", "picture first"}
