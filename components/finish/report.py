@@ -241,14 +241,14 @@ def _own(rows: Sequence[Row], losses: Mapping[str, Mapping[str, float]]) -> list
     return [{"name": name, "cells": ["–" if v is None else f"{v:.2f}" for v in cells[name]]} for name in names]
 
 
-def _kinds(rows: Sequence[Row], kinds: Sequence[Row]) -> list[dict[str, Any]]:
-    """The kinds of image programs, each with its figures by stage."""
+def _kinds(rows: Sequence[Row], kinds: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
+    """Suite of image programs -> its kinds, each with its figures by stage."""
     found = {(row["suite"], row["kind"], row["step"]): row for row in kinds}
-    names = dict.fromkeys((row["suite"], row["kind"]) for row in reversed(kinds))  # the final model has all kinds
-    return [
-        {"suite": _words(s), "kind": _words(k), "cells": [found.get((s, k, stage)) for stage in _stages(rows)]}
-        for s, k in sorted(names)
-    ]
+    suites: dict[str, list[dict[str, Any]]] = {}
+    for suite, kind in sorted({(row["suite"], row["kind"]) for row in kinds}):
+        cells = [found.get((suite, kind, stage)) for stage in _stages(rows)]
+        suites.setdefault(_words(suite), []).append({"kind": _words(kind), "cells": cells})
+    return suites
 
 
 def _swarm_rows(rows: Sequence[Row], figures: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[dict[str, Any]]:

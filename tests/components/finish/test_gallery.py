@@ -99,9 +99,10 @@ def test_every_kind_of_image_program_has_its_line() -> None:
     summary = {"evals": [eval_row("init", "image_program", 0.1), eval_row("parl", "image_program", 0.4)]}
     told = " ".join(" ".join(Page(render(summary, {}, {"evaluate": {"kinds": rows}})).texts).split())
     told = told[told.index("Image programs by kind") :]
-    assert "crop image program 0.00 0.25 · 4 0.00 1.00 · 1" in told
+    assert "tasks. image program untrained PARL binarise" in told, "one table, with the suite's name"
+    assert "crop 0.00 0.25 · 4 0.00 1.00 · 1" in told
     for kind, figures in zip(names[1:], ("0.25 1.00 · 2", "0.50 1.00 · 3", "0.75 1.00 · 4"), strict=True):
-        assert f"{kind.replace('_', ' ')} image program – {figures}" in told
+        assert f"{kind.replace('_', ' ')} – {figures}" in told
     assert "by kind" not in render(summary, {}, {"evaluate": {}})
 
 
