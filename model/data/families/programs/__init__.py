@@ -116,3 +116,11 @@ IMAGE_PROGRAM_IMAGE = Family(
     "image_program_image", "coding", "image", "task", partial(_generate, "image_program_image", True), sources
 )
 FAMILIES = (IMAGE_PROGRAM, IMAGE_PROGRAM_IMAGE)
+
+
+def kind_of(sample: Sample) -> str:
+    """The kind of image program that a sample's key names; "" for a sample of another family."""
+    if sample.family not in (family.name for family in FAMILIES):
+        return ""
+    name = sample.key.removeprefix(f"{sample.family}-").rpartition("-")[0]
+    return name if name in (kind.name for kind in KINDS) else ""
