@@ -131,17 +131,15 @@ WEEKDAY = Kind(
 def _draw_clock(rng: np.random.Generator, split: Split) -> Problem:
     hour, minute, later = int(rng.integers(1, 21)), int(rng.integers(60)), int(rng.integers(5, 180))
     total, end = minute + later, hour
-    short, long = [f"{minute}+{later}={total}"], [f"{minute}+{later}={total}"]
+    short, long = f"{minute}+{later}={total}", [f"{hour} h, {minute} min", f"{minute}+{later}={total}"]
     while total >= 60:
         long += [f"{total}-60={total - 60}", f"{end}+1={end + 1}"]
         total, end = total - 60, end + 1
     if end > hour:
-        short.append(f"{minute + later}-{60 * (end - hour)}={total}")
+        short = f"{minute + later}-{60 * (end - hour)}={total}"
     answer = f"{end}:{total:02d}"
     fields = {"time": f"{hour}:{minute:02d}", "later": later}
-    return Problem(
-        fields, f"{hour} {minute} {later}", ", ".join([*short, f"so:{answer}"]), (*long, f"so:{answer}"), answer
-    )
+    return Problem(fields, f"{hour} {minute} {later}", f"{short}, so:{answer}", (*long, f"so:{answer}"), answer)
 
 
 CLOCK = Kind(
