@@ -47,9 +47,8 @@ def solve(sample: Sample) -> str:
         rows = [line.split(":") for line in said[0].split("\n") if re.match(r"\d:", line)]
         low, high = (int(number) for number in re.findall(r"\d+", said[1]))
         values = [int(value) for number, _, value in rows if low <= int(number) <= high]
-        word = re.search("Sum|Largest|Least", said[0])
-        assert word is not None and len(values) >= 2
-        return str({"Sum": sum, "Largest": max, "Least": min}[word[0]](values))
+        assert len(values) >= 2
+        return str(sum(values) if "Sum" in said[0] else max(values) if "Largest" in said[0] else min(values))
     found = [search(records, f"{name} {keys[-1]}").split(":")[-1] for name in names]
     if kind in ("total", "compare"):
         return str(abs(int(found[0]) - int(found[1])))

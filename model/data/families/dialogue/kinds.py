@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 from model.data.families.dialogue.talk import NOT_THERE, Talk
 
-Hold = Callable[[Talk], None]
 Attributes = tuple[str, ...]
 
 ASK = ('What is the {key} of "{name}"?', 'Tell me the {key} of "{name}".', '"{name}": which {key}?',
