@@ -17,7 +17,7 @@ from model.checkpoint.load import load_image_config, load_model
 from model.codec.tokenizer import Tokenizer
 from model.data.samples.sample import Sample
 from model.evals.drawn import chosen, drawn, obstacle
-from model.evals.scorer import Evaluation, measuring_engine
+from model.evals.scorer import Evaluation, chance_levels, measuring_engine
 from model.evals.suites import Suite, available, held_out
 from model.network.config import load_config
 from model.network.served import as_served
@@ -69,7 +69,7 @@ def evaluate(given: str, names: Sequence[str], count: int | None, url: str, *, a
     stopped, broken = False, None
     try:
         with Reporter(results, stderr) as reporter:
-            subject.run([suite for suite in suites if suite.name in tasks], tasks, reporter)
+            subject.run([suite for suite in suites if suite.name in tasks], results, reporter)
         if not results.whole:
             first = next(line for lines in results.failures.values() for line in lines)
             raise MoonflowError(f"every episode failed; the first: {first}")
@@ -125,13 +125,14 @@ class _Subject:
             documents=self._endpoint is None or self._endpoint.api != "chat",
         )  # fmt: skip
 
-    def run(self, suites: Sequence[Suite], tasks: dict[str, list[Sample]], reporter: Reporter) -> None:
+    def run(self, suites: Sequence[Suite], results: Results, reporter: Reporter) -> None:
         """Run the episodes of all suites."""
         config = self._source.config
         engine, sub_engine, context = self._engines()
         with Toolset(sandbox=config.sandbox) as toolset:
             evaluation = Evaluation(self._tokenizer, self._images, toolset, config.temperature, config.seed)
-            asyncio.run(evaluation.episodes(engine, sub_engine, tasks, suites, context, reporter))
+            results.chance = asyncio.run(chance_levels(results.tasks, toolset))
+            asyncio.run(evaluation.episodes(engine, sub_engine, results.tasks, suites, context, reporter))
 
     def _engines(self) -> tuple[RolloutEngine, RolloutEngine, int]:
         """What is measured, what speaks for its sub-agents, and the tokens that both can see."""

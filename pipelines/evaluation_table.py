@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from model.data.samples.sample import Sample
-from model.evals.scorer import Score, chance_level, summarise
+from model.evals.scorer import Score, summarise
 from model.evals.suites import Suite
 from model.rl.environment import FAILED, Episode
 
@@ -29,6 +29,7 @@ class Results:
         about: what was measured: ``checkpoint``, ``engine``, ``tasks``.
         tasks: suite name -> its tasks, of the suites that are run.
         passed_over: suite name -> why it is not run.
+        chance: suite name -> score of the best constant answer.
         scores: suite name -> score, of those that are finished.
         failures: suite name -> one line for each episode in which something broke.
         whole: episodes that ended by themselves, whatever they scored.
@@ -37,6 +38,7 @@ class Results:
     about: Mapping[str, str]
     tasks: Mapping[str, Sequence[Sample]]
     passed_over: Mapping[str, str]
+    chance: dict[str, float] = field(default_factory=dict)
     scores: dict[str, Score] = field(default_factory=dict)
     failures: dict[str, list[str]] = field(default_factory=dict)
     whole: int = 0
@@ -59,7 +61,7 @@ class Results:
             "n": score.n,
             "score": score.value,
             "interval": list(score.interval),
-            "chance": chance_level(samples),
+            "chance": self.chance[name],
             "failed": score.failed,
             "failures": self.failures.get(name, []),
             "figures": score.figures,

@@ -28,7 +28,7 @@ from components.runtime.steps import IMPORTED, TRAINING_STEPS, UNTRAINED
 from model.boundary.errors import MoonflowError
 from model.checkpoint.load import load_checked_config, load_model
 from model.data.samples.sample import Sample
-from model.evals.scorer import Evaluation, Score, Watch, chance_level, measuring_engine
+from model.evals.scorer import Evaluation, Score, Watch, chance_levels, measuring_engine
 from model.evals.suites import Suite, available, held_out
 from model.network.initial import new_model
 from model.network.multimodal import KimiK25
@@ -48,7 +48,6 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     data = context.data(inputs["data"])
     suites = available(data)
     tasks = {suite.name: held_out(data, suite, config.samples) for suite in suites}
-    chance = {name: chance_level(samples) for name, samples in tasks.items()}
 
     # 2. The checkpoints in the order of the recipe, as they would be served. What an earlier attempt has evaluated is
     # not evaluated again; if only the gate's rules have changed, nothing is.
@@ -69,6 +68,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     shape = load_checked_config(context.fetch(inputs[trained[-1]])).text_config if missing else None
     own = own_held_out(data, config.samples, shape.max_position_embeddings) if shape is not None else None
     with Toolset(sandbox=config.sandbox) as toolset:
+        chance = asyncio.run(chance_levels(tasks, toolset))
         evaluation = Evaluation(
             data.tokenizer, data.image_config, toolset, config.temperature, config.seed, config.max_failed_episodes
         )

@@ -27,7 +27,7 @@ from model.data.order.mixtures import TEXT, VISION
 from model.data.order.schedule import fusion
 from model.data.samples.sample import Sample
 from model.evals.likelihood import HeldOut, Likelihood
-from model.evals.scorer import Evaluation, chance_level, measuring_engine
+from model.evals.scorer import Evaluation, chance_levels, measuring_engine
 from model.evals.suites import SUITES, held_out
 from model.network.multimodal import KimiK25
 from model.optimizer.optimization import Optimization
@@ -81,8 +81,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     everything = HeldOut.of(data, FAMILIES, config.samples)
     losses = everything.likelihood(model)
     tasks = {suite: held_out(data, SUITES[suite], config.samples) for column in COLUMNS for suite in column.suites}
-    scores = answers(config, data, model, tasks)
-    chance = {suite: chance_level(samples) for suite, samples in tasks.items()}
+    scores, chance = answers(config, data, model, tasks)
     result = {
         "arm": config.arm,
         "seed": config.seed,
@@ -174,8 +173,8 @@ def require_budget(share: float, tokens: Mapping[str, int]) -> None:
 
 def answers(
     config: Config, data: DataFolder, model: KimiK25, tasks: Mapping[str, list[Sample]]
-) -> dict[str, dict[str, Any]]:
-    """Greedy scores of the columns' suites, as the step ``evaluate`` has them."""
+) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
+    """Greedy scores of the columns' suites, as the step ``evaluate`` has them, and what chance scores."""
     suites = [SUITES[name] for name in tasks]
     engine = measuring_engine(model, config.max_batch)
     context = model.config.text_config.max_position_embeddings
@@ -185,7 +184,8 @@ def answers(
             max_failed_episodes=config.max_failed_episodes,
         )  # fmt: skip
         scores = asyncio.run(evaluation.score(engine, engine, tasks, suites, context))
-    return {name: asdict(score) for name, score in scores.items()}
+        chance = asyncio.run(chance_levels(tasks, toolset))
+    return {name: asdict(score) for name, score in scores.items()}, chance
 
 
 def final_metrics(result: Mapping[str, Any], tasks: Mapping[str, list[Sample]]) -> dict[str, float]:

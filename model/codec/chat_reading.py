@@ -31,15 +31,17 @@ class ReadChat:
             ``{"type": "image"}`` parts; the n-th image of the conversation is its n-th medium.
         tools: names of the declared tools, of ``model.codec.chat.TOOLS``.
         calls: how many tool calls the conversation has had.
+        thinking: whether the open turn is in thinking mode.
     """
 
     messages: list[dict[str, Any]]
     tools: list[str]
     calls: int
+    thinking: bool
 
 
 def read_chat(ids: Sequence[int], tokenizer: Tokenizer) -> ReadChat:
-    """The conversation of a prompt that ends with an open assistant turn in instant mode.
+    """The conversation of a prompt that ends with an open assistant turn.
 
     Raises:
         MoonflowError: the prompt is not of this template, declares a tool that is not in ``TOOLS``, or shows a video.
@@ -62,10 +64,11 @@ def read_chat(ids: Sequence[int], tokenizer: Tokenizer) -> ReadChat:
             calls += len(messages[-1].get("tool_calls", ()))
         else:
             messages.append({"role": role, "content": _content(body, tokenizer)})
-    open_turn = [tokenizer.token_id("<think>"), tokenizer.token_id("</think>")]
-    if not turns or turns[-1][0] != "assistant" or turns[-1][2] != open_turn or turns[-1][3][-1:] != open_turn[-1:]:
-        raise MoonflowError("a prompt does not end with an open turn of the assistant in instant mode")
-    return ReadChat(messages, tools, calls)
+    think, unthink = tokenizer.token_id("<think>"), tokenizer.token_id("</think>")
+    role, _, body, whole = turns[-1] if turns else ("", "", [], [])
+    if role != "assistant" or body not in ([think], [think, unthink]) or whole[-1] == tokenizer.im_end_id:
+        raise MoonflowError("a prompt does not end with an open turn of the assistant")
+    return ReadChat(messages, tools, calls, thinking=body == [think])
 
 
 def _turns(ids: list[int], tokenizer: Tokenizer) -> Iterator[tuple[str, str, list[int], list[int]]]:
@@ -92,6 +95,8 @@ def _assistant(body: list[int], tokenizer: Tokenizer) -> dict[str, Any]:
         said = body[body.index(unthink) + 1 :] if unthink in body else body
         return {"role": "assistant", "content": tokenizer.decode(said)}
     message: dict[str, Any] = {"role": "assistant", "content": turn.content}
+    if turn.reasoning:
+        message["reasoning_content"] = turn.reasoning
     if turn.tool_calls:
         message["tool_calls"] = [
             {

@@ -13,7 +13,8 @@ from model.codec.image import ImageConfig
 from model.codec.tokenizer import Tokenizer
 from model.data.samples.sample import Sample
 from model.data.samples.tokenize import tokenize_opening
-from model.rl.environment import Episode, converse, scored
+from model.rl.environment import Episode, converse, judged
+from model.rl.tools.toolset import Toolset
 from model.rollout.protocol import RolloutEngine
 
 BEYOND = "beyond_context"
@@ -25,6 +26,7 @@ async def complete_document(
     tokenizer: Tokenizer,
     sample: Sample,
     image_config: ImageConfig,
+    toolset: Toolset,
     *,
     max_new_tokens: int,
     max_tokens: int,
@@ -38,6 +40,7 @@ async def complete_document(
 
     Args:
         sample: a document with an answer (``Suite.task``).
+        toolset: for the verifier.
         max_new_tokens: tokens of the completion.
         max_tokens: tokens of document and completion.
         temperature, seed: of sampling.
@@ -55,7 +58,8 @@ async def complete_document(
     written = [token for token, own in zip(episode.input_ids, episode.policy_mask, strict=True) if own]
     response = tokenizer.decode(written)[: len(str(sample.answer))]
     ended = "answer" if response else episode.finish_reason
-    return scored(replace(episode, response=response, finish_reason=ended, metrics={BEYOND: 0.0}), sample)
+    ended_episode = replace(episode, response=response, finish_reason=ended, metrics={BEYOND: 0.0})
+    return await judged(ended_episode, sample, toolset)
 
 
 async def _nothing(turn: AssistantTurn) -> list[Message]:

@@ -2,7 +2,7 @@
 
 All episodes of all suites run at once, and the engine batches them. A score is strict accuracy where an answer is right
 or wrong (exact strings, numbers), and the reward itself where it measures closeness (OCR edit distance, box overlap,
-table F1).
+table F1, the share of tests that a program passes).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Protocol
 
 import torch
 
+from model.boundary.errors import Unavailable
 from model.codec.image import ImageConfig
 from model.codec.tokenizer import Tokenizer
 from model.data.families.programs import kind_of
@@ -22,10 +23,11 @@ from model.evals.completion import complete_document
 from model.evals.suites import Suite
 from model.network.multimodal import KimiK25
 from model.network.precision import narrow_products
-from model.rl import rewards
 from model.rl.environment import FAILED, Episode, derive_seed, run_episode
 from model.rl.failures import FailureCount, all_of, attempt
+from model.rl.rewards import TESTS
 from model.rl.tools.toolset import Toolset
+from model.rl.verifier import verify
 from model.rollout.embedded import EmbeddedEngine
 from model.rollout.protocol import RolloutEngine
 from model.swarm.orchestrator import SwarmLimits, run_swarm_episode
@@ -186,8 +188,8 @@ class Evaluation:
             )  # fmt: skip
         if suite.mode == "document":
             return await complete_document(
-                engine, self.tokenizer, sample, self.image_config, max_new_tokens=suite.max_new_tokens,
-                max_tokens=max_tokens, temperature=self.temperature, seed=seed,
+                engine, self.tokenizer, sample, self.image_config, self.toolset,
+                max_new_tokens=suite.max_new_tokens, max_tokens=max_tokens, temperature=self.temperature, seed=seed,
             )  # fmt: skip
         limits = SwarmLimits(critical_steps=suite.max_turns, max_new_tokens=suite.max_new_tokens, max_tokens=max_tokens)
         return await run_swarm_episode(
@@ -217,7 +219,7 @@ def summarise(samples: Sequence[Sample], episodes: Sequence[Episode]) -> Score:
 
 def task_score(sample: Sample, episode: Episode) -> float:
     """The score of one task, from 0 to 1; 0 without an answer."""
-    return _score(sample, episode.response) if episode.finish_reason == "answer" else 0.0
+    return _value(sample, episode.reward)
 
 
 def _by_kind(samples: Sequence[Sample], episodes: Sequence[Episode], values: Sequence[float]) -> dict[str, KindScore]:
@@ -265,30 +267,48 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return max(0.0, mean - half), min(1.0, mean + half)
 
 
-def chance_level(samples: Sequence[Sample]) -> float:
+async def chance_level(samples: Sequence[Sample], toolset: Toolset) -> float:
     """The score of the best constant answer: the reference answer that scores highest if it is given to every task.
 
     A task that its verifier cannot score adds 0, since its episodes fail too.
+
+    Args:
+        toolset: for verifiers that run the answers.
+
+    Raises:
+        Unavailable: no sandbox server starts.
     """
     candidates = {reference_answer(sample) for sample in samples}
-    return max(sum(_score_or_nothing(sample, answer) for sample in samples) / len(samples) for answer in candidates)
+    return max([await _mean_value(samples, answer, toolset) for answer in candidates])
 
 
-def _score_or_nothing(sample: Sample, response: str) -> float:
+async def chance_levels(tasks: Mapping[str, Sequence[Sample]], toolset: Toolset) -> dict[str, float]:
+    """Suite name -> `chance_level` of its tasks."""
+    return {name: await chance_level(samples, toolset) for name, samples in tasks.items()}
+
+
+async def _mean_value(samples: Sequence[Sample], response: str, toolset: Toolset) -> float:
+    return sum([await _value_or_nothing(sample, response, toolset) for sample in samples]) / len(samples)
+
+
+async def _value_or_nothing(sample: Sample, response: str, toolset: Toolset) -> float:
     try:
-        return _score(sample, response)
+        return _value(sample, await verify(sample, response, toolset))
+    except Unavailable:
+        raise
     except Exception:  # a verifier may raise anything on an answer of a user's data
         return 0.0
 
 
 def reference_answer(sample: Sample) -> str:
-    """The true answer as the text that a model would give."""
+    """The true answer as the text that a model would give; of a task with tests, the program of its last turn."""
+    if sample.reward == TESTS:
+        return str(sample.messages[-1].get("content") or "")
     if isinstance(sample.answer, Mapping):
         return "\n".join(f"{item}: {value}" for item, value in sample.answer.items())
     return str(sample.answer)
 
 
-def _score(sample: Sample, response: str) -> float:
-    if sample.reward in STRICT:
-        return float(rewards.correct(sample.reward, response, sample.answer))
-    return rewards.score(sample.reward, response, sample.answer)
+def _value(sample: Sample, reward: float) -> float:
+    """What an answer with this reward counts for in a score."""
+    return float(reward >= 1.0) if sample.reward in STRICT else reward

@@ -7,7 +7,7 @@ the encoded tool results, and so on. Nothing is decoded and encoded again, so th
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,8 +19,8 @@ from model.codec.image import ImageConfig
 from model.codec.tokenizer import Tokenizer
 from model.data.samples.sample import Sample
 from model.data.samples.tokenize import TokenizedSample, tokenize_prompt
-from model.rl import rewards
 from model.rl.tools.toolset import EpisodeTools, Toolset
+from model.rl.verifier import verify
 from model.rollout.protocol import Completion, Request, RolloutEngine
 
 FAILED = "failed"
@@ -89,16 +89,22 @@ async def converse(
     temperature: float,
     seed: int,
     max_tokens: int,
+    thinking: bool = False,
+    questions: Sequence[Message] = (),
 ) -> Episode:
-    """Alternate completions and responses until the policy answers; the episode is not scored (reward 0).
+    """Alternate completions and responses until the policy answers the last question; the episode is not scored
+    (reward 0).
 
     Args:
+        prompt: ends with an open turn, in the mode that ``thinking`` says.
         respond: an assistant turn with tool calls or an error -> the turns to append (tool results, or an error).
         max_turns: completions of the episode.
         max_new_tokens: tokens of one completion.
         temperature: of sampling; 0 is greedy.
         seed: of the whole episode; each turn derives its seed from it.
         max_tokens: tokens of the whole episode, the prompt and the tools' results included.
+        thinking: whether the policy writes its thinking before each answer. Without its end, a turn is malformed.
+        questions: what the user says later: each answer but the last is followed by the next of these turns.
 
     Raises:
         MoonflowError: the prompt leaves no room, or the engine's answer is not a valid completion.
@@ -108,6 +114,8 @@ async def converse(
     if len(ids) >= max_tokens:
         raise MoonflowError(f"a prompt of {len(ids)} tokens leaves no room in an episode of {max_tokens}")
     response, turns, calls = "", 0, 0
+    unasked = list(questions)
+    opened = [tokenizer.token_id("<think>")] if thinking else []
     reason = "turns"
     while turns < max_turns:
         room = min(max_new_tokens, max_tokens - len(ids))
@@ -137,16 +145,18 @@ async def converse(
         if completion.finish_reason != "stop":
             reason = completion.finish_reason if room == max_new_tokens else "context"
             break
-        turn = parse_assistant(sampled, tokenizer)
+        turn = parse_assistant([*opened, *sampled], tokenizer)
         if len({call.id for call in turn.tool_calls}) < len(turn.tool_calls):
             turn = AssistantTurn(turn.reasoning, turn.content, error="call ids repeat")
-        if not turn.tool_calls and turn.error is None:
+        answered = not turn.tool_calls and turn.error is None
+        if answered and not unasked:
             response, reason = turn.content, "answer"
             break
         if turns == max_turns:
             break
         try:
-            observed = encode_turns(await respond(turn), tokenizer, calls)
+            heard = [unasked.pop(0)] if answered else await respond(turn)
+            observed = encode_turns(heard, tokenizer, calls, thinking)
         except EpisodeEnd as ended:
             reason = str(ended)
             break
@@ -219,7 +229,7 @@ async def run_episode(
     seed: int,
     max_tokens: int = 512,
 ) -> Episode:
-    """Run one episode of a task and score it.
+    """Run one episode of a task and score it. It is in thinking mode if the task's reference answer thinks.
 
     Args:
         sample: the task.
@@ -229,7 +239,7 @@ async def run_episode(
     Raises:
         Exception: whatever the sample, a tool, the verifier or the engine raised; see `model.rl.failures.attempt`.
     """
-    prompt = tokenize_prompt(sample, tokenizer, image_config)
+    prompt = tokenize_prompt(sample, tokenizer, image_config, thinking=sample.thinks)
     async with toolset.episode(sample, image_config) as tools:
         episode = await converse(
             engine,
@@ -241,13 +251,13 @@ async def run_episode(
             max_tokens=max_tokens,
             temperature=temperature,
             seed=seed,
+            thinking=sample.thinks,
+            questions=sample.later_questions,
         )
-    return scored(episode, sample)
+    return await judged(episode, sample, toolset)
 
 
-def scored(episode: Episode, sample: Sample) -> Episode:
+async def judged(episode: Episode, sample: Sample, toolset: Toolset) -> Episode:
     """The episode with its reward: the task's verifier judges the final answer; no answer earns 0."""
-    answered = episode.finish_reason == "answer"
-    reward = rewards.score(sample.reward, episode.response, sample.answer) if answered else 0.0
-    right = answered and rewards.correct(sample.reward, episode.response, sample.answer)
-    return replace(episode, reward=reward, correct=right)
+    reward = await verify(sample, episode.response, toolset) if episode.finish_reason == "answer" else 0.0
+    return replace(episode, reward=reward, correct=reward >= 1.0)

@@ -18,6 +18,7 @@ from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 from model.boundary.errors import MoonflowError
 
 _INTEGER = re.compile(r"-?\d+")
+TESTS = "tests"  # the one reward that runs a program: see model.rl.verifier
 MAX_DIGITS = 300  # of an integer in a response: one with more exceeds every float, and is no count or pixel (ours)
 Box = Sequence[float]
 
@@ -125,16 +126,11 @@ REWARDS: dict[str, Callable[[str, Any], float]] = {
 
 
 def score(name: str, response: str, answer: Any) -> float:
-    """The reward ``name`` of a response.
+    """The reward ``name`` of a response; a full one means the same string, number, box or table.
 
     Raises:
         MoonflowError: there is no such reward.
     """
     if name not in REWARDS:
-        raise MoonflowError(f"unknown reward {name!r}; choose one of {', '.join(REWARDS)}")
+        raise MoonflowError(f"unknown reward {name!r}; choose one of {', '.join((*REWARDS, TESTS))}")
     return REWARDS[name](response, answer)
-
-
-def correct(name: str, response: str, answer: Any) -> bool:
-    """Strict accuracy: whether the reward is full (the same string, number, box or table)."""
-    return score(name, response, answer) >= 1.0

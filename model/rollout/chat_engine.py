@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from model.boundary.errors import MoonflowError
 from model.codec.chat import TOOLS, call_id
-from model.codec.chat_reading import read_chat
+from model.codec.chat_reading import ReadChat, read_chat
 from model.codec.image import ImageConfig
 from model.codec.tokenizer import SPECIALS, Tokenizer
 from model.rollout.http_calls import ATTEMPTS, BACKOFF_S, TIMEOUT_S, HttpCalls
@@ -32,8 +32,9 @@ _SPECIAL = re.compile("(" + "|".join(re.escape(name) for name in SPECIALS if nam
 class ChatEngine:
     """A ``model.rollout.protocol.RolloutEngine`` on a server that takes messages.
 
-    The server must hold the same checkpoint, and answer in instant mode if ``chat_template_kwargs`` ask for it. It ends
-    an answer by itself at the end of the turn; other stop tokens cannot be given.
+    The server must hold the same checkpoint, and take the mode, instant or thinking, from ``chat_template_kwargs``. It
+    returns thinking as ``reasoning_content``, or in the content up to ``</think>``. It ends an answer by itself at the
+    end of the turn; other stop tokens cannot be given.
     """
 
     def __init__(
@@ -77,16 +78,16 @@ class ChatEngine:
                 for call in calls:
                     call.cancel()
         return [
-            self._completion(answer, request, made)
-            for answer, request, (_, made) in zip(answers, requests, bodies, strict=True)
+            self._completion(answer, request, chat)
+            for answer, request, (_, chat) in zip(answers, requests, bodies, strict=True)
         ]
 
     async def update_weights(self, checkpoint: Path) -> None:
         """MoonflowError: such a server cannot be told to load other weights."""
         raise MoonflowError(f"{self._calls.name} cannot load {checkpoint}: start it with that checkpoint")
 
-    def _body(self, request: Request) -> tuple[dict[str, Any], int]:
-        """The request in OpenAI's terms, and how many tool calls its conversation has had."""
+    def _body(self, request: Request) -> tuple[dict[str, Any], ReadChat]:
+        """The request in OpenAI's terms, and the conversation that it continues."""
         chat = read_chat(request.input_ids, self._tokenizer)
         images = iter(pictures(request, self._image_config, "a chat server"))
         body: dict[str, Any] = {
@@ -96,17 +97,19 @@ class ChatEngine:
             "temperature": 0.0 if request.greedy else request.temperature,
             "top_p": request.top_p,
             "seed": request.seed,
-            "chat_template_kwargs": {"thinking": False},
+            "chat_template_kwargs": {"thinking": chat.thinking},
         }
         if chat.tools:
             body["tools"] = [_declared(name) for name in chat.tools]
-        return body, chat.calls
+        return body, chat
 
-    def _completion(self, answer: dict[str, Any], request: Request, calls: int) -> Completion:
+    def _completion(self, answer: dict[str, Any], request: Request, chat: ReadChat) -> Completion:
         try:
             choice = answer["choices"][0]
             message, reason = choice["message"], choice["finish_reason"]
-            tokens = self._tokens(message.get("content") or "", message.get("tool_calls") or [], calls)
+            tokens = self._tokens(message.get("content") or "", message.get("tool_calls") or [], chat.calls)
+            if chat.thinking and self._tokenizer.token_id("</think>") not in tokens:
+                tokens = self._thoughts(message, closed=bool(tokens) or reason != "length") + tokens
         except (KeyError, TypeError, IndexError, AttributeError) as error:
             raise MoonflowError(f"{self._calls.name} answered with no chat completion") from error
         if reason not in ("stop", "tool_calls", "length", "abort"):
@@ -117,6 +120,11 @@ class ChatEngine:
         if len(tokens) > request.max_new_tokens:
             tokens, ended = tokens[: request.max_new_tokens], "length"
         return Completion(tokens, [UNKNOWN_LOGPROB] * len(tokens), ended)
+
+    def _thoughts(self, message: dict[str, Any], closed: bool) -> list[int]:
+        """The tokens of a turn's thinking, of which ``<think>`` stands in the prompt."""
+        thought = message.get("reasoning_content") or message.get("reasoning") or ""
+        return self._tokenizer.encode(thought) + [self._tokenizer.token_id("</think>")] * closed
 
     def _tokens(self, content: str, calls: list[dict[str, Any]], index: int) -> list[int]:
         """The tokens of an assistant's turn. Ids count over the conversation, whatever ids the server gives."""

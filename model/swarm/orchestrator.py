@@ -26,7 +26,7 @@ from model.rl.environment import (
     complaint,
     converse,
     derive_seed,
-    scored,
+    judged,
     tool_result,
 )
 from model.rl.failures import all_of, attempt
@@ -215,4 +215,4 @@ async def run_swarm_episode(
         "subtasks_assigned": float(done.assigned),
         "subtasks_finished": float(done.finished),
     }
-    return scored(replace(episode, metrics=metrics, failure=done.failure), sample)
+    return await judged(replace(episode, metrics=metrics, failure=done.failure), sample, toolset)

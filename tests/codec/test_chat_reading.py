@@ -61,6 +61,17 @@ def test_a_conversation_with_calls_and_results_comes_back() -> None:
     assert again(chat.messages, chat.tools) == ids
 
 
+def test_thinking_and_its_mode_come_back() -> None:
+    turns = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "reasoning": "hm", "content": "", "tool_calls": [SEARCH]},
+        {"role": "tool", "tool_call_id": "functions.search:0", "content": "x"},
+    ]
+    for thinking in (True, False):
+        chat = read_chat(encode_chat(turns, ["search"], T, add_generation_prompt=True, thinking=thinking).ids, T)
+        assert chat.thinking == thinking and chat.messages[1]["reasoning_content"] == "hm"
+
+
 def test_a_malformed_turn_is_its_text() -> None:
     sample = eval_samples("sub_search", 1)[0]
     ids = tokenize_prompt(sample, T, ImageConfig()).input_ids.tolist()
@@ -78,7 +89,7 @@ def test_what_is_no_prompt_is_told() -> None:
     whole = encode_chat([{"role": "user", "content": "Hi"}], [], T, add_generation_prompt=True).ids
     for ids, told in (
         ([], "open turn"),
-        (whole[:-1], "open turn"),
+        (whole[:-2], "open turn"),
         ([*whole, *T.encode("x")], "open turn"),
         ([*whole, T.im_end_id], "open turn"),
         ([5, *whole], "token 0 of a prompt opens no turn"),

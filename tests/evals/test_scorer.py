@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,8 +26,7 @@ from model.evals.scorer import (
 from model.evals.suites import SUITES, Suite, available, held_out
 from model.network.config import preset
 from model.network.initial import new_model
-from model.rl import rewards
-from model.rl.environment import Episode
+from model.rl.environment import Episode, judged
 from model.rl.tools.toolset import Toolset
 from model.rollout.embedded import EmbeddedEngine
 from model.rollout.protocol import Completion, Request
@@ -37,6 +37,23 @@ from tests.tiny_folders import eval_samples, write_data_folder
 IMAGES = ImageConfig()
 
 
+@pytest.fixture(scope="module")
+def toolset() -> Iterator[Toolset]:
+    with Toolset() as tools:
+        yield tools
+
+
+@pytest.fixture
+def summed(toolset: Toolset) -> Callable[..., Score]:
+    """The score of a suite from its tasks and episodes, which are judged first."""
+
+    def score(samples: list[Sample], episodes: list[Episode]) -> Score:
+        pairs = zip(samples, episodes, strict=True)
+        return summarise(samples, [asyncio.run(judged(episode, sample, toolset)) for sample, episode in pairs])
+
+    return score
+
+
 def episode(response: str, finish_reason: str = "answer", **metrics: float) -> Episode:
     return make_episode(response=response, finish_reason=finish_reason, metrics=metrics)
 
@@ -45,14 +62,14 @@ def number(answer: int) -> Sample:
     return make_sample(answer=answer, reward="number")
 
 
-def test_a_near_count_is_wrong_but_near_text_counts_in_part():
+def test_a_near_count_is_wrong_but_near_text_counts_in_part(summed):
     text = make_sample(answer="abcd", reward="edit")
-    assert summarise([number(3)], [episode("4")]).value == 0.0
-    assert summarise([text], [episode("abcx")]).value == 0.75
+    assert summed([number(3)], [episode("4")]).value == 0.0
+    assert summed([text], [episode("abcx")]).value == 0.75
 
 
-def test_an_episode_without_an_answer_scores_zero():
-    score = summarise([number(3), number(3)], [episode("3"), episode("3", "length")])
+def test_an_episode_without_an_answer_scores_zero(summed):
+    score = summed([number(3), number(3)], [episode("3"), episode("3", "length")])
     assert (score.value, score.answered, score.n, score.tokens) == (0.5, 0.5, 2, 2)
 
 
@@ -96,9 +113,9 @@ def test_the_interval_of_closeness_that_is_all_alike_is_wilsons(value: float, n:
     assert interval([0.1 + 0.2, 0.3]) == pytest.approx(wilson(0.6, 2)), "but for rounding alike"
 
 
-def test_right_answers_are_counted_strictly():
+def test_right_answers_are_counted_strictly(summed):
     text = Sample("k", "ocr_line", "knowledge", "image", "s", answer="abcd", reward="edit")
-    score = summarise([text] * 3, [episode("abcd"), episode("abcx"), episode("abcd", "length")])
+    score = summed([text] * 3, [episode("abcd"), episode("abcx"), episode("abcd", "length")])
     assert (score.correct, score.n) == (1, 3) and score.interval[0] < score.value < score.interval[1]
 
 
@@ -117,18 +134,28 @@ def test_image_programs_have_a_score_of_each_kind_and_other_tasks_have_none():
     assert summarise([odd], [episode("3")]).kinds == {}, "only known kinds become names of metrics"
 
 
-def test_chance_is_the_best_constant_answer():
-    assert chance_level([number(n) for n in (1, 2, 2, 3)]) == 0.5
+def test_chance_is_the_best_constant_answer(toolset):
+    assert asyncio.run(chance_level([number(n) for n in (1, 2, 2, 3)], toolset)) == 0.5
+
+
+def test_chance_of_programs_is_measured_by_running_them(toolset):
+    """Each is the reference of one task: the second passes all of its own tests and half of the first one's."""
+
+    def task(program: str, tests: dict[str, str]) -> Sample:
+        return make_sample(messages=[{"role": "assistant", "content": program}], answer=tests, reward="tests")
+
+    same, half = task("def f(x):\n    return x", {"f(2)": "2", "f(3)": "3"}), {"f(2)": "4", "f(0)": "0"}
+    samples = [same, task("def f(x):\n    return 2 * x", half), make_sample(answer="none", reward="tests")]
+    assert asyncio.run(chance_level(samples, toolset)) == pytest.approx((1 + 0.5 + 0) / 3)
 
 
 @pytest.mark.parametrize("suite", SUITES.values(), ids=SUITES)
-def test_every_suite_fits_its_family(suite):
+def test_every_suite_fits_its_family(suite, summed, toolset):
     """The reference answer earns the full score; chance does not."""
     samples = [suite.task(sample) for sample in eval_samples(suite.family, 12)]
-    perfect = summarise(samples, [episode(reference_answer(sample)) for sample in samples])
+    perfect = summed(samples, [episode(reference_answer(sample)) for sample in samples])
     assert perfect.value == 1.0
-    assert chance_level(samples) < 1.0
-    assert all(sample.reward in rewards.REWARDS for sample in samples)
+    assert asyncio.run(chance_level(samples, toolset)) < 1.0
 
 
 def test_a_task_that_breaks_scores_zero_and_is_counted_until_too_many_do(tokenizer):
@@ -150,7 +177,7 @@ def test_a_task_that_breaks_scores_zero_and_is_counted_until_too_many_do(tokeniz
         assert score.figures == {"tool_calls": 0.0}
         with pytest.raises(MoonflowError, match=r"2 of 6 episodes failed.*fact_qa/.*AttributeError"):
             scored(0.3)
-    assert 0.0 < chance_level(samples) < 1.0
+        assert 0.0 < asyncio.run(chance_level(samples, toolset)) < 1.0
 
 
 class Seen:

@@ -55,6 +55,42 @@ def test_an_episode_is_token_for_token_the_rendered_conversation(tokenizer, tool
     assert episode.finish_reason == "answer" and episode.metrics == {"tool_calls": 1.0}
 
 
+def test_a_task_whose_reference_thinks_is_asked_in_thinking_mode(tokenizer, toolset, scripted) -> None:
+    end = [tokenizer.token_id("</think>")]
+    turns = [*QUESTION, {"role": "assistant", "reasoning": "5, 9, 7.", "content": "3"}]
+    thought, said = tokenizer.encode("9, 7, 5."), [*tokenizer.encode("3"), tokenizer.im_end_id]
+    engine = scripted.saying(thought + end + said)
+    episode = play(tokenizer, toolset, engine, task(messages=turns))
+    assert tokenizer.decode(engine.requests[0].input_ids).endswith("<|im_middle|><think>")
+    assert (episode.reward, episode.response, episode.policy_tokens) == (1.0, "3", len(thought) + 1 + len(said))
+    unclosed = scripted.saying([*thought, tokenizer.im_end_id], end + said)
+    episode = play(tokenizer, toolset, unclosed, task(messages=turns))
+    asked_again = tokenizer.decode(unclosed.requests[1].input_ids)
+    assert "error: the reasoning was not closed" in asked_again and asked_again.endswith("<think>")
+    assert (episode.reward, episode.turns) == (1.0, 2)
+
+
+def test_the_users_later_turns_follow_the_answers(tokenizer, toolset, scripted, speak) -> None:
+    """The last answer counts; the user says the same whatever the policy answers."""
+    call = ("ipython", {"code": "print((img > 4).sum())"})
+    turns = [
+        QUESTION[0], {"role": "assistant", "content": "Above?"}, {"role": "user", "content": "Yes, above."},
+        {"role": "assistant", "content": "", "tool_calls": [{"name": call[0], "arguments": call[1]}]},
+        {"role": "tool", "tool_call_id": "functions.ipython:0", "content": "3"}, {"role": "assistant", "content": "3"},
+        {"role": "user", "content": "Once more?"}, {"role": "assistant", "content": "3"},
+    ]  # fmt: skip
+    engine = scripted.saying(speak("Above?"), speak("", [call]), speak("3"), speak("3"))
+    episode = play(tokenizer, toolset, engine, task(messages=turns), max_turns=4)
+    whole = encode_chat(turns, ["ipython"], tokenizer)
+    assert (episode.input_ids, episode.policy_mask) == (whole.ids, whole.loss)
+    assert (episode.reward, episode.turns, episode.finish_reason) == (1.0, 4, "answer")
+    silent = scripted.saying(speak("3"), speak("3"), speak("7"))
+    episode = play(tokenizer, toolset, silent, task(messages=turns))
+    assert (episode.response, episode.turns, episode.correct) == ("7", 3, False)
+    early = play(tokenizer, toolset, scripted.saying(speak("3"), speak("3")), task(messages=turns), max_turns=2)
+    assert (early.finish_reason, early.reward, early.response) == ("turns", 0.0, "")
+
+
 def test_logprobs_belong_to_the_sampled_tokens(tokenizer, toolset, scripted, speak) -> None:
     first, last = speak("", [("ipython", {"code": "1"})]), speak("3")
     episode = play(tokenizer, toolset, scripted.saying(first, last), task())

@@ -85,6 +85,31 @@ def test_gold_programs_of_several_cells_are_rewarded(
     assert len(played) == 15 and set(played.values()) <= {2, 3, 4} and len(set(played.values())) > 1
 
 
+@pytest.mark.parametrize("split", ["train", "eval"])
+@pytest.mark.parametrize(("family", "kinds", "turns"), [
+    ("thinking", 12, {1}), ("coding", 16, {2}), ("dialogue", 10, {3, 4, 5}),
+])  # fmt: skip
+def test_gold_thinking_functions_and_dialogues_are_rewarded(
+    family: str, kinds: int, turns: set[int], split: str, tokenizer: Tokenizer, scripted: Any
+) -> None:
+    """One of each kind. Thinking is sampled after its mark, and a dialogue's user says what stands in the sample."""
+
+    async def play(sample: Sample, toolset: Toolset) -> Episode:
+        engine = scripted.saying(*gold_turns(sample, tokenizer))
+        limits: dict[str, Any] = {"max_turns": 7, "max_new_tokens": 300, "max_tokens": 1200}
+        return await run_episode(engine, tokenizer, sample, ImageConfig(), toolset, temperature=1.0, seed=0, **limits)
+
+    played: dict[str, int] = {}
+    with Toolset() as toolset:
+        for sample in tasks(family, split, 6 * kinds):
+            kind = sample.key.split("-")[1]
+            if kind not in played and all(turn.get("loss", True) for turn in sample.messages):
+                episode = asyncio.run(play(sample, toolset))
+                check(episode, sample, tokenizer)
+                played[kind] = episode.turns
+    assert len(played) == kinds and set(played.values()) == turns
+
+
 def sub_agent(sample: Sample, tokenizer: Tokenizer, speak: Callable[..., list[int]]) -> Callable[[Request], list[int]]:
     """A sub-agent that searches for exactly what it is told, then repeats the result."""
 

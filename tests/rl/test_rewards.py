@@ -60,12 +60,9 @@ def test_table_f1_counts_pairs() -> None:
     assert rewards.table_f1("no idea", truth) == 0.0
 
 
-def test_correct_is_strict() -> None:
-    assert rewards.correct("number", "4", 4)
-    assert not rewards.correct("number", "3", 4)
-    assert not rewards.correct("edit", "helo", "hello")
-    with pytest.raises(MoonflowError, match="unknown reward 'bleu'"):
-        rewards.correct("bleu", "a", "a")
+def test_an_unknown_reward_is_told() -> None:
+    with pytest.raises(MoonflowError, match="unknown reward 'bleu'.*exact, .*, tests"):
+        rewards.score("bleu", "a", "a")
 
 
 NASTY = st.sampled_from(

@@ -14,7 +14,7 @@ import torch
 
 from components.serve.openai_api import parse, to_engine
 from model.boundary.errors import MoonflowError, Unavailable
-from model.codec.chat import encode_turns, parse_assistant
+from model.codec.chat import encode_chat, encode_turns, parse_assistant
 from model.codec.image import ImageConfig
 from model.data.samples.tokenize import tokenize_prompt
 from model.rl.environment import Episode, run_episode
@@ -65,6 +65,22 @@ def test_what_arrives_is_the_same_prompt_to_our_own_server(host: ChatHost, famil
     else:
         assert read.pixel_values is not None and torch.equal(read.pixel_values, request.pixel_values)
     assert (read.max_new_tokens, read.temperature, read.top_p, read.seed) == (24, 0.7, 0.9, 5)
+
+
+def test_thinking_is_asked_for_and_its_tokens_come_back(host: ChatHost) -> None:
+    ids = encode_chat([{"role": "user", "content": "Hi"}], [], T, add_generation_prompt=True, thinking=True).ids
+    thought, end = T.encode("a b"), T.token_id("</think>")
+    request = Request(ids, None, [], max_new_tokens=24, temperature=0.0, stop_token_ids=(T.im_end_id,))
+    host.script = [
+        (200, said("Lima", "stop", reasoning_content="a b")), (200, said("a b</think>Lima", "stop")),
+        (200, said("", "length", reasoning_content="a b")), (200, said("Lima", "stop")),
+    ]  # fmt: skip
+    parsed, unparsed, cut, instant = (complete(host, request).token_ids for _ in range(4))
+    assert parsed == unparsed == [*thought, end, *T.encode("Lima"), T.im_end_id]
+    assert cut == thought and instant == [end, *T.encode("Lima"), T.im_end_id]
+    assert host.seen[0][1]["chat_template_kwargs"] == {"thinking": True}
+    read = to_engine(parse(json.dumps(host.seen[0][1]).encode()), T, ImageConfig(), CONTEXT).requests[0]
+    assert read.input_ids == ids
 
 
 def test_answers_are_tokens_again(host: ChatHost) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from model.data.families import chart, digits, ocr, photo, programs, scenes, video
 from model.data.families.array_tool import ARRAY_TOOL, ARRAY_TOOL_IMAGE
+from model.data.families.coding import CODING
+from model.data.families.dialogue import DIALOGUE
 from model.data.families.facts import FACT_PROSE, FACT_QA
 from model.data.families.family import Family
 from model.data.families.interleaved import INTERLEAVED
@@ -14,6 +16,7 @@ from model.data.families.needle import NEEDLE, needle_family
 from model.data.families.reasoning import REASONING_GYM
 from model.data.families.recall import RECALL
 from model.data.families.stdlib import CODE_WINDOW, PROSE_WINDOW, STDLIB_CODE, STDLIB_TEXT
+from model.data.families.thinking import THINKING
 from model.data.families.video_needle import VIDEO_NEEDLE, video_needle_family
 from model.data.families.wide_search import SUB_SEARCH, WIDE_SEARCH
 
@@ -23,10 +26,10 @@ FAMILIES: dict[str, Family] = {
         STDLIB_TEXT, STDLIB_CODE, PROSE_WINDOW, CODE_WINDOW, FACT_PROSE, RECALL,
         FACT_QA, REASONING_GYM, ARRAY_TOOL, WIDE_SEARCH, SUB_SEARCH, NEEDLE,
         *digits.FAMILIES, *ocr.FAMILIES, *scenes.FAMILIES, *photo.FAMILIES, *chart.FAMILIES, INTERLEAVED,
-        ARRAY_TOOL_IMAGE, *video.FAMILIES, VIDEO_NEEDLE, *programs.FAMILIES,
+        ARRAY_TOOL_IMAGE, *video.FAMILIES, VIDEO_NEEDLE, *programs.FAMILIES, THINKING, CODING, DIALOGUE,
     )
 }  # fmt: skip
-UNMIXED = frozenset(family.name for family in programs.FAMILIES)
+UNMIXED = frozenset(family.name for family in (*programs.FAMILIES, THINKING, CODING, DIALOGUE))
 
 
 def lengthened(characters: int, chunks: int) -> dict[str, Family]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from model.data.samples.sample import Ability, Modality, Sample, Split
 
 SPLITS: tuple[Split, ...] = ("train", "eval")
+BUCKETS, EVAL_BUCKETS = 100, 10  # of operands; the first ones are eval's
+Option = TypeVar("Option")
 
 
 def held_out(source: str, percent: int = 10) -> bool:
@@ -25,6 +27,27 @@ def held_out(source: str, percent: int = 10) -> bool:
 def in_split(source: str, split: Split, percent: int = 10) -> bool:
     """Whether ``source`` belongs to ``split``, of which eval gets about ``percent`` of all names."""
     return held_out(source, percent) == (split == "eval")
+
+
+def operand_source(kind: str, operands: str, split: Split) -> str | None:
+    """The held-out unit of a problem about ``operands``, one of `operand_sources`; None if it is of the other split.
+
+    The operands, not seeds, are hashed, so that no eval problem is a training problem.
+    """
+    bucket = zlib.crc32(f"{kind}/{operands}".encode()) % BUCKETS
+    return f"{kind}/operands-{bucket:02d}" if (bucket < EVAL_BUCKETS) == (split == "eval") else None
+
+
+def operand_sources(kinds: Iterable[str], split: Split) -> list[str]:
+    """The held-out units of problems of these kinds."""
+    buckets = range(EVAL_BUCKETS) if split == "eval" else range(EVAL_BUCKETS, BUCKETS)
+    return [f"{kind}/operands-{bucket:02d}" for kind in kinds for bucket in buckets]
+
+
+def choose(rng: np.random.Generator, split: Split, options: Sequence[Option]) -> Option:
+    """One of two or more options, of which the last is held out: training never gets it, eval half of the time."""
+    last = len(options) - 1
+    return options[last if split == "eval" and rng.random() < 0.5 else int(rng.integers(last))]
 
 
 @dataclass(frozen=True)

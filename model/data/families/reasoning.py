@@ -7,17 +7,15 @@ buckets 0 to 9 are eval's, so no eval problem is a training problem in another o
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import numpy as np
 
-from model.data.families.family import Family
+from model.data.families.family import Family, operand_source, operand_sources
 from model.data.samples.sample import Sample, Split
 
-BUCKETS, EVAL_BUCKETS = 100, 10
 SEEDS = 2**31 - 1  # reasoning-gym seeds problem i of a dataset with seed + i
 NAMES = ("chain_sum", "number_sorting", "number_filtering", "needle_haystack")
 CONFIGS: dict[str, dict[str, Any]] = {  # sizes are ours: answers of at most a dozen tokens
@@ -71,13 +69,8 @@ READERS: dict[str, Callable[[dict[str, Any]], tuple[str, str, str]]] = {
 }
 
 
-def _bucket(name: str, operands: str) -> int:
-    return zlib.crc32(f"{name}/{operands}".encode()) % BUCKETS
-
-
 def reasoning_sources(split: Split) -> list[str]:
-    buckets = range(EVAL_BUCKETS) if split == "eval" else range(EVAL_BUCKETS, BUCKETS)
-    return [f"{name}/operands-{bucket:02d}" for name in NAMES for bucket in buckets]
+    return operand_sources(NAMES, split)
 
 
 @cache
@@ -93,12 +86,11 @@ def reasoning_gym(rng: np.random.Generator, split: Split, index: int) -> Sample:
     dataset = _dataset(name)
     while True:
         question, answer, operands = READERS[name](dataset[int(rng.integers(SEEDS))])
-        bucket = _bucket(name, operands)
-        if (bucket < EVAL_BUCKETS) == (split == "eval"):
+        if (source := operand_source(name, operands, split)) is not None:
             break
     return Sample(
         key=f"reasoning_gym-{index:08d}", family="reasoning_gym", ability="reasoning", modality="text",
-        source=f"{name}/operands-{bucket:02d}",
+        source=source,
         messages=[{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
         answer=answer, reward="exact",
     )  # fmt: skip

@@ -37,7 +37,7 @@ class Sample:
         tools: names of the declared tools, as in ``model.codec.chat.TOOLS``.
         declared_tools: declarations of a user's tools in OpenAI's form, which follow ``tools``. Nothing can run them.
         answer: ground truth, JSON-able; its form is what ``reward`` expects.
-        reward: name of the verifier in ``model.rl.rewards.REWARDS``.
+        reward: name of the verifier: one of ``model.rl.rewards.REWARDS``, or ``tests`` (``model.rl.verifier``).
         environment: what the task's tools act on: ``{"records": {...}}`` to search, or ``{"array": ...}`` for
             programs. An array is the name of an image (``img``) or video (``images``) of ``media``, or nested lists
             of 0-255, [H, W] or [H, W, 3]; ``{"images": [...]}`` has several such pictures
@@ -58,3 +58,15 @@ class Sample:
     reward: str = ""
     environment: dict[str, Any] = field(default_factory=dict)
     media: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the reference answer has visible thinking: as a task, it is then asked in thinking mode."""
+        return any(message.get("reasoning") for message in self.messages)
+
+    @property
+    def later_questions(self) -> list[dict[str, Any]]:
+        """The user's turns after the assistant's first one, in their order: an episode asks each after an answer."""
+        roles = [message.get("role") for message in self.messages]
+        first = roles.index("assistant") if "assistant" in roles else len(roles)
+        return [message for message in self.messages[first:] if message.get("role") == "user"]

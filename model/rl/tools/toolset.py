@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import Any
 
@@ -130,14 +130,22 @@ class EpisodeTools:
     async def _ipython(self, code: str) -> str:
         if self._kernel is None:  # most episodes never ask for one
             pixels = environment_array(self._sample, self._config)
-            try:
-                session = self._sandbox.session(pixels)
-            except (MoonflowError, OSError) as error:  # concerns every episode
-                raise Unavailable(str(error)) from error
-            self._kernel = await self._stack.enter_async_context(session)
-            if session.refusal:  # a fault of this machine, which the policy must not learn from
-                raise MoonflowError(f"no program of sample {self._sample.key} can be run: {session.refusal}")
+            notebook = _notebook(self._sandbox, self._sample, pixels)
+            self._kernel = await self._stack.enter_async_context(notebook)
         return await self._kernel.run(code)
+
+
+@asynccontextmanager
+async def _notebook(sandbox: Sandbox, sample: Sample, pixels: np.ndarray | None) -> AsyncIterator[Session]:
+    """A session for programs of a task. Raises as `EpisodeTools.call`."""
+    try:
+        session = sandbox.session(pixels)
+    except (MoonflowError, OSError) as error:  # concerns every episode
+        raise Unavailable(str(error)) from error
+    async with session:
+        if session.refusal:  # a fault of this machine, which the policy must not learn from
+            raise MoonflowError(f"no program of sample {sample.key} can be run: {session.refusal}")
+        yield session
 
 
 class Toolset:
@@ -149,6 +157,13 @@ class Toolset:
     def episode(self, sample: Sample, config: ImageConfig = RELEASED) -> EpisodeTools:
         """The tools of one episode of a task; ``config`` says which frames of a video its programs find."""
         return EpisodeTools(self._sandbox, sample, config)
+
+    def judging(self, sample: Sample) -> AbstractAsyncContextManager[Session]:
+        """A session of its own in which a verifier runs the answer to a task; nothing of the episode is in it.
+
+        Entering it raises as `EpisodeTools.call`.
+        """
+        return _notebook(self._sandbox, sample, None)
 
     def close(self) -> None:
         self._sandbox.close()

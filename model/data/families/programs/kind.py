@@ -9,6 +9,7 @@ from string import Template
 import numpy as np
 from numpy.typing import NDArray
 
+from model.data.families.family import choose
 from model.data.samples.sample import Split
 
 Image = NDArray[np.uint8]
@@ -62,11 +63,7 @@ class Kind:
 
     def choose(self, rng: np.random.Generator, split: Split) -> tuple[str, Style]:
         """A wording and a style. Each of an eval sample is the held-out one with probability 1/2."""
-        wording, style = (
-            (len(options) - 1 if split == "eval" and rng.random() < 0.5 else int(rng.integers(len(options) - 1)))
-            for options in (self.wordings, self.styles)
-        )
-        return self.wordings[wording], self.styles[style]
+        return choose(rng, split, self.wordings), choose(rng, split, self.styles)
 
 
 def filled(text: str, fields: Mapping[str, object]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import traceback
 from collections.abc import Sequence
 from functools import cache, partial
@@ -18,6 +19,7 @@ import numpy as np
 from model.data.families.programs.kind import Image
 
 CELL = "<cell>"  # a cell's name in tracebacks
+_ADDRESS = re.compile(" at 0x[0-9a-f]+(?=>)")  # of an object: it differs from run to run
 LINE_CHARS = 80  # of a program's line in a traceback, as in the tool
 
 
@@ -29,10 +31,12 @@ def _ndimage() -> Any:
 
 
 class CellSession:
-    """The names that cells share: ``img`` (if there is one picture), ``images``, ``np``, ``math`` and ``ndimage``."""
+    """The names that cells share: ``np``, ``math`` and ``ndimage``; of pictures ``images``, of a single one ``img``."""
 
-    def __init__(self, images: Sequence[Image]) -> None:
-        given = {"images": list(images), **({"img": images[0]} if len(images) == 1 else {})}
+    def __init__(self, images: Sequence[Image] = ()) -> None:
+        given: dict[str, Any] = {"images": list(images)} if images else {}
+        if len(images) == 1:
+            given["img"] = images[0]
         modules = {"np": np, "math": math, "ndimage": _ndimage()}
         self._names: dict[str, Any] = {"__name__": "__main__", **modules, **given}
 
@@ -40,11 +44,13 @@ class CellSession:
         """What the cell printed, then the lines of its error; and whether there was one."""
         out = io.StringIO()
         self._names["print"] = partial(print, file=out)
+        lines: list[str] = []
         try:
             exec(compile(cell, CELL, "exec"), self._names)
         except Exception as error:
-            return "\n".join([*filter(None, [out.getvalue().rstrip("\n")]), *_shown(error, cell)]), True
-        return out.getvalue().rstrip("\n"), False
+            lines = _shown(error, cell)
+        printed = _ADDRESS.sub("", out.getvalue()).rstrip("\n")
+        return "\n".join([*filter(None, [printed]), *lines]), bool(lines)
 
 
 def _shown(error: Exception, cell: str) -> list[str]:

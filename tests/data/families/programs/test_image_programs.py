@@ -23,7 +23,7 @@ from model.data.order.mixtures import TRAJECTORIES
 from model.data.samples.sample import Sample, Split
 from model.data.samples.tokenize import tokenize
 from model.evals.suites import SUITES
-from model.rl.rewards import correct
+from model.rl.rewards import score
 from model.rl.tools.toolset import Toolset
 from tests.tiny_folders import tiny_tokenizer
 
@@ -83,7 +83,7 @@ def test_the_tool_prints_what_the_trajectory_says(family: Family) -> None:
 def test_the_last_result_is_the_answer(family: Family, split: Split) -> None:
     for sample in some(family, split, 20):
         assert results(sample)[-1] == sample.messages[-1]["content"] == str(sample.answer)
-        assert correct(sample.reward, sample.messages[-1]["content"], sample.answer)
+        assert score(sample.reward, sample.messages[-1]["content"], sample.answer) == 1.0
         assert sample.reward == ("number" if isinstance(sample.answer, int) else "exact")
         assert 1 <= len(cells(sample)) <= MOST_CALLS and sample.tools == ["ipython"]
         assert [turn.get("tool_call_id") for turn in sample.messages if turn["role"] == "tool"] == [
