@@ -218,12 +218,14 @@ async def run_episode(
     temperature: float,
     seed: int,
     max_tokens: int = 512,
+    score: Scoring | None = None,
 ) -> Episode:
     """Run one episode of a task and score it.
 
     Args:
         sample: the task.
         toolset: makes the tools that the policy may call.
+        score: gives the episode its reward; None: by `scored`.
         max_turns, max_new_tokens, temperature, seed, max_tokens: as for `converse`.
 
     Raises:
@@ -242,7 +244,11 @@ async def run_episode(
             temperature=temperature,
             seed=seed,
         )
-    return scored(episode, sample)
+    return scored(episode, sample) if score is None else await score(episode, sample)
+
+
+Scoring = Callable[[Episode, Sample], Awaitable[Episode]]
+"""(episode, task) -> the episode with its reward."""
 
 
 def scored(episode: Episode, sample: Sample) -> Episode:
