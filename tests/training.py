@@ -50,11 +50,11 @@ def train_tiny(
     return model
 
 
-def model_that_ends_its_turns(tokenizer: Tokenizer, seed: int) -> KimiK25:
-    """The tiny preset with random weights, which ends about every other turn at once: its answers are judged."""
-    model = new_model(preset("tiny"), seed=seed)
+def model_that_ends_its_turns(tokenizer: Tokenizer) -> KimiK25:
+    """The tiny preset with weights that make its answers to short questions empty, so that they are judged."""
+    model = new_model(preset("tiny"), seed=5)
     with torch.no_grad():
-        model.language_model.lm_head.weight[tokenizer.im_end_id] *= 1000
+        model.language_model.lm_head.weight[tokenizer.im_end_id] *= -1000
     return model
 
 

@@ -39,7 +39,7 @@ def test_tasks_are_suites_and_broken_ones_are_left_out(tmp_path: Path, monkeypat
 
     uris = {"data": publish("prepare_data", data, "data")}
     checkpoint = tmp_path / "checkpoint"
-    save_checkpoint(checkpoint, model_that_ends_its_turns(tiny_tokenizer(), 0), data, None, {})
+    save_checkpoint(checkpoint, model_that_ends_its_turns(tiny_tokenizer()), data, None, {})
     uris["parl"] = publish("parl", checkpoint, "checkpoint")
     broken = ("RaisesVerdict", "HangsPrompt", "NoPrompts", "HighScore")
     tasks = ", ".join(["sky:Stars", f"{HERE}:Even", *(f"{HERE}:{name}" for name in broken)])

@@ -6,12 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 
 from components.joint_rl import stage
 from components.joint_rl.config import Config
 from model.boundary.errors import MoonflowError
-from model.checkpoint.load import load_model
 from model.codec.tokenizer import Tokenizer
 from tests.rl.tasks.user_tasks import HERE
 from tests.step_services import FolderServices, Killed
@@ -23,9 +21,9 @@ SMALL = {"prompts_per_iteration": 4, "samples_per_prompt": 2, "learning_rate": 1
 
 @pytest.fixture(scope="module")
 def inputs(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Tasks, and a model whose answers are judged now and then."""
+    """Tasks, and a model whose answers are judged."""
     folder = tmp_path_factory.mktemp("parent")
-    save_checkpoint(folder, model_that_ends_its_turns(Tokenizer.load(data_folder), 5), data_folder, None, {})
+    save_checkpoint(folder, model_that_ends_its_turns(Tokenizer.load(data_folder)), data_folder, None, {})
     return {"data": str(data_folder), "parent": str(folder)}
 
 
@@ -44,7 +42,7 @@ def test_the_page_is_short() -> None:
 
 def test_the_task_of_the_page_trains(sky: str, inputs: dict[str, str], tmp_path: Path) -> None:
     services = FolderServices(tmp_path / "run")
-    config = Config(**SMALL, iterations=2, tasks=f"{sky}=0.5", modalities="text")
+    config = Config(**SMALL, iterations=1, tasks=f"{sky}=0.5", modalities="text", ptx_weight=0.0)
     stage.run(config, inputs, services)
     assert services.saved[-1][2] and not services.warned
     rows = list(services.logged.values())
@@ -52,7 +50,7 @@ def test_the_task_of_the_page_trains(sky: str, inputs: dict[str, str], tmp_path:
     assert all("reward/knowledge" in row or "reward/coding" in row for row in rows), "the data has its share too"
 
 
-def test_broken_tasks_cost_no_other_and_a_killed_run_ends_with_the_same_weights(
+def test_broken_tasks_cost_no_other_and_a_killed_run_goes_on_with_the_same_prompts(
     inputs: dict[str, str], tmp_path: Path
 ) -> None:
     tasks = ("Even=0.25", "RaisesVerdict=0.25", "HighScore=0.125", "RaisesPrompt=0.125", "NoPrompts=0.125")
@@ -60,7 +58,7 @@ def test_broken_tasks_cost_no_other_and_a_killed_run_ends_with_the_same_weights(
     config = Config(**SMALL | {"prompts_per_iteration": 8, "samples_per_prompt": 4}, iterations=4, tasks=text,
                     checkpoint_every=2, ptx_weight=0.0, modalities="text")  # fmt: skip
     services = FolderServices(tmp_path / "whole")
-    whole = stage.run(config, inputs, services)
+    stage.run(config, inputs, services)
     lines = "\n".join(services.warned)
     for name, why in (
         ("RaisesVerdict", "RuntimeError: the judge is away"),
@@ -75,11 +73,12 @@ def test_broken_tasks_cost_no_other_and_a_killed_run_ends_with_the_same_weights(
     killed = FolderServices(tmp_path / "again", kill_at=3)
     with pytest.raises(Killed):
         stage.run(config, inputs, killed)
-    resumed = stage.run(config, inputs, FolderServices(tmp_path / "again"))
-    for (name, one), other in zip(
-        load_model(whole).state_dict().items(), load_model(resumed).state_dict().values(), strict=True
-    ):
-        assert torch.equal(one, other), name
+    resumed = FolderServices(tmp_path / "again")
+    stage.run(config, inputs, resumed)
+    assert list(resumed.logged) == [3, 4]
+    for round_, row in resumed.logged.items():
+        for name, value in services.logged[round_].items():
+            assert name.startswith(("seconds/", "tokens/s")) or row[name] == value, name
 
 
 @pytest.mark.parametrize(
