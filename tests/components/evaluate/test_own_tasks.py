@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from components.evaluate.config import Config
+from components.evaluate.gate import Rules, decide
 from components.runtime.checkpoints import manifest as manifests
 from components.runtime.step import read_metrics, run_step
 from components.runtime.steps import disagreement
@@ -74,3 +75,12 @@ def test_a_floor_may_name_a_task_and_no_task_takes_the_name_of_a_suite() -> None
     ):
         with pytest.raises(MoonflowError, match=told):
             Config.parse(values, "step evaluate")
+
+
+def test_the_floor_of_a_task_that_broke_holds_the_model_back() -> None:
+    row = {"step": "parl", "suite": "fact_qa", "ability": "knowledge", "modality": "text", "value": 0.5,
+           "stderr": 0.1, "n": 8}  # fmt: skip
+    verdict = decide(
+        [row], Rules({"Stars": 0.1}, 2.0, 0.0, 0.0), candidate="parl", start="init", well_formed=(1.0, 8), champion=None
+    )
+    assert verdict.decision == "hold" and verdict.reasons[0] == "Stars was not evaluated, and has a floor"
