@@ -19,7 +19,7 @@ from model.rl.tasks.names import short_name
 from model.rl.tasks.task import About, TaskSample
 from model.rl.tasks.worker import DONE, READY, serve
 
-START_S = 60.0  # to import the user's package (ours)
+START_S = 120.0  # to import the user's package (ours)
 GONE_S = 5.0  # for a process that has closed its connection to end (ours)
 HANGS = 3  # after which a task is not asked again until `TaskProcess.forgive` (ours): each costs its time limit
 
