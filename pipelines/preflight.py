@@ -1,4 +1,5 @@
-"""Checks before the first step of a local run: what it starts from, its data, the sandbox and the GitOps repository.
+"""Checks before the first step of a local run: what it starts from, its data, the user's tasks, the sandbox and the
+GitOps repository.
 
 They change nothing and take a second or two. The values themselves are checked by the steps' schemas.
 """
@@ -15,13 +16,14 @@ from components.release.gitops import MANIFESTS
 from components.runtime.config import EpisodesConfig
 from components.runtime.steps import IMPORTED
 from model.boundary.errors import MoonflowError
+from model.rl.tasks.names import parse_task_shares, parse_tasks
 from model.rl.tools.sandbox import Sandbox
 from pipelines.profile import Profile
 from pipelines.source_run import local_source, run_and_step, source_of
 
 
 def preflight(profile: Profile, repository: str, *, begun: bool = False) -> None:
-    """Check that the checkpoint, the sources, the sandbox and the overlay of its promotion that a run needs are there.
+    """Check that what a run needs is there: checkpoint, sources, the user's tasks, sandbox, overlay of its promotion.
 
     Args:
         repository: the GitOps repository that promote will write to.
@@ -33,6 +35,7 @@ def preflight(profile: Profile, repository: str, *, begun: bool = False) -> None
     if not begun:
         _checkpoint(profile)
         _sources(profile)
+    _tasks(profile)
     _sandbox(profile)
     if "promote" in profile.steps:
         _overlay(repository, profile.step("promote").model_dump()["environment"])
@@ -67,6 +70,21 @@ def _sources(profile: Profile) -> None:
                 f"[prepare_data] sources: {source.name} names {source.uri}, which is not a folder: name one with "
                 f"{WHAT}, or a {LINES} file, or s3://..."
             )
+
+
+def _tasks(profile: Profile) -> None:
+    if names := own_tasks(profile):
+        # Imports torch, for which only a user with tasks of their own should wait.
+        from model.rl.tasks.own_tasks import OwnTasks
+
+        with OwnTasks(names):
+            pass  # raises MoonflowError for a module or a name that is not there
+
+
+def own_tasks(profile: Profile) -> list[str]:
+    """The user's tasks in a profile, as module:name."""
+    texts = {step: getattr(config, "tasks", "") for step, config in profile.steps.items()}
+    return list(dict.fromkeys([*parse_task_shares(texts.get("joint_rl", "")), *parse_tasks(texts.get("evaluate", ""))]))
 
 
 def _sandbox(profile: Profile) -> None:

@@ -23,10 +23,12 @@ from model.boundary.errors import MoonflowError
 from pipelines.compile import compile_ir, pipeline_name, version_name
 from pipelines.dag import pipeline_parameters
 from pipelines.kubeflow import Conflict, KfpServer
+from pipelines.preflight import own_tasks
 from pipelines.profile import Profile, load_profile
 from pipelines.source_run import source_of
 
 RUN_ID = "p00_run_id"
+OWN_TASKS = ("joint_rl_tasks", "evaluate_tasks")
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Submission:
         """What the run needs and only the cluster can check, through its network and Secrets."""
         unseen = ["import_checkpoint's source"] if IMPORTED in self.profile.steps else []
         unseen.append("prepare_data's sources")
+        if own_tasks(self.profile) or any(name.endswith(OWN_TASKS) for name in self.arguments):
+            unseen.append("the package of your tasks, which must be in the images")
         if "promote" in self.profile.steps:
             overlay = self.profile.step("promote").model_dump()["environment"]
             unseen += [f"the GitOps repository with its overlay {overlay}", "the registry's champion"]

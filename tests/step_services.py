@@ -28,6 +28,7 @@ class FolderServices:
         reports: figures of each step that was reported.
         logged: metrics of each step that was logged.
         saved: index, tokens seen and completeness of what this rank published.
+        warned: lines for the step's manifests.
         on_update: called with each step that was reported.
     """
 
@@ -39,6 +40,7 @@ class FolderServices:
         self.reports: dict[int, dict[str, float]] = {}
         self.logged: dict[int, dict[str, float]] = {}
         self.saved: list[tuple[int, int, bool]] = []
+        self.warned: list[str] = []
         self.on_update: Callable[[int], object] = lambda step: None
         self.checkpoints = self.metrics = self.progress = self
 
@@ -80,6 +82,9 @@ class FolderServices:
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self.logged[step] = dict(metrics)
+
+    def warn(self, line: str) -> None:
+        self.warned.append(line)
 
     def update(self, done: int, total: int, **figures: float) -> None:
         self.reports[done] = figures

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from model.checkpoint.folder import HasNamedState, load_training_state, state_text, write_checkpoint
 from model.checkpoint.load import load_weights
 from model.checkpoint.slices import as_slices
+from model.codec.tokenizer import Tokenizer
 from model.data.batches.folder import DataFolder
 from model.network.batch import Batch
 from model.network.config import preset
@@ -45,6 +47,14 @@ def train_tiny(
     """Train the tiny preset from its first weights, or from where ``services`` has got to."""
     model = new_model(preset("tiny"), seed=1)
     train(model, phases, data.path, services, ranks)
+    return model
+
+
+def model_that_ends_its_turns(tokenizer: Tokenizer) -> KimiK25:
+    """The tiny preset with weights that make its answers to short questions empty, so that they are judged."""
+    model = new_model(preset("tiny"), seed=5)
+    with torch.no_grad():
+        model.language_model.lm_head.weight[tokenizer.im_end_id] *= -1000
     return model
 
 

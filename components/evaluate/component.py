@@ -16,6 +16,7 @@ def evaluate(
     card: dsl.Output[dsl.Markdown],
     samples: int,
     samples_intermediate: int,
+    tasks: str,
     temperature: float,
     expert_precision: str,
     sandbox: str,

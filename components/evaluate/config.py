@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from components.evaluate.floors import parse_floors
 from components.release.names import Champion
 from components.runtime.config import AT_THE_END, EpisodesConfig
 from model.boundary.errors import MoonflowError
+from model.evals.suites import SUITES
+from model.rl.tasks.names import parse_tasks, short_name
 
 
-def _floors(text: str) -> str:
+def _tasks(text: str) -> str:
     try:
-        parse_floors(text)
+        names = parse_tasks(text)
     except MoonflowError as error:
         raise ValueError(str(error)) from None
+    known = {*SUITES, *(suite.family for suite in SUITES.values())}
+    if taken := next((name for name in names if short_name(name) in known), ""):
+        raise ValueError(f"{taken}: there is a suite {short_name(taken)} already: give your task another name")
     return text
 
 
@@ -27,6 +32,11 @@ class Config(EpisodesConfig):
         ge=2,
         description="held-out tasks per suite for the untrained model and for the checkpoints before the final one; an "
         "imported checkpoint gets as many as the final model, which the gate compares with it (source: ours)",
+    )
+    tasks: Annotated[str, AfterValidator(_tasks)] = Field(
+        "",
+        description="tasks of your own package, as module:name with commas between, of which each is a suite; empty = "
+        "none; model/rl/tasks/README.md writes one (source: ours)",
     )
     temperature: float = Field(
         0.0, ge=0, description="sampling temperature; 0 = greedy (source: ours; K2.5 evaluates at 1.0)"
@@ -40,7 +50,7 @@ class Config(EpisodesConfig):
     )
     max_batch: int = Field(128, ge=1, description="completions generated at the same time (source: ours)")
     # From here to `sigmas`: the gate's rules. When one changes, the scores are kept and only the gate decides again.
-    floors: Annotated[str, AfterValidator(_floors)] = Field(
+    floors: str = Field(
         "digit_string=0.8, digit_count=0.6, array_tool=0.7",
         json_schema_extra=AT_THE_END,
         description="scores that the final model must reach, as suite=value, ability/modality=value or, for the better "
@@ -74,3 +84,12 @@ class Config(EpisodesConfig):
         "as worse only if the whole interval is below the bound (source: ours)",
     )
     seed: int = Field(0, ge=0, description="seed of the untrained weights and of sampling (source: ours)")
+
+    @model_validator(mode="after")
+    def _known_floors(self) -> Self:
+        """A floor names a suite, which may be one of the tasks."""
+        try:
+            parse_floors(self.floors, own=[short_name(name) for name in parse_tasks(self.tasks)])
+        except MoonflowError as error:
+            raise ValueError(f"parameter 'floors': {error} (got {self.floors!r})") from None
+        return self

@@ -1,16 +1,20 @@
 """The gate's floors as text, with commas between: ``suite=value``, ``ability/modality=value``, or ``family=value`` for
-the best of a family's suites."""
+the best of a family's suites. A user's task is a suite of its short name."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from model.boundary.errors import MoonflowError, did_you_mean
 from model.evals.suites import SUITES
 
 
-def parse_floors(text: str) -> dict[str, float]:
+def parse_floors(text: str, own: Sequence[str] = ()) -> dict[str, float]:
     """``"digit_string=0.9, reasoning/image=0.5"`` as a dictionary.
+
+    Args:
+        own: short names of the user's tasks.
 
     Raises:
         MoonflowError: the text has another form, a name is not evaluated or is given twice, or a value is outside of
@@ -27,7 +31,7 @@ def parse_floors(text: str) -> dict[str, float]:
             raise MoonflowError(f"{part!r}: scores go from 0 to 1, and so does a floor")
         if name in floors:
             raise MoonflowError(f"{name!r} has two floors: leave one of them out")
-        known = evaluated_abilities() if "/" in name else [*SUITES, *families_with_several_suites()]
+        known = evaluated_abilities() if "/" in name else [*SUITES, *families_with_several_suites(), *own]
         if name not in known:
             hint = did_you_mean(name, known)
             raise MoonflowError(f"{name!r} is not evaluated{hint or ':'} choose from {', '.join(known)}")

@@ -28,11 +28,15 @@ from components.runtime.steps import IMPORTED, TRAINING_STEPS, UNTRAINED
 from model.boundary.errors import MoonflowError
 from model.checkpoint.load import load_checked_config, load_model
 from model.data.samples.sample import Sample
+from model.evals.own_suites import own_chance, own_prompts, own_suite
 from model.evals.scorer import Evaluation, Score, Watch, chance_levels, measuring_engine
 from model.evals.suites import Suite, available, held_out
 from model.network.initial import new_model
 from model.network.multimodal import KimiK25
 from model.network.served import as_served
+from model.rl.tasks.names import parse_tasks
+from model.rl.tasks.own_tasks import PART, OwnTasks
+from model.rl.tasks.process import TaskFailure
 from model.rl.tools.toolset import Toolset
 
 SUB_AGENTS = "zero_vision_sft"  # the frozen sub-agents are those that PARL trains with
@@ -40,14 +44,29 @@ RESULTS = "evals.json"
 
 
 def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
+    with OwnTasks(parse_tasks(config.tasks)) as own:
+        return _evaluated(config, inputs, context, own)
+
+
+def _evaluated(config: Config, inputs: dict[str, str], context: StepContext, own: OwnTasks) -> Manifest:
     if not (trained := [step for step in TRAINING_STEPS if step in inputs]):
         raise MoonflowError(f"evaluate has no checkpoint to measure: give it that of {' or '.join(TRAINING_STEPS)}")
 
-    # 1. The same held-out tasks for every checkpoint.
-    rules = Rules(parse_floors(config.floors), config.sigmas, config.margin, config.well_formed)
+    # 1. The same held-out tasks for every checkpoint; then those of the user's own.
+    floors = parse_floors(config.floors, own=[task.short_name for task in own])
+    rules = Rules(floors, config.sigmas, config.margin, config.well_formed)
     data = context.data(inputs["data"])
     suites = available(data)
     tasks = {suite.name: held_out(data, suite, config.samples) for suite in suites}
+    built_in, chance = dict(tasks), dict[str, float]()
+    for task in own:
+        try:
+            prompts = own_prompts(task, config.samples, config.max_failed_episodes)
+        except TaskFailure as failure:
+            context.warn(f"a task is not evaluated: {failure}")
+            continue
+        suites.append(own_suite(task))
+        tasks[task.short_name], chance[task.short_name] = list(prompts), own_chance(task, prompts)
 
     # 2. The checkpoints in the order of the recipe, as they would be served. What an earlier attempt has evaluated is
     # not evaluated again; if only the gate's rules have changed, nothing is.
@@ -66,11 +85,11 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     missing = [step for step in steps if step not in results]
     frozen = served(SUB_AGENTS if SUB_AGENTS in inputs else trained[-1]) if missing else None
     shape = load_checked_config(context.fetch(inputs[trained[-1]])).text_config if missing else None
-    own = own_held_out(data, config.samples, shape.max_position_embeddings) if shape is not None else None
+    held = own_held_out(data, config.samples, shape.max_position_embeddings) if shape is not None else None
     with Toolset(sandbox=config.sandbox) as toolset:
-        chance = asyncio.run(chance_levels(tasks, toolset))
+        chance |= asyncio.run(chance_levels(built_in, toolset))
         evaluation = Evaluation(
-            data.tokenizer, data.image_config, toolset, config.temperature, config.seed, config.max_failed_episodes
+            data.tokenizer, data.image_config, toolset, config.temperature, config.seed, config.max_failed_episodes, own
         )
         for done, step in enumerate(steps):
             if step in results:
@@ -82,9 +101,11 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
             results[step] = asyncio.run(
                 _scores(evaluation, model, frozen, chosen, suites, config.max_batch, gallery.watch(step))
             )
+            for name in chosen.keys() - results[step].keys():
+                context.warn(f"{name} is not in the scores of {step}: too many of its episodes failed; see the log")
             metrics = _metrics(results[step], suites, tasks)
-            if own is not None:
-                losses[step] = {name: found.loss for name, found in own.likelihood(model).items()}
+            if held is not None:
+                losses[step] = {name: found.loss for name, found in held.likelihood(model).items()}
                 metrics |= loss_metrics(losses[step])
             context.metrics.log(metrics, step=done)
             context.progress.update(done + 1, len(steps))
@@ -170,6 +191,7 @@ def _rows(
         }
         for step in steps
         for suite in suites
+        if suite.name in results[step]
     ]
 
 
@@ -178,8 +200,13 @@ def _metrics(
 ) -> dict[str, float]:
     metrics = {"episodes/failed": float(sum(score["failed"] for score in scores.values()))}
     for suite in suites:
+        if suite.name not in scores:  # a user's task that failed too often
+            continue
         sample, score = tasks[suite.name][0], scores[suite.name]
-        metrics[f"eval/{suite.name}/{sample.ability}/{sample.modality}"] = float(score["value"])
+        name = f"eval/{suite.name}/{sample.ability}/{sample.modality}"
+        metrics[name] = float(score["value"])
+        parts = {part: value for part, value in score["figures"].items() if part.startswith(PART)}
+        metrics |= {f"{name}/{part.removeprefix(PART)}": float(value) for part, value in parts.items()}
     return metrics | kind_metrics(scores)
 
 

@@ -21,6 +21,7 @@ def joint_rl(
     learning_rate: float,
     max_new_tokens: int,
     modalities: str,
+    tasks: str,
     ptx_weight: float,
     ptx_rows: int,
     expert_precision: str,

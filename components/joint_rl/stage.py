@@ -12,6 +12,10 @@ from model.network.served import as_served
 from model.rl.environment import Episode, run_episode
 from model.rl.prompts import PromptPool
 from model.rl.ptx import ptx
+from model.rl.tasks.mixture import TaskMixture
+from model.rl.tasks.names import parse_task_shares, takes_all
+from model.rl.tasks.own_tasks import OwnTasks
+from model.rl.tasks.task import TaskSample
 from model.rl.toggle import Toggle
 from model.rl.tools.toolset import Toolset
 from model.rl.trainer import RLSettings, RLTrainer
@@ -22,10 +26,13 @@ MAX_TURNS = 3  # a program, a second one after an error, the answer (ours)
 
 
 def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
-    # 1. Prompts: train shards of every task family, grouped by ability, text and image alike.
+    # 1. Prompts: train shards of every task family, grouped by ability, text and image alike. Tasks of the user's own
+    # take their shares of them.
     data = context.data(inputs["data"])
-    modalities = config.modalities.split(",")
-    prompts = PromptPool(data.source, data.index, modalities=modalities, seed=config.seed, without=SWARM_TASKS)
+    modalities, shares = config.modalities.split(","), parse_task_shares(config.tasks)
+    pool: PromptPool | None = None
+    if not takes_all(shares):
+        pool = PromptPool(data.source, data.index, modalities=modalities, seed=config.seed, without=SWARM_TASKS)
 
     # 2. Policy. The engine samples from the very weights that are trained: nothing is copied. Of INT4 experts it has
     # the rounded values, which the trainer's forward uses and an export will hold, anew after each step.
@@ -35,13 +42,20 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     engine = EmbeddedEngine(policy, max_batch=config.prompts_per_iteration * config.samples_per_prompt)
 
     # 3. Environment: tools, episodes, verifiers.
-    with Toolset(sandbox=config.sandbox) as toolset:
+    with Toolset(sandbox=config.sandbox) as toolset, OwnTasks(list(shares)) as own:
+        prompts = TaskMixture(
+            own, shares, pool, seed=config.seed, allowed=config.max_failed_episodes, ranks=context.ranks,
+            warn=context.warn,
+        )  # fmt: skip
 
         async def rollout(sample: Sample, seed: int) -> Episode:
+            turns, tokens = MAX_TURNS, config.max_new_tokens
+            if isinstance(sample, TaskSample):
+                turns, tokens = sample.max_turns, sample.max_new_tokens
             return await run_episode(
                 engine, data.tokenizer, sample, data.image_config, toolset,
-                max_turns=MAX_TURNS, max_new_tokens=config.max_new_tokens, max_tokens=context_tokens,
-                temperature=1.0, seed=seed,
+                max_turns=turns, max_new_tokens=tokens, max_tokens=context_tokens,
+                temperature=1.0, seed=seed, score=own.scored,
             )  # fmt: skip
 
         async def publish(policy: KimiK25) -> None:
@@ -58,6 +72,6 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
             model, prompts, rollout, publish, settings,
             pad_id=data.tokenizer.pad_id, tokenizer_folder=data.path, services=context, toggle=Toggle(),
             ptx=ptx(data, weight=config.ptx_weight, rows=config.ptx_rows, tokens=context_tokens, seed=config.seed),
-            ranks=context.ranks,
+            tasks=prompts, ranks=context.ranks,
         ).train()  # fmt: skip
     return context.checkpoints.newest

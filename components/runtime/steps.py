@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from model.boundary.errors import MoonflowError
 from model.data.order.mixtures import mixtures, parse_shares
 from model.evals.suites import SUITES
+from model.rl.tasks.names import parse_tasks, short_name
 
 if TYPE_CHECKING:
     from kfp.dsl.base_component import BaseComponent
@@ -92,7 +93,10 @@ def _missing_family(configs: Mapping[str, StepConfig]) -> str:
         return ""
     mixture = getattr(configs["prepare_data"], "mixture", "")
     floors = re.findall(r"(?<![\w/])(\w+)\s*=", getattr(configs.get("evaluate"), "floors", ""))
-    asked = [("evaluate.floors", name, SUITES[name].family if name in SUITES else name) for name in floors]
+    own = [short_name(name) for name in parse_tasks(getattr(configs.get("evaluate"), "tasks", ""))]
+    asked = [
+        ("evaluate.floors", name, SUITES[name].family if name in SUITES else name) for name in floors if name not in own
+    ]
     if family := getattr(configs.get("serve"), "family", ""):
         asked.append(("serve.family", family, family))
     for key, name, family in asked:
@@ -105,7 +109,8 @@ def _missing_family(configs: Mapping[str, StepConfig]) -> str:
 
 
 # This is where the steps plug in: the runtime lies below them and imports none of them, so it finds the modules of a
-# step by the name of the step. No other file imports by a name in a string (tests/ci/test_imports.py).
+# step by the name of the step. Of the other files only that which loads a user's tasks imports by a name in a string
+# (tests/ci/test_imports.py).
 
 
 def config_class(step: str) -> type[StepConfig]:

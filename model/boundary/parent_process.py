@@ -15,16 +15,23 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import threading
 
 
-def end_with_parent() -> None:
-    """Call it in the child: from then on it ends as soon as its parent does, even when SIGKILL ends the parent."""
+def end_with_parent(whole_group: bool = False) -> None:
+    """Call it in the child: from then on it ends as soon as its parent does, even when SIGKILL ends the parent.
+
+    Args:
+        whole_group: end the child's process group, which it leads, with all that the child has started.
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None
 
     def watch() -> None:
         multiprocessing.connection.wait([parent.sentinel])
+        if whole_group:
+            os.killpg(0, signal.SIGKILL)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

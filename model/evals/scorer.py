@@ -7,6 +7,7 @@ table F1, the share of tests that a program passes).
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,14 +24,18 @@ from model.evals.completion import complete_document
 from model.evals.suites import Suite
 from model.network.multimodal import KimiK25
 from model.network.precision import narrow_products
-from model.rl.environment import FAILED, Episode, derive_seed, run_episode
-from model.rl.failures import FailureCount, all_of, attempt
+from model.rl.environment import FAILED, Episode, derive_seed, judged, run_episode
+from model.rl.failures import NAMED, FailureCount, all_of, attempt
 from model.rl.rewards import TESTS
+from model.rl.tasks.own_tasks import OwnTasks, too_many
+from model.rl.tasks.task import TaskSample
 from model.rl.tools.toolset import Toolset
 from model.rl.verifier import verify
 from model.rollout.embedded import EmbeddedEngine
 from model.rollout.protocol import RolloutEngine
 from model.swarm.orchestrator import SwarmLimits, run_swarm_episode
+
+log = logging.getLogger(__name__)
 
 STRICT = ("exact", "number")  # rewards whose score is accuracy
 CONFIDENCE = 0.95
@@ -102,7 +107,9 @@ class Evaluation:
     Attributes:
         temperature: of sampling; 0 is greedy.
         seed: of sampling; each task derives its seed from it.
-        max_failed_episodes: share of the episodes of one call of ``score`` that may fail; more are an error.
+        max_failed_episodes: share of the episodes of one call of ``score`` that may fail; more are an error, or in a
+            user's task the end of its suite.
+        own: the tasks of the user, which judge their answers; None: there are none.
     """
 
     tokenizer: Tokenizer
@@ -111,6 +118,7 @@ class Evaluation:
     temperature: float
     seed: int
     max_failed_episodes: float = 0.0
+    own: OwnTasks | None = None
 
     async def score(
         self,
@@ -123,13 +131,22 @@ class Evaluation:
     ) -> dict[str, Score]:
         """Run the episodes of some suites; returns suite name -> score.
 
+        The suite of a user's task that fails too often is left out, and the log says why.
+
         Args: as of `episodes`.
 
         Raises:
-            MoonflowError: too many episodes failed.
+            MoonflowError: too many episodes of the other suites failed.
         """
         found = await self.episodes(engine, sub_engine, tasks, suites, max_tokens, watch)
-        episodes = [episode for part in found.values() for episode in part]
+        for name in [name for name in found if _is_own(tasks[name])]:
+            lines = [episode.failure for episode in found[name] if episode.failure]
+            for line in lines[:NAMED]:
+                log.warning("an episode failed: %s", line)
+            if too_many(len(lines), len(found[name]), self.max_failed_episodes):
+                log.warning("suite %s is left out: %d of %d episodes failed", name, len(lines), len(found[name]))
+                del found[name]
+        episodes = [episode for name, part in found.items() if not _is_own(tasks[name]) for episode in part]
         FailureCount(self.max_failed_episodes, len(episodes)).add(episodes)
         return {name: summarise(tasks[name], part) for name, part in found.items()}
 
@@ -183,8 +200,10 @@ class Evaluation:
         seed = derive_seed(self.seed, number)
         if suite.mode == "episode":
             return await run_episode(
-                engine, self.tokenizer, sample, self.image_config, self.toolset, max_turns=suite.max_turns,
+                engine, self.tokenizer, sample, self.image_config, self.toolset,
+                max_turns=sample.max_turns if isinstance(sample, TaskSample) else suite.max_turns,
                 max_new_tokens=suite.max_new_tokens, max_tokens=max_tokens, temperature=self.temperature, seed=seed,
+                score=judged if self.own is None else self.own.scored,
             )  # fmt: skip
         if suite.mode == "document":
             return await complete_document(
@@ -265,6 +284,10 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
         return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
     half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * standard_error(values)
     return max(0.0, mean - half), min(1.0, mean + half)
+
+
+def _is_own(samples: Sequence[Sample]) -> bool:
+    return bool(samples) and isinstance(samples[0], TaskSample)
 
 
 async def chance_level(samples: Sequence[Sample], toolset: Toolset) -> float:

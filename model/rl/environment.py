@@ -216,6 +216,16 @@ async def answer_calls(tools: EpisodeTools, turn: AssistantTurn) -> list[Message
     return [tool_result(call.id, await tools.call(call)) for call in turn.tool_calls]
 
 
+Scoring = Callable[[Episode, Sample, Toolset], Awaitable[Episode]]
+"""(episode, task, the tools' maker) -> the episode with its reward."""
+
+
+async def judged(episode: Episode, sample: Sample, toolset: Toolset) -> Episode:
+    """The episode with its reward: the task's verifier judges the final answer; no answer earns 0."""
+    reward = await verify(sample, episode.response, toolset) if episode.finish_reason == "answer" else 0.0
+    return replace(episode, reward=reward, correct=reward >= 1.0)
+
+
 async def run_episode(
     engine: RolloutEngine,
     tokenizer: Tokenizer,
@@ -228,12 +238,14 @@ async def run_episode(
     temperature: float,
     seed: int,
     max_tokens: int = 512,
+    score: Scoring = judged,
 ) -> Episode:
     """Run one episode of a task and score it. It is in thinking mode if the task's reference answer thinks.
 
     Args:
         sample: the task.
         toolset: makes the tools that the policy may call.
+        score: gives the episode its reward.
         max_turns, max_new_tokens, temperature, seed, max_tokens: as for `converse`.
 
     Raises:
@@ -254,10 +266,4 @@ async def run_episode(
             thinking=sample.thinks,
             questions=sample.later_questions,
         )
-    return await judged(episode, sample, toolset)
-
-
-async def judged(episode: Episode, sample: Sample, toolset: Toolset) -> Episode:
-    """The episode with its reward: the task's verifier judges the final answer; no answer earns 0."""
-    reward = await verify(sample, episode.response, toolset) if episode.finish_reason == "answer" else 0.0
-    return replace(episode, reward=reward, correct=reward >= 1.0)
+    return await score(episode, sample, toolset)

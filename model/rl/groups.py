@@ -11,6 +11,8 @@ import numpy as np
 from model.data.samples.sample import Sample
 from model.rl.environment import FAILED, Episode
 from model.rl.objective import advantages, token_weights
+from model.rl.tasks.own_tasks import PART
+from model.rl.tasks.task import TaskSample
 from model.rl.toggle import Toggle
 
 Reward = Callable[[int, Episode], tuple[float, dict[str, float]]]
@@ -101,4 +103,9 @@ def _figures(
         yield "episode/answered", float(episode.finish_reason == "answer")
         yield "policy/entropy", -sum(episode.logprobs) / max(1, episode.policy_tokens)
         yield "episode/tool_calls", episode.metrics["tool_calls"]
+        if isinstance(sample, TaskSample):
+            yield f"reward/task/{sample.family}", episode.reward
+            for name in episode.metrics:
+                if name.startswith(PART):
+                    yield f"reward/task/{sample.family}/{name.removeprefix(PART)}", episode.metrics[name]
         yield from figures.items()

@@ -37,6 +37,7 @@ from model.rl.groups import Group, Reward, outcome, rewarded_groups, trained_epi
 from model.rl.objective import ObjectiveConfig, PolicyLoss
 from model.rl.policy import sampled_policy
 from model.rl.ptx import PTX
+from model.rl.tasks.mixture import TaskMixture
 from model.rl.toggle import Toggle
 from model.train.cross_entropy import CrossEntropy
 from model.train.engine import open_engine
@@ -112,6 +113,7 @@ class RLTrainer:
         ranks: of this process. The model holds its weights on each of them.
         toggle: None trains without length budgets.
         ptx: None trains on the episodes alone.
+        tasks: counts what fails in a user's tasks, from which ``prompts`` draws; None: there are none.
     """
 
     def __init__(
@@ -128,11 +130,12 @@ class RLTrainer:
         reward: Reward = outcome,
         toggle: Toggle | None = None,
         ptx: PTX | None = None,
+        tasks: TaskMixture | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         self.ranks = ranks or Ranks()
         self.model, self.prompts, self.rollout, self.publish = model.to(self.ranks.device), prompts, rollout, publish
-        self.settings, self.reward, self.toggle, self.ptx = settings, reward, toggle, ptx
+        self.settings, self.reward, self.toggle, self.ptx, self.tasks = settings, reward, toggle, ptx, tasks
         self.pad_id, self.tokenizer_folder, self.services = pad_id, tokenizer_folder, services
         found = services.checkpoints.latest()
         if found is not None:  # before the engine is opened: it may divide the weights among the ranks
@@ -144,6 +147,8 @@ class RLTrainer:
             self.state, self.guard = RLState(**saved["loop"]), SpikeGuard(saved.get("guard"))
             if toggle is not None:
                 toggle.load(saved["toggle"])
+            if tasks is not None:
+                tasks.load(saved["data_position"]["tasks"])
             if ptx is not None:
                 position = StreamState(**saved["data_position"]["pretraining"])
         self.pretraining = ptx.stream(position) if ptx is not None else None
@@ -198,12 +203,16 @@ class RLTrainer:
             for number, j in self.ranks.share(asked)
         )
         episodes = self.ranks.joined(played)
-        failures = FailureCount(settings.max_failed_episodes, settings.iterations * count * k, count=self.state.failed)
-        failed = failures.add(episodes)
-        self.state.failed = failures.count
         by_sample = [episodes[number * k : (number + 1) * k] for number in range(count)]
+        counted, of_tasks = episodes, dict[str, float]()
+        if self.tasks is not None:
+            counted, of_tasks = self.tasks.account(samples, by_sample, (t + 1) * count)
+        failures = FailureCount(settings.max_failed_episodes, settings.iterations * count * k, count=self.state.failed)
+        failures.add(counted)
+        self.state.failed = failures.count
         groups, figures = rewarded_groups(t, samples, by_sample, self.reward, self.toggle)
-        return groups, figures | {"episodes/failed": float(failed)}
+        failed = sum(bool(episode.failure) for episode in episodes)
+        return groups, figures | {"episodes/failed": float(failed)} | of_tasks
 
     def learn(self, groups: list[Group]) -> dict[str, float]:
         """The gradient steps of one iteration: the policy's loss and, with PTX, the pre-training loss.
@@ -272,6 +281,8 @@ class RLTrainer:
         position: dict[str, Any] = {"prompts": t * self.settings.prompts_per_iteration}
         if self.pretraining is not None:
             position["pretraining"] = vars(self.pretraining.state())
+        if self.tasks is not None:
+            position["tasks"] = self.tasks.state()
         toggle = self.toggle.state() if self.toggle is not None else {}
         saver.save(
             self.model.config,

@@ -173,11 +173,11 @@ def imports_by_string(text: str) -> bool:
     return any("import_module" in (getattr(name, "attr", ""), getattr(name, "id", "")) for name in called)
 
 
-def test_only_the_list_of_steps_imports_by_a_name_in_a_string() -> None:
+def test_only_the_list_of_steps_and_a_users_tasks_are_imported_by_a_name_in_a_string() -> None:
     found = {
         path.relative_to(ROOT).as_posix()
         for package in PACKAGES
         for path in (ROOT / package).rglob("*.py")
         if imports_by_string(path.read_text())
     }
-    assert found == {"components/runtime/steps.py"}
+    assert found == {"components/runtime/steps.py", "model/rl/tasks/loading.py"}

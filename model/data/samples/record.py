@@ -208,6 +208,7 @@ class Record(TypedDict):
     declared_tools: NotRequired[DeclaredTools]
     answer: NotRequired[Any]
     reward: NotRequired[str]
+    rubric: NotRequired[str]
     environment: NotRequired[Environment]
     media: NotRequired[list[str]]
 

@@ -38,6 +38,7 @@ class Sample:
         declared_tools: declarations of a user's tools in OpenAI's form, which follow ``tools``. Nothing can run them.
         answer: ground truth, JSON-able; its form is what ``reward`` expects.
         reward: name of the verifier: one of ``model.rl.rewards.REWARDS``, or ``tests`` (``model.rl.verifier``).
+        rubric: what a judge should look at in an answer; a text for a model or a person.
         environment: what the task's tools act on: ``{"records": {...}}`` to search, or ``{"array": ...}`` for
             programs. An array is the name of an image (``img``) or video (``images``) of ``media``, or nested lists
             of 0-255, [H, W] or [H, W, 3]; ``{"images": [...]}`` has several such pictures
@@ -56,6 +57,7 @@ class Sample:
     declared_tools: list[dict[str, Any]] = field(default_factory=list)
     answer: Any = None
     reward: str = ""
+    rubric: str = ""
     environment: dict[str, Any] = field(default_factory=dict)
     media: dict[str, bytes] = field(default_factory=dict)
 
