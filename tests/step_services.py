@@ -29,6 +29,7 @@ class FolderServices:
         logged: metrics of each step that was logged.
         saved: index, tokens seen and completeness of what this rank published.
         on_update: called with each step that was reported.
+        warnings: what the stage warned of.
     """
 
     def __init__(self, folder: Path, kill_at: int = 0, rank: int = 0, ranks: Ranks | None = None) -> None:
@@ -41,6 +42,8 @@ class FolderServices:
         self.saved: list[tuple[int, int, bool]] = []
         self.on_update: Callable[[int], object] = lambda step: None
         self.checkpoints = self.metrics = self.progress = self
+        self.run_id, self.step = "run", "step"
+        self.warnings: list[str] = []
 
     @property
     def losses(self) -> dict[int, float]:
@@ -49,6 +52,9 @@ class FolderServices:
     @property
     def newest(self) -> Path | None:
         return self.latest()
+
+    def warn(self, line: str) -> None:
+        self.warnings.append(line)
 
     def fetch(self, uri: str) -> Path:
         return Path(uri)

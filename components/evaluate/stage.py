@@ -21,17 +21,19 @@ from components.evaluate.gate import Rules, decide, well_formed
 from components.evaluate.own_data import loss_metrics, losses_before, own_held_out, write_losses
 from components.runtime.checkpoints import manifest as manifests
 from components.runtime.checkpoints.manifest import Manifest
+from components.runtime.sampler import SEEN, SGLangSampler, sglang_sampler
 from components.runtime.step import StepContext
 from components.runtime.steps import IMPORTED, TRAINING_STEPS, UNTRAINED
 from model.boundary.errors import MoonflowError
 from model.checkpoint.load import load_checked_config, load_model
 from model.data.samples.sample import Sample
-from model.evals.scorer import Evaluation, Score, chance_level, measuring_engine
+from model.evals.scorer import Evaluation, chance_level, measuring_engine
 from model.evals.suites import Suite, available, held_out
 from model.network.initial import new_model
 from model.network.multimodal import KimiK25
 from model.network.served import as_served
 from model.rl.tools.toolset import Toolset
+from model.rollout.protocol import RolloutEngine
 
 SUB_AGENTS = "zero_vision_sft"  # the frozen sub-agents are those that PARL trains with
 RESULTS = "evals.json"
@@ -46,7 +48,11 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     data = context.data(inputs["data"])
     suites = available(data)
     tasks = {suite.name: held_out(data, suite, config.samples) for suite in suites}
-    chance = {name: chance_level(samples) for name, samples in tasks.items()}
+    unseen = [suite.name for suite in suites if tasks[suite.name][0].modality not in SEEN[config.engine]]
+    if unseen:
+        context.warn(f"engine {config.engine!r} takes no videos: {', '.join(unseen)} are not measured")
+    suites = [suite for suite in suites if suite.name not in unseen]
+    chance = {suite.name: chance_level(tasks[suite.name]) for suite in suites}
 
     # 2. The checkpoints in the order of the recipe, as they would be served. What an earlier attempt has evaluated is
     # not evaluated again; if only the gate's rules have changed, nothing is.
@@ -62,6 +68,13 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     frozen = served(SUB_AGENTS if SUB_AGENTS in inputs else trained[-1]) if missing else None
     shape = load_checked_config(context.fetch(inputs[trained[-1]])).text_config if missing else None
     own = own_held_out(data, config.samples, shape.max_position_embeddings) if shape is not None else None
+    acting: SGLangSampler | None = None
+    helping: SGLangSampler | None = None
+    if config.endpoints:
+        acting = sglang_sampler(config, config.endpoints, context, data)
+    if config.sub_agent_endpoints and frozen is not None:
+        helping = sglang_sampler(config, config.sub_agent_endpoints, context, data, "sub-agents")
+        asyncio.run(helping.publish(frozen))
     with Toolset(sandbox=config.sandbox) as toolset:
         evaluation = Evaluation(
             data.tokenizer, data.image_config, toolset, config.temperature, config.seed, config.max_failed_episodes
@@ -74,7 +87,13 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
             chosen = {suite.name: tasks[suite.name][: suite.tasks(count)] for suite in suites}
             model = _untrained(context.fetch(inputs[trained[0]]), config.seed) if step == UNTRAINED else None
             model = model or served(step)
-            results[step] = asyncio.run(_scores(evaluation, model, frozen, chosen, suites, config.max_batch))
+            if acting is not None:
+                asyncio.run(acting.publish(model))
+            engine: RolloutEngine = measuring_engine(model, config.max_batch) if acting is None else acting.engine
+            sub_engine = measuring_engine(frozen, config.max_batch) if helping is None else helping.engine
+            most = min(each.config.text_config.max_position_embeddings for each in (model, frozen))
+            scores = asyncio.run(evaluation.score(engine, sub_engine, chosen, suites, most))
+            results[step] = {name: asdict(score) for name, score in scores.items()}
             metrics = _metrics(results[step], suites, tasks)
             if own is not None:
                 losses[step] = {name: found.loss for name, found in own.likelihood(model).items()}
@@ -84,6 +103,9 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
             _write(context.work, results)
             write_losses(context.work, losses)
             context.publish(context.work, kind="evals", complete=False)
+    for remote in (acting, helping):
+        if remote is not None:
+            remote.close()
 
     # 3. The gate, also against the model in service.
     rows = _rows(results, steps, suites, tasks)
@@ -117,16 +139,6 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     }
     tokens = sum(score["tokens"] for scores in results.values() for score in scores.values())
     return context.publish(context.work, kind="evals", complete=True, tokens_seen=tokens, extra=extra)
-
-
-async def _scores(
-    evaluation: Evaluation, model: KimiK25, frozen: KimiK25, tasks: Mapping[str, Sequence[Sample]],
-    suites: Sequence[Suite], max_batch: int,
-) -> dict[str, dict[str, Any]]:  # fmt: skip
-    engine, sub_engine = (measuring_engine(m, max_batch) for m in (model, frozen))
-    context = min(m.config.text_config.max_position_embeddings for m in (model, frozen))
-    scores: dict[str, Score] = await evaluation.score(engine, sub_engine, tasks, suites, context)
-    return {name: asdict(score) for name, score in scores.items()}
 
 
 def _untrained(checkpoint: Path, seed: int) -> KimiK25:
