@@ -1,7 +1,7 @@
 """A small server in the place of a remote SGLang, which really generates: moonflow's own engine answers behind it.
 
-It speaks what was recorded from SGLang 0.5.23: /generate, /health, /model_info, /update_weights_from_disk and
-/weights_checker. It can be killed and started again, hang, fail, send half an answer, and keep old or damaged weights.
+It speaks SGLang 0.5.23's /generate, /health, /model_info, /update_weights_from_disk and /weights_checker, as its
+http_server.py and weight_checker.py have them. It can be killed and started again, hang, fail, send half an answer, and keep old or damaged weights.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ class _Handler(Handler):
 
 
 def as_sglang_holds(model: KimiK25) -> Iterator[tuple[str, torch.Tensor]]:
-    """A model's tensors as SGLang's ``named_parameters`` has them (names recorded from 0.5.23 with a tiny model)."""
+    """A model's tensors as SGLang's ``named_parameters`` has them (names from the sources of 0.5.23)."""
     state = model.state_dict()
     for name, value in state.items():
         prefix, _, last = name.rpartition(".")

@@ -26,7 +26,7 @@ def test_every_checkpoint_is_pushed_and_videos_are_passed_over(tmp_path: Path, m
     index["families"] = {name: index["families"][name] for name in ("digit_string", "wide_search", "video_digits")}
     (folder / "index.json").write_text(json.dumps(index))
     data = publish_output(store, folder, "remote", "prepare_data", kind="data")
-    checkpoint = write_checkpoint(tmp_path / "parl")
+    checkpoint = write_checkpoint(tmp_path / "parl", seed=1)  # other weights than those of the untrained model
     parl = publish_output(store, checkpoint, "remote", "parl")
     with SGLangReplica(checkpoint) as replica, SGLangReplica(checkpoint) as helper:
         config = {**CHEAP, "engine": "sglang", "endpoints": replica.url, "sub_agent_endpoints": helper.url}

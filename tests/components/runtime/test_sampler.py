@@ -39,12 +39,10 @@ def asking(replicas: list[SGLangReplica], **values: Any) -> dict[str, Any]:
     return {"engine": "sglang", "endpoints": ",".join(replica.url for replica in replicas), **values}
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_model(folder).state_dict()
-
-
 def same(one: Path, other: Path) -> bool:
-    return all(torch.equal(value, weights(other)[name]) for name, value in weights(one).items())
+    """The same weights, bit for bit."""
+    mine, theirs = load_model(one).state_dict(), load_model(other).state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in mine.items())
 
 
 def test_two_rounds_of_joint_rl_end_with_the_same_bits_although_a_replica_is_killed_in_between(
