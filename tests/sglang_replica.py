@@ -1,7 +1,8 @@
 """A small server in the place of a remote SGLang, which really generates: moonflow's own engine answers behind it.
 
 It speaks SGLang 0.5.23's /generate, /health, /model_info, /update_weights_from_disk and /weights_checker, as its
-http_server.py and weight_checker.py have them. It can be killed and started again, hang, fail, send half an answer, and keep old or damaged weights.
+http_server.py and weight_checker.py have them. It can be killed and started again, hang, fail, send half an answer, and
+keep old or damaged weights.
 """
 
 from __future__ import annotations

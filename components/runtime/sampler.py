@@ -26,13 +26,12 @@ SEEN = {"embedded": MODALITIES, "sglang": tuple(name for name in MODALITIES if n
 
 
 class Sampler(Protocol):
-    """An engine, and how it gets weights.
+    """An engine, and how it gets weights."""
 
-    Attributes:
-        engine: what generates; not before the first ``publish``.
-    """
-
-    engine: RolloutEngine
+    @property
+    def engine(self) -> RolloutEngine:
+        """What generates; not before the first ``publish``."""
+        ...
 
     async def publish(self, model: KimiK25) -> None:
         """Sample from ``model`` from now on; every rank calls it, with the whole model.
