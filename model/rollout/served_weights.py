@@ -65,6 +65,7 @@ class Weights:
         self.told = first
         return ""
 
+
 # A checkpoint's tensor -> SGLang's parameter, and the tensor's place in it.
 _FUSED = (
     (re.compile(r"(.*\.mlp\.experts)\.(\d+)\.gate_proj\.weight"), r"\1.w13_weight", 0),
