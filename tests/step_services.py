@@ -30,6 +30,7 @@ class FolderServices:
         saved: index, tokens seen and completeness of what this rank published.
         warned: lines for the step's manifests.
         on_update: called with each step that was reported.
+        warnings: what the stage warned of.
     """
 
     def __init__(self, folder: Path, kill_at: int = 0, rank: int = 0, ranks: Ranks | None = None) -> None:
@@ -40,9 +41,10 @@ class FolderServices:
         self.reports: dict[int, dict[str, float]] = {}
         self.logged: dict[int, dict[str, float]] = {}
         self.saved: list[tuple[int, int, bool]] = []
-        self.warned: list[str] = []
         self.on_update: Callable[[int], object] = lambda step: None
         self.checkpoints = self.metrics = self.progress = self
+        self.run_id, self.step = "run", "step"
+        self.warnings: list[str] = []
 
     @property
     def losses(self) -> dict[int, float]:
@@ -51,6 +53,9 @@ class FolderServices:
     @property
     def newest(self) -> Path | None:
         return self.latest()
+
+    def warn(self, line: str) -> None:
+        self.warnings.append(line)
 
     def fetch(self, uri: str) -> Path:
         return Path(uri)
@@ -82,9 +87,6 @@ class FolderServices:
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self.logged[step] = dict(metrics)
-
-    def warn(self, line: str) -> None:
-        self.warned.append(line)
 
     def update(self, done: int, total: int, **figures: float) -> None:
         self.reports[done] = figures

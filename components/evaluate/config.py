@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from components.evaluate.floors import parse_floors
 from components.release.names import Champion
-from components.runtime.config import AT_THE_END, EpisodesConfig
+from components.runtime.config import AT_THE_END, EpisodesConfig, SwarmConfig
 from model.boundary.errors import MoonflowError
 from model.evals.suites import SUITES
 from model.rl.tasks.names import parse_tasks, short_name
@@ -25,7 +25,7 @@ def _tasks(text: str) -> str:
     return text
 
 
-class Config(EpisodesConfig):
+class Config(SwarmConfig, EpisodesConfig):
     samples: int = Field(64, ge=2, description="held-out tasks per suite for the final model (source: ours)")
     samples_intermediate: int = Field(
         16,

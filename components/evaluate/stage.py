@@ -23,13 +23,14 @@ from components.evaluate.kinds import kind_metrics, kind_rows
 from components.evaluate.own_data import loss_metrics, losses_before, own_held_out, write_losses
 from components.runtime.checkpoints import manifest as manifests
 from components.runtime.checkpoints.manifest import Manifest
+from components.runtime.sampler import SEEN, SGLangSampler, sglang_sampler
 from components.runtime.step import StepContext
 from components.runtime.steps import IMPORTED, TRAINING_STEPS, UNTRAINED
 from model.boundary.errors import MoonflowError
 from model.checkpoint.load import load_checked_config, load_model
 from model.data.samples.sample import Sample
 from model.evals.own_suites import own_chance, own_prompts, own_suite
-from model.evals.scorer import Evaluation, Score, Watch, chance_levels, measuring_engine
+from model.evals.scorer import Evaluation, chance_levels, measuring_engine
 from model.evals.suites import Suite, available, held_out
 from model.network.initial import new_model
 from model.network.multimodal import KimiK25
@@ -38,6 +39,7 @@ from model.rl.tasks.names import parse_tasks
 from model.rl.tasks.own_tasks import PART, OwnTasks
 from model.rl.tasks.process import TaskFailure
 from model.rl.tools.toolset import Toolset
+from model.rollout.protocol import RolloutEngine
 
 SUB_AGENTS = "zero_vision_sft"  # the frozen sub-agents are those that PARL trains with
 RESULTS = "evals.json"
@@ -58,7 +60,11 @@ def _evaluated(config: Config, inputs: dict[str, str], context: StepContext, own
     data = context.data(inputs["data"])
     suites = available(data)
     tasks = {suite.name: held_out(data, suite, config.samples) for suite in suites}
-    built_in, chance = dict(tasks), dict[str, float]()
+    unseen = [suite.name for suite in suites if tasks[suite.name][0].modality not in SEEN[config.engine]]
+    if unseen:
+        context.warn(f"engine {config.engine!r} takes no videos: {', '.join(unseen)} are not measured")
+    suites = [suite for suite in suites if suite.name not in unseen]
+    built_in, chance = {suite.name: tasks[suite.name] for suite in suites}, dict[str, float]()
     for task in own:
         try:
             prompts = own_prompts(task, config.samples, config.max_failed_episodes)
@@ -86,6 +92,13 @@ def _evaluated(config: Config, inputs: dict[str, str], context: StepContext, own
     frozen = served(SUB_AGENTS if SUB_AGENTS in inputs else trained[-1]) if missing else None
     shape = load_checked_config(context.fetch(inputs[trained[-1]])).text_config if missing else None
     held = own_held_out(data, config.samples, shape.max_position_embeddings) if shape is not None else None
+    acting: SGLangSampler | None = None
+    helping: SGLangSampler | None = None
+    if config.endpoints:
+        acting = sglang_sampler(config, config.endpoints, context, data)
+    if config.sub_agent_endpoints and frozen is not None:
+        helping = sglang_sampler(config, config.sub_agent_endpoints, context, data, "sub-agents")
+        asyncio.run(helping.publish(frozen))
     with Toolset(sandbox=config.sandbox) as toolset:
         chance |= asyncio.run(chance_levels(built_in, toolset))
         evaluation = Evaluation(
@@ -98,9 +111,13 @@ def _evaluated(config: Config, inputs: dict[str, str], context: StepContext, own
             chosen = {suite.name: tasks[suite.name][: suite.tasks(counts[step])] for suite in suites}
             model = _untrained(context.fetch(inputs[trained[0]]), config.seed) if step == UNTRAINED else None
             model = model or served(step)
-            results[step] = asyncio.run(
-                _scores(evaluation, model, frozen, chosen, suites, config.max_batch, gallery.watch(step))
-            )
+            if acting is not None:
+                asyncio.run(acting.publish(model))
+            engine: RolloutEngine = measuring_engine(model, config.max_batch) if acting is None else acting.engine
+            sub_engine = measuring_engine(frozen, config.max_batch) if helping is None else helping.engine
+            most = min(each.config.text_config.max_position_embeddings for each in (model, frozen))
+            scores = asyncio.run(evaluation.score(engine, sub_engine, chosen, suites, most, gallery.watch(step)))
+            results[step] = {name: asdict(score) for name, score in scores.items()}
             for name in chosen.keys() - results[step].keys():
                 context.warn(f"{name} is not in the scores of {step}: too many of its episodes failed; see the log")
             metrics = _metrics(results[step], suites, tasks)
@@ -113,6 +130,9 @@ def _evaluated(config: Config, inputs: dict[str, str], context: StepContext, own
             write_losses(context.work, losses)
             gallery.write(context.work)
             context.publish(context.work, kind="evals", complete=False)
+    for remote in (acting, helping):
+        if remote is not None:
+            remote.close()
 
     # 3. The gate, also against the model in service.
     rows = _rows(results, steps, suites, tasks)
@@ -149,16 +169,6 @@ def _evaluated(config: Config, inputs: dict[str, str], context: StepContext, own
     }
     tokens = sum(score["tokens"] for scores in results.values() for score in scores.values())
     return context.publish(context.work, kind="evals", complete=True, tokens_seen=tokens, extra=extra)
-
-
-async def _scores(
-    evaluation: Evaluation, model: KimiK25, frozen: KimiK25, tasks: Mapping[str, Sequence[Sample]],
-    suites: Sequence[Suite], max_batch: int, watch: Watch | None,
-) -> dict[str, dict[str, Any]]:  # fmt: skip
-    engine, sub_engine = (measuring_engine(m, max_batch) for m in (model, frozen))
-    context = min(m.config.text_config.max_position_embeddings for m in (model, frozen))
-    scores: dict[str, Score] = await evaluation.score(engine, sub_engine, tasks, suites, context, watch)
-    return {name: asdict(score) for name, score in scores.items()}
 
 
 def _untrained(checkpoint: Path, seed: int) -> KimiK25:

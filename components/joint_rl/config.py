@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from components.runtime.config import HIGHEST_RATE, RLConfig
 from model.boundary.errors import MoonflowError, did_you_mean
@@ -61,3 +61,9 @@ class Config(RLConfig):
         10, ge=0, description="rounds between saved states; 0 = only at the end (source: ours)"
     )
     seed: int = Field(4, ge=0, description="seed of prompts and sampling (source: ours)")
+
+    @model_validator(mode="after")
+    def _something_to_ask(self) -> Self:
+        if self.engine == "sglang" and self.modalities == "video":
+            raise ValueError("modalities is 'video', which SGLang does not take for this model: use engine 'embedded'")
+        return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from components.joint_rl.config import Config
 from components.runtime.checkpoints.manifest import Manifest
+from components.runtime.sampler import SEEN, sampler
 from components.runtime.step import StepContext
 from model.checkpoint.folder import load_parent
 from model.data.samples.sample import Sample
@@ -19,7 +20,6 @@ from model.rl.tasks.task import TaskSample
 from model.rl.toggle import Toggle
 from model.rl.tools.toolset import Toolset
 from model.rl.trainer import RLSettings, RLTrainer
-from model.rollout.embedded import EmbeddedEngine
 
 SWARM_TASKS = ("wide_search",)  # they need sub-agents: PARL trains on them
 MAX_TURNS = 3  # a program, a second one after an error, the answer (ours)
@@ -29,17 +29,20 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     # 1. Prompts: train shards of every task family, grouped by ability, text and image alike. Tasks of the user's own
     # take their shares of them.
     data = context.data(inputs["data"])
-    modalities, shares = config.modalities.split(","), parse_task_shares(config.tasks)
+    modalities = [name for name in config.modalities.split(",") if name in SEEN[config.engine]]
+    if passed_over := set(config.modalities.split(",")) - set(modalities):
+        context.warn(f"engine {config.engine!r} does not take {', '.join(passed_over)}: it is not trained on")
+    shares = parse_task_shares(config.tasks)
     pool: PromptPool | None = None
     if not takes_all(shares):
         pool = PromptPool(data.source, data.index, modalities=modalities, seed=config.seed, without=SWARM_TASKS)
 
-    # 2. Policy. The engine samples from the very weights that are trained: nothing is copied. Of INT4 experts it has
-    # the rounded values, which the trainer's forward uses and an export will hold, anew after each step.
+    # 2. Policy. The embedded engine samples from the very weights that are trained; SGLang replicas get them after each
+    # step. Of INT4 experts both have the rounded values, which the trainer's forward uses and an export will hold.
     model = load_parent(context.fetch(inputs["parent"]), data.tokenizer)
     context_tokens = model.config.text_config.max_position_embeddings
-    policy = as_served(model, config.expert_precision)
-    engine = EmbeddedEngine(policy, max_batch=config.prompts_per_iteration * config.samples_per_prompt)
+    episodes = config.prompts_per_iteration * config.samples_per_prompt
+    acting = sampler(config, config.endpoints, as_served(model, config.expert_precision), episodes, context, data)
 
     # 3. Environment: tools, episodes, verifiers.
     with Toolset(sandbox=config.sandbox) as toolset, OwnTasks(list(shares)) as own:
@@ -53,13 +56,13 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
             if isinstance(sample, TaskSample):
                 turns, tokens = sample.max_turns, sample.max_new_tokens
             return await run_episode(
-                engine, data.tokenizer, sample, data.image_config, toolset,
+                acting.engine, data.tokenizer, sample, data.image_config, toolset,
                 max_turns=turns, max_new_tokens=tokens, max_tokens=context_tokens,
                 temperature=1.0, seed=seed, score=own.scored,
             )  # fmt: skip
 
         async def publish(policy: KimiK25) -> None:
-            engine.set_model(as_served(policy, config.expert_precision))
+            await acting.publish(as_served(policy, config.expert_precision))
 
         # 4. Train: outcome rewards, Toggle's length budgets in every other phase, and the pre-training loss, so that
         # what text-only SFT wore down comes back and what no prompt asks for stays.
@@ -74,4 +77,5 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
             ptx=ptx(data, weight=config.ptx_weight, rows=config.ptx_rows, tokens=context_tokens, seed=config.seed),
             tasks=prompts, ranks=context.ranks,
         ).train()  # fmt: skip
+    acting.close()
     return context.checkpoints.newest

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from components.runtime.config import HIGHEST_RATE, RLConfig
+from components.runtime.config import HIGHEST_RATE, RLConfig, SwarmConfig
 
 
-class Config(RLConfig):
+class Config(SwarmConfig, RLConfig):
     iterations: int = Field(6, ge=1, description="rounds of rollout and training (source: ours)")
     prompts_per_iteration: int = Field(5, ge=1, description="prompts per round (source: ours)")
     samples_per_prompt: int = Field(6, ge=2, description="K, episodes per prompt (source: ours)")

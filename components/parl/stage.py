@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from components.parl.config import Config
 from components.runtime.checkpoints.manifest import Manifest
+from components.runtime.sampler import sampler
 from components.runtime.step import StepContext
 from model.checkpoint.folder import load_parent
 from model.data.samples.sample import Sample
@@ -14,7 +17,6 @@ from model.rl.prompts import PromptPool
 from model.rl.ptx import ptx
 from model.rl.tools.toolset import Toolset
 from model.rl.trainer import RLSettings, RLTrainer
-from model.rollout.embedded import EmbeddedEngine
 from model.swarm.orchestrator import SwarmLimits, run_swarm_episode
 from model.swarm.reward import SwarmReward
 
@@ -30,10 +32,11 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     # 2. The orchestrator is trained; its sub-agents are a fixed earlier checkpoint. Both act as they would be served.
     model = load_parent(context.fetch(inputs["policy"]), data.tokenizer)
     episodes = config.prompts_per_iteration * config.samples_per_prompt
-    engine = EmbeddedEngine(as_served(model, config.expert_precision), max_batch=episodes)
+    acting = sampler(config, config.endpoints, as_served(model, config.expert_precision), episodes, context, data)
     sub_agents = load_parent(context.fetch(inputs["sub_agents"]), data.tokenizer).requires_grad_(False).eval()
-    sub_agents.to(context.ranks.device)
-    sub_engine = EmbeddedEngine(as_served(sub_agents, config.expert_precision), max_batch=2 * episodes)
+    frozen = as_served(sub_agents.to(context.ranks.device), config.expert_precision)
+    helping = sampler(config, config.sub_agent_endpoints, frozen, 2 * episodes, context, data, "sub-agents")
+    asyncio.run(helping.publish(frozen))
     limits = SwarmLimits(config.critical_steps, max_tokens=model.config.text_config.max_position_embeddings)
 
     # 3. Environment: a closed world to search, sub-agents whose answers are observations.
@@ -41,12 +44,12 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
 
         async def rollout(sample: Sample, seed: int) -> Episode:
             return await run_swarm_episode(
-                engine, sub_engine, data.tokenizer, sample, data.image_config, toolset,
+                acting.engine, helping.engine, data.tokenizer, sample, data.image_config, toolset,
                 limits=limits, temperature=1.0, seed=seed,
             )  # fmt: skip
 
         async def publish(policy: KimiK25) -> None:
-            engine.set_model(as_served(policy, config.expert_precision))
+            await acting.publish(as_served(policy, config.expert_precision))
 
         # 4. Train: the auxiliary rewards are gone before the end, so the last rounds see the outcome alone.
         reward = SwarmReward(config.auxiliary, config.auxiliary, anneal_iterations=int(ANNEALED * config.iterations))
@@ -61,4 +64,6 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
             ptx=ptx(data, weight=config.ptx_weight, rows=config.ptx_rows, tokens=limits.max_tokens, seed=config.seed),
             ranks=context.ranks,
         ).train()  # fmt: skip
+    acting.close()
+    helping.close()
     return context.checkpoints.newest

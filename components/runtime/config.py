@@ -8,12 +8,13 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from model.boundary.errors import MoonflowError, did_you_mean
 from model.data.order.mixtures import mixtures
 from model.network.config import PRESETS
+from model.rollout.addresses import parse_addresses
 
 HIGHEST_RATE = 1.0
 """Learning rates above it are taken for a typing error (ours); trainings that explode on purpose use 0.1."""
@@ -156,7 +157,75 @@ class EpisodesConfig(StepConfig):
     )
 
 
-class RLConfig(EpisodesConfig, TrainingConfig):
+def _addresses(config: StepConfig, name: str) -> tuple[str, ...]:
+    """The addresses in a field; the ValueError does not repeat its value, in which a password may stand."""
+    try:
+        return parse_addresses(getattr(config, name))
+    except MoonflowError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+class EngineConfig(StepConfig):
+    """Base of the steps that ask an engine: this process's own, or replicas of SGLang."""
+
+    engine: str = Field(
+        "embedded",
+        pattern="^(embedded|sglang)$",
+        description="what generates: embedded, this process itself, or sglang, the servers of endpoints (source: ours)",
+    )
+    endpoints: str = Field(
+        "",
+        json_schema_extra=NO_EFFECT,
+        description="addresses of the SGLang replicas, with commas between, for example http://rollout.moonflow:30000; "
+        "a name with several IPv4 addresses, such as a headless Service, stands for a replica at each of them "
+        "(source: ours)",
+    )
+
+    @model_validator(mode="after")
+    def _engine_and_endpoints(self) -> Self:
+        given = _addresses(self, "endpoints")
+        if self.engine == "sglang" and not given:
+            raise ValueError("engine is 'sglang' and endpoints is empty: give the replicas' addresses in endpoints")
+        if self.engine != "sglang" and given:
+            raise ValueError(f"endpoints is given and engine is {self.engine!r}: set engine to 'sglang' too")
+        return self
+
+
+class SamplingConfig(EngineConfig):
+    """Base of the steps that give the engine weights of their own (``components.runtime.sampler``)."""
+
+    weights_folder: str = Field(
+        "",
+        pattern="^(/.*)?$",
+        json_schema_extra=NO_EFFECT,
+        description="folder, as an absolute path, through which SGLang replicas get weights: a shared volume that each "
+        "of them has under the same path; empty = the step's own work folder, for replicas on the same machine "
+        "(source: ours)",
+    )
+
+
+class SwarmConfig(SamplingConfig):
+    """Base of the steps with a second engine, for a swarm's frozen sub-agents."""
+
+    sub_agent_endpoints: str = Field(
+        "",
+        json_schema_extra=NO_EFFECT,
+        description="addresses of the SGLang replicas that speak for the frozen sub-agents, as in endpoints, and other "
+        "servers than those; empty = the step itself speaks for them (source: ours)",
+    )
+
+    @model_validator(mode="after")
+    def _other_servers(self) -> Self:
+        given = _addresses(self, "sub_agent_endpoints")
+        if given and self.engine != "sglang":
+            raise ValueError(f"sub_agent_endpoints is given and engine is {self.engine!r}: set engine to 'sglang' too")
+        both = set(given) & set(_addresses(self, "endpoints"))
+        if both:
+            raise ValueError(f"{min(both)} is in endpoints and sub_agent_endpoints: a server holds one set of weights")
+        return self
+
+
+class RLConfig(SamplingConfig, EpisodesConfig, TrainingConfig):
     """Base of the steps that train on episodes (``model.rl.trainer``)."""
 
     micro_batch_tokens: int = Field(

@@ -19,6 +19,8 @@ def serve(
     model_name: str,
     family: str,
     max_tokens: int,
+    engine: str,
+    endpoints: str,
     endpoint: str,
     start_timeout: float,
     merge_timeout: float,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from components.release.names import Alias, Environment
-from components.runtime.config import StepConfig
+from components.runtime.config import EngineConfig
 from model.boundary.errors import did_you_mean
 
 
@@ -21,7 +21,7 @@ def _about_one_image(family: str) -> str:
     return family
 
 
-class Config(StepConfig):
+class Config(EngineConfig):
     # It asks a question; a second answer does no harm.
     repeatable: ClassVar[bool] = True
 
@@ -53,3 +53,12 @@ class Config(StepConfig):
         "meanwhile (source: ours)",
     )
     alias: Alias = Field("champion", description="registry alias that moves to the served version (source: ours)")
+
+    @model_validator(mode="after")
+    def _one_way_to_ask(self) -> Self:
+        if self.endpoint and self.endpoints:
+            raise ValueError(
+                "endpoint and endpoints are both given: endpoint is asked as users ask, each replica of endpoints by "
+                "token ids; choose one"
+            )
+        return self

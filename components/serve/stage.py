@@ -1,9 +1,10 @@
 """The serve check: the checkpoint that Git names as promoted is asked a question over real HTTP.
 
 If the configuration names the environment's endpoint, the step asks there, as soon as it answers from the promoted
-weights; the endpoint's init container has fetched and verified them. Otherwise the step fetches, verifies and serves
-the checkpoint in this process, which does not test a synced endpoint. A promotion by pull request waits here for its
-merge. The checkpoint that has answered becomes the champion.
+weights; the endpoint's init container has fetched and verified them. With ``engine`` "sglang" it asks each of the
+environment's replicas in the same way. Otherwise the step fetches, verifies and serves the checkpoint in this process,
+which does not test a synced endpoint. A promotion by pull request waits here for its merge. The checkpoint that has
+answered becomes the champion.
 """
 
 from __future__ import annotations
@@ -31,16 +32,19 @@ from components.serve.config import Config
 from components.serve.connection import OPTIONS
 from components.serve.endpoint import ask, await_answer
 from components.serve.merge import promoted_as
+from components.serve.replicas import await_replicas
 from components.serve.server import create_app
 from model.boundary.errors import MoonflowError
 from model.data.samples.sample import Sample
+from model.rollout.addresses import parse_addresses
 
 
 def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
     # 1. What was committed, not what is in memory.
     repository = repository_from_env()
     public_key = signing.given_key(signing.PUBLIC_KEY)
-    if public_key is None and not config.endpoint:
+    remote = config.endpoint or config.endpoints
+    if public_key is None and not remote:
         raise MoonflowError(
             "no public key to verify the promoted checkpoint with: create the ConfigMap moonflow-signing-public, key "
             "public.pem, in the namespace of the pipeline's runs (manifests/README.md, Secrets), or give the key's "
@@ -58,6 +62,11 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     put = partial(ask, model_name=config.model_name, question=question, image=image, max_tokens=config.max_tokens)
     if config.endpoint:
         answer = await_answer(put, config.endpoint, promoted.manifest_sha256, config.start_timeout, context.progress)
+    elif config.endpoints:
+        answer = await_replicas(
+            parse_addresses(config.endpoints), sample, data.tokenizer, data.image_config, promoted.manifest_sha256,
+            max_tokens=config.max_tokens, timeout=config.start_timeout, progress=context.progress,
+        )  # fmt: skip
     else:
         checkpoint = context.work / "checkpoint"
         bring(context.store, promoted.uri, promoted.manifest_sha256, checkpoint, public_key)
@@ -72,9 +81,9 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         "answer": answer.text,
         "expected": str(sample.answer),
         "image": image,
-        "endpoint": config.endpoint,
-        "endpoint_checked": config.endpoint != "",  # False: it answered in this process only
-        "signature_checked": config.endpoint == "",  # False: checked by the endpoint's init container
+        "endpoint": remote,
+        "endpoint_checked": remote != "",  # False: it answered in this process only
+        "signature_checked": remote == "",  # False: checked by the endpoint's init container
         "commit": promoted.commit,
         "manifest_sha256": promoted.manifest_sha256,
     }

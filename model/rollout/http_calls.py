@@ -56,6 +56,7 @@ class HttpCalls:
         self._url = url.rstrip("/")
         self._attempts = attempts
         self._timeout = httpx.Timeout(timeout_s, connect=10.0)
+        self._tls = httpx.create_ssl_context()  # once: it reads all certificates, which takes as long as many answers
         self._key = os.environ.get(KEY, "").strip()
         if not all("!" <= character <= "~" for character in self._key):
             raise MoonflowError(f"{KEY} has characters that no HTTP header can hold: set it to the server's key alone")
@@ -64,7 +65,9 @@ class HttpCalls:
         """A client for a few calls, to be used as a context manager."""
         unlimited = httpx.Limits(max_connections=None)  # the engine does the queueing
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        return httpx.AsyncClient(base_url=self._url, timeout=self._timeout, limits=unlimited, headers=headers)
+        return httpx.AsyncClient(
+            base_url=self._url, timeout=self._timeout, limits=unlimited, headers=headers, verify=self._tls
+        )
 
     def _shown(self, response: httpx.Response, characters: int) -> str:
         """The start of an answer on one line, without the key, which some servers repeat."""

@@ -52,11 +52,13 @@ class Completion:
         token_ids: the sampled tokens.
         logprobs: the sampler's log-prob of each of them (nats).
         finish_reason: "stop" and "length" as in `Request`; "abort": the engine gave the request up.
+        weights: the version of the weights that sampled them, as a remote engine names it; "" if it does not.
     """
 
     token_ids: list[int]
     logprobs: list[float]
     finish_reason: Literal["stop", "length", "abort"]
+    weights: str = ""
 
 
 class RolloutEngine(Protocol):

@@ -7,7 +7,7 @@ pixels are sent as a lossless PNG, put together from the patches; SGLang's proce
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from model.network.vision import media_tokens
 from model.rollout.http_calls import ATTEMPTS, BACKOFF_S, TIMEOUT_S, HttpCalls
 from model.rollout.pictures import pictures
 from model.rollout.protocol import Completion, Request
+from model.rollout.served_weights import told_digests
 
 
 class SGLangEngine:
@@ -61,29 +62,70 @@ class SGLangEngine:
             MoonflowError: SGLang refuses the request or answers without log-probs; or the request has a video, which
                 SGLang does not take for this model.
         """
-        bodies = [self._body(request) for request in requests]
-        async with self._calls.client() as client:
-            calls = [asyncio.create_task(self._calls.call(client, "/generate", body)) for body in bodies]
-            try:
-                answers = await asyncio.gather(*calls)
-            finally:
-                for call in calls:
-                    call.cancel()
-        return [self._completion(answer) for answer in answers]
+        bodies = [self.body(request) for request in requests]
+        calls = [asyncio.create_task(self.complete(body)) for body in bodies]
+        try:
+            return list(await asyncio.gather(*calls))
+        finally:
+            for call in calls:
+                call.cancel()
 
-    async def update_weights(self, checkpoint: Path) -> None:
+    async def complete(self, body: Mapping[str, Any]) -> Completion:
+        """The completion of the request that ``body`` was made from; raises as ``generate``."""
+        async with self._calls.client() as client:
+            return self._completion(await self._calls.call(client, "/generate", body))
+
+    async def update_weights(self, checkpoint: Path, version: str = "") -> None:
         """Load a checkpoint folder, which SGLang's host must have under the same path, and flush the prefix cache.
+
+        After a failure its weights are undefined: 0.5.23 would go back to those at the path that has just failed.
+
+        Args:
+            version: what later completions call these weights; "" leaves the name as it is.
 
         Raises:
             Transient: SGLang is unreachable.
             MoonflowError: SGLang cannot load the folder.
         """
-        body = {"model_path": str(checkpoint), "flush_cache": True}
+        body: dict[str, Any] = {"model_path": str(checkpoint), "flush_cache": True}
+        if version:
+            body["weight_version"] = version
         async with self._calls.client() as client:
             answer = await self._calls.call(client, "/update_weights_from_disk", body)
         if not answer.get("success"):
             reason = answer.get("message", "no reason given")
             raise MoonflowError(f"{self._calls.name} did not load {checkpoint}: {reason}")
+
+    async def weight_version(self) -> str:
+        """The name of the weights that it holds.
+
+        Raises:
+            MoonflowError: SGLang is unreachable or does not say.
+        """
+        async with self._calls.client() as client:
+            answer = await self._calls.call(client, "/model_info")
+        return str(answer.get("weight_version", ""))
+
+    async def digests(self) -> dict[str, str]:
+        """A digest of each parameter in its memory, see ``model.rollout.served_weights``.
+
+        Raises:
+            MoonflowError: SGLang is unreachable or does not tell them.
+        """
+        async with self._calls.client() as client:
+            answer = await self._calls.call(client, "/weights_checker", {"action": "checksum"})
+        try:
+            return told_digests(answer)
+        except ValueError as error:
+            raise MoonflowError(f"{self._calls.name} tells no checksums of its weights: use SGLang 0.5.23") from error
+
+    async def healthy(self, timeout_s: float) -> bool:
+        """Whether ``/health`` answers 200 within ``timeout_s`` seconds."""
+        try:
+            async with asyncio.timeout(timeout_s), self._calls.client() as client:
+                return (await client.get("/health")).status_code == 200
+        except (httpx.HTTPError, TimeoutError):
+            return False
 
     async def wait_until_healthy(self, timeout_s: float = 300.0) -> None:
         """Wait until ``/health`` answers 200.
@@ -92,17 +134,18 @@ class SGLangEngine:
             MoonflowError: it has not within ``timeout_s`` seconds.
         """
         deadline = asyncio.get_running_loop().time() + timeout_s
-        async with self._calls.client() as client:
-            while asyncio.get_running_loop().time() < deadline:
-                try:
-                    if (await client.get("/health")).status_code == 200:
-                        return
-                except httpx.TransportError:
-                    pass  # not listening yet
-                await asyncio.sleep(self._calls.backoff_s)
+        while (left := deadline - asyncio.get_running_loop().time()) > 0:
+            if await self.healthy(left):
+                return
+            await asyncio.sleep(self._calls.backoff_s)
         raise MoonflowError(f"{self._calls.name} was not healthy within {timeout_s:.0f} s; look at its log")
 
-    def _body(self, request: Request) -> dict[str, Any]:
+    def body(self, request: Request) -> dict[str, Any]:
+        """What ``/generate`` is sent.
+
+        Raises:
+            MoonflowError: the request has a video, or pads that its grids do not ask for.
+        """
         body: dict[str, Any] = {
             "input_ids": self._folded(request.input_ids, request.grid_thws),
             "sampling_params": {
@@ -149,4 +192,5 @@ class SGLangEngine:
             raise MoonflowError(f"{self._calls.name} answered without {missing}") from error
         if reason not in ("stop", "length", "abort"):
             raise MoonflowError(f"{self._calls.name} answered with an unknown finish_reason {reason!r}")
-        return Completion([token for token, _ in pairs], [logprob for _, logprob in pairs], reason)
+        weights = str(meta.get("weight_version", ""))
+        return Completion([token for token, _ in pairs], [logprob for _, logprob in pairs], reason, weights)

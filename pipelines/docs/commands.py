@@ -12,7 +12,7 @@ from components.runtime.launcher.placement import Placement
 from components.runtime.steps import PIPELINES
 from pipelines import fusion_ablation, k25, post_train, pretrain
 from pipelines.cli import app
-from pipelines.docs import start
+from pipelines.docs import engines, start
 from pipelines.docs.markdown import cell, table
 from pipelines.profile import PROFILES, RunSettings, load_profile
 
@@ -60,6 +60,7 @@ def render() -> str:
         links = ", ".join(f"[{step}](../components/{step}/README.md)" for step in steps)
         parts += [f"## Pipeline {name}", f"```\n{(DAGS[name].__doc__ or '').strip()}\n```", f"Steps: {links}."]
     parts += ["## Start from a checkpoint", *start.parts()]
+    parts += ["## Sample with SGLang", engines.TEXT]
     parts += ["## Commands", *(part for name, command in _commands() for part in _section(name, command))]
     parts += ["## Several sets of seeds", SEEDS]
     parts += ["## Profiles", table(["profile", "pipeline", "preset", "what it is for"], _profiles()), VALUES]

@@ -30,7 +30,7 @@ RUNTIME = (
     ("checkpoints", "steps", "tracking"),
     ("datasets",),
     ("step",),
-    ("launcher",),
+    ("launcher", "sampler"),
     ("kfp",),
 )
 DATA = (("samples",), ("families", "order", "user"), ("batches",))

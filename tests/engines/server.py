@@ -16,7 +16,7 @@ from tests.http_server import free_port
 
 HERE = Path(__file__).parent
 ENVIRONMENTS = HERE.parents[1] / "build" / "engines"
-START_S = 300.0
+START_S = 900.0
 STOP_S = 20.0
 
 MODULES = {"vllm": "vllm.entrypoints.openai.api_server", "sglang": "sglang.launch_server"}

@@ -44,7 +44,7 @@ def test_the_task_of_the_page_trains(sky: str, inputs: dict[str, str], tmp_path:
     services = FolderServices(tmp_path / "run")
     config = Config(**SMALL, iterations=1, tasks=f"{sky}=0.5", modalities="text", ptx_weight=0.0)
     stage.run(config, inputs, services)
-    assert services.saved[-1][2] and not services.warned
+    assert services.saved[-1][2] and not services.warnings
     rows = list(services.logged.values())
     assert all("reward/task/Stars" in row and row["episodes/failed"] == 0.0 for row in rows)
     assert all("reward/knowledge" in row or "reward/coding" in row for row in rows), "the data has its share too"
@@ -59,7 +59,7 @@ def test_broken_tasks_cost_no_other_and_a_killed_run_goes_on_with_the_same_promp
                     checkpoint_every=2, ptx_weight=0.0, modalities="text")  # fmt: skip
     services = FolderServices(tmp_path / "whole")
     stage.run(config, inputs, services)
-    lines = "\n".join(services.warned)
+    lines = "\n".join(services.warnings)
     for name, why in (
         ("RaisesVerdict", "RuntimeError: the judge is away"),
         ("RaisesPrompt", "no prompt at all"),

@@ -1,0 +1,120 @@
+"""What a step samples with: the embedded engine, or SGLang replicas that are given the weights (source: ours)."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+from typing import Protocol
+
+from components.runtime.config import SamplingConfig
+from components.runtime.step import StepContext
+from model.checkpoint.export import export
+from model.codec.image import ImageConfig
+from model.codec.tokenizer import Tokenizer
+from model.data.batches.folder import DataFolder
+from model.data.samples.sample import MODALITIES
+from model.network.multimodal import KimiK25
+from model.parallel.ranks import Ranks
+from model.rollout.addresses import parse_addresses
+from model.rollout.embedded import EmbeddedEngine
+from model.rollout.protocol import RolloutEngine
+from model.rollout.sglang_pool import SGLangPool
+
+SEEN = {"embedded": MODALITIES, "sglang": tuple(name for name in MODALITIES if name != "video")}
+"""The modalities that each engine takes for this model."""
+
+
+class Sampler(Protocol):
+    """An engine, and how it gets weights."""
+
+    @property
+    def engine(self) -> RolloutEngine:
+        """What generates; not before the first ``publish``."""
+        ...
+
+    async def publish(self, model: KimiK25) -> None:
+        """Sample from ``model`` from now on; every rank calls it, with the whole model.
+
+        Raises:
+            Transient: no SGLang replica is reachable.
+            MoonflowError: no replica takes the weights.
+        """
+        ...
+
+    def close(self) -> None:
+        """Remove the weights that were written; nothing is sampled after it."""
+        ...
+
+
+class EmbeddedSampler:
+    """Samples from the very model that it is given: nothing is copied."""
+
+    def __init__(self, model: KimiK25, max_batch: int) -> None:
+        self.engine = EmbeddedEngine(model, max_batch)
+
+    async def publish(self, model: KimiK25) -> None:
+        self.engine.set_model(model)
+
+    def close(self) -> None:
+        """Nothing was written."""
+
+
+class SGLangSampler:
+    """Writes a checkpoint in float32 for each set of weights; the replicas load it.
+
+    The first rank writes and pushes; the others ask replicas that name the same weights.
+
+    Args:
+        folder: for the checkpoints; emptied now. The newest one stays, for replicas that come back.
+    """
+
+    def __init__(
+        self, addresses: str, folder: Path, tokenizer: Tokenizer, image_config: ImageConfig, ranks: Ranks
+    ) -> None:
+        self.engine: SGLangPool = SGLangPool(
+            parse_addresses(addresses), tokenizer.media_pad_id, image_config, pushes=ranks.first
+        )
+        self._folder, self._tokenizer, self._images, self._ranks = folder, tokenizer, image_config, ranks
+        self._count = 0
+        if ranks.first:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    async def publish(self, model: KimiK25) -> None:
+        if self._ranks.first:
+            self._count += 1
+            newest = self._folder / f"{self._count}"
+            await asyncio.to_thread(export, model, self._tokenizer, newest, image_config=self._images)
+            await self.engine.update_weights(newest)
+            shutil.rmtree(self._folder / f"{self._count - 1}", ignore_errors=True)
+        version = self._ranks.gather(self.engine.weight_version)[0]
+        if not self._ranks.first:
+            await self.engine.follow(version)
+
+    def close(self) -> None:
+        if self._ranks.first:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def sampler(
+    config: SamplingConfig,
+    addresses: str,
+    model: KimiK25,
+    max_batch: int,
+    context: StepContext,
+    data: DataFolder,
+    name: str = "policy",
+) -> Sampler:
+    """SGLang replicas at ``addresses``; without them the embedded engine with ``model``, in ``max_batch`` rows."""
+    if addresses:
+        return sglang_sampler(config, addresses, context, data, name)
+    return EmbeddedSampler(model, max_batch)
+
+
+def sglang_sampler(
+    config: SamplingConfig, addresses: str, context: StepContext, data: DataFolder, name: str = "policy"
+) -> SGLangSampler:
+    """SGLang replicas at ``addresses``; ``name`` tells apart the weights of a step's engines."""
+    base = Path(config.weights_folder) / context.run_id if config.weights_folder else context.work.parent
+    folder = base / f"{context.step}-weights" / name  # not in the work folder itself, which is published
+    return SGLangSampler(addresses, folder, data.tokenizer, data.image_config, context.ranks)
