@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from components.ablation.table import sentences
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from components.ablation.table import sentences
 from components.finish.report import render
 from components.runtime.checkpoints.manifest import ORIGIN
 from components.runtime.steps import IMPORTED

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
+
 from components.joint_rl.config import Config
 from components.runtime.checkpoints.manifest import Manifest
 from components.runtime.step import StepContext
 from model.checkpoint.folder import load_parent
 from model.data.samples.sample import Sample
+from model.evals.suites import SUITES
 from model.network.multimodal import KimiK25
 from model.network.served import as_served
 from model.rl.environment import Episode, run_episode
@@ -18,14 +22,26 @@ from model.rl.trainer import RLSettings, RLTrainer
 from model.rollout.embedded import EmbeddedEngine
 
 SWARM_TASKS = ("wide_search",)  # they need sub-agents: PARL trains on them
-MAX_TURNS = 3  # a program, a second one after an error, the answer (ours)
+MAX_TURNS = 3  # a program, a second one after an error, the answer (ours); a suite may allow more
+
+log = logging.getLogger(__name__)
 
 
 def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
-    # 1. Prompts: train shards of every task family, grouped by ability, text and image alike.
+    # 1. Prompts: train shards of every task family, grouped by ability, text and image alike. What could not be answered
+    # in the room that there is would only earn nothing.
     data = context.data(inputs["data"])
     modalities = config.modalities.split(",")
-    prompts = PromptPool(data.source, data.index, modalities=modalities, seed=config.seed, without=SWARM_TASKS)
+    unanswerable = need_more(data.families(), config.max_new_tokens)
+    if unanswerable and context.ranks.first:
+        log.warning(
+            "no prompts of %s: their answers need more than max_new_tokens = %d", ", ".join(unanswerable),
+            config.max_new_tokens,
+        )  # fmt: skip
+    prompts = PromptPool(
+        data.source, data.index, modalities=modalities, seed=config.seed, without=(*SWARM_TASKS, *unanswerable)
+    )
+    most_turns = {suite.family: max(MAX_TURNS, suite.max_turns) for suite in SUITES.values()}
 
     # 2. Policy. The engine samples from the very weights that are trained: nothing is copied. Of INT4 experts it has
     # the rounded values, which the trainer's forward uses and an export will hold, anew after each step.
@@ -40,7 +56,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         async def rollout(sample: Sample, seed: int) -> Episode:
             return await run_episode(
                 engine, data.tokenizer, sample, data.image_config, toolset,
-                max_turns=MAX_TURNS, max_new_tokens=config.max_new_tokens, max_tokens=context_tokens,
+                max_turns=most_turns.get(sample.family, MAX_TURNS), max_new_tokens=config.max_new_tokens, max_tokens=context_tokens,
                 temperature=1.0, seed=seed,
             )  # fmt: skip
 
@@ -61,3 +77,13 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
             ranks=context.ranks,
         ).train()  # fmt: skip
     return context.checkpoints.newest
+
+
+def need_more(families: Iterable[str], max_new_tokens: int) -> list[str]:
+    """The families of ``families`` whose suite allows longer completions than ``max_new_tokens``, sorted; not those of
+    a swarm, which are left out anyway."""
+    longest: dict[str, int] = {}
+    for suite in SUITES.values():
+        longest[suite.family] = max(longest.get(suite.family, 0), suite.max_new_tokens)
+    found = (name for name in families if longest.get(name, 0) > max_new_tokens and name not in SWARM_TASKS)
+    return sorted(found)

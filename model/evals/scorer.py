@@ -50,6 +50,7 @@ class Score:
         interval: 95% confidence interval of the value.
         answered: share of episodes that ended with an answer.
         tokens: tokens sampled in all episodes.
+        tool_calls: share of the episodes that called a tool.
         failed: episodes in which something broke (`model.rl.failures`); if that ended the episode, it scores 0.
         figures: means, over the other episodes, of what the environment measured, e.g. a swarm's ``critical_steps``.
     """
@@ -63,6 +64,7 @@ class Score:
     figures: dict[str, float] = field(default_factory=dict)
     correct: int = 0
     interval: tuple[float, float] = (0.0, 1.0)
+    tool_calls: float = 0.0
 
 
 class Watch(Protocol):
@@ -193,6 +195,7 @@ def summarise(samples: Sequence[Sample], episodes: Sequence[Episode]) -> Score:
         figures={name: sum(m.get(name, 0.0) for m in measured) / len(measured) for name in sorted(names)},
         correct=sum(value == 1.0 for value in values),
         interval=interval(values),
+        tool_calls=sum(e.metrics.get("tool_calls", 0.0) > 0 for e in episodes) / len(episodes),
     )
 
 

@@ -16,7 +16,7 @@ from model.data.samples.shards import write_shard
 from tests.step_services import FolderServices
 
 CONFIG = Config(
-    iterations=2, prompts_per_iteration=4, samples_per_prompt=2, learning_rate=1e-3, max_new_tokens=8,
+    iterations=2, prompts_per_iteration=4, samples_per_prompt=2, learning_rate=1e-3, max_new_tokens=48,
     checkpoint_every=1, modalities="text,image", seed=1,
 )  # fmt: skip
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from components.ablation.arms import ARMS, COLUMNS
-from components.ablation.comparison import MEASURES, chance, verdict
+from components.ablation.fusion.arms import ARMS, COLUMNS
+from components.ablation.fusion.comparison import MEASURES, chance, verdict
+from components.ablation.markdown import table
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,8 @@ def markdown(found: Mapping[str, Any]) -> str:
     for measure, meaning in MEASURES.items():
         lines += [f"**{meaning[0].upper()}{meaning[1:]}**; ± is the standard deviation over seeds.", ""]
         head = ["arm", "vision from", "vision : text", *(column.name for column in COLUMNS)]
-        lines += [_line(head), _line(["---"] * len(head))]
-        for row in rows(found, measure):
-            lines.append(_line([", ".join(filter(None, (row.name, row.source))), *row.schedule, *row.cells]))
-        lines.append("")
+        names = ((", ".join(filter(None, (row.name, row.source))), row) for row in rows(found, measure))
+        lines += [*table(head, ([name, *row.schedule, *row.cells] for name, row in names)), ""]
     lines += [f"- {line}" for line in sentences(found)]
     return "\n".join(lines) + "\n"
 
@@ -97,10 +96,6 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
                 if chosen := [column for column, each in verdicts.items() if each == said]:
                     lines.append(f"early against {name}, {measure}: {said} in {', '.join(chosen)}")
     return lines
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _value(spread: Mapping[str, Any], measure: str) -> str:
