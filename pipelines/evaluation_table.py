@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich import box
@@ -63,6 +63,7 @@ class Results:
             "failed": score.failed,
             "failures": self.failures.get(name, []),
             "figures": score.figures,
+            **({"kinds": {kind: asdict(found) for kind, found in score.kinds.items()}} if score.kinds else {}),
         }
 
     def as_json(self) -> str:

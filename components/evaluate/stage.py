@@ -17,7 +17,9 @@ from typing import Any
 from components.evaluate.config import Config
 from components.evaluate.decision import DATA_CONTENT, DECISION, TABLE, as_record, as_table, find_champion
 from components.evaluate.floors import parse_floors
+from components.evaluate.gallery import Gallery, gallery_before, gallery_steps
 from components.evaluate.gate import Rules, decide, well_formed
+from components.evaluate.kinds import kind_metrics, kind_rows
 from components.evaluate.own_data import loss_metrics, losses_before, own_held_out, write_losses
 from components.runtime.checkpoints import manifest as manifests
 from components.runtime.checkpoints.manifest import Manifest
@@ -26,7 +28,7 @@ from components.runtime.steps import IMPORTED, TRAINING_STEPS, UNTRAINED
 from model.boundary.errors import MoonflowError
 from model.checkpoint.load import load_checked_config, load_model
 from model.data.samples.sample import Sample
-from model.evals.scorer import Evaluation, Score, chance_level, measuring_engine
+from model.evals.scorer import Evaluation, Score, Watch, chance_level, measuring_engine
 from model.evals.suites import Suite, available, held_out
 from model.network.initial import new_model
 from model.network.multimodal import KimiK25
@@ -54,6 +56,10 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     steps = [start, *trained]
     before = context.checkpoints.latest()
     results, losses = _evaluated_before(before), losses_before(before)
+    counts = dict.fromkeys(steps, config.samples_intermediate) | dict.fromkeys((trained[-1], IMPORTED), config.samples)
+    shown = gallery_steps(steps)
+    shared = {suite.name: min(suite.tasks(counts[step]) for step in shown) for suite in suites}
+    gallery = Gallery(tasks, shared, shown, data.tokenizer, data.image_config, gallery_before(before))
 
     def served(step: str) -> KimiK25:
         return as_served(load_model(context.fetch(inputs[step])), config.expert_precision)
@@ -70,11 +76,12 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
             if step in results:
                 continue
             assert frozen is not None
-            count = config.samples if step in (trained[-1], IMPORTED) else config.samples_intermediate
-            chosen = {suite.name: tasks[suite.name][: suite.tasks(count)] for suite in suites}
+            chosen = {suite.name: tasks[suite.name][: suite.tasks(counts[step])] for suite in suites}
             model = _untrained(context.fetch(inputs[trained[0]]), config.seed) if step == UNTRAINED else None
             model = model or served(step)
-            results[step] = asyncio.run(_scores(evaluation, model, frozen, chosen, suites, config.max_batch))
+            results[step] = asyncio.run(
+                _scores(evaluation, model, frozen, chosen, suites, config.max_batch, gallery.watch(step))
+            )
             metrics = _metrics(results[step], suites, tasks)
             if own is not None:
                 losses[step] = {name: found.loss for name, found in own.likelihood(model).items()}
@@ -83,6 +90,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
             context.progress.update(done + 1, len(steps))
             _write(context.work, results)
             write_losses(context.work, losses)
+            gallery.write(context.work)
             context.publish(context.work, kind="evals", complete=False)
 
     # 3. The gate, also against the model in service.
@@ -100,9 +108,12 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     # 4. Everything that later steps and the report need, in the manifest itself.
     _write(context.work, results)
     write_losses(context.work, losses)
+    gallery.write(context.work)
+    kinds = kind_rows(results, steps)
     extra = {
         "evals": rows,
         **({"own_losses": losses} if losses else {}),
+        **({"kinds": kinds} if kinds else {}),
         "decision": verdict.decision,
         "reasons": verdict.reasons,
         "candidate": trained[-1],
@@ -121,11 +132,11 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
 
 async def _scores(
     evaluation: Evaluation, model: KimiK25, frozen: KimiK25, tasks: Mapping[str, Sequence[Sample]],
-    suites: Sequence[Suite], max_batch: int,
+    suites: Sequence[Suite], max_batch: int, watch: Watch | None,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     engine, sub_engine = (measuring_engine(m, max_batch) for m in (model, frozen))
     context = min(m.config.text_config.max_position_embeddings for m in (model, frozen))
-    scores: dict[str, Score] = await evaluation.score(engine, sub_engine, tasks, suites, context)
+    scores: dict[str, Score] = await evaluation.score(engine, sub_engine, tasks, suites, context, watch)
     return {name: asdict(score) for name, score in scores.items()}
 
 
@@ -169,7 +180,7 @@ def _metrics(
     for suite in suites:
         sample, score = tasks[suite.name][0], scores[suite.name]
         metrics[f"eval/{suite.name}/{sample.ability}/{sample.modality}"] = float(score["value"])
-    return metrics
+    return metrics | kind_metrics(scores)
 
 
 def _swarm_figures(

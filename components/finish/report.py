@@ -15,6 +15,7 @@ from typing import Any
 from markupsafe import Markup
 
 from components.ablation import ablations
+from components.finish import gallery
 from components.runtime.pages import template
 from components.runtime.pages.charts import Points, line_chart
 from components.runtime.pages.numbers import duration, figure
@@ -80,7 +81,8 @@ def render(summary: Mapping[str, Any], events: Mapping[str, Sequence[Event]], ex
         summary: the content of ``summary.json``.
         events: step -> rows of its ``metrics.jsonl``: ``{"step": int, "time": seconds, "loss/text": ..., ...}``.
         extra: any of ``run_id``, ``profile``, ``error`` (why the run ended early), ``warnings``, ``evaluate`` and
-            ``serve`` (the ``extra`` of those steps' manifests). What is missing is left out of the page.
+            ``serve`` (the ``extra`` of those steps' manifests), and ``gallery`` (the evaluation's ``gallery.json``).
+            What is missing is left out of the page.
 
     Returns:
         The page's text.
@@ -102,6 +104,8 @@ def render(summary: Mapping[str, Any], events: Mapping[str, Sequence[Event]], ex
         stages=[_label(stage) for stage in _stages(rows)],
         matrix=_matrix(rows, chance),
         suites=_suites(rows, chance),
+        kinds=_kinds(rows, evaluation.get("kinds") or ()),
+        gallery=gallery.folders(extra.get("gallery") or {}, _label),
         own=_own(rows, evaluation.get("own_losses") or {}),
         curves=_curves(events),
         swarm_rows=_swarm_rows(rows, evaluation.get("swarm") or {}),
@@ -235,6 +239,16 @@ def _own(rows: Sequence[Row], losses: Mapping[str, Mapping[str, float]]) -> list
     names = sorted({name for found in losses.values() for name in found})
     cells = {name: [losses.get(stage, {}).get(name) for stage in stages] for name in names}
     return [{"name": name, "cells": ["–" if v is None else f"{v:.2f}" for v in cells[name]]} for name in names]
+
+
+def _kinds(rows: Sequence[Row], kinds: Sequence[Row]) -> list[dict[str, Any]]:
+    """The kinds of image programs, each with its figures by stage."""
+    found = {(row["suite"], row["kind"], row["step"]): row for row in kinds}
+    names = dict.fromkeys((row["suite"], row["kind"]) for row in reversed(kinds))  # the final model has all kinds
+    return [
+        {"suite": _words(s), "kind": _words(k), "cells": [found.get((s, k, stage)) for stage in _stages(rows)]}
+        for s, k in sorted(names)
+    ]
 
 
 def _swarm_rows(rows: Sequence[Row], figures: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[dict[str, Any]]:

@@ -24,10 +24,12 @@ from components.runtime.step import read_metrics
 from components.runtime.steps import IMPORTED, in_order
 from components.runtime.store.object_store import NotInStore, ObjectStore, disk_errors
 from components.runtime.tracking.mlflow_runs import Outcome
+from model.boundary.errors import MoonflowError
 from model.boundary.whole_file import write_whole
 
 FOLLOWS = {"promote": ("evals", "evaluate"), "serve": ("promotion", "promote")}
 """Steps that may be left over from an earlier decision: (their input, the step whose newest output it must be)."""
+GALLERY = "gallery.json"  # a file of evaluate's output
 PACKAGES = ("moonflow", "torch", "kfp", "mlflow", "numpy", "tokenizers")
 
 
@@ -68,6 +70,11 @@ def run(config: Config, store: ObjectStore, run_id: str, run_dir: Path | None, e
     extra["warnings"] = [
         f"{step}: {line}" for step, manifest in found.items() for line in manifest.extra.get("warnings", ())
     ]
+    if "evaluate" in found:
+        try:
+            extra["gallery"] = read_gallery(store, found["evaluate"], f"{run_id}/evaluate")
+        except (MoonflowError, ValueError) as damage:  # the report says so, and has all the rest
+            extra["warnings"].append(f"evaluate: {GALLERY} cannot be read: {damage}")
     if "promote" in outdated and extra.get("evaluate", {}).get("decision") == "hold":
         extra["warnings"].append(
             f"promote: an earlier decision let version {outdated['promote'].extra.get('version')} through, and it is "
@@ -156,6 +163,21 @@ def history(store: ObjectStore, manifest: Manifest, prefix: str) -> list[dict[st
     with tempfile.TemporaryDirectory() as folder:
         manifests.fetch_files(store, f"{prefix}/{manifest.index}", manifest, Path(folder), [METRICS])
         return read_metrics(Path(folder))
+
+
+def read_gallery(store: ObjectStore, manifest: Manifest, prefix: str) -> dict[str, Any]:
+    """The examples of an evaluation, from its ``manifest`` of an output below ``prefix``; empty if that holds none.
+
+    Raises:
+        MoonflowError: the file is missing or damaged.
+        ValueError: it is no JSON.
+    """
+    if all(file.name != GALLERY for file in manifest.files):
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        manifests.fetch_files(store, f"{prefix}/{manifest.index}", manifest, Path(folder), [GALLERY])
+        found: dict[str, Any] = json.loads((Path(folder) / GALLERY).read_text())
+        return found
 
 
 def thin(rows: Sequence[dict[str, float]], points: int) -> list[dict[str, float]]:

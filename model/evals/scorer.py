@@ -16,6 +16,7 @@ import torch
 
 from model.codec.image import ImageConfig
 from model.codec.tokenizer import Tokenizer
+from model.data.families.programs import kind_of
 from model.data.samples.sample import Sample
 from model.evals.completion import complete_document
 from model.evals.suites import Suite
@@ -39,6 +40,21 @@ def measuring_engine(model: KimiK25, max_batch: int) -> EmbeddedEngine:
 
 
 @dataclass(frozen=True)
+class KindScore:
+    """The score of one kind of image program.
+
+    Attributes:
+        value: mean score over its tasks.
+        tool_calls: share of its episodes that called a tool.
+        n: number of its tasks.
+    """
+
+    value: float
+    tool_calls: float
+    n: int
+
+
+@dataclass(frozen=True)
 class Score:
     """The score of one suite.
 
@@ -48,6 +64,7 @@ class Score:
         n: number of tasks.
         correct: tasks whose answer is right, strictly; of a score that measures closeness, those with the full score.
         interval: 95% confidence interval of the value.
+        kinds: of a suite of image programs, the score of each kind that has tasks, in the order of its first task.
         answered: share of episodes that ended with an answer.
         tokens: tokens sampled in all episodes.
         tool_calls: share of the episodes that called a tool.
@@ -65,6 +82,7 @@ class Score:
     correct: int = 0
     interval: tuple[float, float] = (0.0, 1.0)
     tool_calls: float = 0.0
+    kinds: dict[str, KindScore] = field(default_factory=dict)
 
 
 class Watch(Protocol):
@@ -101,6 +119,7 @@ class Evaluation:
         tasks: Mapping[str, Sequence[Sample]],
         suites: Sequence[Suite],
         max_tokens: int,
+        watch: Watch | None = None,
     ) -> dict[str, Score]:
         """Run the episodes of some suites; returns suite name -> score.
 
@@ -109,7 +128,7 @@ class Evaluation:
         Raises:
             MoonflowError: too many episodes failed.
         """
-        found = await self.episodes(engine, sub_engine, tasks, suites, max_tokens)
+        found = await self.episodes(engine, sub_engine, tasks, suites, max_tokens, watch)
         episodes = [episode for part in found.values() for episode in part]
         FailureCount(self.max_failed_episodes, len(episodes)).add(episodes)
         return {name: summarise(tasks[name], part) for name, part in found.items()}
@@ -181,8 +200,7 @@ class Evaluation:
 
 def summarise(samples: Sequence[Sample], episodes: Sequence[Episode]) -> Score:
     """The score of a suite from its tasks and their episodes, which are in the same order."""
-    values = [_score(sample, e.response) if e.finish_reason == "answer" else 0.0
-              for sample, e in zip(samples, episodes, strict=True)]  # fmt: skip
+    values = [task_score(sample, episode) for sample, episode in zip(samples, episodes, strict=True)]
     measured = [e.metrics for e in episodes if e.finish_reason != FAILED]
     names = {name for metrics in measured for name in metrics}
     return Score(
@@ -196,7 +214,25 @@ def summarise(samples: Sequence[Sample], episodes: Sequence[Episode]) -> Score:
         correct=sum(value == 1.0 for value in values),
         interval=interval(values),
         tool_calls=sum(e.metrics.get("tool_calls", 0.0) > 0 for e in episodes) / len(episodes),
+        kinds=_by_kind(samples, episodes, values),
     )
+
+
+def task_score(sample: Sample, episode: Episode) -> float:
+    """The score of one task, from 0 to 1; 0 without an answer."""
+    return _score(sample, episode.response) if episode.finish_reason == "answer" else 0.0
+
+
+def _by_kind(samples: Sequence[Sample], episodes: Sequence[Episode], values: Sequence[float]) -> dict[str, KindScore]:
+    groups: dict[str, list[tuple[float, bool]]] = {}
+    for sample, episode, value in zip(samples, episodes, values, strict=True):
+        if kind := kind_of(sample):
+            groups.setdefault(kind, []).append((value, episode.metrics.get("tool_calls", 0.0) > 0))
+    found = {}
+    for kind, group in groups.items():
+        scores, called = zip(*group, strict=True)
+        found[kind] = KindScore(sum(scores) / len(group), sum(called) / len(group), len(group))
+    return found
 
 
 def standard_error(values: Sequence[float]) -> float:

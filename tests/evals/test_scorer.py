@@ -6,14 +6,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from model.boundary.errors import MoonflowError, Unavailable
 from model.codec.image import ImageConfig
 from model.data.batches.folder import DataFolder
+from model.data.families.programs import KINDS
 from model.data.samples.sample import Sample
-from model.data.samples.tokenize import tokenize
-from model.evals.scorer import Evaluation, Score, chance_level, interval, reference_answer, standard_error, summarise
+from model.evals.scorer import (
+    Evaluation,
+    KindScore,
+    Score,
+    chance_level,
+    interval,
+    reference_answer,
+    standard_error,
+    summarise,
+)
 from model.evals.suites import SUITES, Suite, available, held_out
 from model.network.config import preset
 from model.network.initial import new_model
@@ -22,6 +30,7 @@ from model.rl.environment import Episode
 from model.rl.tools.toolset import Toolset
 from model.rollout.embedded import EmbeddedEngine
 from model.rollout.protocol import Completion, Request
+from tests.evals.reciter import Reciter, teach
 from tests.samples import make_episode, make_sample
 from tests.tiny_folders import eval_samples, write_data_folder
 
@@ -91,6 +100,21 @@ def test_right_answers_are_counted_strictly():
     text = Sample("k", "ocr_line", "knowledge", "image", "s", answer="abcd", reward="edit")
     score = summarise([text] * 3, [episode("abcd"), episode("abcx"), episode("abcd", "length")])
     assert (score.correct, score.n) == (1, 3) and score.interval[0] < score.value < score.interval[1]
+
+
+def test_image_programs_have_a_score_of_each_kind_and_other_tasks_have_none():
+    """Of 20 tasks, five kinds have two: the second of each is answered wrongly, without a call."""
+    for family in ("image_program", "image_program_image"):
+        samples = eval_samples(family, 20)
+        done = [episode(reference_answer(s), tool_calls=2.0) for s in samples[:15]] + [episode("x", tool_calls=0.0)] * 5
+        found = summarise(samples, done).kinds
+        assert list(found) == [kind.name for kind in KINDS]
+        assert list(found.values()) == [KindScore(0.5, 0.5, 2)] * 5 + [KindScore(1.0, 1.0, 1)] * 10
+        broken = make_episode(finish_reason="failed", failure="f")
+        assert list(summarise(samples[:1], [broken]).kinds.values()) == [KindScore(0.0, 0.0, 1)]
+    assert summarise([number(3)], [episode("3")]).kinds == {}
+    odd = make_sample(key="image_program-<b>-0", family="image_program", answer=3, reward="number")
+    assert summarise([odd], [episode("3")]).kinds == {}, "only known kinds become names of metrics"
 
 
 def test_chance_is_the_best_constant_answer():
@@ -178,28 +202,6 @@ class Gone:
         raise NotImplementedError
 
 
-def key_of(ids: list[int], pixel_values: torch.Tensor | None) -> tuple[object, ...]:
-    return tuple(ids), None if pixel_values is None else pixel_values.numpy().tobytes()
-
-
-class Reciter:
-    """An engine that knows the references: answers each prompt with the tokens it was taught."""
-
-    def __init__(self) -> None:
-        self.known: dict[tuple[object, ...], list[int]] = {}
-
-    async def generate(self, requests: list[Request]) -> list[Completion]:
-        await asyncio.sleep(0)
-        found = [self.known.get(key_of(request.input_ids, request.pixel_values), []) for request in requests]
-        assert all(len(ids) <= request.max_new_tokens for ids, request in zip(found, requests, strict=True)), (
-            "limit too tight"
-        )
-        return [Completion(ids, [0.0] * len(ids), "stop" if ids else "length") for ids in found]
-
-    async def update_weights(self, checkpoint: Path) -> None:
-        raise NotImplementedError
-
-
 @pytest.mark.parametrize(
     "name", ["fact_qa", "digit_string", "array_tool", "sub_search", "wide_search_single", "wide_search_swarm"]
 )
@@ -222,18 +224,6 @@ def test_who_follows_the_reference_trajectories_scores_one(name: str, tokenizer)
     if suite.mode == "swarm":
         assert score.figures["parallelism"] >= 2
         assert score.figures["critical_steps"] == 5  # create; assign and the longest sub-agent's 2; answer
-
-
-def teach(engine: Reciter, sample: Sample, tokenizer) -> None:
-    """Each run of loss tokens is a completion of what stands before it."""
-    whole = tokenize(sample, tokenizer, IMAGES)
-    ids, loss = whole.input_ids.tolist(), whole.loss_mask.tolist()
-    start = 0
-    for position in range(1, len(ids) + 1):
-        ends = position == len(ids) or not loss[position]
-        if loss[position - 1] and ends:
-            start = max(i for i in range(position) if not loss[i]) + 1
-            engine.known[key_of(ids[:start], whole.pixel_values)] = ids[start:position]
 
 
 def teach_sub_agents(engine: Reciter, sample: Sample, tokenizer) -> None:

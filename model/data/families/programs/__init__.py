@@ -154,3 +154,11 @@ NARROW_PROGRAM_IMAGE = Family(
     "narrow_program_image", "coding", "image", "conversation", partial(_narrow, "narrow_program_image"), sources
 )
 FAMILIES = (IMAGE_PROGRAM, IMAGE_PROGRAM_IMAGE, NARROW_PROGRAM_IMAGE)
+
+
+def kind_of(sample: Sample) -> str:
+    """The kind of image program that a sample's key names; "" for a sample of another family."""
+    if sample.family not in (family.name for family in FAMILIES):
+        return ""
+    name = sample.key.removeprefix(f"{sample.family}-").rpartition("-")[0]
+    return name if name in (kind.name for kind in KINDS) else ""
