@@ -43,8 +43,8 @@ class RunSettings(StepConfig):
     )
     preset: Annotated[str, AfterValidator(lambda name: name and known_preset(name))] = Field(
         "",
-        description="the model's shape, a file's name in model/network/presets; required, except in pipelines that start "
-        "from a checkpoint and have its shape",
+        description="the model's shape, a file's name in model/network/presets; required, except in pipelines that "
+        "start from a checkpoint, whose shape they have",
     )
     seeds: int = Field(
         3, ge=1, description="runs of each arm of an ablation, seeds 0, 1, ...; other pipelines have one run"

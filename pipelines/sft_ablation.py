@@ -1,4 +1,4 @@
-"""What does text-only fine-tuning do for tools on images, and what do visual trajectories? Section 2.2 of K2.5, as a DAG.
+"""What do text-only and what do visual trajectories do for tools on images? Section 2.2 of K2.5, as one DAG.
 
 import_checkpoint -> prepare_data -> the checkpoint before, and every arm (text, narrow) with every seed
                                                                                         finish: the comparison, always

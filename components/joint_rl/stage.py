@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
-    # 1. Prompts: train shards of every task family, grouped by ability, text and image alike. What could not be answered
+    # 1. Prompts: train shards of every task family, grouped by ability, text and image alike. What cannot be answered
     # in the room that there is would only earn nothing.
     data = context.data(inputs["data"])
     modalities = config.modalities.split(",")
@@ -56,8 +56,8 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         async def rollout(sample: Sample, seed: int) -> Episode:
             return await run_episode(
                 engine, data.tokenizer, sample, data.image_config, toolset,
-                max_turns=most_turns.get(sample.family, MAX_TURNS), max_new_tokens=config.max_new_tokens, max_tokens=context_tokens,
-                temperature=1.0, seed=seed,
+                max_turns=most_turns.get(sample.family, MAX_TURNS), max_new_tokens=config.max_new_tokens,
+                max_tokens=context_tokens, temperature=1.0, seed=seed,
             )  # fmt: skip
 
         async def publish(policy: KimiK25) -> None:

@@ -55,10 +55,7 @@ ALL_STEPS = tuple(dict.fromkeys((IMPORTED, *(step for steps in PIPELINES.values(
 
 
 AGREE = (
-    *(
-        ("prepare_data", step, "mixture")
-        for step in ("vit_pretrain", "joint_pretrain", "mid_train", "zero_vision_sft", "sft_arm")
-    ),
+    *(("prepare_data", step, "mixture") for step in (*STEPS[1:5], "sft_arm")),
     ("promote", "serve", "environment"),
     ("evaluate", "promote", "expert_precision"),
 )

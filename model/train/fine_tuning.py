@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on a mixture of conversations, as the step ``zero_vision_sft`` and its ablation do it (ours)."""
+"""Supervised fine-tuning on a mixture of conversations, for the step ``zero_vision_sft`` and its ablation (ours)."""
 
 from __future__ import annotations
 

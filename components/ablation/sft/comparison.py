@@ -1,7 +1,8 @@
 """The figures of an SFT ablation: its arms, side by side (source: ours).
 
 Arms are compared with the checkpoint that they start from, and with each other seed by seed; all of them are asked the
-same held-out tasks. Scores and rates are in points, 0 to 100. ``table`` puts the figures into words, ``page`` shows them.
+same held-out tasks. Scores and rates are in points, 0 to 100. ``table`` puts the figures into words, ``page`` shows
+them, ``claims`` judges by them.
 """
 
 from __future__ import annotations
@@ -89,11 +90,10 @@ def _arm(runs: Runs) -> dict[str, Any]:
 def _gains(start: Runs, end: Runs) -> dict[str, dict[str, dict[str, Any]]]:
     """Row -> measure -> ``seeds`` (seed -> end minus start, points), their mean and its 95% half width."""
     pairs = {seed: (rows_of(start[seed]), rows_of(end[seed])) for seed in sorted(set(start) & set(end))}
-    names = [
-        name for name in rows_of(next(iter(end.values()))) if all(name in a and name in b for a, b in pairs.values())
-    ]
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    for name in names if pairs else []:
+    for name in next(iter(pairs.values()))[1] if pairs else ():
+        if any(name not in a or name not in b for a, b in pairs.values()):
+            continue
         found[name] = {}
         for key in MEASURES:
             values = {str(seed): b[name][key] - a[name][key] for seed, (a, b) in pairs.items()}

@@ -6,7 +6,9 @@ the picture or the frames with the same questions, for RL and evaluation; no mix
 
 There are 15 kinds (``KINDS``). Three of them (``UNTRAINED``) are in eval samples only, so that it can be measured what
 training on the others does for work that no trajectory shows. Samples have the kinds of their split in turn, by their
-index. A sample's key names its kind: ``image_program-count_objects-00000012``. A trajectory has one to three calls, the cells of one style. In
+index. A sample's key names its kind: ``image_program-count_objects-00000012``.
+
+A trajectory has one to three calls, the cells of one style. In
 ``MISTAKE_SHARE`` of those with at most two cells and a short first one, a wrong version of it comes first: its error
 is shown, the next cell repairs it, and the loss leaves the wrong cell out. The answer comes from how the scene was
 built; a program that prints another one is an error.
