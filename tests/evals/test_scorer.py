@@ -117,6 +117,12 @@ def test_image_programs_have_a_score_of_each_kind_and_other_tasks_have_none():
     assert summarise([odd], [episode("3")]).kinds == {}, "only known kinds become names of metrics"
 
 
+def test_the_tool_call_rate_is_the_share_of_episodes_that_called():
+    done = [episode("3", tool_calls=calls) for calls in (0.0, 1.0, 3.0)] + [make_episode(finish_reason="failed")]
+    found = summarise([number(3)] * 4, done)
+    assert found.tool_calls == 0.5 and found.figures["tool_calls"] == pytest.approx(4 / 3)
+
+
 def test_chance_is_the_best_constant_answer():
     assert chance_level([number(n) for n in (1, 2, 2, 3)]) == 0.5
 
