@@ -1,4 +1,4 @@
-"""The ablations by the name that the results of their arms have: how their arms compare, in figures and on pages."""
+"""The ablations by the name that the results of their arms have: how their arms compare, in figures and in words."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from components.ablation.fusion import table as fusion_table
 from components.ablation.sft import comparison as sft_comparison
 from components.ablation.sft import page as sft_page
 from components.ablation.sft import table as sft_table
+from components.ablation.tables import Table
 
 Found = Mapping[str, Any]
 Events = Mapping[str, Sequence[Mapping[str, float]]]
@@ -25,12 +26,16 @@ class Ablation:
     Attributes:
         compare: (``extra["ablation"]`` of each finished arm and seed, task -> rows of its ``metrics.jsonl``) -> the
             arms side by side, in JSON's terms.
-        markdown: of what ``compare`` found: the tables, then a line for each finding.
+        printed: of what ``compare`` found: the table for a terminal.
+        sentences: of what was found: one line for each finding.
+        markdown: of what was found: the tables, then a line for each finding.
         render: (what was found, events, ``run_id`` and ``error``) -> the page.
         metrics: of what was found: the figures for MLflow.
     """
 
     compare: Callable[[Sequence[Mapping[str, Any]], Events], dict[str, Any]]
+    printed: Callable[[Found], Table]
+    sentences: Callable[[Found], list[str]]
     markdown: Callable[[Found], str]
     render: Callable[[Found, Events, Mapping[str, Any]], str]
     metrics: Callable[[Found], dict[str, float]]
@@ -38,10 +43,14 @@ class Ablation:
 
 ABLATIONS = {
     fusion.NAME: Ablation(
-        fusion_comparison.compare, fusion_table.markdown, fusion_page.render, fusion_comparison.metrics
+        fusion_comparison.compare, fusion_table.printed, fusion_table.sentences, fusion_table.markdown,
+        fusion_page.render, fusion_comparison.metrics,
     ),
-    sft.NAME: Ablation(sft_comparison.compare, sft_table.markdown, sft_page.render, sft_comparison.metrics),
-}
+    sft.NAME: Ablation(
+        sft_comparison.compare, sft_table.printed, sft_table.sentences, sft_table.markdown, sft_page.render,
+        sft_comparison.metrics,
+    ),
+}  # fmt: skip
 
 
 def compare(results: Sequence[Mapping[str, Any]], events: Events) -> dict[str, Any]:

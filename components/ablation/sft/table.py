@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-from components.ablation.markdown import table
 from components.ablation.sft.arms import ARMS, TWINS, VISION
 from components.ablation.sft.claims import claims
 from components.ablation.sft.comparison import GROUPS, vision_rows
+from components.ablation.tables import Table
 
 MEASURES = {"success": "success", "tool_calls": "tool-call rate"}
-
-
-@dataclass(frozen=True)
-class Table:
-    """One table; the first cell of a row names it."""
-
-    title: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
 
 
 def tables(found: Mapping[str, Any]) -> list[Table]:
@@ -43,11 +33,16 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
     ]
 
 
+def printed(found: Mapping[str, Any]) -> Table:
+    """What a terminal shows."""
+    return tables(found)[0]
+
+
 def markdown(found: Mapping[str, Any]) -> str:
     """The tables, then the sentences, as Markdown."""
     lines = ["Points, 0 to 100, on held-out tasks; ± is the standard deviation over seeds.", ""]
     for each in tables(found):
-        lines += [f"**{each.title}**", "", *table(each.head, each.rows), ""]
+        lines += [f"**{each.title}**", "", *each.markdown(), ""]
     lines += [f"- {line}" for line in sentences(found)]
     return "\n".join(lines) + "\n"
 
