@@ -27,8 +27,8 @@ class Config(RLConfig):
     max_new_tokens: int = Field(
         48,
         ge=1,
-        description="longest completion in tokens; families whose held-out suite allows longer ones are left out: image "
-        "programs need 180 (source: ours)",
+        description="longest completion in tokens; families whose held-out suite allows longer ones are left out: "
+        "image programs need 180 (source: ours)",
     )
     modalities: Annotated[str, AfterValidator(_modalities)] = Field(
         "text,image",
