@@ -55,7 +55,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         fine_tune(model, data, arm.mixture(mixtures(config.mixture).trajectories), tuning, services)
         saved = context.checkpoints.latest()
         assert saved is not None
-        tokens = StreamState(**read_state(saved)["data_position"]).tokens
+        tokens = dict(StreamState(**read_state(saved)["data_position"]).tokens)
 
     # 3. Measure: tool use on images, and what must not wear down.
     scores = greedy_scores(

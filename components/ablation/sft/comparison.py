@@ -90,8 +90,9 @@ def _arm(runs: Runs) -> dict[str, Any]:
 def _gains(start: Runs, end: Runs) -> dict[str, dict[str, dict[str, Any]]]:
     """Row -> measure -> ``seeds`` (seed -> end minus start, points), their mean and its 95% half width."""
     pairs = {seed: (rows_of(start[seed]), rows_of(end[seed])) for seed in sorted(set(start) & set(end))}
+    names = list(next(iter(pairs.values()))[1]) if pairs else []
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    for name in next(iter(pairs.values()))[1] if pairs else ():
+    for name in names:
         if any(name not in a or name not in b for a, b in pairs.values()):
             continue
         found[name] = {}
