@@ -15,8 +15,15 @@ from pipelines.k25 import k25
 from pipelines.post_train import post_train
 from pipelines.pretrain import pretrain
 from pipelines.profile import Profile
+from pipelines.sft_ablation import sft_ablation
 
-BUILDERS = {"k25": k25, "pretrain": pretrain, "post_train": post_train, "fusion_ablation": fusion_ablation}
+BUILDERS = {
+    "k25": k25,
+    "pretrain": pretrain,
+    "post_train": post_train,
+    "fusion_ablation": fusion_ablation,
+    "sft_ablation": sft_ablation,
+}
 VERSION = re.compile(r"[a-z0-9]([-.a-z0-9]{0,61}[a-z0-9])?")
 NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 SUFFIXES = (".yaml", ".yml")

@@ -19,6 +19,7 @@ from components.runtime.kfp import later
 from pipelines.placement import place
 from pipelines.profile import Profile
 
+AT_ONCE = 2  # tasks of a loop; kfp.local runs no more at a time either
 MakeTask = Callable[..., dsl.PipelineTask]
 """(component, **inputs that are no pipeline parameters, such as artifacts or a loop's item) -> a task of the DAG."""
 

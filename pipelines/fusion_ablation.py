@@ -11,14 +11,12 @@ from __future__ import annotations
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
-from components.ablation.arms import cells
+from components.ablation.fusion.arms import cells
 from components.finish.component import finish
 from components.fusion_arm.component import fusion_arm
 from components.prepare_data.component import prepare_data
-from pipelines.dag import MakeTask, pipeline
+from pipelines.dag import AT_ONCE, MakeTask, pipeline
 from pipelines.profile import Profile
-
-AT_ONCE = 2  # kfp.local runs no more at a time either
 
 
 def fusion_ablation(profile: Profile) -> BaseComponent:

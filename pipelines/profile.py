@@ -17,7 +17,6 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from components.ablation.arms import cells
 from components.runtime.config import StepConfig, known_preset
 from components.runtime.kfp.image import PIPELINE, TRAIN
 from components.runtime.launcher.placement import Placement
@@ -44,10 +43,12 @@ class RunSettings(StepConfig):
     )
     preset: Annotated[str, AfterValidator(lambda name: name and known_preset(name))] = Field(
         "",
-        description="the model's shape, a file's name in model/network/presets; required, except in post_train, which "
-        "has the shape of its checkpoint",
+        description="the model's shape, a file's name in model/network/presets; required, except in pipelines that "
+        "start from a checkpoint, whose shape they have",
     )
-    seeds: int = Field(3, ge=1, description="runs of each arm of fusion_ablation, seeds 0, 1, ...; others have one run")
+    seeds: int = Field(
+        3, ge=1, description="runs of each arm of an ablation, seeds 0, 1, ...; other pipelines have one run"
+    )
     image: str = Field(PIPELINE, min_length=1, description="container image of the tasks; ignored in a local run")
     train_image: str = Field(
         TRAIN,
@@ -92,7 +93,7 @@ class Profile:
         """The tasks of a run in order: a step's name, or a name per arm and seed for a step that runs several times."""
         names = []
         for step, config in self.steps.items():
-            names += [f"{step}-{cell}" for cell in cells(self.run.seeds)] if config.looped else [step]
+            names += [f"{step}-{cell}" for cell in config.cells(self.run.seeds)] if config.looped else [step]
         return names
 
     def require_parallel(self) -> None:

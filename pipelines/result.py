@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from components.ablation.table import sentences
+from components.ablation import ablations
 from components.finish.report import render
 from components.runtime.checkpoints.manifest import ORIGIN
 from components.runtime.steps import IMPORTED
@@ -68,7 +68,7 @@ def print_result(
         console.print(_evals(summary["evals"]))
     console.print(_times(summary["steps"], run_dir, names, seconds, services_s))
     if "ablation" in summary:
-        for line in sentences(summary["ablation"]):
+        for line in ablations.of(summary["ablation"]).sentences(summary["ablation"]):
             say(console, f"- {line}")
         say(console, f"table      {run_dir / 'table.md'}")
     else:
@@ -149,19 +149,13 @@ def _evals(rows: list[dict[str, Any]]) -> Table:
 
 
 def _arms(found: Mapping[str, Any]) -> Table:
-    """Scores of the arms next to the paper's, a row per ability."""
-    title = "score, 0 to 100: ours (sd over seeds), K2.5"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    arms = found["arms"]
-    for name in ("ability", *(f"{name} {arm['ratio']}" for name, arm in arms.items())):
-        table.add_column(name, justify="left" if name == "ability" else "right", no_wrap=True)
-    for column in next(iter(arms.values()))["columns"]:
-        cells = [arm["columns"][column] for arm in arms.values()]
-        spreads = ["" if cell["score"]["sd"] is None else f" ±{cell['score']['sd']:.1f}" for cell in cells]
-        table.add_row(
-            column,
-            *(f"{c['score']['mean']:.1f}{sd}, {c['paper']:.1f}" for c, sd in zip(cells, spreads, strict=True)),
-        )
+    """The arms of an ablation side by side."""
+    compared = ablations.of(found).printed(found)
+    table = Table(title=compared.title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for number, name in enumerate(compared.head):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    for row in compared.rows:
+        table.add_row(*row)
     return table
 
 

@@ -22,7 +22,7 @@ from components.runtime.store.open_store import for_sources
 from model.boundary.errors import MoonflowError
 from model.network.config import preset
 from pipelines.compile import compile_ir
-from pipelines.fusion_ablation import AT_ONCE
+from pipelines.dag import AT_ONCE
 from pipelines.memory import PeakMemory
 from pipelines.preflight import preflight
 from pipelines.profile import Profile
@@ -54,7 +54,7 @@ def cores_of_task(profile: Profile) -> int:
     cores = len(os.sched_getaffinity(0))
     if CPU_QUOTA.exists() and (limit := CPU_QUOTA.read_text().split())[0] != "max":
         cores = min(cores, -(-int(limit[0]) // int(limit[1])))
-    return max(1, cores // AT_ONCE) if profile.run.pipeline == "fusion_ablation" else cores
+    return max(1, cores // AT_ONCE) if any(step.looped for step in profile.steps.values()) else cores
 
 
 def run_locally(profile: Profile, run_dir: Path, *, keep: bool, console: Console) -> None:

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from components.ablation import comparison
+from components.ablation import ablations
 from components.runtime.checkpoints.manifest import Manifest
 from components.runtime.steps import TRAINING_STEPS, config_class, step_of
 from components.runtime.tracking.mlflow_runs import COMMIT_TAG, Dataset, Outcome
 
 DATA = "prepare_data"
-LEARNING = (*TRAINING_STEPS, "fusion_arm")
+LEARNING = (*TRAINING_STEPS, "fusion_arm", "sft_arm")
 
 
 def outcome(found: Mapping[str, Manifest], summary: Mapping[str, Any], profile: str, error: str) -> Outcome:
@@ -67,7 +67,8 @@ def _scores(summary: Mapping[str, Any], evaluation: Manifest | None) -> dict[str
 
 
 def _ablation(summary: Mapping[str, Any]) -> dict[str, float]:
-    return comparison.metrics(summary["ablation"]) if "ablation" in summary else {}
+    found = summary.get("ablation")
+    return ablations.of(found).metrics(found) if found else {}
 
 
 def _parameters(found: Mapping[str, Manifest]) -> dict[str, str]:

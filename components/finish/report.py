@@ -14,7 +14,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from components.ablation import page as ablation
+from components.ablation import ablations
 from components.finish import gallery
 from components.runtime.pages import template
 from components.runtime.pages.charts import Points, line_chart
@@ -88,7 +88,7 @@ def render(summary: Mapping[str, Any], events: Mapping[str, Sequence[Event]], ex
         The page's text.
     """
     if "ablation" in summary:
-        return ablation.render(summary["ablation"], events, extra)
+        return ablations.of(summary["ablation"]).render(summary["ablation"], events, extra)
     rows = list(summary.get("evals") or ())
     steps = list(summary.get("steps") or ())
     evaluation = extra.get("evaluate") or {}

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from components.ablation import comparison, table
+from components.ablation import ablations
 from components.finish.config import Config
 from components.finish.outcome import outcome
 from components.finish.report import render
@@ -44,7 +44,7 @@ class RunFiles:
 def run(config: Config, store: ObjectStore, run_id: str, run_dir: Path | None, error: str) -> RunFiles:
     """Write ``summary.json``, ``events.json`` and ``report.html`` below ``<run>/finish/`` and into ``run_dir``.
 
-    If arms of the fusion ablation have ended, these files are about them, and ``table.md`` is written as well.
+    If arms of an ablation have ended, these files are about them, and ``table.md`` is written as well.
 
     Unlike the other steps, it writes its files again each time, so that they show the newest state of the run.
 
@@ -83,14 +83,14 @@ def run(config: Config, store: ObjectStore, run_id: str, run_dir: Path | None, e
 
     # 3. The page, and everything it was made from.
     if arms := [m.extra["ablation"] for m in found.values() if "ablation" in m.extra]:
-        summary["ablation"] = comparison.compare(arms, events)
+        summary["ablation"] = ablations.compare(arms, events)
     files = {
         "summary.json": json.dumps(summary, indent=2) + "\n",
         "events.json": json.dumps({"events": events, "extra": extra}) + "\n",
         "report.html": render(summary, events, extra),
     }
     if arms:
-        files["table.md"] = table.markdown(summary["ablation"])
+        files["table.md"] = ablations.of(summary["ablation"]).markdown(summary["ablation"])
     for name, text in files.items():
         store.put(f"{run_id}/finish/{name}", text.encode())
         if run_dir is not None:

@@ -35,8 +35,9 @@ def fusion_arm(
     `cell` names the arm and the seed in one text, for example `early-0`, because a KFP loop over records would pass the
     seed as text.
     """
-    from components.ablation.arms import of_cell
+    from components.ablation.cells import of_cell
+    from components.ablation.fusion.arms import ARMS
     from components.runtime.kfp.entry import enter
 
-    arguments = {**locals(), **of_cell(cell)}
+    arguments = {**locals(), **of_cell(cell, ARMS)}
     enter("fusion_arm", arguments, inputs={"data": data}, output=evals, metrics=metrics, card=card)

@@ -6,11 +6,16 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from components.ablation.fusion.arms import cells
 from components.runtime.config import HIGHEST_RATE, EpisodesConfig, Preset
 
 
 class Config(EpisodesConfig):
     looped: ClassVar[tuple[str, ...]] = ("arm", "seed")
+
+    @classmethod
+    def cells(cls, seeds: int) -> list[str]:
+        return cells(seeds)
 
     arm: str = Field(
         "early",

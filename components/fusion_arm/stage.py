@@ -7,35 +7,32 @@ where its arms start): the checkpoint of ViT pre-training has seen images, so vi
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
-from components.ablation.arms import ARMS, COLUMNS
+from components.ablation.fusion import NAME
+from components.ablation.fusion.arms import ARMS, COLUMNS
+from components.ablation.services import ArmServices, Unfinished
 from components.fusion_arm.config import Config
 from components.runtime.checkpoints.manifest import Manifest
 from components.runtime.step import StepContext
 from model.boundary.errors import MoonflowError
 from model.checkpoint.folder import read_state
-from model.checkpoint.publication import Checkpoints, Publication
-from model.data.batches.folder import DataFolder
 from model.data.batches.stream import StreamState
 from model.data.order.mixtures import TEXT, VISION
 from model.data.order.schedule import fusion
 from model.data.samples.sample import Sample
+from model.evals.greedy import greedy_scores
 from model.evals.likelihood import HeldOut, Likelihood
-from model.evals.scorer import Evaluation, chance_levels, measuring_engine
 from model.evals.suites import SUITES, held_out
 from model.network.multimodal import KimiK25
 from model.optimizer.optimization import Optimization
-from model.rl.tools.toolset import Toolset
 from model.train.first_weights import first_weights
 from model.train.loop import train
 from model.train.phase import Phase
-from model.train.protocol import MetricLog, Progress
+from model.train.protocol import MetricLog
 
 RESULTS = "results.json"
 FAMILIES = list(dict.fromkeys([*TEXT, *VISION, *(family for column in COLUMNS for family in column.families)]))
@@ -81,8 +78,13 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     everything = HeldOut.of(data, FAMILIES, config.samples)
     losses = everything.likelihood(model)
     tasks = {suite: held_out(data, SUITES[suite], config.samples) for column in COLUMNS for suite in column.suites}
-    scores, chance = answers(config, data, model, tasks)
+    found, chance = greedy_scores(
+        model, data, tasks, sandbox=config.sandbox, max_batch=config.max_batch,
+        max_failed_episodes=config.max_failed_episodes,
+    )  # fmt: skip
+    scores = {name: asdict(score) for name, score in found.items()}
     result = {
+        "name": NAME,
         "arm": config.arm,
         "seed": config.seed,
         "vision_start": arm.vision_start,
@@ -90,8 +92,8 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         "tokens": tokens,
         "scores": scores,
         "chance": chance,
-        "losses": {name: found.loss for name, found in losses.items()},
-        "bits_per_byte": {name: found.bits_per_byte for name, found in losses.items() if found.text_bytes},
+        "losses": {name: each.loss for name, each in losses.items()},
+        "bits_per_byte": {name: each.bits_per_byte for name, each in losses.items() if each.text_bytes},
         "columns": {
             column.name: {
                 "score": mean([scores[suite]["value"] for suite in column.suites]),
@@ -107,29 +109,6 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     (folder / RESULTS).write_text(json.dumps(result, indent=1) + "\n")
     seen = context.checkpoints.newest.tokens_seen
     return context.publish(folder, kind="evals", complete=True, tokens_seen=seen, extra={"ablation": result})
-
-
-@dataclass(frozen=True)
-class ArmServices:
-    """``model.train.protocol.StepServices``."""
-
-    work: Path
-    checkpoints: Checkpoints
-    metrics: MetricLog
-    progress: Progress
-
-
-class Unfinished:
-    """Checkpoints that do not end the step: it still measures after the last one."""
-
-    def __init__(self, checkpoints: Checkpoints) -> None:
-        self._checkpoints = checkpoints
-
-    def latest(self) -> Path | None:
-        return self._checkpoints.latest()
-
-    def prepare(self, *, index: int, tokens_seen: int, complete: bool) -> Publication:
-        return self._checkpoints.prepare(index=index, tokens_seen=tokens_seen, complete=False)
 
 
 class Probes:
@@ -169,23 +148,6 @@ def require_budget(share: float, tokens: Mapping[str, int]) -> None:
         raise MoonflowError(
             f"{tokens['vision']} of {whole} tokens were vision, the arm's budget is {share * whole:.0f}: raise steps"
         )
-
-
-def answers(
-    config: Config, data: DataFolder, model: KimiK25, tasks: Mapping[str, list[Sample]]
-) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
-    """Greedy scores of the columns' suites, as the step ``evaluate`` has them, and what chance scores."""
-    suites = [SUITES[name] for name in tasks]
-    engine = measuring_engine(model, config.max_batch)
-    context = model.config.text_config.max_position_embeddings
-    with Toolset(sandbox=config.sandbox) as toolset:
-        evaluation = Evaluation(
-            data.tokenizer, data.image_config, toolset, temperature=0.0, seed=0,
-            max_failed_episodes=config.max_failed_episodes,
-        )  # fmt: skip
-        scores = asyncio.run(evaluation.score(engine, engine, tasks, suites, context))
-        chance = asyncio.run(chance_levels(tasks, toolset))
-    return {name: asdict(score) for name, score in scores.items()}, chance
 
 
 def final_metrics(result: Mapping[str, Any], tasks: Mapping[str, list[Sample]]) -> dict[str, float]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from components.runtime.config import HIGHEST_RATE, PretrainingConfig
+from components.runtime.config import HIGHEST_RATE, MixtureConfig
 
 
-class Config(PretrainingConfig):
+class Config(MixtureConfig):
     steps: int = Field(1200, ge=1, description="optimizer steps (source: ours)")
     vision_ratio: float = Field(
         0.35,

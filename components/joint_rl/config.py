@@ -33,7 +33,12 @@ class Config(RLConfig):
     prompts_per_iteration: int = Field(16, ge=1, description="prompts per round (source: ours)")
     samples_per_prompt: int = Field(8, ge=2, description="K, episodes per prompt (source: ours)")
     learning_rate: float = Field(2e-4, gt=0, le=HIGHEST_RATE, description="learning rate, constant (source: ours)")
-    max_new_tokens: int = Field(48, ge=1, description="longest completion in tokens (source: ours)")
+    max_new_tokens: int = Field(
+        48,
+        ge=1,
+        description="longest completion in tokens; families whose held-out suite allows longer ones are left out: "
+        "image programs need 180 (source: ours)",
+    )
     modalities: Annotated[str, AfterValidator(_modalities)] = Field(
         "text,image",
         description="modalities of the tasks, from text, image and video, with commas and no blanks between "

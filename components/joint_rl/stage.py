@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
+
 from components.joint_rl.config import Config
 from components.runtime.checkpoints.manifest import Manifest
 from components.runtime.sampler import SEEN, sampler
 from components.runtime.step import StepContext
 from model.checkpoint.folder import load_parent
 from model.data.samples.sample import Sample
+from model.evals.suites import SUITES
 from model.network.multimodal import KimiK25
 from model.network.served import as_served
 from model.rl.environment import Episode, run_episode
@@ -22,12 +26,14 @@ from model.rl.tools.toolset import Toolset
 from model.rl.trainer import RLSettings, RLTrainer
 
 SWARM_TASKS = ("wide_search",)  # they need sub-agents: PARL trains on them
-MAX_TURNS = 3  # a program, a second one after an error, the answer (ours)
+MAX_TURNS = 3  # a program, a second one after an error, the answer (ours); a suite may allow more
+
+log = logging.getLogger(__name__)
 
 
 def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
-    # 1. Prompts: train shards of every task family, grouped by ability, text and image alike. Tasks of the user's own
-    # take their shares of them.
+    # 1. Prompts: train shards of every task family, grouped by ability, text and image alike. What cannot be answered
+    # in the room that there is would only earn nothing. Tasks of the user's own take their shares of the prompts.
     data = context.data(inputs["data"])
     modalities = [name for name in config.modalities.split(",") if name in SEEN[config.engine]]
     if passed_over := set(config.modalities.split(",")) - set(modalities):
@@ -35,7 +41,16 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     shares = parse_task_shares(config.tasks)
     pool: PromptPool | None = None
     if not takes_all(shares):
-        pool = PromptPool(data.source, data.index, modalities=modalities, seed=config.seed, without=SWARM_TASKS)
+        unanswerable = need_more(data.families(), config.max_new_tokens)
+        if unanswerable and context.ranks.first:
+            log.warning(
+                "no prompts of %s: their answers need more than max_new_tokens = %d", ", ".join(unanswerable),
+                config.max_new_tokens,
+            )  # fmt: skip
+        pool = PromptPool(
+            data.source, data.index, modalities=modalities, seed=config.seed, without=(*SWARM_TASKS, *unanswerable)
+        )
+    most_turns = {suite.family: max(MAX_TURNS, suite.max_turns) for suite in SUITES.values()}
 
     # 2. Policy. The embedded engine samples from the very weights that are trained; SGLang replicas get them after each
     # step. Of INT4 experts both have the rounded values, which the trainer's forward uses and an export will hold.
@@ -52,7 +67,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         )  # fmt: skip
 
         async def rollout(sample: Sample, seed: int) -> Episode:
-            turns, tokens = MAX_TURNS, config.max_new_tokens
+            turns, tokens = most_turns.get(sample.family, MAX_TURNS), config.max_new_tokens
             if isinstance(sample, TaskSample):
                 turns, tokens = sample.max_turns, sample.max_new_tokens
             return await run_episode(
@@ -79,3 +94,13 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         ).train()  # fmt: skip
     acting.close()
     return context.checkpoints.newest
+
+
+def need_more(families: Iterable[str], max_new_tokens: int) -> list[str]:
+    """The families of ``families`` whose suite allows longer completions than ``max_new_tokens``, sorted; not those of
+    a swarm, which are left out anyway."""
+    longest: dict[str, int] = {}
+    for suite in SUITES.values():
+        longest[suite.family] = max(longest.get(suite.family, 0), suite.max_new_tokens)
+    found = (name for name in families if longest.get(name, 0) > max_new_tokens and name not in SWARM_TASKS)
+    return sorted(found)

@@ -8,10 +8,10 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
-from components.runtime.config import HIGHEST_RATE, PretrainingConfig
+from components.runtime.config import HIGHEST_RATE, MixtureConfig
 
 
-class Config(PretrainingConfig):
+class Config(MixtureConfig):
     steps: int = Field(
         140, ge=1, description="optimizer steps, divided evenly among the context lengths (source: ours)"
     )

@@ -46,6 +46,11 @@ class StepConfig(BaseModel):
     profile."""
 
     @classmethod
+    def cells(cls, seeds: int) -> list[str]:
+        """The values of ``looped`` in each of those tasks, as the pipeline's loop names them, for ``run.seeds``."""
+        return []
+
+    @classmethod
     def task_name(cls, step: str, values: Mapping[str, Any]) -> str:
         """The name of a task of ``step``: of its folder in the store, its MLflow run and its progress."""
         return "-".join([step, *(str(values[name]) for name in cls.looped)])
@@ -123,11 +128,11 @@ def _known_mixture(name: str) -> str:
 
 
 MixtureName = Annotated[str, AfterValidator(_known_mixture)]
-"""The name of what a pre-training makes and reads, in ``model.data.order.mixtures.MIXTURES``."""
+"""The name of what a recipe makes and reads, in ``model.data.order.mixtures.MIXTURES``."""
 
 
-class PretrainingConfig(TrainingConfig):
-    """Base of the steps that read the mixtures of a pre-training."""
+class MixtureConfig(TrainingConfig):
+    """Base of the steps that read a mixture of the families by its name."""
 
     mixture: MixtureName = Field(
         "short",

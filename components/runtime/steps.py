@@ -47,6 +47,7 @@ PIPELINES = {
     "pretrain": (*STEPS[: STEPS.index("zero_vision_sft")], "evaluate", "finish"),
     "post_train": (IMPORTED, STEPS[0], *STEPS[STEPS.index("zero_vision_sft") :]),
     "fusion_ablation": ("prepare_data", "fusion_arm", "finish"),
+    "sft_ablation": (IMPORTED, "prepare_data", "sft_arm", "finish"),
 }
 """The steps of each pipeline. A module of ``pipelines`` with that name has its DAG."""
 
@@ -55,7 +56,7 @@ ALL_STEPS = tuple(dict.fromkeys((IMPORTED, *(step for steps in PIPELINES.values(
 
 
 AGREE = (
-    *(("prepare_data", step, "mixture") for step in ("vit_pretrain", "joint_pretrain", "mid_train")),
+    *(("prepare_data", step, "mixture") for step in (*STEPS[1:5], "sft_arm")),
     ("promote", "serve", "environment"),
     ("evaluate", "promote", "expert_precision"),
 )
@@ -88,7 +89,7 @@ def _missing_source(configs: Mapping[str, StepConfig]) -> str:
 
 
 def _missing_family(configs: Mapping[str, StepConfig]) -> str:
-    """A floor, or a question of serve, for whose family prepare_data makes no tasks."""
+    """A floor, a question of serve or an arm for whose family prepare_data makes no samples."""
     if "prepare_data" not in configs:
         return ""
     mixture = getattr(configs["prepare_data"], "mixture", "")
@@ -99,11 +100,13 @@ def _missing_family(configs: Mapping[str, StepConfig]) -> str:
     ]
     if family := getattr(configs.get("serve"), "family", ""):
         asked.append(("serve.family", family, family))
+    if "sft_arm" in configs:
+        asked.append(("sft_arm", "narrow_program_image", "narrow_program_image"))
     for key, name, family in asked:
         if family not in mixtures(mixture).made:
             return (
-                f"{key} names {name!r}, for which prepare_data.mixture {mixture!r} makes no tasks: choose another, or "
-                "the mixture broad"
+                f"{key} names {name!r}, for which prepare_data.mixture {mixture!r} makes no samples: choose another, "
+                "or the mixture broad"
             )
     return ""
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from components.runtime.config import HIGHEST_RATE, Preset, PretrainingConfig
+from components.runtime.config import HIGHEST_RATE, MixtureConfig, Preset
 
 
-class Config(PretrainingConfig):
+class Config(MixtureConfig):
     preset: Preset = Field(
         "tiny",
         description="the model's shape, the name of a file in model/network/presets (source: ours; k25 is K2 Table 2)",

@@ -15,6 +15,7 @@ def zero_vision_sft(
     checkpoint: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
     card: dsl.Output[dsl.Markdown],
+    mixture: str,
     steps: int,
     learning_rate: float,
     sources: str,

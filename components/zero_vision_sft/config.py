@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from components.runtime.config import HIGHEST_RATE, TrainingConfig
+from components.runtime.config import HIGHEST_RATE, MixtureConfig
 from model.boundary.errors import MoonflowError
 from model.data.order.mixtures import parse_shares
 
@@ -19,8 +19,8 @@ def _shares(text: str) -> str:
     return text
 
 
-class Config(TrainingConfig):
-    steps: int = Field(200, ge=1, description="optimizer steps (source: ours)")
+class Config(MixtureConfig):
+    steps: int = Field(240, ge=1, description="optimizer steps (source: ours)")
     learning_rate: float = Field(1e-3, gt=0, le=HIGHEST_RATE, description="peak learning rate (source: ours)")
     sources: Annotated[str, AfterValidator(_shares)] = Field(
         "",

@@ -12,10 +12,8 @@ from components.runtime.checkpoints.manifest import Manifest
 from components.runtime.step import StepContext
 from components.zero_vision_sft.config import Config
 from model.checkpoint.folder import load_parent
-from model.data.order.mixtures import TRAJECTORIES, parse_shares, with_shares
-from model.optimizer.optimization import Optimization
-from model.train.loop import train
-from model.train.phase import Phase
+from model.data.order.mixtures import mixtures, parse_shares, with_shares
+from model.train.fine_tuning import FineTuning, fine_tune
 
 log = logging.getLogger(__name__)
 
@@ -27,16 +25,15 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     too_long = data.require_own(shares, config.tokens_per_row)
     for line in too_long if context.ranks.first else ():
         log.warning("%s", line)
-    mixture = with_shares(TRAJECTORIES, shares)
-    stream = data.mixture(mixture, tokens_per_row=config.tokens_per_row, rows=config.rows, seed=config.seed)
+    mixture = with_shares(mixtures(config.mixture).trajectories, shares)
 
     # 2. Model. Without images of the user's, the vision tower and projector get no gradient.
     model = load_parent(context.fetch(inputs["parent"]), data.tokenizer)
 
     # 3. Train.
-    optimization = Optimization(
-        config.steps, config.learning_rate, products=config.products, expert_precision=config.expert_precision,
-        micro_batch_tokens=config.micro_batch_tokens,
+    tuning = FineTuning(
+        config.steps, config.learning_rate, config.tokens_per_row, config.rows, config.seed, config.products,
+        config.expert_precision, config.micro_batch_tokens, config.checkpoint_every,
     )  # fmt: skip
-    train(model, [Phase(stream, optimization, config.checkpoint_every)], data.path, context, context.ranks)
+    fine_tune(model, data, mixture, tuning, context, context.ranks)
     return context.checkpoints.newest

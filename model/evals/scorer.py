@@ -74,6 +74,7 @@ class Score:
         kinds: of a suite of image programs, the score of each kind that has tasks, in the order of its first task.
         answered: share of episodes that ended with an answer.
         tokens: tokens sampled in all episodes.
+        tool_calls: share of the episodes that called a tool.
         failed: episodes in which something broke (`model.rl.failures`); if that ended the episode, it scores 0.
         figures: means, over the other episodes, of what the environment measured, e.g. a swarm's ``critical_steps``.
     """
@@ -87,6 +88,7 @@ class Score:
     figures: dict[str, float] = field(default_factory=dict)
     correct: int = 0
     interval: tuple[float, float] = (0.0, 1.0)
+    tool_calls: float = 0.0
     kinds: dict[str, KindScore] = field(default_factory=dict)
 
 
@@ -232,6 +234,7 @@ def summarise(samples: Sequence[Sample], episodes: Sequence[Episode]) -> Score:
         figures={name: sum(m.get(name, 0.0) for m in measured) / len(measured) for name in sorted(names)},
         correct=sum(value == 1.0 for value in values),
         interval=interval(values),
+        tool_calls=sum(e.metrics.get("tool_calls", 0.0) > 0 for e in episodes) / len(episodes),
         kinds=_by_kind(samples, episodes, values),
     )
 

@@ -103,7 +103,8 @@ class PromptPool:
         wanted, excluded = set(modalities), set(without)
         self._groups: dict[str, list[FamilyTasks]] = {}
         self.families: dict[str, list[str]] = {}
-        names = sorted(index["families"] if families is None else families)
+        known = set(index["families"])
+        names = sorted(known if families is None else families)
         chosen = {name: index["families"].get(name, {}).get("train") for name in names if name not in excluded}
         for name, entries in chosen.items():
             if not entries:
@@ -115,7 +116,8 @@ class PromptPool:
                 self._groups.setdefault(first.ability, []).append(tasks)
                 self.families.setdefault(first.ability, []).append(name)
         if not self._groups:
-            raise MoonflowError(f"the data has no task of modality {' or '.join(sorted(wanted))} to train on")
+            besides = f", apart from {', '.join(sorted(excluded & known))}" if excluded & known else ""
+            raise MoonflowError(f"the data has no task of modality {' or '.join(sorted(wanted))} to train on{besides}")
         self.abilities = [ability for ability in ABILITIES if ability in self._groups]
 
     def __getitem__(self, n: int) -> Sample:

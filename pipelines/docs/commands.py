@@ -10,14 +10,20 @@ import typer
 from components.runtime.config import StepConfig, bounds
 from components.runtime.launcher.placement import Placement
 from components.runtime.steps import PIPELINES
-from pipelines import fusion_ablation, k25, post_train, pretrain
+from pipelines import fusion_ablation, k25, post_train, pretrain, sft_ablation
 from pipelines.cli import app
 from pipelines.docs import engines, start
 from pipelines.docs.markdown import cell, table
 from pipelines.profile import PROFILES, RunSettings, load_profile
 
 WRITTEN_BY = "<!-- Written by `python -m pipelines.docs`; edit the code or the profiles instead. -->"
-DAGS = {"k25": k25, "pretrain": pretrain, "post_train": post_train, "fusion_ablation": fusion_ablation}
+DAGS = {
+    "k25": k25,
+    "pretrain": pretrain,
+    "post_train": post_train,
+    "fusion_ablation": fusion_ablation,
+    "sft_ablation": sft_ablation,
+}
 INTRODUCTION = """\
 Pipelines are built from profiles. A profile names a pipeline and a model shape, sets the steps' parameters, and says
 where each step runs. The same pipeline runs on this machine (`moonflow run`) and on Kubeflow (`moonflow submit`)."""

@@ -149,6 +149,12 @@ def test_chance_of_programs_is_measured_by_running_them(toolset):
     assert asyncio.run(chance_level(samples, toolset)) == pytest.approx((1 + 0.5 + 0) / 3)
 
 
+def test_the_tool_call_rate_is_the_share_of_episodes_that_called():
+    done = [episode("3", tool_calls=calls) for calls in (0.0, 1.0, 3.0)] + [make_episode(finish_reason="failed")]
+    found = summarise([number(3)] * 4, done)
+    assert found.tool_calls == 0.5 and found.figures["tool_calls"] == pytest.approx(4 / 3)
+
+
 @pytest.mark.parametrize("suite", SUITES.values(), ids=SUITES)
 def test_every_suite_fits_its_family(suite, summed, toolset):
     """The reference answer earns the full score; chance does not."""

@@ -29,7 +29,7 @@ ROWS = {"tokens_per_row": 192, "rows": 2, "checkpoint_every": 0}
 STEPS: dict[str, dict[str, Any]] = {
     "vit_pretrain": {**ROWS, "preset": "tiny", "steps": 6, "projector_steps": 1, "products": "float32"},
     "joint_pretrain": {**ROWS, "steps": 6, "products": "bfloat16"},
-    "joint_rl": {"iterations": 2, "prompts_per_iteration": 4, "samples_per_prompt": 2, "max_new_tokens": 8},
+    "joint_rl": {"iterations": 2, "prompts_per_iteration": 4, "samples_per_prompt": 2, "max_new_tokens": 48},
 }
 PARENTS = {"joint_pretrain": "vit_pretrain", "joint_rl": "vit_pretrain"}
 LAST = "joint_rl"

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from components.ablation.arms import ARMS, cells
+from components.ablation.fusion.arms import ARMS, cells
 from components.runtime.steps import PIPELINES, component_of, config_class
 from model.boundary.errors import MoonflowError
 from pipelines.dag import pipeline_parameters

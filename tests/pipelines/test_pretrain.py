@@ -13,7 +13,6 @@ import pytest
 from components.mid_train.stage import shapes
 from components.runtime.steps import PIPELINES, STEPS
 from model.boundary.errors import MoonflowError
-from model.data.families import UNMIXED
 from model.data.order.mixtures import MIXTURES
 from model.evals.suites import SUITES
 from model.network.config import preset
@@ -78,11 +77,11 @@ def test_mixtures_that_do_not_fit_together_are_one_line(overrides: list[str], to
 
 
 def test_a_floor_or_question_without_tasks_is_told_before_the_first_step() -> None:
-    with pytest.raises(MoonflowError, match=r"evaluate.floors names 'digit_tally'.*'short'.*the mixture broad"):
+    with pytest.raises(MoonflowError, match=r"evaluate.floors names 'digit_tally'.*'short'.*or the mixture broad"):
         load_profile("tiny", ["evaluate.floors=photo=0.1, digit_tally = 0.5"])
     with pytest.raises(MoonflowError, match="serve.family names 'ocr_text'.*'short'"):
         load_profile("tiny", ["serve.family=ocr_text"])
-    broad = [f"{step}.mixture=broad" for step in ("prepare_data", "vit_pretrain", "joint_pretrain", "mid_train")]
+    broad = [f"{step}.mixture=broad" for step in (*STEPS[:4], "zero_vision_sft")]
     load_profile("tiny", [*broad, "evaluate.floors=digit_tally=0.5", "serve.family=ocr_text"])
     assert set(MIXTURES) == {"short", "broad"}
 
@@ -105,8 +104,7 @@ def test_a_whole_run_is_measured_and_post_training_starts_from_it(tmp_path: Path
 
     summary = json.loads((base / "summary.json").read_text())
     assert [step["name"] for step in summary["steps"]] == list(PIPELINES["pretrain"][:-1])
-    made = {name for name, suite in SUITES.items() if suite.family not in UNMIXED}
-    assert {row["suite"] for row in summary["evals"]} == made
+    assert {row["suite"] for row in summary["evals"]} == set(SUITES)
     stages = list(dict.fromkeys(row["step"] for row in summary["evals"]))
     assert stages == ["init", "vit_pretrain", "joint_pretrain", "mid_train"]
     assert re.search(r'class="verdict good">passed<', (base / "report.html").read_text())
@@ -117,6 +115,7 @@ def test_a_whole_run_is_measured_and_post_training_starts_from_it(tmp_path: Path
     assert found["checkpoint"].startswith("step mid_train of run base") and found["suites"][0]["n"] == 2
 
     assert run_and_step(base) == (base, "")
-    source = ("--set", f"import_checkpoint.source={base}", "--set", "prepare_data.mixture=broad")
-    printed = complete(tmp_path / "post", *source, profile="post_train_smoke")
+    source = ("--set", f"import_checkpoint.source={base}")
+    broad = [part for step in ("prepare_data", "zero_vision_sft") for part in ("--set", f"{step}.mixture=broad")]
+    printed = complete(tmp_path / "post", *source, *broad, profile="post_train_smoke")
     assert "promoted   version" in printed and str(base) in printed

@@ -1,7 +1,4 @@
-"""All families by name. To add one: write its module, append it here, give it a share in ``order/mixtures.py``.
-
-A family without a share (``UNMIXED``) is made by nothing yet: it can be drawn, but no stage reads it.
-"""
+"""All families by name. To add one: write its module, append it here, give it a share in ``order/mixtures.py``."""
 
 from __future__ import annotations
 
@@ -29,7 +26,6 @@ FAMILIES: dict[str, Family] = {
         ARRAY_TOOL_IMAGE, *video.FAMILIES, VIDEO_NEEDLE, *programs.FAMILIES, THINKING, CODING, DIALOGUE,
     )
 }  # fmt: skip
-UNMIXED = frozenset(family.name for family in (*programs.FAMILIES, THINKING, CODING, DIALOGUE))
 
 
 def lengthened(characters: int, chunks: int) -> dict[str, Family]:

@@ -57,7 +57,7 @@ class Family:
     Attributes:
         name: also the ``family`` of its samples and the stem of its shards.
         ability, modality: where its samples count.
-        kind: ``document`` (segments) or ``task`` (messages, answer, reward).
+        kind: ``document`` (segments), ``conversation`` (messages) or ``task`` (messages, answer, reward).
         generate: (rng, split, index) -> one sample, a pure function of its arguments.
         sources: split -> the held-out units it draws from; the two lists share nothing.
     """
@@ -65,7 +65,7 @@ class Family:
     name: str
     ability: Ability
     modality: Modality
-    kind: Literal["document", "task"]
+    kind: Literal["document", "conversation", "task"]
     generate: Callable[[np.random.Generator, Split, int], Sample]
     sources: Callable[[Split], list[str]]
 

@@ -16,7 +16,7 @@ Mixture = dict[str, float]
 
 @dataclass(frozen=True)
 class Mixtures:
-    """What a pre-training of a certain length makes and reads.
+    """What a recipe of a certain length makes and reads.
 
     Attributes:
         text_samples, image_samples, long_samples: what ``prepare_data`` makes, in shares of its parameters of the same
@@ -25,6 +25,7 @@ class Mixtures:
         vision: of their vision tokens, as (progress of joint_pretrain, mixture from then on), rising from 0.0;
             vit_pretrain reads the first.
         long_text, long_vision: of the tokens of mid_train.
+        trajectories: of those tokens of zero_vision_sft that are not the user's.
     """
 
     text_samples: Mixture
@@ -34,6 +35,7 @@ class Mixtures:
     vision: tuple[tuple[float, Mixture], ...]
     long_text: Mixture
     long_vision: Mixture
+    trajectories: Mixture
 
     @property
     def made(self) -> tuple[str, ...]:
@@ -50,6 +52,7 @@ TEXT_SAMPLES: Mixture = {
     "stdlib_code": 1.5,
     "reasoning_gym": 2,
     "array_tool": 3,
+    "image_program": 0.75,  # as many as zero_vision_sft reads once
     "wide_search": 3,
     "sub_search": 1,
 }
@@ -63,6 +66,7 @@ IMAGE_SAMPLES: Mixture = {
     "chart": 1.5,
     "interleaved": 1.5,
     "array_tool_image": 0.3,
+    "image_program_image": 0.2,
     "video_digits": 0.8,
     "video_clip": 0.4,
 }
@@ -117,8 +121,12 @@ BROAD_TEXT_SAMPLES: Mixture = {
     "fact_prose": 2,
     "reasoning_gym": 4,
     "array_tool": 5,
+    "image_program": 7,
     "wide_search": 4,
     "sub_search": 4,
+    "thinking": 3,
+    "coding": 2,
+    "dialogue": 2,
 }
 
 BROAD_IMAGE_SAMPLES: Mixture = {
@@ -134,6 +142,8 @@ BROAD_IMAGE_SAMPLES: Mixture = {
     "photo": 4,
     "interleaved": 3,
     "array_tool_image": 1,
+    "image_program_image": 1,
+    "narrow_program_image": 2,  # hand-made trajectories are few
     "video_digits": 5.5,
     "video_clip": 1.5,
 }
@@ -204,15 +214,37 @@ BROAD_LONG_VISION: Mixture = {**PLACES_VISION, "video_needle": 5}
 
 TRAJECTORIES: Mixture = {
     "array_tool": 2.5,
+    "image_program": 2,
     "wide_search": 5,
     "sub_search": 1,
     "fact_qa": 1,
     "reasoning_gym": 0.5,
 }
 
+# Image programs get the most: visual tool use is what this stage is to wake.
+BROAD_TRAJECTORIES: Mixture = {
+    "image_program": 5,
+    "array_tool": 2,
+    "wide_search": 4,
+    "sub_search": 1,
+    "fact_qa": 1,
+    "reasoning_gym": 0.5,
+    "thinking": 1,
+    "coding": 1.5,
+    "dialogue": 1,
+}
 
 MIXTURES = {
-    "short": Mixtures(TEXT_SAMPLES, IMAGE_SAMPLES, LONG_SAMPLES, TEXT, ((0.0, VISION),), LONG_TEXT, LONG_VISION),
+    "short": Mixtures(
+        TEXT_SAMPLES,
+        IMAGE_SAMPLES,
+        LONG_SAMPLES,
+        TEXT,
+        ((0.0, VISION),),
+        LONG_TEXT,
+        LONG_VISION,
+        TRAJECTORIES,
+    ),
     "broad": Mixtures(
         BROAD_TEXT_SAMPLES,
         BROAD_IMAGE_SAMPLES,
@@ -221,9 +253,10 @@ MIXTURES = {
         ((0.0, BROAD_VISION), (0.4, PLACES_VISION)),
         BROAD_LONG_TEXT,
         BROAD_LONG_VISION,
+        BROAD_TRAJECTORIES,
     ),
 }
-"""By the value of the parameter ``mixture`` of the steps of pre-training."""
+"""By the value of the steps' parameter ``mixture``."""
 
 
 def mixtures(name: str) -> Mixtures:

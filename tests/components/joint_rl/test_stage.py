@@ -16,7 +16,7 @@ from model.data.samples.shards import write_shard
 from tests.step_services import FolderServices
 
 CONFIG = Config(
-    iterations=2, prompts_per_iteration=4, samples_per_prompt=2, learning_rate=1e-3, max_new_tokens=8,
+    iterations=2, prompts_per_iteration=4, samples_per_prompt=2, learning_rate=1e-3, max_new_tokens=48,
     checkpoint_every=1, modalities="text,image", seed=1,
 )  # fmt: skip
 
@@ -35,6 +35,26 @@ def test_joint_rl_covers_abilities_and_modalities_and_ends_complete(
     assert [row["toggle/budget_phase"] for row in services.logged.values()] == [1.0, 1.0]
     assert list(services.logged.values())[-1]["tokens/seen"] > 0
     assert all(row.get("rollout/mismatch_max", 0.0) < 1e-3 for row in services.logged.values())
+
+
+def test_families_whose_answers_need_more_room_are_no_prompts_and_named_in_one_line(
+    rl_inputs: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    families = ["image_program", "image_program_image", "array_tool", "fact_qa", "wide_search", "mine"]
+    assert stage.need_more(families, 48) == ["image_program", "image_program_image"]
+    assert stage.need_more(families, 180) == [], "a swarm's are left out anyway; a user's own have no suite"
+    assert stage.need_more(families, 16) == ["array_tool", "image_program", "image_program_image"]
+
+    config = CONFIG.model_copy(update={"iterations": 1, "max_new_tokens": 16, "ptx_weight": 0.0})
+    services = FolderServices(tmp_path / "some")
+    stage.run(config, rl_inputs, services)
+    (row,) = services.logged.values()
+    assert {name for name in row if name.startswith("reward/")} >= {"reward/knowledge"}
+    assert "reward/coding" not in row and "reward/agentic" not in row
+    told = [record.message for record in caplog.records if "no prompts of" in record.message]
+    assert told == ["no prompts of array_tool, sub_search: their answers need more than max_new_tokens = 16"]
+    with pytest.raises(MoonflowError, match="no task of modality image or text .* apart from .*fact_qa.*wide_search"):
+        stage.run(config.model_copy(update={"max_new_tokens": 4}), rl_inputs, FolderServices(tmp_path / "none"))
 
 
 def test_tasks_that_cannot_be_asked_are_failed_episodes_up_to_the_steps_share(

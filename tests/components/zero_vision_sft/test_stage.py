@@ -107,7 +107,7 @@ def test_alone_and_mixed_it_lowers_the_held_out_loss_of_the_source(data: Path, p
 
 
 def test_the_share_is_one_of_the_tokens() -> None:
-    assert with_shares(TRAJECTORIES, {}) == pytest.approx({n: w / 10 for n, w in TRAJECTORIES.items()})
+    assert with_shares(TRAJECTORIES, {}) == pytest.approx({n: w / 12 for n, w in TRAJECTORIES.items()})
     assert with_shares(TRAJECTORIES, {"a": 0.75, "b": 0.25}) == {"a": 0.75, "b": 0.25}
     mixture = with_shares(TRAJECTORIES, {"a": 0.3})
     assert mixture["a"] == pytest.approx(0.3) and sum(mixture.values()) == pytest.approx(1)

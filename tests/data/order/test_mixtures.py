@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from model.boundary.errors import MoonflowError
-from model.data.families import FAMILIES, UNMIXED
-from model.data.order.mixtures import LONG_TEXT, MIXTURES, TEXT, TRAJECTORIES, VISION, mixtures
+from model.data.families import FAMILIES
+from model.data.order.mixtures import LONG_TEXT, MIXTURES, TEXT, VISION, mixtures
 from model.evals.suites import SUITES
 
 ALL = pytest.mark.parametrize("name", MIXTURES)
@@ -16,7 +16,7 @@ ALL = pytest.mark.parametrize("name", MIXTURES)
 def test_every_family_that_a_stage_reads_is_made(name: str) -> None:
     shares = mixtures(name)
     stages = (shares.text, shares.long_text, shares.long_vision, *(mixture for _, mixture in shares.vision))
-    assert {family for mixture in (*stages, TRAJECTORIES) for family in mixture} <= set(shares.made)
+    assert {family for mixture in (*stages, shares.trajectories) for family in mixture} <= set(shares.made)
     # What reads no mixture by name finds its families too: the fusion ablation and the pre-training loss of RL.
     assert {*TEXT, *VISION, *LONG_TEXT} <= set(shares.made)
 
@@ -36,14 +36,22 @@ def test_the_vision_mixture_changes_at_rising_moments(name: str) -> None:
     assert starts[0] == 0.0 and starts == sorted(set(starts)) and starts[-1] < 1
 
 
-def test_the_broad_one_makes_tasks_for_every_suite() -> None:
-    assert set(mixtures("broad").made) == set(FAMILIES) - UNMIXED
+def test_the_broad_one_makes_every_family() -> None:
+    assert set(mixtures("broad").made) == set(FAMILIES)
     assert {suite.family for suite in SUITES.values()} <= set(FAMILIES)
 
 
 @ALL
-def test_a_family_without_a_share_is_made_and_read_by_nothing(name: str) -> None:
-    assert set(FAMILIES) > UNMIXED and UNMIXED.isdisjoint({*mixtures(name).made, *TRAJECTORIES})
+def test_hand_made_visual_trajectories_are_read_by_no_stage_and_asked_in_no_suite(name: str) -> None:
+    shares = mixtures(name)
+    stages = (shares.text, shares.long_text, shares.long_vision, shares.trajectories, *(m for _, m in shares.vision))
+    assert all("narrow_program_image" not in mixture for mixture in stages)
+    assert "narrow_program_image" not in {suite.family for suite in SUITES.values()}
+
+
+def test_image_programs_have_the_largest_share_of_the_broad_fine_tuning() -> None:
+    shares = mixtures("broad").trajectories
+    assert max(shares, key=lambda name: shares[name]) == "image_program"
 
 
 def test_what_is_learned_before_mid_training_is_read_in_it() -> None:

@@ -32,7 +32,6 @@ SMALL = (
     "zero_vision_sft.steps=1",
     "joint_rl.iterations=1",
     "joint_rl.prompts_per_iteration=2",
-    "joint_rl.max_new_tokens=4",
     "parl.iterations=1",
     "evaluate.samples=2",
     "evaluate.max_failed_episodes=0.9",

@@ -4,8 +4,11 @@ The text family never shows its pixels: they are in the environment only, and th
 the list ``images``, with numpy and ``ndimage`` ("zero vision", paper section on SFT). The image family, its twin, shows
 the picture or the frames with the same questions, for RL and evaluation; no mixture of SFT may name it.
 
-There are 15 kinds (``KINDS``), in turn by the index of the sample. A sample's key names its kind:
-``image_program-count_objects-00000012``. A trajectory has one to three calls, the cells of one style. In
+There are 15 kinds (``KINDS``). Three of them (``UNTRAINED``) are in eval samples only, so that it can be measured what
+training on the others does for work that no trajectory shows. Samples have the kinds of their split in turn, by their
+index. A sample's key names its kind: ``image_program-count_objects-00000012``.
+
+A trajectory has one to three calls, the cells of one style. In
 ``MISTAKE_SHARE`` of those with at most two cells and a short first one, a wrong version of it comes first: its error
 is shown, the next cell repairs it, and the loss leaves the wrong cell out. The answer comes from how the scene was
 built; a program that prints another one is an error.
@@ -13,12 +16,17 @@ built; a program that prints another one is an error.
 Held out: the sources of the eval split (pairs of grey levels, handwritten digits), and of every kind the last wording
 and the last style, which only eval samples have, each in half of them.
 
+``narrow_program_image`` is what a team that writes visual trajectories by hand would have: the picture is shown, and
+there are three kinds, one wording, one style and no mistakes. It is no task, only something to imitate: no stage reads
+it but the arm of the ablation that measures what such trajectories do (paper section on SFT: they hurt).
+
 Source: ours; the kinds of work are those of the paper's section on zero-vision SFT.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -28,12 +36,15 @@ from model.data.families.digits import digit_sources
 from model.data.families.family import Family
 from model.data.families.programs import charts, frames, measure, regions, tracing
 from model.data.families.programs.canvas import palette_sources
-from model.data.families.programs.kind import MASK_NAMES, Image, Kind, filled
+from model.data.families.programs.kind import MASK_NAMES, Image, Kind, Scene, Style, filled
 from model.data.families.programs.mistakes import wrong_versions
 from model.data.families.programs.session import CellSession
 from model.data.samples.sample import Sample, Split
 
 KINDS: tuple[Kind, ...] = (*measure.KINDS, *regions.KINDS, *charts.KINDS, *tracing.KINDS, *frames.KINDS)
+UNTRAINED = frozenset({"measure_length", "largest_region", "new_objects"})  # a measure, a region, several frames
+TRAINED = tuple(kind for kind in KINDS if kind.name not in UNTRAINED)
+NARROW = tuple(kind for kind in TRAINED if kind.name in ("crop", "count_objects", "read_bar"))
 MOST_CALLS = 3
 MISTAKE_SHARE = 0.32
 MISTAKE_CHARS = 160  # of a cell that is written twice, at most
@@ -62,11 +73,14 @@ def _mistaken(
 
 
 def _trajectory(
-    rng: np.random.Generator, cells: Sequence[str], images: Sequence[Image]
+    rng: np.random.Generator | None, cells: Sequence[str], images: Sequence[Image]
 ) -> tuple[list[dict[str, object]], str]:
-    """The turns up to the last result, and that result."""
-    repaired = len(cells) < MOST_CALLS and len(cells[0]) <= MISTAKE_CHARS and rng.random() < MISTAKE_SHARE
-    session, wrong = _mistaken(rng, cells[0], images) if repaired else (CellSession(images), [])
+    """The turns up to the last result, and that result. Without an ``rng``, no cell is wrong."""
+    short = len(cells) < MOST_CALLS and len(cells[0]) <= MISTAKE_CHARS
+    if rng is not None and short and rng.random() < MISTAKE_SHARE:
+        session, wrong = _mistaken(rng, cells[0], images)
+    else:
+        session, wrong = CellSession(images), []
     calls = wrong + [(cell, session.run(cell)[0]) for cell in cells]
     turns: list[dict[str, object]] = []
     for number, (cell, result) in enumerate(calls):
@@ -77,11 +91,18 @@ def _trajectory(
     return turns, calls[-1][1]
 
 
-def _generate(name: str, shown: bool, rng: np.random.Generator, split: Split, index: int) -> Sample:
-    kind = KINDS[index % len(KINDS)]
-    scene = kind.draw(rng, split, *_size(rng, kind, shown))
-    wording, style = kind.choose(rng, split)
-    fields = {**scene.fields, "m": MASK_NAMES[int(rng.integers(len(MASK_NAMES)))]}
+def _sample(
+    name: str, kind: Kind, scene: Scene, wording: str, style: Style, m: str, index: int, shown: bool,
+    rng: np.random.Generator | None,
+) -> Sample:  # fmt: skip
+    """A task. RuntimeError if its program does not print what was drawn.
+
+    Args:
+        m: what the program calls a binary picture.
+        shown: whether the question comes with the pictures.
+        rng: of the mistakes; None: there are none.
+    """
+    fields = {**scene.fields, "m": m}
     question = filled(wording, fields)
     question = question[0].upper() + question[1:]
     turns, printed = _trajectory(rng, [filled(cell, fields) for cell in style.cells], scene.images)
@@ -107,6 +128,22 @@ def _generate(name: str, shown: bool, rng: np.random.Generator, split: Split, in
     )  # fmt: skip
 
 
+def _generate(name: str, shown: bool, rng: np.random.Generator, split: Split, index: int) -> Sample:
+    kinds = TRAINED if split == "train" else KINDS
+    kind = kinds[index % len(kinds)]
+    scene = kind.draw(rng, split, *_size(rng, kind, shown))
+    wording, style = kind.choose(rng, split)
+    m = MASK_NAMES[int(rng.integers(len(MASK_NAMES)))]
+    return _sample(name, kind, scene, wording, style, m, index, shown, rng)
+
+
+def _narrow(name: str, rng: np.random.Generator, split: Split, index: int) -> Sample:
+    kind = NARROW[index % len(NARROW)]
+    scene = kind.draw(rng, split, *_size(rng, kind, shown=True))
+    task = _sample(name, kind, scene, kind.wordings[0], kind.styles[0], MASK_NAMES[0], index, True, None)
+    return replace(task, answer=None, reward="", environment={})
+
+
 def sources(split: Split) -> list[str]:
     return palette_sources(split) + digit_sources(split)
 
@@ -115,7 +152,10 @@ IMAGE_PROGRAM = Family("image_program", "coding", "text", "task", partial(_gener
 IMAGE_PROGRAM_IMAGE = Family(
     "image_program_image", "coding", "image", "task", partial(_generate, "image_program_image", True), sources
 )
-FAMILIES = (IMAGE_PROGRAM, IMAGE_PROGRAM_IMAGE)
+NARROW_PROGRAM_IMAGE = Family(
+    "narrow_program_image", "coding", "image", "conversation", partial(_narrow, "narrow_program_image"), sources
+)
+FAMILIES = (IMAGE_PROGRAM, IMAGE_PROGRAM_IMAGE, NARROW_PROGRAM_IMAGE)
 
 
 def kind_of(sample: Sample) -> str:

@@ -15,11 +15,21 @@ import pytest
 
 from model.codec.chat import ToolCall
 from model.codec.image import ImageConfig, read_rgb
+from model.data.families import FAMILIES
 from model.data.families.family import SPLITS, Family
-from model.data.families.programs import IMAGE_PROGRAM, IMAGE_PROGRAM_IMAGE, KINDS, MOST_CALLS
+from model.data.families.programs import (
+    IMAGE_PROGRAM,
+    IMAGE_PROGRAM_IMAGE,
+    KINDS,
+    MOST_CALLS,
+    NARROW,
+    NARROW_PROGRAM_IMAGE,
+    TRAINED,
+    UNTRAINED,
+)
 from model.data.families.programs.kind import MASK_NAMES, Kind, filled
 from model.data.families.programs.session import CellSession
-from model.data.order.mixtures import TRAJECTORIES
+from model.data.order.mixtures import MIXTURES
 from model.data.samples.sample import Sample, Split
 from model.data.samples.tokenize import tokenize
 from model.evals.suites import SUITES
@@ -30,11 +40,12 @@ from tests.tiny_folders import tiny_tokenizer
 BOTH = pytest.mark.parametrize("family", [IMAGE_PROGRAM, IMAGE_PROGRAM_IMAGE], ids=lambda family: family.name)
 ALL_KINDS = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 NAMES = [kind.name for kind in KINDS]
+OF_SPLIT = {"train": TRAINED, "eval": KINDS}
 
 
 def some(family: Family, split: Split, rounds: int, seed: int = 0) -> list[Sample]:
-    """So many samples of each kind."""
-    return [family.sample(seed, split, index) for index in range(rounds * len(KINDS))]
+    """So many samples of each kind of the split."""
+    return [family.sample(seed, split, index) for index in range(rounds * len(OF_SPLIT[split]))]
 
 
 def kind_of(sample: Sample) -> str:
@@ -125,11 +136,33 @@ def test_the_twin_shows_every_picture_that_its_programs_find() -> None:
             assert {side % 28 for side in read_rgb(sample.media[medium]).size} == {0}
 
 
-def test_both_families_ask_the_same_kinds_in_turn() -> None:
-    for family in (IMAGE_PROGRAM, IMAGE_PROGRAM_IMAGE):
-        assert [kind_of(sample) for sample in some(family, "eval", 2)] == NAMES * 2
-        assert some(family, "eval", 1)[3].key == f"{family.name}-measure_area-00000003"
+@BOTH
+def test_kinds_come_in_turn_and_three_in_evaluation_only(family: Family) -> None:
+    assert [kind_of(sample) for sample in some(family, "eval", 2)] == NAMES * 2
+    assert some(family, "eval", 1)[3].key == f"{family.name}-measure_area-00000003"
     assert len(set(NAMES)) == len(NAMES) == 15
+    trained = [name for name in NAMES if name not in ("measure_length", "largest_region", "new_objects")]
+    assert [kind_of(sample) for sample in some(family, "train", 3)] == trained * 3
+    assert set(NAMES) - set(trained) == UNTRAINED and len(trained) == 12
+
+
+def test_narrow_trajectories_show_three_kinds_in_one_wording_and_one_style_without_mistakes() -> None:
+    written: dict[str, set[tuple[int, int]]] = {}
+    by_name = {kind.name: kind for kind in KINDS}
+    samples = [NARROW_PROGRAM_IMAGE.sample(0, "train", index) for index in range(60)]
+    for sample in samples:
+        kind = by_name[kind_of(sample)]
+        programs = ["\n\n".join(style.cells) for style in kind.styles]
+        (wording,) = written_as(asked(sample), kind.wordings)
+        (style,) = written_as("\n\n".join(cells(sample)), programs)
+        written.setdefault(kind.name, set()).add((wording, style))
+        assert not any(is_a_mistake(turn) for turn in sample.messages)
+        assert sample.media and sample.messages[0]["content"][0] == {"type": "image", "media": next(iter(sample.media))}
+        assert results(sample)[-1] == sample.messages[-1]["content"]
+        assert (sample.answer, sample.reward, sample.environment) == (None, "", {}), "RL and evaluation ask tasks only"
+    assert written == {kind.name: {(0, 0)} for kind in NARROW} and len(NARROW) == 3
+    assert not UNTRAINED & {kind.name for kind in NARROW}
+    assert len({repr(sample.media) for sample in samples}) == len(samples)
 
 
 def written_as(text: str, templates: Sequence[str]) -> list[int]:
@@ -144,12 +177,12 @@ def test_the_last_wording_and_the_last_style_are_held_out(family: Family) -> Non
     for split in SPLITS:
         seen: dict[str, set[tuple[str, int]]] = {name: set() for name in NAMES}
         for number, sample in enumerate(some(family, split, 40)):
-            kind = KINDS[number % len(KINDS)]
+            kind = OF_SPLIT[split][number % len(OF_SPLIT[split])]
             programs = ["\n\n".join(style.cells) for style in kind.styles]
             written = "\n\n".join(cells(sample)[is_a_mistake(sample.messages[1]) :])
             (wording,), (style,) = written_as(asked(sample), kind.wordings), written_as(written, programs)
             seen[kind.name] |= {("wording", wording), ("style", style)}
-        for kind in KINDS:
+        for kind in OF_SPLIT[split]:
             held_out = {("wording", len(kind.wordings) - 1), ("style", len(kind.styles) - 1)}
             assert held_out <= seen[kind.name] if split == "eval" else not held_out & seen[kind.name]
             if split == "train":
@@ -202,8 +235,10 @@ def test_a_conversation_fits_a_row_and_the_suites_limits(family: Family) -> None
         assert max(turns) < suite.max_new_tokens
 
 
-def test_no_mixture_reads_the_twin_in_fine_tuning() -> None:
-    assert IMAGE_PROGRAM_IMAGE.name not in TRAJECTORIES
+def test_no_mixture_reads_a_picture_in_fine_tuning() -> None:
+    for shares in MIXTURES.values():
+        assert IMAGE_PROGRAM.name in shares.trajectories
+        assert {FAMILIES[name].modality for name in shares.trajectories} == {"text"}
 
 
 def test_a_program_that_prints_something_else_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

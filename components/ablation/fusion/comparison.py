@@ -6,15 +6,14 @@ samples, so differences between arms are taken seed by seed. ``table`` puts the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
-from components.ablation.arms import ARMS, COLUMNS, Arm
+from components.ablation.fusion.arms import ARMS, COLUMNS, Arm
+from components.ablation.spread import half_width, spread
 
 STEP = "fusion_arm"
-CONFIDENCE = 0.95
 MEASURES = {"score": "score, 0 to 100, higher is better", "loss": "held-out loss, nats a token, lower is better"}
 Event = Mapping[str, float]
 
@@ -60,22 +59,17 @@ def _arm(arm: Arm, runs: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
         "tokens": {kind: [run["tokens"][kind] for run in ordered] for kind in ("vision", "text")},
         "columns": {
             column.name: {
-                "score": _spread([100 * run["columns"][column.name]["score"] for run in ordered]),
-                "loss": _spread([run["columns"][column.name]["loss"] for run in ordered]),
+                "score": spread([100 * run["columns"][column.name]["score"] for run in ordered]),
+                "loss": spread([run["columns"][column.name]["loss"] for run in ordered]),
                 "paper": arm.paper[column.name],
                 "chance": 100 * fmean(run["columns"][column.name]["chance"] for run in ordered),
             }
             for column in COLUMNS
         },
         "bits_per_byte": {
-            name: _spread([run["bits_per_byte"][name] for run in ordered]) for name in ordered[0]["bits_per_byte"]
+            name: spread([run["bits_per_byte"][name] for run in ordered]) for name in ordered[0]["bits_per_byte"]
         },
     }
-
-
-def _spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean and sample standard deviation (None for one value)."""
-    return {"mean": fmean(values), "sd": stdev(values) if len(values) > 1 else None, "n": len(values)}
 
 
 def _differences(early: Mapping[int, Mapping[str, Any]], other: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
@@ -91,14 +85,6 @@ def _differences(early: Mapping[int, Mapping[str, Any]], other: Mapping[int, Map
             ]
             found[column.name][measure] = {"mean": fmean(values) if values else None, "half": half_width(values)}
     return found
-
-
-def half_width(values: Sequence[float]) -> float | None:
-    """The half width of the mean's 95% confidence interval (Student's t); None for fewer than two values."""
-    from scipy.stats import t  # type: ignore[import-untyped]
-
-    n = len(values)
-    return float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * stdev(values) / math.sqrt(n) if n > 1 else None
 
 
 def _dip(arm: Arm, seed: int, rows: Sequence[Event]) -> dict[str, Any]:

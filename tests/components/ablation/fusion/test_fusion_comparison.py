@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from components.ablation.arms import ARMS, COLUMNS
-from components.ablation.comparison import compare, half_width
-from components.ablation.page import against_early, curves, render
-from components.ablation.table import markdown, sentences
+from components.ablation.fusion.arms import ARMS, COLUMNS
+from components.ablation.fusion.comparison import compare
+from components.ablation.fusion.page import against_early, curves, render
+from components.ablation.fusion.table import markdown, sentences
+from components.ablation.spread import half_width
 from tests.components.finish.page import Page
 
 SCORES = {"early": (0.5, 0.6, 0.7), "mid": (0.4, 0.5, 0.6), "late": (0.5, 0.4, 0.9)}

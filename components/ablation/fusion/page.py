@@ -1,4 +1,4 @@
-"""The page of a fusion ablation: its tables, and the curves of its arms. ``ablation.html`` is the page."""
+"""The page of a fusion ablation: its tables, and the curves of its arms. ``fusion.html`` is the page."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from components.ablation.arms import ARMS, COLUMNS
-from components.ablation.comparison import MEASURES, STEP, Event
-from components.ablation.table import rows, sentences
+from components.ablation.fusion.arms import ARMS, COLUMNS
+from components.ablation.fusion.comparison import MEASURES, STEP, Event
+from components.ablation.fusion.table import rows, sentences
 from components.runtime.pages import template
 from components.runtime.pages.charts import Points, line_chart
 
-_PAGE = Path(__file__).with_name("ablation.html")
+_PAGE = Path(__file__).with_name("fusion.html")
 TONES = {"early is better": "yes", "early is worse": "no"}
 
 

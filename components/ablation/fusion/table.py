@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from components.ablation.arms import ARMS, COLUMNS
-from components.ablation.comparison import MEASURES, chance, verdict
+from components.ablation.fusion.arms import ARMS, COLUMNS
+from components.ablation.fusion.comparison import MEASURES, chance, verdict
+from components.ablation.tables import Table
 
 
 @dataclass(frozen=True)
@@ -56,16 +57,26 @@ def rows(found: Mapping[str, Any], measure: str) -> list[ArmRow]:
     return made
 
 
+def printed(found: Mapping[str, Any]) -> Table:
+    """What a terminal shows: scores of the arms next to the paper's, a row per ability."""
+    arms = found["arms"]
+    rows = []
+    for column in COLUMNS:
+        cells = [arm["columns"][column.name] for arm in arms.values()]
+        rows.append([column.name, *(f"{_value(cell['score'], 'score')}, {cell['paper']:.1f}" for cell in cells)])
+    head = ["ability", *(f"{name} {arm['ratio']}" for name, arm in arms.items())]
+    return Table("score, 0 to 100: ours (sd over seeds), K2.5", head, rows)
+
+
 def markdown(found: Mapping[str, Any]) -> str:
     """Our table next to the paper's, as Markdown."""
     lines = []
     for measure, meaning in MEASURES.items():
         lines += [f"**{meaning[0].upper()}{meaning[1:]}**; ± is the standard deviation over seeds.", ""]
         head = ["arm", "vision from", "vision : text", *(column.name for column in COLUMNS)]
-        lines += [_line(head), _line(["---"] * len(head))]
-        for row in rows(found, measure):
-            lines.append(_line([", ".join(filter(None, (row.name, row.source))), *row.schedule, *row.cells]))
-        lines.append("")
+        names = ((", ".join(filter(None, (row.name, row.source))), row) for row in rows(found, measure))
+        cells = [[name, *row.schedule, *row.cells] for name, row in names]
+        lines += [*Table(meaning, head, cells).markdown(), ""]
     lines += [f"- {line}" for line in sentences(found)]
     return "\n".join(lines) + "\n"
 
@@ -97,10 +108,6 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
                 if chosen := [column for column, each in verdicts.items() if each == said]:
                     lines.append(f"early against {name}, {measure}: {said} in {', '.join(chosen)}")
     return lines
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _value(spread: Mapping[str, Any], measure: str) -> str:

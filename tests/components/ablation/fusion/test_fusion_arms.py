@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from components.ablation.arms import ARMS, COLUMNS, cells, of_cell
+from components.ablation.cells import of_cell
+from components.ablation.fusion.arms import ARMS, COLUMNS, cells
 from components.fusion_arm.config import Config
 from components.fusion_arm.stage import FAMILIES, require_budget, trained_tokens
 from model.boundary.errors import MoonflowError
@@ -48,13 +49,13 @@ def test_columns_name_suites_and_families_that_exist() -> None:
 
 
 def test_a_cell_is_an_arm_and_a_seed() -> None:
-    assert cells(2) == ["early-0", "mid-0", "late-0", "early-1", "mid-1", "late-1"]
+    assert Config.cells(2) == cells(2) == ["early-0", "mid-0", "late-0", "early-1", "mid-1", "late-1"]
     for cell in cells(2):
-        assert Config.task_name("fusion_arm", of_cell(cell)) == f"fusion_arm-{cell}"
-    assert Config.parse(of_cell("late-12"), "here").model_dump()["seed"] == 12
+        assert Config.task_name("fusion_arm", of_cell(cell, ARMS)) == f"fusion_arm-{cell}"
+    assert Config.parse(of_cell("late-12", ARMS), "here").model_dump()["seed"] == 12
     for wrong in ("early", "soon-1", "early-x", "early-1-2"):
         with pytest.raises(MoonflowError, match="early, mid, late"):
-            of_cell(wrong)
+            of_cell(wrong, ARMS)
 
 
 def test_a_budget_that_was_missed_is_an_error() -> None:

@@ -5,11 +5,7 @@ Every arm sees the same number of vision and of text tokens, but the vision toke
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from typing import Any
-
-from model.boundary.errors import MoonflowError
 
 
 @dataclass(frozen=True)
@@ -80,11 +76,3 @@ ARMS = {
 def cells(seeds: int) -> list[str]:
     """All arms with all seeds, as the pipeline's loop names them: ``early-0``, ``mid-0``, ..."""
     return [f"{arm}-{seed}" for seed in range(seeds) for arm in ARMS]
-
-
-def of_cell(cell: str) -> dict[str, Any]:
-    """``early-0`` -> the Config's fields ``arm`` and ``seed``; MoonflowError for anything else."""
-    found = re.fullmatch(rf"({'|'.join(ARMS)})-(\d+)", cell)
-    if found is None:
-        raise MoonflowError(f"{cell!r} is not an arm and a seed: write one of {', '.join(ARMS)}, a dash and a number")
-    return {"arm": found[1], "seed": int(found[2])}

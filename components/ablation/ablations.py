@@ -1,0 +1,64 @@
+"""The ablations by the name that the results of their arms have: how their arms compare, in figures and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from components.ablation import fusion, sft
+from components.ablation.fusion import comparison as fusion_comparison
+from components.ablation.fusion import page as fusion_page
+from components.ablation.fusion import table as fusion_table
+from components.ablation.sft import comparison as sft_comparison
+from components.ablation.sft import page as sft_page
+from components.ablation.sft import table as sft_table
+from components.ablation.tables import Table
+
+Found = Mapping[str, Any]
+Events = Mapping[str, Sequence[Mapping[str, float]]]
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What the end of a run asks of an ablation.
+
+    Attributes:
+        compare: (``extra["ablation"]`` of each finished arm and seed, task -> rows of its ``metrics.jsonl``) -> the
+            arms side by side, in JSON's terms.
+        printed: of what ``compare`` found: the table for a terminal.
+        sentences: of what was found: one line for each finding.
+        markdown: of what was found: the tables, then a line for each finding.
+        render: (what was found, events, ``run_id`` and ``error``) -> the page.
+        metrics: of what was found: the figures for MLflow.
+    """
+
+    compare: Callable[[Sequence[Mapping[str, Any]], Events], dict[str, Any]]
+    printed: Callable[[Found], Table]
+    sentences: Callable[[Found], list[str]]
+    markdown: Callable[[Found], str]
+    render: Callable[[Found, Events, Mapping[str, Any]], str]
+    metrics: Callable[[Found], dict[str, float]]
+
+
+ABLATIONS = {
+    fusion.NAME: Ablation(
+        fusion_comparison.compare, fusion_table.printed, fusion_table.sentences, fusion_table.markdown,
+        fusion_page.render, fusion_comparison.metrics,
+    ),
+    sft.NAME: Ablation(
+        sft_comparison.compare, sft_table.printed, sft_table.sentences, sft_table.markdown, sft_page.render,
+        sft_comparison.metrics,
+    ),
+}  # fmt: skip
+
+
+def compare(results: Sequence[Mapping[str, Any]], events: Events) -> dict[str, Any]:
+    """The arms of a run side by side, with the ablation's ``name``; all results are of one ablation."""
+    name = results[0]["name"]
+    return {"name": name, **ABLATIONS[name].compare(results, events)}
+
+
+def of(found: Found) -> Ablation:
+    """The ablation that a comparison is of."""
+    return ABLATIONS[found["name"]]

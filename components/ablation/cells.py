@@ -1,0 +1,18 @@
+"""The cells of an ablation, each an arm with a seed, as its pipeline's loop names them: ``early-0`` (ours)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from model.boundary.errors import MoonflowError
+
+
+def of_cell(cell: str, arms: Iterable[str]) -> dict[str, Any]:
+    """``early-0`` -> the Config's fields ``arm`` and ``seed``; MoonflowError for anything else."""
+    names = list(arms)
+    found = re.fullmatch(rf"({'|'.join(names)})-(\d+)", cell)
+    if found is None:
+        raise MoonflowError(f"{cell!r} is not an arm and a seed: write one of {', '.join(names)}, a dash and a number")
+    return {"arm": found[1], "seed": int(found[2])}

@@ -1,0 +1,37 @@
+"""The page of an SFT ablation: its tables and the verdicts on the claims. ``sft.html`` is the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from components.ablation.sft.claims import claims
+from components.ablation.sft.table import sentences, tables
+from components.runtime.pages import template
+
+_PAGE = Path(__file__).with_name("sft.html")
+TONES = {True: "yes", False: "no", None: "plain"}
+
+
+def render(
+    found: Mapping[str, Any], events: Mapping[str, Sequence[Mapping[str, float]]], extra: Mapping[str, Any]
+) -> str:
+    """The page of an ablation.
+
+    Args:
+        found: the result of ``comparison.compare``.
+        events: not used; the page of every ablation is given them.
+        extra: any of ``run_id`` and ``error`` (why the run ended early).
+    """
+    verdicts = claims(found)
+    told = {str(claim) for claim in verdicts}
+    return template.render(
+        _PAGE,
+        title=extra.get("run_id", "run"),
+        error=extra.get("error", ""),
+        claims=verdicts,
+        tones=TONES,
+        tables=tables(found),
+        sentences=[line for line in sentences(found) if line not in told],
+    )

@@ -1,0 +1,23 @@
+"""Mean, spread and interval of a figure over seeds (source: ours)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+CONFIDENCE = 0.95
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and sample standard deviation (None for one value)."""
+    return {"mean": fmean(values), "sd": stdev(values) if len(values) > 1 else None, "n": len(values)}
+
+
+def half_width(values: Sequence[float]) -> float | None:
+    """The half width of the mean's 95% confidence interval (Student's t); None for fewer than two values."""
+    from scipy.stats import t  # type: ignore[import-untyped]
+
+    n = len(values)
+    return float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * stdev(values) / math.sqrt(n) if n > 1 else None

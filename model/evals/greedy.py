@@ -1,0 +1,47 @@
+"""Greedy scores of one model on held-out tasks, as the arms of an ablation are measured (source: ours)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from model.data.batches.folder import DataFolder
+from model.data.samples.sample import Sample
+from model.evals.scorer import Evaluation, Score, chance_levels, measuring_engine
+from model.evals.suites import SUITES
+from model.network.multimodal import KimiK25
+from model.rl.tools.toolset import Toolset
+
+
+def greedy_scores(
+    model: KimiK25,
+    data: DataFolder,
+    tasks: Mapping[str, Sequence[Sample]],
+    *,
+    sandbox: str,
+    max_batch: int,
+    max_failed_episodes: float,
+) -> tuple[dict[str, Score], dict[str, float]]:
+    """The score of each suite that ``tasks`` names, and what the best constant answer scores.
+
+    The model speaks for the sub-agents of a swarm as well.
+
+    Args:
+        model: in evaluation mode.
+        tasks: suite name -> held-out samples.
+        sandbox: confinement of model-written programs, see ``Toolset``.
+        max_batch: completions generated at the same time.
+        max_failed_episodes: share of the episodes that may fail.
+
+    Raises:
+        MoonflowError: too many episodes failed.
+    """
+    engine = measuring_engine(model, max_batch)
+    context = model.config.text_config.max_position_embeddings
+    with Toolset(sandbox=sandbox) as toolset:
+        evaluation = Evaluation(
+            data.tokenizer, data.image_config, toolset, temperature=0.0, seed=0, max_failed_episodes=max_failed_episodes
+        )
+        suites = [SUITES[name] for name in tasks]
+        scores = asyncio.run(evaluation.score(engine, engine, tasks, suites, context))
+        return scores, asyncio.run(chance_levels(tasks, toolset))
