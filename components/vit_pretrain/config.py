@@ -13,20 +13,20 @@ class Config(MixtureConfig):
         description="the model's shape, the name of a file in model/network/presets (source: ours; k25 is K2 Table 2)",
     )
     steps: int = Field(
-        340,
+        120,
         ge=1,
         description="optimizer steps that train the vision tower, the projector and the captioning decoder (source: "
         "ours)",
     )
     projector_steps: int = Field(
-        15, ge=1, description="optimizer steps that train only the projector (source: K2.5 section 4, 'very short')"
+        10, ge=1, description="optimizer steps that train only the projector (source: K2.5 section 4, 'very short')"
     )
     text_ratio: float = Field(
         0.65, ge=0, lt=1, description="share of text tokens, which train the captioning decoder (source: ours)"
     )
     learning_rate: float = Field(6e-3, gt=0, le=HIGHEST_RATE, description="peak learning rate (source: ours)")
     tokens_per_row: int = Field(256, ge=64, description="sequence length in tokens (source: K2.5 Table 3 has 4096)")
-    rows: int = Field(4, ge=1, description="sequences per optimizer step (source: ours)")
+    rows: int = Field(16, ge=1, description="sequences per optimizer step (source: ours)")
     products: str = Field(
         "bfloat16",
         pattern="^(float32|bfloat16)$",
