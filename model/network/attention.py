@@ -4,9 +4,9 @@ A cache of keys and values holds, per layer and token, the normalised kv latent 
 instead of H * (K + V). A decode step never expands them: the key half of ``kv_b_proj`` is folded into the query, the
 value half is applied after the attention (DeepSeek-V2 section 2.1, absorbed).
 
-Shapes: B rows, T tokens in a row, H heads, h heads of this rank (H unless ranks share the rows), D hidden, I = nope
-dims, R = rope dims, r = R / 2, K = I + R, V = value dims, U = I + V, C = kv latent, W = C + R, x heads
-times their dims.
+Shapes: B rows, T tokens in a row, P earlier tokens of the row, S = P + T, H heads, h heads of this rank (H unless ranks
+share the rows), D hidden, I = nope dims, R = rope dims, r = R / 2, K = I + R, V = value dims, U = I + V, C = kv latent,
+W = C + R, x heads times their dims.
 """
 
 from __future__ import annotations
@@ -88,6 +88,19 @@ class CachedLatents:
     bias_B1T: Tensor
 
 
+@dataclass(frozen=True)
+class Past:
+    """One layer's cache of rows that get several more tokens each.
+
+    Attributes:
+        latents_BPW: latent and rope key of the earlier tokens.
+        mask_B1TS: bool; whether a new token (third axis) attends to an earlier or a new one (fourth).
+    """
+
+    latents_BPW: Tensor
+    mask_B1TS: Tensor
+
+
 class MultiheadLatentAttention(nn.Module):
     """Attention whose queries, keys and values pass through low-rank latents; one rope key is shared by all heads.
 
@@ -118,7 +131,7 @@ class MultiheadLatentAttention(nn.Module):
         x_BTD: Tensor,
         cos_BTr: Tensor,
         sin_BTr: Tensor,
-        seen: Documents | CachedLatents,
+        seen: Documents | CachedLatents | Past,
         context: ForwardContext = PLAIN,
         kept: list[Tensor] | None = None,
     ) -> Tensor:
@@ -127,8 +140,8 @@ class MultiheadLatentAttention(nn.Module):
         Args:
             x_BTD: where ranks share the rows (``context.sequence``), x and the result are this rank's columns; cos, sin
                 and ``seen`` are those of whole rows.
-            seen: what the tokens attend to: the documents of their rows; or, in a decode step with one token per row,
-                the cache of the earlier tokens.
+            seen: what the tokens attend to: the documents of their rows; or earlier tokens of the cache and one
+                another; or, in a decode step with one token per row, the cache of the earlier tokens.
             kept: if given, the tokens' cache entries [B, T, W] are appended to it.
         """
         if isinstance(seen, CachedLatents):
@@ -137,6 +150,9 @@ class MultiheadLatentAttention(nn.Module):
         c_BTC, rope_BTR = self._project_latents(x_BTD, context.products)
         if kept is not None:
             kept.append(torch.cat((c_BTC, _rotated_key(rope_BTR, cos_BTr, sin_BTr)), dim=-1))
+        if isinstance(seen, Past):
+            key_BTR = _rotated_key(rope_BTR, cos_BTr, sin_BTr)
+            return self._attend_to_past(self._rotated_queries(q_BTx, cos_BTr, sin_BTr), c_BTC, key_BTR, seen, context)
         kv_BTx = linear(c_BTC, self.kv_b_proj, context.products)
         sharing, heads = context.sequence, self.config.num_attention_heads
         if sharing is not None:
@@ -212,17 +228,34 @@ class MultiheadLatentAttention(nn.Module):
         """Outputs [B, T, h * V] and, in training, largest logits [h] of the heads that the projections have."""
         config = self.config
         q_BTHK = self._rotated_queries(q_BTx, cos_BTr, sin_BTr)
-        k_rope_BT1R = _rotated_key(rope_BTR, cos_BTr, sin_BTr).unsqueeze(2)
-        kv = kv_BTx.unflatten(-1, (heads, -1))
-        k_nope_BTHI, v_BTHV = kv.split((config.qk_nope_head_dim, config.v_head_dim), dim=-1)
-        k_BTHK = torch.cat((k_nope_BTHI, k_rope_BT1R.expand(-1, -1, heads, -1)), dim=-1)
+        k_BTHK, v_BTHV = self._keys_and_values(heads, kv_BTx, _rotated_key(rope_BTR, cos_BTr, sin_BTr))
         largest_h = self._max_logit(q_BTHK.detach(), k_BTHK.detach(), documents) if self.training else None
         q, k, v = q_BTHK.transpose(1, 2), k_BTHK.transpose(1, 2), v_BTHV.transpose(1, 2)
-        # Fused CPU and GPU kernels want one head size for q, k and v: zero columns of v change nothing.
-        pad = config.qk_head_dim - config.v_head_dim
-        v = F.pad(v, (0, pad)) if pad > 0 else v
         out_BHTV = _attend(q, k, v, documents, config.softmax_scale)
         return out_BHTV[..., : config.v_head_dim].transpose(1, 2).flatten(2), largest_h
+
+    def _keys_and_values(self, heads: int, kv_BTx: Tensor, key_BTR: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys [B, T, h, K], and values [B, T, h, V or more]."""
+        config = self.config
+        nope_BThI, v_BThV = kv_BTx.unflatten(-1, (heads, -1)).split((config.qk_nope_head_dim, config.v_head_dim), -1)
+        k_BThK = torch.cat((nope_BThI, key_BTR.unsqueeze(2).expand(-1, -1, heads, -1)), dim=-1)
+        # Fused CPU and GPU kernels want one head size for q, k and v: zero columns of v change nothing.
+        pad = config.qk_head_dim - config.v_head_dim
+        return k_BThK, F.pad(v_BThV, (0, pad)) if pad > 0 else v_BThV
+
+    def _attend_to_past(
+        self, q_BTHK: Tensor, c_BTC: Tensor, key_BTR: Tensor, past: Past, context: ForwardContext
+    ) -> Tensor:
+        """Outputs [B, T, D] of queries over the cache of earlier tokens and their own latents and rope keys."""
+        config = self.config
+        c_BPC, key_BPR = past.latents_BPW.to(c_BTC.dtype).split((config.kv_lora_rank, config.qk_rope_head_dim), dim=-1)
+        kv_BSx = linear(torch.cat((c_BPC, c_BTC), dim=1), self.kv_b_proj, context.products)
+        key_BSR = torch.cat((key_BPR, key_BTR), dim=1)
+        k_BSHK, v_BSHV = self._keys_and_values(config.num_attention_heads, kv_BSx, key_BSR)
+        q, k, v = q_BTHK.transpose(1, 2), k_BSHK.transpose(1, 2), v_BSHV.transpose(1, 2)
+        mask, scale = past.mask_B1TS, config.softmax_scale
+        out_BHTV = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)[..., : config.v_head_dim]
+        return linear(out_BHTV.transpose(1, 2).flatten(2), self.o_proj, context.products)
 
     @torch.no_grad()
     def _max_logit(self, q_BTHK: Tensor, k_BTHK: Tensor, documents: Documents) -> Tensor:

@@ -1,6 +1,7 @@
 """The language model: DeepSeek-V3 decoder layers, first dense, then mixture of experts (source: K2 Table 2).
 
-Shapes: L layers, B rows, T tokens in a row, D hidden, R = rope dims, r = R / 2, W = kv latent + R.
+Shapes: L layers, B rows, T tokens in a row, P earlier tokens of the row, D hidden, R = rope dims, r = R / 2, W = kv
+latent + R.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from model.network.attention import CachedLatents, Rotary
+from model.network.attention import CachedLatents, Past, Rotary
 from model.network.config import TextConfig
 from model.network.documents import Documents
 from model.network.forward_context import PLAIN, ForwardContext
@@ -52,20 +53,40 @@ class Decoder(nn.Module):
             x_BTD = layer(x_BTD, cos_BTr, sin_BTr, documents, context)
         return self.norm(x_BTD, context.products)
 
-    def prefill(self, x_BTD: Tensor, lengths: Sequence[int], context: ForwardContext = PLAIN) -> tuple[Tensor, Tensor]:
-        """Run prompts of these ``lengths``, one per row, padded on the right: no token attends to the padding after it.
+    def prefill(
+        self,
+        x_BTD: Tensor,
+        lengths: Sequence[int],
+        context: ForwardContext = PLAIN,
+        past_LBPW: Tensor | None = None,
+        starts: Sequence[int] = (),
+    ) -> tuple[Tensor, Tensor]:
+        """Run new tokens, ``lengths`` of them per row, padded on the right: no token attends to the padding after it.
+
+        Args:
+            past_LBPW: the cache entries of the tokens before them, padded on the right; None: there are none.
+            starts: how many each row has of these.
 
         Returns:
-            The tokens' cache entries [L, B, T, W], and the last tokens' hidden states [B, D], not normalised.
+            The new tokens' cache entries [L, B, T, W], and the last tokens' hidden states [B, D], not normalised.
         """
-        rows, tokens = x_BTD.shape[:2]
-        documents = Documents(rows, tokens, x_BTD.device)
-        cos_BTr, sin_BTr = self.rotary(torch.arange(tokens, device=x_BTD.device).expand(rows, -1))
+        (rows, tokens), device = x_BTD.shape[:2], x_BTD.device
+        position_BT = torch.arange(tokens, device=device).expand(rows, -1)
+        seen: list[Documents | Past] = [Documents(rows, tokens, device)] * len(self.layers)
+        if past_LBPW is not None:
+            start_B1 = torch.tensor(starts, device=device)[:, None]
+            earlier_BP = torch.arange(past_LBPW.shape[2], device=device) < start_B1
+            new_TT = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
+            masks = earlier_BP[:, None].expand(-1, tokens, -1), new_TT.expand(rows, -1, -1)
+            mask_B1TS = torch.cat(masks, dim=2).unsqueeze(1)
+            seen = [Past(latents_BPW, mask_B1TS) for latents_BPW in past_LBPW]
+            position_BT = position_BT + start_B1
+        cos_BTr, sin_BTr = self.rotary(position_BT)
         latents: list[Tensor] = []
-        for layer in self.layers:
-            x_BTD = layer(x_BTD, cos_BTr, sin_BTr, documents, context, latents)
-        last_B = torch.tensor(lengths, device=x_BTD.device) - 1
-        return torch.stack(latents), x_BTD[torch.arange(rows, device=x_BTD.device), last_B]
+        for layer, seen_here in zip(self.layers, seen, strict=True):
+            x_BTD = layer(x_BTD, cos_BTr, sin_BTr, seen_here, context, latents)
+        last_B = torch.tensor(lengths, device=device) - 1
+        return torch.stack(latents), x_BTD[torch.arange(rows, device=device), last_B]
 
     def decode(self, ids_B: Tensor, latents_LBWT: Tensor, lengths_B: Tensor, context: ForwardContext = PLAIN) -> Tensor:
         """Run one more token per row: add it to the cache and return its hidden states [B, D], not normalised.

@@ -65,8 +65,6 @@ class ForwardContext:
             (``model.network.quantization``).
         sequence: the ranks that share the rows; the batch then holds this rank's columns, and every rank of the group
             runs the same forwards and backwards. None: whole rows.
-        batch_invariant: on a CPU with one thread, a row's bits do not depend on the rows computed with it
-            (``model.rollout.decoding``); only where ``products`` is None.
 
     Raises:
         MoonflowError: an unknown ``expert_precision``.
@@ -75,7 +73,6 @@ class ForwardContext:
     products: torch.dtype | None = None
     expert_precision: str = "full"
     sequence: SequenceGroup | None = None
-    batch_invariant: bool = False
 
     def __post_init__(self) -> None:
         if self.expert_precision not in PRECISIONS:

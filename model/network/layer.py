@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from model.network.attention import CachedLatents, MultiheadLatentAttention
+from model.network.attention import CachedLatents, MultiheadLatentAttention, Past
 from model.network.config import TextConfig
 from model.network.documents import Documents
 from model.network.forward_context import PLAIN, ForwardContext
@@ -35,7 +35,7 @@ class DecoderLayer(nn.Module):
         x_BTD: Tensor,
         cos_BTr: Tensor,
         sin_BTr: Tensor,
-        seen: Documents | CachedLatents,
+        seen: Documents | CachedLatents | Past,
         context: ForwardContext = PLAIN,
         kept: list[Tensor] | None = None,
     ) -> Tensor:

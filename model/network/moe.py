@@ -18,11 +18,10 @@ from model.network.config import TextConfig
 from model.network.forward_context import PLAIN, ForwardContext, SequenceGroup
 from model.network.operations.choice import (
     differentiable_operations,
-    expert_operations,
     grouped_products,
     operations,
 )
-from model.network.precision import GRANULE, INVARIANT_ROWS, gated_ffn
+from model.network.precision import GRANULE, gated_ffn
 from model.network.quantization import in_precision
 
 
@@ -150,12 +149,10 @@ def experts_without_gradients(
     down_EDF: Tensor,
     context: ForwardContext = PLAIN,
 ) -> Tensor:
-    """Outputs [N, D] of the routed experts, with nothing kept for a backward: the same bits as from ``GroupedExperts``;
-    in a batch-invariant context those of torch's operators."""
-    dtype = context.products or x_ND.dtype
-    granule = GRANULE if dtype != gate_up_EGD.dtype else INVARIANT_ROWS if context.batch_invariant else 1
-    sort, ops = operations(x_ND).sort_by_expert, expert_operations(x_ND, context.batch_invariant)
-    row_NK, token_S, weight_S, end_E = sort(chosen_NK, weights_NK, len(gate_up_EGD), granule)
+    """Outputs [N, D] of the routed experts, with nothing kept for a backward: the bits are ``GroupedExperts``'."""
+    dtype, ops = context.products or x_ND.dtype, operations(x_ND)
+    granule = 1 if dtype == gate_up_EGD.dtype else GRANULE
+    row_NK, token_S, weight_S, end_E = ops.sort_by_expert(chosen_NK, weights_NK, len(gate_up_EGD), granule)
     x_SD = x_ND.to(dtype).index_select(0, token_S)
     y_SD = grouped_products(x_SD).ffn(x_SD, gate_up_EGD.to(dtype), down_EDF.to(dtype), end_E, ops.swiglu)
     return ops.combine(y_SD, row_NK, weight_S)

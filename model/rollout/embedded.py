@@ -1,17 +1,18 @@
 """The embedded engine: continuous batching of concurrent asyncio callers over cached MLA latents (source: ours).
 
 Requests wait in a queue. While there are any, one task of the running event loop moves them into a batch of up to
-``max_batch`` rows (prefill; equal prompts are computed once) and takes decode steps; after each step other coroutines
-run. A finished row leaves the batch and is filled again.
+``max_batch`` rows, reads their prompts and takes decode steps; after each step other coroutines run. A finished row
+leaves the batch and is filled again. What it had read is kept (``model.rollout.prefix_cache``): of a prompt that begins
+like an earlier sequence, such as the next turn of an episode, only the rest is read.
 
-Shapes: B rows, T tokens in a row, D hidden, V vocabulary.
+Shapes: B rows, V vocabulary.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -21,18 +22,15 @@ from torch import Tensor
 
 from model.boundary.errors import MoonflowError
 from model.checkpoint.load import load_model
-from model.network.batch import GridTHW
-from model.network.forward_context import ForwardContext
 from model.network.multimodal import KimiK25
-from model.network.precision import INVARIANT_ROWS
 from model.network.row_threads import RowThreads
 from model.network.vision import media_tokens
-from model.rollout.decoding import LatentCache, Steps, evaluating, logits, round_up
+from model.rollout.decoding import SPAN, LatentCache, Reader, Unread
+from model.rollout.prefix_cache import Key, PrefixCache, common, key_of
 from model.rollout.protocol import Completion, Request
 from model.rollout.sampling import sample, uniforms
 
-PREFILL_TOKENS = 8192  # most tokens of one prefill, which bounds its memory (ours)
-_PromptKey = tuple[tuple[int, ...], tuple[GridTHW, ...], bytes]
+KEPT_TOKENS = 2**15  # of the preset tiny they take 56 MiB (ours)
 
 
 @dataclass(eq=False)
@@ -42,11 +40,13 @@ class _Sequence:
     Attributes:
         limit: most tokens of its completion: what it asks for, or what the model's context leaves.
         chances: its random numbers from ``uniforms``, one per token; none if it is greedy.
+        prompt: what the latents of its prompt follow from.
     """
 
     request: Request
     limit: int
     chances: list[float]
+    prompt: Key
     done: asyncio.Future[Completion]
     on_token: Callable[[int, float], None] | None = None
     tokens: list[int] = field(default_factory=list)
@@ -55,7 +55,7 @@ class _Sequence:
     @property
     def cached(self) -> int:
         """How many of its tokens are in the cache: all but the newest."""
-        return len(self.request.input_ids) + len(self.tokens) - 1
+        return len(self.prompt) + len(self.tokens) - 1
 
     def append(self, token: int, logprob: float) -> None:
         self.tokens.append(token)
@@ -75,23 +75,33 @@ class _Sequence:
 class EmbeddedEngine:
     """A ``model.rollout.protocol.RolloutEngine`` in this process, on the device of the model.
 
-    On the CPU in float32 a completion depends on weights and request alone, bit for bit
-    (``model.rollout.decoding``). On a GPU the other rows of the batch can change the last bits of a log-prob. The rows
-    of a batch are divided among as many threads as torch may use.
+    On the CPU in float32 a completion depends on weights and request alone, bit for bit, whatever is in the batch and
+    whatever is kept (``model.rollout.decoding``). On a GPU both can change the last bits of a log-prob. The rows of a
+    batch are divided among as many threads as torch may use.
 
     Args:
         max_batch: most rows of the batch.
         prompt_products: dtype in which prompts are multiplied; None for the model's. ``narrow_products`` reads prompts
-            several times as fast, with the arithmetic of supervised training, but can change the last bits of a
-            log-prob: for callers who need answers, not log-probs to train on.
+            several times as fast where the CPU multiplies bfloat16, with the arithmetic of supervised training, but can
+            change the last bits of a log-prob: for callers who need answers, not log-probs to train on.
+        kept_tokens: of how many tokens latents are kept, besides those of the batch; 0 reads every prompt from its
+            first token.
     """
 
-    def __init__(self, model: KimiK25, max_batch: int = 64, *, prompt_products: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        model: KimiK25,
+        max_batch: int = 64,
+        *,
+        prompt_products: torch.dtype | None = None,
+        kept_tokens: int = KEPT_TOKENS,
+    ) -> None:
         if max_batch < 1:
             raise MoonflowError(f"max_batch is {max_batch}; give 1 or more")
         self._model = model
         self._max_batch = max_batch
-        self._prompt_context = ForwardContext(prompt_products, batch_invariant=prompt_products is None)
+        self._prompt_products = prompt_products
+        self._kept, self._kept_weights = PrefixCache(kept_tokens), _weights(model)
         self._waiting: list[_Sequence] = []
         self._active: list[_Sequence] = []
         self._worker: asyncio.Task[None] | None = None
@@ -159,12 +169,16 @@ class EmbeddedEngine:
     def set_model(self, model: KimiK25) -> None:
         """Sample from ``model`` itself, without a copy: its weights may be trained in place between generations.
 
+        What was read with the old weights is forgotten. After a change of weights in place the engine sees by itself
+        that torch's operators made it; after any other, call this again.
+
         Raises:
             MoonflowError: requests are in flight, whose cached latents belong to the old weights.
         """
         if self._waiting or self._active:
             raise MoonflowError(f"{len(self._waiting) + len(self._active)} requests are in flight; await them first")
         self._model = model
+        self._kept.clear()
 
     def _limit(self, request: Request) -> int:
         config = self._model.config
@@ -194,9 +208,10 @@ class EmbeddedEngine:
     def _enter(
         self, request: Request, limit: int, on_token: Callable[[int, float], None] | None = None
     ) -> asyncio.Future[Completion]:
-        loop = asyncio.get_running_loop()
+        loop, config = asyncio.get_running_loop(), self._model.config
         chances = [] if request.greedy else uniforms(request)
-        sequence = _Sequence(request, limit, chances, loop.create_future(), on_token)
+        prompt = key_of(request, config.media_placeholder_token_id, config.vision_config.merge_kernel_size)
+        sequence = _Sequence(request, limit, chances, prompt, loop.create_future(), on_token)
         self._waiting.append(sequence)
         self._wake(loop)
         return sequence.done
@@ -209,6 +224,14 @@ class EmbeddedEngine:
         """Use the next model once the batch is empty: the cached latents belong to the old one."""
         if self._next_model is not None and not self._active:
             self._model, self._next_model = self._next_model, None
+            self._kept.clear()
+
+    def _start(self) -> Reader:
+        """A reader for the weights of now; what was kept with others is forgotten."""
+        if self._kept_weights != (weights := _weights(self._model)):
+            self._kept.clear()
+            self._kept_weights = weights
+        return Reader(self._model, self._prompt_products)
 
     async def _work(self) -> None:
         """Run the batch until nothing is left. A failure is raised in every caller, so that none waits for ever."""
@@ -221,12 +244,12 @@ class EmbeddedEngine:
                 if model is not self._model:
                     model, cache = self._model, LatentCache(self._model, self._max_batch)
                 if not self._active:
-                    steps = Steps(model)
+                    reader = self._start()
                 # One intra-op thread for each part of the rows: split reductions would make the last bits of a
                 # completion depend on the rest of the batch. A resumed RL run must sample what the killed one would.
                 torch.set_num_threads(1)
                 try:
-                    self._iterate(steps, cache, row_threads)
+                    self._iterate(reader, cache, row_threads)
                 finally:
                     torch.set_num_threads(threads)
                 await asyncio.sleep(0)
@@ -241,62 +264,75 @@ class EmbeddedEngine:
             row_threads.close()
 
     @torch.inference_mode()
-    def _iterate(self, steps: Steps, cache: LatentCache, threads: RowThreads) -> None:
+    def _iterate(self, reader: Reader, cache: LatentCache, threads: RowThreads) -> None:
         """Fill free rows, then take one decode step."""
         self._sweep(cache)
         if self._next_model is None:
-            self._admit(steps.model, cache, threads)
+            self._admit(reader, cache, threads)
             self._sweep(cache)
         if self._active:
             tokens = [sequence.tokens[-1] for sequence in self._active]
-            self._sample(self._active, steps(cache, tokens, [sequence.cached for sequence in self._active], threads))
+            lengths = [sequence.cached for sequence in self._active]
+            self._sample(self._active, reader.step(cache, tokens, lengths, threads))
             self._sweep(cache)
 
     def _sweep(self, cache: LatentCache) -> None:
-        """Remove finished and cancelled requests; the last row moves into each gap."""
+        """Remove finished and cancelled requests, and keep what they had read; the last row moves into each gap."""
         self._waiting = [sequence for sequence in self._waiting if not sequence.done.done()]
         for row in reversed(range(len(self._active))):
-            if self._active[row].done.done():
+            sequence = self._active[row]
+            if sequence.done.done():
+                key = (*sequence.prompt, *sequence.tokens[:-1])
+                self._kept.keep(key, cache.of(row, 0, len(key)))
                 last = self._active.pop()
                 if row < len(self._active):
-                    cache.move(len(self._active), row)
+                    cache.copy(len(self._active), row, last.cached)
                     self._active[row] = last
 
-    def _admit(self, model: KimiK25, cache: LatentCache, threads: RowThreads) -> None:
+    def _admit(self, reader: Reader, cache: LatentCache, threads: RowThreads) -> None:
         """Move waiting requests into free rows: read their prompts and sample their first tokens."""
         free = self._max_batch - len(self._active)
-        # A prefill of one prompt costs about a decode step, so freed rows are refilled an eighth at a time (ours).
+        # Reading one prompt costs about a decode step, so freed rows are refilled an eighth at a time (ours).
         if not self._waiting or free < min(len(self._waiting), max(1, self._max_batch // 8)):
             return
         admitted = self._waiting[:free]
         self._waiting = self._waiting[len(admitted) :]
         first_row = len(self._active)
         self._active += admitted
-        cache.reserve(max(len(sequence.request.input_ids) + sequence.limit for sequence in admitted))
-        rows: dict[_PromptKey, list[int]] = {}
+        cache.reserve(max(len(sequence.prompt) + sequence.limit for sequence in admitted))
+        rows: dict[Key, list[int]] = {}
         for row, sequence in enumerate(admitted, first_row):
-            rows.setdefault(_prompt_key(sequence.request), []).append(row)
-        last: dict[int, Tensor] = {}
-        for prompts in _buckets(rows):
-            requests = [self._active[rows[key][0]].request for key in prompts]
+            rows.setdefault(sequence.prompt, []).append(row)
+        after: dict[int, Tensor] = {}
+        unread = sorted(rows)
+        while unread:
+            begun: dict[Key, Unread] = {}
+            last: Key = ()
+            for key in unread:
+                # A prompt that begins like one that is read now waits until that one is kept: neighbours in this order
+                # have the most in common.
+                start = self._restore(cache, rows[key][0], key)
+                if self._kept.tokens > 0 and common(key, last) >= start + SPAN:
+                    continue
+                last = key
+                begun[key] = Unread(self._active[rows[key][0]].request, rows[key][0], start)
+            logits_BV = reader.read(cache, list(begun.values()), threads)
+            for (key, prompt), logits_V in zip(begun.items(), logits_BV, strict=True):
+                self._kept.keep(key, cache.of(prompt.row, 0, len(key)))
+                for row in rows[key]:
+                    after[row] = logits_V
+                    if row != prompt.row:
+                        cache.copy(prompt.row, row, len(key))
+            unread = [key for key in unread if key not in begun]
+        self._sample(admitted, torch.stack([after[first_row + index] for index in range(len(admitted))]))
 
-            def prefill(start: int, end: int, prompts=prompts, requests=requests) -> None:
-                x_BTD = _embed(model, requests[start:end], self._prompt_context)
-                lengths = [len(request.input_ids) for request in requests[start:end]]
-                latents, last_BD = model.language_model.model.prefill(x_BTD, lengths, self._prompt_context)
-                for index, key in enumerate(prompts[start:end]):
-                    for row in rows[key]:
-                        cache.store(row, latents[:, index])
-                        last[row] = last_BD[index]
-
-            # A single prompt has no rows to divide; in another precision its bits depend on the threads anyway.
-            if len(prompts) == 1 and not self._prompt_context.batch_invariant:
-                torch.set_num_threads(threads.count)
-            with evaluating(model):
-                threads.over(len(prompts), prefill)
-            torch.set_num_threads(1)
-        last_BD = torch.stack([last[first_row + index] for index in range(len(admitted))])
-        self._sample(admitted, logits(model, last_BD))
+    def _restore(self, cache: LatentCache, row: int, prompt: Key) -> int:
+        """Put what is kept of a prompt into a row; returns how many tokens that is."""
+        start = 0
+        for latents_LWN in self._kept.find(prompt):
+            cache.of(row, start, start + latents_LWN.shape[2]).copy_(latents_LWN)
+            start += latents_LWN.shape[2]
+        return start
 
     def _sample(self, sequences: list[_Sequence], logits_BV: Tensor) -> None:
         chances = [s.chances[len(s.tokens)] if s.chances else 0.0 for s in sequences]
@@ -305,36 +341,6 @@ class EmbeddedEngine:
             sequence.append(token, logprob)
 
 
-def _prompt_key(request: Request) -> _PromptKey:
-    pixels = b"" if request.pixel_values is None else request.pixel_values.cpu().numpy().tobytes()
-    return tuple(request.input_ids), tuple(request.grid_thws), pixels
-
-
-def _buckets(prompts: Iterable[_PromptKey]) -> list[list[_PromptKey]]:
-    """Prompts grouped by padded length, in groups of at most PREFILL_TOKENS tokens."""
-    buckets: dict[int, list[list[_PromptKey]]] = {}
-    for prompt in prompts:
-        tokens = round_up(len(prompt[0]))
-        batches = buckets.setdefault(tokens, [[]])
-        if batches[-1] and (len(batches[-1]) + 1) * tokens > PREFILL_TOKENS:
-            batches.append([])
-        batches[-1].append(prompt)
-    return [batch for batches in buckets.values() for batch in batches]
-
-
-def _embed(model: KimiK25, requests: Sequence[Request], context: ForwardContext) -> Tensor:
-    """Embeddings [B, T, D] of prompts, padded on the right."""
-    device = model.language_model.lm_head.weight.device
-    tokens = round_up(max(len(request.input_ids) for request in requests))
-    padding = model.config.pad_token_id
-    ids = [request.input_ids + [padding] * (tokens - len(request.input_ids)) for request in requests]
-    pixels = [request.pixel_values for request in requests if request.pixel_values is not None]
-    if not pixels:
-        return model.embed(torch.tensor(ids, device=device), None, [], context=context)
-    grids = [grid for request in requests for grid in request.grid_thws]
-    # The projector's products, too, have at least INVARIANT_ROWS rows: very small images are embedded more than once.
-    features = sum(media_tokens(grid, model.config.vision_config.merge_kernel_size) for grid in grids)
-    copies = -(-INVARIANT_ROWS // features)
-    pixel_values = torch.cat(pixels * copies).to(device)
-    ids_BT = torch.tensor(ids * copies, device=device)
-    return model.embed(ids_BT, pixel_values, grids * copies, context=context)[: len(requests)]
+def _weights(model: KimiK25) -> list[tuple[int, int]]:
+    """Where every weight is, and how often torch's operators wrote to it."""
+    return [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in model.parameters()]

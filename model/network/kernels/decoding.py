@@ -1,11 +1,12 @@
-"""A decode step of some rows over cached MLA latents, product by product, on the network's weights as they lie.
+"""New tokens over cached MLA latents, product by product, on the network's weights as they lie: a decode step has one
+token per row of the cache, a prompt many tokens of one row.
 
-A row's numbers come out alike, bit for bit, whatever rows are computed with it: every product takes four rows at a
-time, every sum over features or over the context is one row's own loop. Rows come in multiples of four.
+A token's numbers come out alike, bit for bit, whatever tokens are computed with it: every product takes four tokens at
+a time, every sum over features or over the context is one token's own loop. Tokens come in multiples of four.
 
-Shapes: N rows, D hidden, H heads, I = nope dims, R = rope dims, r = R / 2, K = I + R, V = value dims, C kv latent,
-W = C + R, Q query latent, T tokens that the cache has room for, E experts, F expert width, k experts per token, x:
-heads times their dims.
+Shapes: N tokens, D hidden, H heads, I = nope dims, R = rope dims, r = R / 2, K = I + R, V = value dims, C kv latent,
+W = C + R, Q query latent, S rows of the cache, T tokens that each has room for, E experts, F expert width, k experts
+per token, x: heads times their dims.
 """
 
 from __future__ import annotations
@@ -130,10 +131,11 @@ def probabilities(query_HW: Any, latents_WT: Any, length: int, scale: float, pro
 @kernel
 def attention(
     x_ND: Any,
-    latents_NWT: Any,
+    row_N: Any,
     length_N: Any,
     cos_Nr: Any,
     sin_Nr: Any,
+    latents_SWT: Any,
     norm_D: Any,
     q_a_QD: Any,
     q_norm_Q: Any,
@@ -145,7 +147,8 @@ def attention(
     eps: float,
     scale: float,
 ) -> None:
-    """The first half of a layer, added to x; each row's latents go into the cache at its length."""
+    """The first half of a layer, added to x. Each token's latents go into its row of the cache, at its length, and the
+    tokens after it see them: tokens of one row come in their order."""
     rows, hidden = x_ND.shape
     heads, _, latent = kv_b_HxC.shape
     width, dtype = len(kv_a_WD), x_ND.dtype
@@ -162,14 +165,14 @@ def attention(
     product(normed_ND, kv_a_WD, hidden, new_NW)
     rms_norm(new_NW, kv_norm_C, eps, new_NW[:, :latent])
     query_HW = np.empty((heads, width), dtype)
-    probs_HT = np.zeros((heads + -heads % ROWS, latents_NWT.shape[2]), dtype)
+    probs_HT = np.zeros((heads + -heads % ROWS, latents_SWT.shape[2]), dtype)
     mean_HC = np.empty((len(probs_HT), latent), dtype)
     mean_HNC = np.empty((heads, rows, latent), dtype)
     for n in range(rows):
-        length = length_N[n]
+        latents_WT, length = latents_SWT[row_N[n]], length_N[n]
         rotate(new_NW[n, latent:], cos_Nr[n], sin_Nr[n], new_NW[n, latent:])
         for w in range(width):
-            latents_NWT[n, w, length] = new_NW[n, w]
+            latents_WT[w, length] = new_NW[n, w]
         query_HW[:] = 0
         for h in range(heads):
             q_K = q_Nx[n, h * (nope + turned) : (h + 1) * (nope + turned)]
@@ -178,8 +181,8 @@ def attention(
                 for c in range(latent):
                     query_HW[h, c] += q * kv_b_HxC[h, i, c]
             rotate(q_K[nope:], cos_Nr[n], sin_Nr[n], query_HW[h, latent:])
-        probabilities(query_HW, latents_NWT[n], length + 1, scale, probs_HT)
-        product(probs_HT, latents_NWT[n, :latent], length + 1, mean_HC)
+        probabilities(query_HW, latents_WT, length + 1, scale, probs_HT)
+        product(probs_HT, latents_WT[:latent], length + 1, mean_HC)
         for h in range(heads):
             for c in range(latent):
                 mean_HNC[h, n, c] = mean_HC[h, c]

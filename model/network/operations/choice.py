@@ -126,11 +126,6 @@ def differentiable_operations(x: Tensor, *wide: Tensor, learns: bool) -> Operati
     return torch_ops if learns else operations(x, *wide)
 
 
-def expert_operations(x_ND: Tensor, batch_invariant: bool) -> Operations:
-    """The experts' element-wise operations: torch's in a batch-invariant forward, like the rest of it."""
-    return torch_ops if batch_invariant else operations(x_ND)
-
-
 def grouped_products(x_SD: Tensor) -> GroupedProducts:
     """The experts' products for ``x_SD``, which depend on its device alone: a loop on a CPU takes every dtype."""
     return cpu_grouped if x_SD.is_cpu else torch_grouped
@@ -159,6 +154,6 @@ def forwards_by_kernels(decoder: nn.Module, x_BTD: Tensor, documents: Documents,
     return True
 
 
-def decodes_by_kernels(weight: Tensor) -> bool:
-    """Whether a decode step over weights like this one is ``model.network.kernel_decode``."""
+def reads_by_kernels(weight: Tensor) -> bool:
+    """Whether new tokens over a cache, with weights like this one, are ``model.network.kernel_cached``."""
     return weight.is_cpu and weight.dtype == torch.float32

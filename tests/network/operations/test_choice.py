@@ -15,7 +15,6 @@ from model.network.operations.choice import (
     attends_by_products,
     decodes_by_kernels,
     differentiable_operations,
-    expert_operations,
     grouped_products,
     operations,
 )
@@ -40,12 +39,10 @@ def test_kernels_compute_on_a_cpu_with_sums_in_float32_or_float64() -> None:
     assert operations(torch.zeros(2, device="meta")) is torch_ops
 
 
-def test_autograd_and_batch_invariant_experts_use_torch() -> None:
+def test_autograd_uses_torch() -> None:
     x = torch.zeros(2)
     assert differentiable_operations(x, learns=True) is torch_ops
     assert differentiable_operations(x, learns=False) is cpu_ops
-    assert expert_operations(x, batch_invariant=True) is torch_ops
-    assert expert_operations(x, batch_invariant=False) is cpu_ops
 
 
 def test_the_experts_products_depend_on_the_device_alone() -> None:
