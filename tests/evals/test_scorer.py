@@ -119,19 +119,19 @@ def test_right_answers_are_counted_strictly(summed):
     assert (score.correct, score.n) == (1, 3) and score.interval[0] < score.value < score.interval[1]
 
 
-def test_image_programs_have_a_score_of_each_kind_and_other_tasks_have_none():
+def test_image_programs_have_a_score_of_each_kind_and_other_tasks_have_none(summed):
     """Of 20 tasks, five kinds have two: the second of each is answered wrongly, without a call."""
     for family in ("image_program", "image_program_image"):
         samples = eval_samples(family, 20)
         done = [episode(reference_answer(s), tool_calls=2.0) for s in samples[:15]] + [episode("x", tool_calls=0.0)] * 5
-        found = summarise(samples, done).kinds
+        found = summed(samples, done).kinds
         assert list(found) == [kind.name for kind in KINDS]
         assert list(found.values()) == [KindScore(0.5, 0.5, 2)] * 5 + [KindScore(1.0, 1.0, 1)] * 10
         broken = make_episode(finish_reason="failed", failure="f")
-        assert list(summarise(samples[:1], [broken]).kinds.values()) == [KindScore(0.0, 0.0, 1)]
-    assert summarise([number(3)], [episode("3")]).kinds == {}
+        assert list(summed(samples[:1], [broken]).kinds.values()) == [KindScore(0.0, 0.0, 1)]
+    assert summed([number(3)], [episode("3")]).kinds == {}
     odd = make_sample(key="image_program-<b>-0", family="image_program", answer=3, reward="number")
-    assert summarise([odd], [episode("3")]).kinds == {}, "only known kinds become names of metrics"
+    assert summed([odd], [episode("3")]).kinds == {}, "only known kinds become names of metrics"
 
 
 def test_chance_is_the_best_constant_answer(toolset):

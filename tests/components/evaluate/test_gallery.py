@@ -38,7 +38,10 @@ def made(before: dict[str, Any] | None = None, shared: int = 5, steps: tuple[str
 
 
 def answered(samples: tuple[Sample, ...], right: bool) -> list[Episode]:
-    return [make_episode(response=reference_answer(sample) if right else "nothing") for sample in samples]
+    return [
+        make_episode(response=reference_answer(sample) if right else "nothing", reward=float(right))
+        for sample in samples
+    ]
 
 
 def evaluate(collected: Gallery, step: str, right: bool) -> None:

@@ -54,7 +54,7 @@ def test_tasks_are_suites_and_broken_ones_are_left_out(tmp_path: Path, monkeypat
     assert (rows["parl", "Stars"]["ability"], rows["parl", "Stars"]["modality"]) == ("reasoning", "image")
     assert 0 < made.extra["chance"]["Stars"] < 0.5 and made.extra["decision"] == "promote"
     warnings = "\n".join(made.extra["warnings"])
-    assert re.search(f"a task is not evaluated: .*{HERE}:HangsPrompt: prompt hangs", warnings)
+    assert re.search(f"a task is not evaluated: .*{HERE}:HangsPrompt is not asked", warnings)
     assert re.search(f"a task is not evaluated: {HERE}:NoPrompts: it has 0 prompts", warnings)
     for name in ("RaisesVerdict", "HighScore"):
         assert f"{name} is not in the scores of parl: too many of its episodes failed" in warnings

@@ -13,10 +13,10 @@ from model.network.operations.choice import (
     GroupedProducts,
     Operations,
     attends_by_products,
-    decodes_by_kernels,
     differentiable_operations,
     grouped_products,
     operations,
+    reads_by_kernels,
 )
 from model.network.packed_attention import LONGEST
 
@@ -57,6 +57,6 @@ def test_short_rows_on_a_cpu_attend_by_products_if_these_have_a_dtype_of_their_o
     assert not attends_by_products(Documents(1, 4, torch.device("meta")), torch.bfloat16)
 
 
-def test_float32_weights_on_a_cpu_decode_by_kernels() -> None:
-    assert decodes_by_kernels(torch.zeros(2))
-    assert not decodes_by_kernels(torch.zeros(2).double()) and not decodes_by_kernels(torch.zeros(2, device="meta"))
+def test_float32_weights_on_a_cpu_read_by_kernels() -> None:
+    assert reads_by_kernels(torch.zeros(2))
+    assert not reads_by_kernels(torch.zeros(2).double()) and not reads_by_kernels(torch.zeros(2, device="meta"))
