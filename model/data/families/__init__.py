@@ -5,7 +5,7 @@ A family without a share (``UNMIXED``) is made by nothing yet: it can be drawn, 
 
 from __future__ import annotations
 
-from model.data.families import chart, digits, ocr, photo, programs, scenes, video
+from model.data.families import chart, digits, ocr, photo, programs, scenes, video, world
 from model.data.families.array_tool import ARRAY_TOOL, ARRAY_TOOL_IMAGE
 from model.data.families.facts import FACT_PROSE, FACT_QA
 from model.data.families.family import Family
@@ -23,10 +23,10 @@ FAMILIES: dict[str, Family] = {
         STDLIB_TEXT, STDLIB_CODE, PROSE_WINDOW, CODE_WINDOW, FACT_PROSE, RECALL,
         FACT_QA, REASONING_GYM, ARRAY_TOOL, WIDE_SEARCH, SUB_SEARCH, NEEDLE,
         *digits.FAMILIES, *ocr.FAMILIES, *scenes.FAMILIES, *photo.FAMILIES, *chart.FAMILIES, INTERLEAVED,
-        ARRAY_TOOL_IMAGE, *video.FAMILIES, VIDEO_NEEDLE, *programs.FAMILIES,
+        ARRAY_TOOL_IMAGE, *video.FAMILIES, VIDEO_NEEDLE, *programs.FAMILIES, *world.FAMILIES,
     )
 }  # fmt: skip
-UNMIXED = frozenset(family.name for family in programs.FAMILIES)
+UNMIXED = frozenset(family.name for family in (*programs.FAMILIES, *world.FAMILIES))
 
 
 def lengthened(characters: int, chunks: int) -> dict[str, Family]:

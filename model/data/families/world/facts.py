@@ -117,7 +117,7 @@ def facts() -> Facts:
 
 
 _LINKED: dict[str, Kind] = {
-    "neighbours": "country", "lies in": "country", "spoken in": "country", "imports": "module",
+    "neighbours": "country", "lies in": "country", "spoken in": "country", "uses": "module",
 }  # fmt: skip
 
 
@@ -244,4 +244,4 @@ def _modules() -> Iterator[Thing]:
         }  # fmt: skip
         doc = re.match(r'\s*r?"""(.*?)(?:"""|\n\s*\n)', text, re.DOTALL)
         note = " ".join(doc[1].split()) if doc else ""
-        yield from _thing("module", name, attributes, {"imports": tuple(imported)}, name, 20, note)
+        yield from _thing("module", name, attributes, {"uses": tuple(imported)}, name, 20, note)

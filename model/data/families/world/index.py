@@ -143,14 +143,19 @@ def downloaded(name: str, content: str) -> str:
     return f"files['{name}'] has {len(content)} characters"
 
 
+def _end(piece: str) -> int:
+    """Where the beginning of a long line is cut: after a comma, else before a space, else at its end."""
+    return piece.rfind(", ") + 1 or max(piece.rfind(" "), 0) or len(piece)
+
+
 @lru_cache(maxsize=16_384)
 def windows(page: Page, characters: int) -> list[str]:
     """The text of a page in windows of at most so many characters, cut between lines, or words in a long line."""
     cut: list[str] = [""]
     for line in page.text.split("\n"):
         while line:
-            end = len(line) if len(line) <= characters else line.rfind(" ", 0, characters)
-            piece, line = line[: end if end > 0 else characters], line[end if end > 0 else characters :].lstrip(" ")
+            end = len(line) if len(line) <= characters else _end(line[:characters])
+            piece, line = line[:end], line[end:].lstrip(" ")
             if cut[-1] and len(cut[-1]) + 1 + len(piece) > characters:
                 cut.append("")
             cut[-1] += f"\n{piece}" if cut[-1] else piece

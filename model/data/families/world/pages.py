@@ -3,7 +3,7 @@
 A thing has one newest page. A quarter of the countries and cities have some of their figures on a second page, which
 the first one links to. A fifth of all things also have a stale copy: the same title, an older date, and values of which
 some are not true. Names that several things share have a page that lists them. Each larger country has a gazetteer in
-parts, a file of its cities, and a page that tells the file's checksum; some files are cut short, and have a mirror.
+parts, a file of its cities, and a page that tells the file's checksum and its mirror: some files have lost a line.
 
 Names and values never follow a space, as in ``model.data.families.facts``.
 """
@@ -24,7 +24,7 @@ TEMPLATES = (
     "{attribute}:{value}", "|{attribute}|{value}|", 'It has the {attribute} "{value}".', "[{attribute}]{value}",
 )  # fmt: skip
 FIGURES = {"country": ("population", "area", "phone"), "city": ("population", "latitude", "longitude")}
-# Shares of countries and cities with a second page, of things with a stale copy, of files that are cut short (ours).
+# Shares of countries and cities with a second page, of things with a stale copy, of files that have lost a line (ours).
 FIGURES_SHARE, STALE_SHARE, BROKEN_SHARE = 0.25, 0.2, 0.3
 NOTE_CHARACTERS = 200
 PART_PLACES = 20  # lines of a gazetteer's part (ours: about two windows of the smallest size)
@@ -246,10 +246,11 @@ def _files(facts: Facts) -> tuple[dict[str, str], list[Page]]:
         title = file_title(country)
         lines = ["name,people", *(f"{place.name},{place.people}" for place in file_places(places))]
         content = "\n".join(lines)
-        lost = 2 + int(chance("lost lines", title) * 4) if chance("broken", title) < BROKEN_SHARE else 0
+        most = max(file_places(places), key=lambda place: place.people)
+        lost = f"{most.name},{most.people}" if chance("broken", title) < BROKEN_SHARE else ""
         names = [f"f{int(chance(each, title) * 9000) + 1000}-{len(told)}.csv" for each in ("file", "mirror")]
         names = [names[0], names[1].replace(".csv", "m.csv")]
-        files[names[0]] = "\n".join(lines[: len(lines) - lost])
+        files[names[0]] = "\n".join(line for line in lines if line != lost)
         files[names[1]] = content
         values = {"file": names[0], "mirror": names[1], "sum": str(checksum(content))}
         template = template_of(title, facts.things[country].split)
