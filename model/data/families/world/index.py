@@ -82,12 +82,12 @@ class World:
 
     def open_page(self, page: str, window: str, view: View) -> str:
         """``4121:Peru|2025-06|1/2``, which says that this is the first of two windows, and the window's lines."""
-        if not page.strip().isdecimal() or (found := self.library.pages.get(int(page.strip()[:9]))) is None:
+        if (found := self.library.pages.get(_number(page))) is None:
             return f"error: there is no page {page[:40]}; search tells the numbers of pages"
         cut = windows(found, view.window)
-        if not window.strip().isdecimal() or not 1 <= (number := int(window.strip()[:9])) <= len(cut):
+        if not 1 <= (number := _number(window)) <= len(cut):
             return f"error: page {page.strip()} has the windows 1 to {len(cut)}"
-        return f"{int(page)}:{found.title}|{found.date}|{number}/{len(cut)}\n{cut[number - 1]}"
+        return f"{_number(page)}:{found.title}|{found.date}|{number}/{len(cut)}\n{cut[number - 1]}"
 
     def file(self, name: str) -> str | None:
         """The content of a file; None if there is none of this name."""
@@ -131,6 +131,12 @@ class World:
             self._common = frozenset(word for (word,) in common)
             self._index = {os.getpid(): connection}
         return self._index[os.getpid()]
+
+
+def _number(text: str) -> int:
+    """The number that a tool's argument means; -1 if it is none."""
+    digits = text.strip()
+    return int(digits) if len(digits) <= 9 and digits.isascii() and digits.isdecimal() else -1
 
 
 def files_cell(files: Mapping[str, str]) -> str:
