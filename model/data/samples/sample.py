@@ -38,10 +38,10 @@ class Sample:
         declared_tools: declarations of a user's tools in OpenAI's form, which follow ``tools``. Nothing can run them.
         answer: ground truth, JSON-able; its form is what ``reward`` expects.
         reward: name of the verifier in ``model.rl.rewards.REWARDS``.
-        environment: what the task's tools act on: ``{"records": {...}}`` to search, ``{"world": {...}}`` for the offline
-            world (``model.data.families.world.index.View``), or ``{"array": ...}`` for programs. An array is the name of an image (``img``) or video (``images``) of ``media``, or nested lists
-            of 0-255, [H, W] or [H, W, 3]; ``{"images": [...]}`` has several such pictures
-            (``model.rl.tools.toolset.environment_array``).
+        environment: what the task's tools act on: ``{"records": {...}}`` to search, ``{"world": {...}}`` for the
+            offline world (``model.data.families.world.index.View``), or ``{"array": ...}`` for programs. An array is
+            the name of an image (``img``) or video (``images``) of ``media``, or nested lists of 0-255, [H, W] or
+            [H, W, 3]; ``{"images": [...]}`` has several such pictures (``model.rl.tools.toolset.environment_array``).
         media: file extension in the shard (``png``, ``1.png``, ``mp4``) -> encoded bytes.
     """
 
