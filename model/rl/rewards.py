@@ -121,7 +121,8 @@ def _rows(text: str, columns: Sequence[str]) -> dict[str, list[str]]:
     A line may begin and end with ``|``, as in Markdown. A head with the names of the columns and a rule of dashes are
     no rows. Figures lose the commas between their digits.
     """
-    head, rows = [normalise(column) for column in columns], {}
+    head = [normalise(column) for column in columns]
+    rows: dict[str, list[str]] = {}
     for line in text.splitlines():
         cells = [_cell(cell) for cell in line.strip().strip("|").split("|")]
         if "|" in line and cells != head and any(set(cell) - set("-: ") for cell in cells):

@@ -14,7 +14,7 @@ from typing import Any
 
 from model.data.families.programs.session import CellSession
 from model.data.families.wide_search import created
-from model.data.families.world.index import View, downloaded, files_cell, world
+from model.data.families.world.index import View, downloaded, world
 from model.data.families.world.pages import links, stated
 
 _HIT = re.compile(r"(\d+):(.+)\|(\d{4}-\d{2})\|.*")
@@ -33,7 +33,6 @@ class Conversation:
     turns: list[dict[str, Any]] = field(default_factory=list)
     calls: int = 0
     _cells: CellSession | None = None
-    _files: dict[str, str] = field(default_factory=dict)
 
     def call(self, tool: str, /, **arguments: str) -> str:
         """Call a tool and return what it shows."""
@@ -59,14 +58,15 @@ class Conversation:
             return world().search(arguments["query"], self.view)
         if tool == "open_page":
             return world().open_page(arguments["page"], arguments["window"], self.view)
-        self._cells = self._cells or CellSession([])
+        if self._cells is None:
+            self._cells = CellSession([])
+            self._cells.run("files = {}")
         if tool == "ipython":
             return self._cells.run(arguments["code"])[0]
         content = world().file(arguments["file"])
         if content is None:
             raise LostError(f"there is no file {arguments['file']}")
-        self._files[arguments["file"]] = content
-        self._cells.run(files_cell(self._files))
+        self._cells.run(f"files[{arguments['file']!r}] = {content!r}")  # no scripted program replaces the name
         return downloaded(arguments["file"], content)
 
 
