@@ -50,6 +50,8 @@ TOOLS: dict[str, ToolSpec] = {
     for spec in (
         ToolSpec("ipython", "run Python", ("code",)),
         ToolSpec("search", "look up", ("query",)),
+        ToolSpec("open_page", "read a page by its number, in windows 1, 2, ...", ("page", "window")),
+        ToolSpec("download", "put a file into the dict files of ipython", ("file",)),
         ToolSpec("create_subagent", "make an agent", ("name", "system_prompt")),
         ToolSpec("assign_task", "give an agent a task; many run at once", ("agent", "prompt")),
     )

@@ -12,9 +12,7 @@ from model.data.families import FAMILIES
 from model.data.samples.sample import Sample
 from model.data.samples.tokenize import tokenize_opening, tokenize_prompt
 from model.evals.suites import SUITES, Suite
-from model.swarm.orchestrator import SUB_AGENT_TOOLS, SWARM_TOOLS
-
-TOOLS = {"single": SUB_AGENT_TOOLS, "swarm": SWARM_TOOLS}
+from model.swarm.orchestrator import agent_tools
 
 
 def chosen(names: Sequence[str]) -> list[Suite]:
@@ -58,11 +56,11 @@ def obstacle(
     """
     if suite.mode == "document" and not documents:
         return "its tasks are documents to complete, which the endpoint is not sent"
-    tools = TOOLS.get(suite.mode)
     tokenized = tokenize_opening if suite.mode == "document" else tokenize_prompt
     broken: list[str] = []
     for sample in samples:
-        task = sample if tools is None else replace(sample, tools=list(tools))
+        agent = suite.mode in ("single", "swarm")
+        task = replace(sample, tools=agent_tools(sample, suite.mode == "swarm")) if agent else sample
         try:
             prompt = tokenized(task, tokenizer, image_config, pixels=False)
         except MoonflowError as error:

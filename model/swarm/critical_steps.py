@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class CriticalSteps:
     """CriticalSteps = sum over turns t of (S_main,t + max_i S_sub,i,t), at most ``budget``.
 
-    A turn of the orchestrator costs S_main = 1, or n if it makes n searches itself, because these run one after the
+    A turn of the orchestrator costs S_main = 1, or n if it makes n tool calls itself, because these run one after the
     other (ours). A group of assignments costs as much as its slowest sub-agent. So parallel work is cheap, and creating
     idle or unbalanced sub-agents gains nothing. Training and evaluation have the same budget.
 

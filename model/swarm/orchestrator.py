@@ -1,9 +1,10 @@
 """Agent Swarm episodes: a trained orchestrator and frozen sub-agents (source: K2.5 paper, Agent Swarm and App. E.8).
 
-The orchestrator may search by itself, create named sub-agents, and assign tasks to them; the assignments of one turn
-run at the same time. Each is a new conversation with a frozen engine, which sees the sub-agent's system prompt and the
-task. Only its final message comes back, as an observation, which is masked in training; the sub-agent's context never
-enters the orchestrator's. A sub-agent that breaks gives an observation too, and counts as a failure of the episode.
+The orchestrator may use the task's tools by itself, create named sub-agents, and assign tasks to them; the assignments
+of one turn run at the same time. Each is a new conversation with a frozen engine, which sees the sub-agent's system
+prompt and the task, and has the task's tools. Only its final message comes back, as an observation, which is masked in
+training; the sub-agent's context never enters the orchestrator's. A sub-agent that breaks gives an observation too, and
+counts as a failure of the episode.
 """
 
 from __future__ import annotations
@@ -30,12 +31,17 @@ from model.rl.environment import (
     tool_result,
 )
 from model.rl.failures import all_of, attempt
-from model.rl.tools.toolset import Toolset, call_error
+from model.rl.tools.toolset import EpisodeTools, Toolset, call_error
 from model.rollout.protocol import RolloutEngine
 from model.swarm.critical_steps import CriticalSteps
 
-SWARM_TOOLS = ("search", "create_subagent", "assign_task")
-SUB_AGENT_TOOLS = ("search",)
+SWARM_TOOLS = ("create_subagent", "assign_task")
+
+
+def agent_tools(sample: Sample, swarm: bool) -> list[str]:
+    """What an agent has for a task: its tools, and for an orchestrator those of the swarm too."""
+    own = [tool for tool in sample.tools if tool not in SWARM_TOOLS]
+    return [*own, *SWARM_TOOLS] if swarm else own
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ class _Swarm:
 
 
 class _Orchestrator:
-    """Responds to the orchestrator's turns: it searches, creates sub-agents, and runs assignments at the same time."""
+    """Responds to the orchestrator's turns: it uses tools, creates sub-agents, runs assignments at the same time."""
 
     def __init__(
         self,
@@ -83,11 +89,13 @@ class _Orchestrator:
         tokenizer: Tokenizer,
         sample: Sample,
         toolset: Toolset,
+        tools: EpisodeTools,
         limits: SwarmLimits,
         temperature: float,
         seed: int,
     ) -> None:
         self.sub_engine, self.tokenizer, self.sample, self.toolset = sub_engine, tokenizer, sample, toolset
+        self.tools, self.sub_agent_tools = tools, agent_tools(sample, swarm=False)
         self.limits, self.seed, self.temperature = limits, seed, temperature
         self.swarm = _Swarm(CriticalSteps(limits.critical_steps))
 
@@ -100,26 +108,25 @@ class _Orchestrator:
             return [complaint(turn)]
         results: dict[str, str] = {}
         assignments: list[tuple[ToolCall, TokenizedSample]] = []
-        searches = 0
-        async with self.toolset.episode(self.sample) as tools:
-            for call in turn.tool_calls:
-                if error := call_error(call, self.sample.tools) or self._unknown_agent(call):
-                    results[call.id] = error
-                elif call.name == "create_subagent":
-                    swarm.agents[call.arguments["name"]] = call.arguments["system_prompt"]
-                    results[call.id] = created(call.arguments["name"])
-                elif call.name == "assign_task":
-                    prompt = self._prompt(call)
-                    if len(prompt.input_ids) < self.limits.max_tokens:
-                        assignments.append((call, prompt))
-                    else:
-                        results[call.id] = "error: the task is too long"
+        direct = 0
+        for call in turn.tool_calls:
+            if error := call_error(call, self.sample.tools) or self._unknown_agent(call):
+                results[call.id] = error
+            elif call.name == "create_subagent":
+                swarm.agents[call.arguments["name"]] = call.arguments["system_prompt"]
+                results[call.id] = created(call.arguments["name"])
+            elif call.name == "assign_task":
+                prompt = self._prompt(call)
+                if len(prompt.input_ids) < self.limits.max_tokens:
+                    assignments.append((call, prompt))
                 else:
-                    searches += 1
-                    if searches > swarm.steps.remaining:
-                        self._end()
-                    results[call.id] = await tools.call(call)
-        main = max(1, searches)
+                    results[call.id] = "error: the task is too long"
+            else:
+                direct += 1
+                if direct > swarm.steps.remaining:
+                    self._end()
+                results[call.id] = await self.tools.call(call)
+        main = max(1, direct)
         allowed = min(self.limits.sub_agent_steps, swarm.steps.remaining - main)
         if assignments and allowed < 1:
             self._end()
@@ -153,11 +160,11 @@ class _Orchestrator:
             {"role": "system", "content": self.swarm.agents[call.arguments["agent"]]},
             {"role": "user", "content": call.arguments["prompt"]},
         ]
-        return as_prompt(encode_chat(messages, SUB_AGENT_TOOLS, self.tokenizer, add_generation_prompt=True).ids)
+        return as_prompt(encode_chat(messages, self.sub_agent_tools, self.tokenizer, add_generation_prompt=True).ids)
 
     async def _sub_agent(self, prompt: TokenizedSample, number: int, max_turns: int) -> Episode:
         """Run one assignment with the frozen engine, in a separate context."""
-        task = replace(self.sample, tools=list(SUB_AGENT_TOOLS))
+        task = replace(self.sample, tools=self.sub_agent_tools)
         async with self.toolset.episode(task) as tools:
             return await converse(
                 self.sub_engine, self.tokenizer, prompt, lambda turn: answer_calls(tools, turn),
@@ -189,8 +196,8 @@ async def run_swarm_episode(
     Args:
         engine: speaks for the orchestrator, which is trained.
         sub_engine: speaks for the sub-agents, which are frozen.
-        swarm: False gives the orchestrator nothing but ``search``: a single agent under the same budget, with which a
-            swarm is compared.
+        swarm: False gives the orchestrator nothing but the task's tools: a single agent under the same budget, with
+            which a swarm is compared.
 
     Returns:
         An episode whose metrics have ``critical_steps``, ``parallelism`` (the largest number of assignments at once),
@@ -199,13 +206,14 @@ async def run_swarm_episode(
     Raises:
         Exception: as `run_episode`, except that an error in a sub-agent becomes an observation.
     """
-    sample = replace(sample, tools=list(SWARM_TOOLS if swarm else SUB_AGENT_TOOLS))
-    orchestrator = _Orchestrator(sub_engine, tokenizer, sample, toolset, limits, temperature, seed)
-    episode = await converse(
-        engine, tokenizer, tokenize_prompt(sample, tokenizer, image_config), orchestrator.respond,
-        max_turns=limits.critical_steps + 1, max_new_tokens=limits.max_new_tokens, max_tokens=limits.max_tokens,
-        temperature=temperature, seed=seed,
-    )  # fmt: skip
+    sample = replace(sample, tools=agent_tools(sample, swarm))
+    async with toolset.episode(sample, image_config) as tools:
+        orchestrator = _Orchestrator(sub_engine, tokenizer, sample, toolset, tools, limits, temperature, seed)
+        episode = await converse(
+            engine, tokenizer, tokenize_prompt(sample, tokenizer, image_config), orchestrator.respond,
+            max_turns=limits.critical_steps + 1, max_new_tokens=limits.max_new_tokens, max_tokens=limits.max_tokens,
+            temperature=temperature, seed=seed,
+        )  # fmt: skip
     done = orchestrator.swarm
     if episode.finish_reason != "budget":  # nobody responded to the last turn, so it is counted here
         done.steps.spend(min(1, done.steps.remaining))

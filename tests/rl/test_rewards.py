@@ -60,6 +60,37 @@ def test_table_f1_counts_pairs() -> None:
     assert rewards.table_f1("no idea", truth) == 0.0
 
 
+TABLE = {
+    "columns": ["name", "capital", "area"],
+    "rows": [["Peru", "Lima", "1285220"], ["Chad", "N'Djamena", "1284000"]],
+}
+
+
+@pytest.mark.parametrize(
+    ("response", "items", "rows"),
+    [
+        ("Peru|Lima|1285220\nChad|N'Djamena|1284000", 1.0, 1.0),
+        ("| Name|Capital|Area |\n|---|:-:|---|\n| chad | n'djamena | 1,284,000 |\n| PERU|Lima|1,285,220 |", 1.0, 1.0),
+        # One cell of six is wrong: 5 of 6 cells found, 5 of 6 given; 1 of 2 rows.
+        ("Peru|Lima|1\nChad|N'Djamena|1284000", 5 / 6, 1 / 2),
+        # One row of two: precision 1, recall 1/2.
+        ("Peru|Lima|1285220", 2 / 3, 2 / 3),
+        # A third row is 3 cells too many: 2 * 6 / (9 + 6), 2 * 2 / (3 + 2).
+        ("Peru|Lima|1285220\nChad|N'Djamena|1284000\nMali|Bamako|1", 0.8, 0.8),
+        # Of two rows with one key the first counts.
+        ("Peru|Lima|1\nPeru|Lima|1285220\nChad|N'Djamena|1284000", 5 / 6, 1 / 2),
+        # A cell is missing; a row has too many cells, which are no cells of the table.
+        ("Peru|Lima\nChad|N'Djamena|1284000", 5 / 6, 1 / 2),
+        ("Peru|Lima|1285220|x\nChad|N'Djamena|1284000", 1 / 2, 1 / 2),
+        ("Peru: Lima", 0.0, 0.0),
+        ("", 0.0, 0.0),
+    ],
+)  # fmt: skip
+def test_item_and_row_f1_as_wide_search_scores(response: str, items: float, rows: float) -> None:
+    assert rewards.item_f1(response, TABLE) == pytest.approx(items)
+    assert rewards.row_f1(response, TABLE) == pytest.approx(rows)
+
+
 def test_an_unknown_reward_is_told() -> None:
     with pytest.raises(MoonflowError, match="unknown reward 'bleu'.*exact, .*, tests"):
         rewards.score("bleu", "a", "a")
@@ -69,7 +100,8 @@ NASTY = st.sampled_from(
     ["9" * 200, "9" * 5000, "-" + "9" * 5000, "²", "१", "٤", "１", "-", "NaN", "Infinity", "1e999", "0", " ", ":", "\n",
      "a" * 50, "\x00", "\ufffd"]
 )  # fmt: skip
-ANSWERS = {"exact": "7", "number": 7, "edit": "seven", "box": [0, 0, 10, 10], "table_f1": {"Peru": "Lima"}}
+ANSWERS = {"exact": "7", "number": 7, "edit": "seven", "box": [0, 0, 10, 10], "table_f1": {"Peru": "Lima"},
+           "item_f1": TABLE, "row_f1": TABLE}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", rewards.REWARDS)

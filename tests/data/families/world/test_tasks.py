@@ -1,0 +1,130 @@
+"""The tasks of the world: what is asked, that it is true, and what its trajectories show."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from model.boundary.errors import MoonflowError
+from model.data.families.family import Family
+from model.data.families.world import DRAWS, FAMILIES, WORLD_PART, world_family
+from model.data.families.world.facts import facts
+from model.data.families.world.index import View, world
+from model.data.families.world.tasks import BULK, DEEP, DOCUMENT, EASY, EASY_PAGE, WIDE, roots
+from model.data.samples.sample import Sample
+from model.rl import rewards
+
+BY_NAME = {family.name: family for family in FAMILIES}
+PARTED = [name for name in DRAWS if name != "world_easy"]
+
+
+def turns(sample: Sample) -> list[list[str]]:
+    replies = [message for message in sample.messages if message["role"] == "assistant"]
+    return [[call["name"] for call in reply.get("tool_calls", [])] for reply in replies]
+
+
+def drawn(family: Family, split: str, count: int) -> list[Sample]:
+    return [family.sample(7, split, index) for index in range(count)]  # type: ignore[arg-type]
+
+
+def test_a_wide_search_asks_for_what_is_true() -> None:
+    for sample in drawn(BY_NAME["world_wide"], "eval", 60):
+        _, *attributes = sample.answer["columns"]
+        for title, *values in sample.answer["rows"]:
+            thing = facts().things[title]
+            assert thing.split == "eval" and [thing.attributes[each] for each in attributes] == values
+        assert [row[0] for row in sample.answer["rows"]] == re.findall(
+            r"^\d+:(.*)$", sample.messages[0]["content"], re.M
+        )
+        assert sample.reward == "item_f1" and rewards.row_f1(sample.messages[-1]["content"], sample.answer) == 1.0
+
+
+def test_a_deep_search_has_one_winner_and_the_answer_is_its_value() -> None:
+    for split in ("train", "eval"):
+        for sample in drawn(BY_NAME["world_deep"], split, 60):
+            question = sample.messages[0]["content"]
+            asked = re.search(r'"(.+?)"', question)
+            most, measure = re.search(r"the (smallest|largest) (\w+)", question).groups()  # type: ignore[union-attr]
+            assert asked
+            found = [
+                root for kind in ("country", "language", "module", "name") for root in roots(kind, split)  # type: ignore[arg-type]
+                if root.title.removeprefix("The name ") == asked[1]
+            ]  # fmt: skip
+            best = [
+                (min if most == "smallest" else max)(root.branches, key=lambda t: float(t.attributes[measure]))
+                for root in found
+                if all(measure in thing.attributes for thing in root.branches)
+            ]
+            assert any(sample.answer in thing.attributes.values() for thing in best)
+            assert split == "eval" or all(thing.split == "train" for root in found for thing in root.branches)
+
+
+def test_the_parts_of_a_document_and_of_a_bulk_download_are_counted_anew() -> None:
+    for sample in drawn(BY_NAME["world_document"], "train", 20):
+        country = facts().things[sample.source.removeprefix("country/")].title
+        what = sample.answer["columns"][1]
+        for part, value in sample.answer["rows"]:
+            text = world().library.pages[world().number(f"Gazetteer of {country}, part {part}")].text
+            people = {line.split("|")[0]: int(line.split("|")[1]) for line in text.split("\n")}
+            ordered = sorted(people, key=lambda name: people[name])
+            over = str(sum(count > 50_000 for count in people.values()))
+            assert value == (over if "number" in what else ordered[0] if "least" in what else ordered[-1])
+    for sample in drawn(BY_NAME["world_bulk"], "train", 20):
+        for country, value in sample.answer["rows"]:
+            text = world().library.pages[world().number(f"City file of {country}")].text
+            mirror = next(name for name in re.findall(r"f\d+-\d+m\.csv", text))
+            people = [int(line.split(",")[1]) for line in (world().file(mirror) or "").split("\n")[1:]]
+            assert int(value) in (sum(people), max(people), sum(count > 500_000 for count in people))
+
+
+@pytest.mark.parametrize("name", PARTED)
+def test_a_swarm_assigns_all_parts_in_one_turn_and_a_single_agent_none(name: str) -> None:
+    seen = set()
+    for sample in drawn(BY_NAME[name], "train", 30):
+        mode, of = sample.environment["mode"], turns(sample)
+        seen.add(mode)
+        parts = int(sample.key.split("-n")[1].split("-")[0])
+        if mode == "swarm":
+            assert of[-3:] == [["create_subagent"], ["assign_task"] * parts, []]
+        else:
+            assert all(len(turn) == 1 for turn in of[:-1]) and of[-1] == []
+            assert not {"create_subagent", "assign_task"} & {call for turn in of for call in turn}
+        assert not re.search("parallel|at once|same time|agent", sample.messages[0]["content"])
+    assert seen == {"swarm", "single"}
+
+
+def test_a_fact_costs_two_to_four_calls_and_an_easy_one_at_most_two() -> None:
+    costs = set()
+    for index in range(120):
+        sample = WORLD_PART.sample(3, "train", index * 4)  # each fourth is a part of a wide search
+        costs.add(len(turns(sample)) - 1)
+    assert costs <= {2, 3, 4, 5} and {2, 3} <= costs
+    assert {len(turns(sample)) - 1 for sample in drawn(BY_NAME["world_easy"], "eval", 60)} == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("world_wide", WIDE), ("world_deep", DEEP), ("world_document", DOCUMENT), ("world_bulk", BULK),
+     ("world_easy", (*EASY[:-1], *EASY_PAGE[:-1], EASY[-1], EASY_PAGE[-1]))],
+)  # fmt: skip
+def test_the_last_wording_is_held_out(name: str, options: tuple[str, ...]) -> None:
+    def heard(sample: Sample, wording: str) -> bool:
+        pattern = ".*".join(re.escape(part) for part in re.split(r"\{\w+\}", wording))
+        return re.match(pattern, sample.messages[0]["content"], re.IGNORECASE | re.DOTALL) is not None
+
+    small = world_family(name, (2,))
+    last = options[-2:] if name == "world_easy" else options[-1:]
+    train, held = drawn(small, "train", 60), drawn(small, "eval", 60)
+    others = [each for each in options if each not in last]
+    assert all(any(heard(sample, each) for each in others) for sample in train)
+    assert 0.3 < np.mean([not any(heard(sample, each) for each in others) for sample in held]) < 0.7
+
+
+def test_another_view_and_other_sizes_give_other_tasks() -> None:
+    family = world_family("world_wide", (16,), View(results=6, window=2000))
+    sample = family.sample(0, "eval", 0)
+    assert len(sample.answer["rows"]) == 16 and sample.environment["world"] == {"results": 6, "window": 2000}
+    with pytest.raises(MoonflowError, match="sizes of world_wide: give numbers of parts from 1 to 64"):
+        world_family("world_wide", (0, 2))
