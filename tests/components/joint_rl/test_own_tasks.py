@@ -16,7 +16,7 @@ from tests.step_services import FolderServices, Killed
 from tests.training import model_that_ends_its_turns, save_checkpoint
 
 PAGE = Path(__file__).parents[3] / "model" / "rl" / "tasks" / "README.md"
-SMALL = {"prompts_per_iteration": 4, "samples_per_prompt": 2, "learning_rate": 1e-3, "max_new_tokens": 4, "seed": 1}
+SMALL = {"prompts_per_iteration": 4, "samples_per_prompt": 2, "learning_rate": 1e-3, "max_new_tokens": 48, "seed": 1}
 
 
 @pytest.fixture(scope="module")

