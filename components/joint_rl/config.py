@@ -37,7 +37,7 @@ class Config(RLConfig):
         48,
         ge=1,
         description="longest completion in tokens; families whose held-out suite allows longer ones are left out: "
-        "image programs need 180 (source: ours)",
+        "image programs need 200 (source: ours)",
     )
     modalities: Annotated[str, AfterValidator(_modalities)] = Field(
         "text,image",

@@ -42,7 +42,7 @@ def test_families_whose_answers_need_more_room_are_no_prompts_and_named_in_one_l
 ) -> None:
     families = ["image_program", "image_program_image", "array_tool", "fact_qa", "wide_search", "mine"]
     assert stage.need_more(families, 48) == ["image_program", "image_program_image"]
-    assert stage.need_more(families, 180) == [], "a swarm's are left out anyway; a user's own have no suite"
+    assert stage.need_more(families, 200) == [], "a swarm's are left out anyway; a user's own have no suite"
     assert stage.need_more(families, 16) == ["array_tool", "image_program", "image_program_image"]
 
     config = CONFIG.model_copy(update={"iterations": 1, "max_new_tokens": 16, "ptx_weight": 0.0})
