@@ -83,7 +83,8 @@ def _evaluated(config: Config, inputs: dict[str, str], context: StepContext, own
     counts = dict.fromkeys(steps, config.samples_intermediate) | dict.fromkeys((trained[-1], IMPORTED), config.samples)
     shown = gallery_steps(steps)
     shared = {suite.name: min(suite.tasks(counts[step]) for step in shown) for suite in suites}
-    gallery = Gallery(tasks, shared, shown, data.tokenizer, data.image_config, gallery_before(before))
+    asked = {suite.name: tasks[suite.name] for suite in suites}
+    gallery = Gallery(asked, shared, shown, data.tokenizer, data.image_config, gallery_before(before))
 
     def served(step: str) -> KimiK25:
         return as_served(load_model(context.fetch(inputs[step])), config.expert_precision)

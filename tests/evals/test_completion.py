@@ -83,9 +83,12 @@ def test_a_document_beyond_the_context_is_wrong_and_counted_and_the_others_are_a
 
 def test_a_model_of_a_short_context_is_measured(tokenizer: Tokenizer) -> None:
     """Through the embedded engine, which refuses a prompt that does not fit."""
-    engine = EmbeddedEngine(new_model(preset("tiny"), seed=0).eval(), 4)
+    tiny, context = preset("tiny"), 400
+    longer = tiny.text_config.model_copy(update={"max_position_embeddings": context})
+    config = tiny.model_copy(update={"text_config": longer})
+    engine = EmbeddedEngine(new_model(config, seed=0).eval(), 4)
     for name in DOCUMENTS:
-        score = scored(name, engine, tokenizer, 4, preset("tiny").text_config.max_position_embeddings)
+        score = scored(name, engine, tokenizer, 4, context)
         assert (score.n, score.failed) == (4, 0) and score.value < 1 and 0 < score.figures[BEYOND] < 1
 
 

@@ -64,7 +64,7 @@ def test_what_a_model_cannot_hold_is_said() -> None:
 
 
 def test_a_document_that_is_too_long_is_no_obstacle_unless_all_are() -> None:
-    assert said("needle", context=250) == said("video_needle", context=250) == ""
+    assert said("needle", context=300) == said("video_needle", context=300) == ""
     assert "leaves no room in the context of 16" in said("needle", context=16)
 
 

@@ -20,7 +20,7 @@ from tests.sglang_replica import SGLangReplica
 from tests.step_services import FolderServices
 
 RL = JointRL(
-    iterations=2, prompts_per_iteration=3, samples_per_prompt=2, learning_rate=1e-3, max_new_tokens=8,
+    iterations=2, prompts_per_iteration=3, samples_per_prompt=2, learning_rate=1e-3, max_new_tokens=48,
     checkpoint_every=0, seed=1, ptx_weight=0.0,
 )  # fmt: skip
 SWARM = Parl(

@@ -56,13 +56,13 @@ def test_an_engine_failure_is_every_callers_500_and_the_next_is_answered(
     broken = tmp_path / "broken"
     (tmp_path / "sitecustomize.py").write_text(  # run in the engine's process as it starts
         "import os\n"
-        "from model.rollout import embedded\n"
-        "step = embedded.Steps.__call__\n"
+        "from model.rollout import decoding\n"
+        "step = decoding.Reader.step\n"
         "def breaks(*arguments):\n"
         f"    if os.path.exists({str(broken)!r}):\n"
         "        raise RuntimeError('out of memory')\n"
         "    return step(*arguments)\n"
-        "embedded.Steps.__call__ = breaks\n"
+        "decoding.Reader.step = breaks\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with serving(checkpoint, "moonflow", 60) as address:

@@ -28,8 +28,8 @@ KINDS: tuple[Kind, ...] = (*lists.KINDS, *single.KINDS)
 REQUESTS = ("Write {call}: {what}.", "Define {call}. It returns {what}.", "Code {call} for {what}.",
             "A Python function {call}, please: {what}.")  # fmt: skip
 SHOWN, HIDDEN = 2, 5  # tests of a task
-MISTAKE_SHARE = 0.5  # of the tasks whose first cell is short enough to be written twice
-MISTAKE_CHARS = 110
+MISTAKE_SHARE = 0.95  # of the tasks whose first cell is short enough to be written twice
+MISTAKE_CHARS = 101
 EVAL_PERCENT = 15  # of the choices of parameters of a kind
 GENERAL_MISTAKES = ((":\n", "\n"), ("return ", ""), ("return ", "print("), ("):\n    ", "):\n"),
                     ("(xs):", "(x):"), ("(s):", "(text):"), ("(n):", "(x):"))  # fmt: skip
