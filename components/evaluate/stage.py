@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -46,11 +47,13 @@ RESULTS = "evals.json"
 
 
 def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
-    with OwnTasks(parse_tasks(config.tasks)) as own:
-        return _evaluated(config, inputs, context, own)
+    with OwnTasks(parse_tasks(config.tasks)) as own, ExitStack() as opened:
+        return _evaluated(config, inputs, context, own, opened)
 
 
-def _evaluated(config: Config, inputs: dict[str, str], context: StepContext, own: OwnTasks) -> Manifest:
+def _evaluated(
+    config: Config, inputs: dict[str, str], context: StepContext, own: OwnTasks, opened: ExitStack
+) -> Manifest:
     if not (trained := [step for step in TRAINING_STEPS if step in inputs]):
         raise MoonflowError(f"evaluate has no checkpoint to measure: give it that of {' or '.join(TRAINING_STEPS)}")
 
@@ -96,9 +99,11 @@ def _evaluated(config: Config, inputs: dict[str, str], context: StepContext, own
     acting: SGLangSampler | None = None
     helping: SGLangSampler | None = None
     if config.endpoints:
-        acting = sglang_sampler(config, config.endpoints, context, data)
+        acting = opened.enter_context(closing(sglang_sampler(config, config.endpoints, context, data)))
     if config.sub_agent_endpoints and frozen is not None:
-        helping = sglang_sampler(config, config.sub_agent_endpoints, context, data, "sub-agents")
+        helping = opened.enter_context(
+            closing(sglang_sampler(config, config.sub_agent_endpoints, context, data, "sub-agents"))
+        )
         asyncio.run(helping.publish(frozen))
     with Toolset(sandbox=config.sandbox) as toolset:
         chance |= asyncio.run(chance_levels(built_in, toolset))
@@ -131,9 +136,6 @@ def _evaluated(config: Config, inputs: dict[str, str], context: StepContext, own
             write_losses(context.work, losses)
             gallery.write(context.work)
             context.publish(context.work, kind="evals", complete=False)
-    for remote in (acting, helping):
-        if remote is not None:
-            remote.close()
 
     # 3. The gate, also against the model in service.
     rows = _rows(results, steps, suites, tasks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from contextlib import closing
 
 from components.joint_rl.config import Config
 from components.runtime.checkpoints.manifest import Manifest
@@ -60,7 +61,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     acting = sampler(config, config.endpoints, as_served(model, config.expert_precision), episodes, context, data)
 
     # 3. Environment: tools, episodes, verifiers.
-    with Toolset(sandbox=config.sandbox) as toolset, OwnTasks(list(shares)) as own:
+    with closing(acting), Toolset(sandbox=config.sandbox) as toolset, OwnTasks(list(shares)) as own:
         prompts = TaskMixture(
             own, shares, pool, seed=config.seed, allowed=config.max_failed_episodes, ranks=context.ranks,
             warn=context.warn,
@@ -92,7 +93,6 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
             ptx=ptx(data, weight=config.ptx_weight, rows=config.ptx_rows, tokens=context_tokens, seed=config.seed),
             tasks=prompts, ranks=context.ranks,
         ).train()  # fmt: skip
-    acting.close()
     return context.checkpoints.newest
 
 

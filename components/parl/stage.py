@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import closing
 
 from components.parl.config import Config
 from components.runtime.checkpoints.manifest import Manifest
@@ -36,11 +37,11 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     sub_agents = load_parent(context.fetch(inputs["sub_agents"]), data.tokenizer).requires_grad_(False).eval()
     frozen = as_served(sub_agents.to(context.ranks.device), config.expert_precision)
     helping = sampler(config, config.sub_agent_endpoints, frozen, 2 * episodes, context, data, "sub-agents")
-    asyncio.run(helping.publish(frozen))
     limits = SwarmLimits(config.critical_steps, max_tokens=model.config.text_config.max_position_embeddings)
 
     # 3. Environment: a closed world to search, sub-agents whose answers are observations.
-    with Toolset(sandbox=config.sandbox) as toolset:
+    with closing(acting), closing(helping), Toolset(sandbox=config.sandbox) as toolset:
+        asyncio.run(helping.publish(frozen))
 
         async def rollout(sample: Sample, seed: int) -> Episode:
             return await run_swarm_episode(
@@ -64,6 +65,4 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
             ptx=ptx(data, weight=config.ptx_weight, rows=config.ptx_rows, tokens=limits.max_tokens, seed=config.seed),
             ranks=context.ranks,
         ).train()  # fmt: skip
-    acting.close()
-    helping.close()
     return context.checkpoints.newest

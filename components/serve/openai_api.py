@@ -22,10 +22,11 @@ from components.serve.limits import (
 )
 from model.boundary import strict_json
 from model.boundary.errors import MoonflowError
-from model.codec.chat import DeclaredTool, encode_chat
+from model.codec.chat import encode_chat
 from model.codec.declared_tools import DeclarationError, declare
 from model.codec.image import ImageConfig
 from model.codec.tokenizer import Tokenizer, TooManyTokensError
+from model.codec.tools import DeclaredTool
 from model.data.samples.tokenize import TokenizedSample, expand_media
 from model.rollout.protocol import Request
 

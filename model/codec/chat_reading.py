@@ -29,7 +29,7 @@ class ReadChat:
     Attributes:
         messages: turns as OpenAI's API has them. Contents are texts, or lists of ``{"type": "text", "text": ...}`` and
             ``{"type": "image"}`` parts; the n-th image of the conversation is its n-th medium.
-        tools: names of the declared tools, of ``model.codec.chat.TOOLS``.
+        tools: names of the declared tools, of ``model.codec.tools.TOOLS``.
         calls: how many tool calls the conversation has had.
         thinking: whether the open turn is in thinking mode.
     """

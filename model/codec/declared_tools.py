@@ -12,7 +12,7 @@ from typing import Any
 
 from model.boundary import strict_json
 from model.boundary.errors import MoonflowError
-from model.codec.chat import TOOLS, DeclaredTool
+from model.codec.tools import TOOLS, DeclaredTool
 
 MAX_TOOLS = 128  # of a conversation (source: OpenAI's API reference)
 MAX_DECLARATION_CHARACTERS = 2**17  # of all tools of a conversation, as the chat template writes them (ours)

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from model.boundary.errors import MoonflowError
-from model.codec.chat import TOOLS, call_id
+from model.codec.chat import call_id
 from model.codec.chat_reading import ReadChat, read_chat
 from model.codec.image import ImageConfig
 from model.codec.tokenizer import SPECIALS, Tokenizer
+from model.codec.tools import TOOLS
 from model.rollout.http_calls import ATTEMPTS, BACKOFF_S, TIMEOUT_S, HttpCalls
 from model.rollout.pictures import pictures
 from model.rollout.protocol import Completion, Request

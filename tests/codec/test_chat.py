@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.boundary.errors import MoonflowError
-from model.codec.chat import TOOLS, ToolCall, call_id, encode_chat, encode_turns, parse_assistant
+from model.codec.chat import ToolCall, call_id, encode_chat, encode_turns, parse_assistant
 from model.codec.tokenizer import SPECIALS, TooManyTokensError
+from model.codec.tools import TOOLS
 from tests.corpus import small_tokenizer
 
 TOKENIZER = small_tokenizer()

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from model.codec.chat import DeclaredTool
 from model.codec.declared_tools import DeclarationError, declare
+from model.codec.tools import DeclaredTool
 
 
 def tool(name: str, description: str | None = None, **schema) -> dict:

@@ -32,10 +32,11 @@ from transformers.video_utils import VideoMetadata
 
 from model.checkpoint.file_names import REMOTE
 from model.checkpoint.load import load_image_config
-from model.codec.chat import TOOLS, encode_chat
+from model.codec.chat import encode_chat
 from model.codec.declared_tools import declare
 from model.codec.image import ImageConfig, encode_image, encode_png, image_grid, scaled_size
 from model.codec.tokenizer import SPECIALS
+from model.codec.tools import TOOLS
 from model.codec.video import decode_video, encode_mp4, encode_video, video_grids
 from model.data.samples.tokenize import expand_media
 from tests.odd_media import noise, odd_images, video

@@ -25,8 +25,8 @@ from pydantic_core import ErrorDetails, from_json
 from typing_extensions import TypedDict
 
 from model.boundary.errors import MoonflowError
-from model.codec.chat import TOOLS
 from model.codec.declared_tools import DeclarationError, declare
+from model.codec.tools import TOOLS
 from model.data.samples.sample import Ability, Modality
 
 STRICT = ConfigDict(strict=True, extra="forbid")

@@ -34,7 +34,7 @@ class Sample:
             ``tool_calls`` (``[{"name": ..., "arguments": {...}}]``; in a shard the arguments may be a JSON text that
             means the object); tool turns carry ``tool_call_id``.
             ``"loss": False`` on an assistant turn leaves it out of the loss.
-        tools: names of the declared tools, as in ``model.codec.chat.TOOLS``.
+        tools: names of the declared tools, as in ``model.codec.tools.TOOLS``.
         declared_tools: declarations of a user's tools in OpenAI's form, which follow ``tools``. Nothing can run them.
         answer: ground truth, JSON-able; its form is what ``reward`` expects.
         reward: name of the verifier: one of ``model.rl.rewards.REWARDS``, or ``tests`` (``model.rl.verifier``).

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from model.boundary.errors import MoonflowError, Unavailable
-from model.codec.chat import TOOLS, ToolCall
+from model.codec.chat import ToolCall
 from model.codec.image import ImageConfig, read_pixels
+from model.codec.tools import TOOLS
 from model.codec.video import decode_video
 from model.data.families.world.index import View, downloaded, files_cell, world
 from model.data.samples.sample import Sample

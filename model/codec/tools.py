@@ -1,0 +1,41 @@
+"""The tools that the model is trained with, as a prompt declares them, and those that a caller declares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ToolSpec:
+    """A callable tool; every parameter is a required string (source: paper App. E.8 for the swarm's two)."""
+
+    name: str
+    description: str
+    parameters: tuple[str, ...]
+
+    @property
+    def typescript(self) -> str:
+        fields = ", ".join(f"{name}: string" for name in self.parameters)
+        return f"// {self.description}\ntype {self.name} = (_: {{{fields}}}) => any;\n"
+
+
+@dataclass(frozen=True)
+class DeclaredTool:
+    """A tool that is not in ``TOOLS``, as its caller declares it (one TypeScript declaration)."""
+
+    name: str
+    typescript: str
+
+
+# Descriptions are short because every prompt with tools pays for them (wording: ours).
+TOOLS: dict[str, ToolSpec] = {
+    spec.name: spec
+    for spec in (
+        ToolSpec("ipython", "run Python", ("code",)),
+        ToolSpec("search", "look up", ("query",)),
+        ToolSpec("open_page", "read a page by its number, in windows 1, 2, ...", ("page", "window")),
+        ToolSpec("download", "put a file into the dict files of ipython", ("file",)),
+        ToolSpec("create_subagent", "make an agent", ("name", "system_prompt")),
+        ToolSpec("assign_task", "give an agent a task; many run at once", ("agent", "prompt")),
+    )
+}
