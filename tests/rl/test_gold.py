@@ -102,12 +102,15 @@ def test_gold_thinking_functions_and_dialogues_are_rewarded(
 
     played: dict[str, int] = {}
     with Toolset() as toolset:
-        for sample in tasks(family, split, 6 * kinds):
+        for index in range(200 * kinds):  # the trajectories of some kinds start with a mistake nearly always
+            sample = FAMILIES[family].sample(0, split, index)
             kind = sample.key.split("-")[1]
-            if kind not in played and all(turn.get("loss", True) for turn in sample.messages):
+            if sample.reward and kind not in played and all(turn.get("loss", True) for turn in sample.messages):
                 episode = asyncio.run(play(sample, toolset))
                 check(episode, sample, tokenizer)
                 played[kind] = episode.turns
+            if len(played) == kinds:
+                break
     assert len(played) == kinds and set(played.values()) == turns
 
 
