@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,25 @@ class ToolSpec:
     def typescript(self) -> str:
         fields = ", ".join(f"{name}: string" for name in self.parameters)
         return f"// {self.description}\ntype {self.name} = (_: {{{fields}}}) => any;\n"
+
+    @property
+    def declaration(self) -> dict[str, Any]:
+        """The tool as callers of OpenAI's API declare it, with a JSON Schema."""
+        parameters = {
+            "type": "object",
+            "properties": {parameter: {"type": "string"} for parameter in self.parameters},
+            "required": list(self.parameters),
+        }
+        return {
+            "type": "function",
+            "function": {"name": self.name, "description": self.description, "parameters": parameters},
+        }
+
+    def refusal(self, arguments: Mapping[str, Any]) -> str | None:
+        """What a call with these arguments returns if they are not the tool's; None if they are."""
+        if set(arguments) != set(self.parameters) or not all(isinstance(value, str) for value in arguments.values()):
+            return f"error: {self.name} takes {', '.join(self.parameters)}"
+        return None
 
 
 @dataclass(frozen=True)
@@ -39,3 +60,15 @@ TOOLS: dict[str, ToolSpec] = {
         ToolSpec("assign_task", "give an agent a task; many run at once", ("agent", "prompt")),
     )
 }
+
+SWARM_TOOLS = ("create_subagent", "assign_task")
+
+
+def no_tool(name: str) -> str:
+    """What a call returns whose tool was not declared."""
+    return f"error: no tool {name}"
+
+
+def created(name: str) -> str:
+    """What ``create_subagent`` returns."""
+    return f"{name} created"

@@ -101,7 +101,7 @@ class ChatEngine:
             "chat_template_kwargs": {"thinking": chat.thinking},
         }
         if chat.tools:
-            body["tools"] = [_declared(name) for name in chat.tools]
+            body["tools"] = [TOOLS[name].declaration for name in chat.tools]
         return body, chat
 
     def _completion(self, answer: dict[str, Any], request: Request, chat: ReadChat) -> Completion:
@@ -158,17 +158,3 @@ def _shown(message: dict[str, Any], images: Iterator[str]) -> dict[str, Any]:
         for part in message["content"]
     ]
     return {**message, "content": parts}
-
-
-def _declared(name: str) -> dict[str, Any]:
-    """A tool with its trained words, as a JSON Schema."""
-    tool = TOOLS[name]
-    parameters = {
-        "type": "object",
-        "properties": {parameter: {"type": "string"} for parameter in tool.parameters},
-        "required": list(tool.parameters),
-    }
-    return {
-        "type": "function",
-        "function": {"name": name, "description": tool.description, "parameters": parameters},
-    }

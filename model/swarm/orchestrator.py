@@ -9,15 +9,15 @@ counts as a failure of the episode.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import NoReturn
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from model.codec.chat import AssistantTurn, Message, ToolCall, encode_chat
 from model.codec.image import ImageConfig
 from model.codec.tokenizer import Tokenizer
-from model.data.families.wide_search import created
+from model.codec.tools import SWARM_TOOLS
 from model.data.samples.sample import Sample
 from model.data.samples.tokenize import TokenizedSample, tokenize_prompt
 from model.rl.environment import (
@@ -34,8 +34,7 @@ from model.rl.failures import all_of, attempt
 from model.rl.tools.toolset import EpisodeTools, Toolset, call_error
 from model.rollout.protocol import RolloutEngine
 from model.swarm.critical_steps import CriticalSteps
-
-SWARM_TOOLS = ("create_subagent", "assign_task")
+from model.swarm.turns import BudgetSpent, Finished, Swarm
 
 
 def agent_tools(sample: Sample, swarm: bool) -> list[str]:
@@ -61,27 +60,8 @@ class SwarmLimits:
     max_tokens: int = 512
 
 
-@dataclass
-class _Swarm:
-    """What has happened in one episode so far.
-
-    Attributes:
-        agents: name -> system prompt.
-        parallelism: the largest number of assignments at once.
-        assigned, finished: how many assignments there were, and how many of them were answered.
-        failure: one line on the first sub-agent that broke; "" if none did.
-    """
-
-    steps: CriticalSteps
-    agents: dict[str, str] = field(default_factory=dict)
-    parallelism: int = 0
-    assigned: int = 0
-    finished: int = 0
-    failure: str = ""
-
-
 class _Orchestrator:
-    """Responds to the orchestrator's turns: it uses tools, creates sub-agents, runs assignments at the same time."""
+    """Responds to the orchestrator's turns; the ``Hands`` of its swarm."""
 
     def __init__(
         self,
@@ -97,70 +77,37 @@ class _Orchestrator:
         self.sub_engine, self.tokenizer, self.sample, self.toolset = sub_engine, tokenizer, sample, toolset
         self.tools, self.sub_agent_tools = tools, agent_tools(sample, swarm=False)
         self.limits, self.seed, self.temperature = limits, seed, temperature
-        self.swarm = _Swarm(CriticalSteps(limits.critical_steps))
+        self.swarm = Swarm(CriticalSteps(limits.critical_steps), limits.sub_agent_steps)
 
     async def respond(self, turn: AssistantTurn) -> list[Message]:
-        swarm = self.swarm
-        if turn.error is not None:
-            swarm.steps.spend(1)
-            if swarm.steps.remaining < 1:
-                self._end()
-            return [complaint(turn)]
-        results: dict[str, str] = {}
-        assignments: list[tuple[ToolCall, TokenizedSample]] = []
-        direct = 0
-        for call in turn.tool_calls:
-            if error := call_error(call, self.sample.tools) or self._unknown_agent(call):
-                results[call.id] = error
-            elif call.name == "create_subagent":
-                swarm.agents[call.arguments["name"]] = call.arguments["system_prompt"]
-                results[call.id] = created(call.arguments["name"])
-            elif call.name == "assign_task":
-                prompt = self._prompt(call)
-                if len(prompt.input_ids) < self.limits.max_tokens:
-                    assignments.append((call, prompt))
-                else:
-                    results[call.id] = "error: the task is too long"
-            else:
-                direct += 1
-                if direct > swarm.steps.remaining:
-                    self._end()
-                results[call.id] = await self.tools.call(call)
-        main = max(1, direct)
-        allowed = min(self.limits.sub_agent_steps, swarm.steps.remaining - main)
-        if assignments and allowed < 1:
-            self._end()
-        spoken = await all_of(
-            attempt(self._sub_agent(prompt, n, allowed), self.sample) for n, (_, prompt) in enumerate(assignments)
-        )
-        swarm.steps.spend(main, [episode.turns for episode in spoken])
-        swarm.parallelism = max(swarm.parallelism, len(spoken))
-        swarm.assigned += len(spoken)
-        for (call, _), episode in zip(assignments, spoken, strict=True):
-            done = episode.finish_reason == "answer"
-            swarm.finished += done
-            swarm.failure = swarm.failure or (f"sub-agent of {episode.failure}" if episode.failure else "")
-            results[call.id] = episode.response if done else f"error: no answer ({episode.finish_reason})"
-        if swarm.steps.remaining < 1:  # there is no step left for the answer
-            self._end()
-        return [tool_result(call.id, results[call.id]) for call in turn.tool_calls]
+        try:
+            if turn.error is not None:
+                self.swarm.misspoke()
+                return [complaint(turn)]
+            results = await self.swarm.respond(turn.tool_calls, self)
+        except BudgetSpent:
+            raise EpisodeEnd("budget") from None
+        return [tool_result(call.id, result) for call, result in zip(turn.tool_calls, results, strict=True)]
 
-    def _end(self) -> NoReturn:
-        self.swarm.steps.spend(self.swarm.steps.remaining)
-        raise EpisodeEnd("budget")
+    def refusal(self, call: ToolCall) -> str | None:
+        return call_error(call, self.sample.tools)
 
-    def _unknown_agent(self, call: ToolCall) -> str | None:
-        if call.name == "assign_task" and call.arguments["agent"] not in self.swarm.agents:
-            return f"error: no agent {call.arguments['agent']}"
-        return None
+    async def use(self, call: ToolCall, step: int) -> str:
+        return await self.tools.call(call)
 
-    def _prompt(self, call: ToolCall) -> TokenizedSample:
-        """The prompt of an assignment's sub-agent."""
+    def prepare(self, call: ToolCall, system_prompt: str) -> TokenizedSample | None:
         messages = [
-            {"role": "system", "content": self.swarm.agents[call.arguments["agent"]]},
+            {"role": "system", "content": system_prompt},
             {"role": "user", "content": call.arguments["prompt"]},
         ]
-        return as_prompt(encode_chat(messages, self.sub_agent_tools, self.tokenizer, add_generation_prompt=True).ids)
+        encoded = encode_chat(messages, self.sub_agent_tools, self.tokenizer, add_generation_prompt=True)
+        return as_prompt(encoded.ids) if len(encoded.ids) < self.limits.max_tokens else None
+
+    async def work(self, assignments: Sequence[TokenizedSample], allowed: int, step: int) -> list[Finished]:
+        spoken = await all_of(
+            attempt(self._sub_agent(prompt, n, allowed), self.sample) for n, prompt in enumerate(assignments)
+        )
+        return [_finished(episode) for episode in spoken]
 
     async def _sub_agent(self, prompt: TokenizedSample, number: int, max_turns: int) -> Episode:
         """Run one assignment with the frozen engine, in a separate context."""
@@ -171,6 +118,11 @@ class _Orchestrator:
                 max_turns=max_turns, max_new_tokens=self.limits.max_new_tokens, max_tokens=self.limits.max_tokens,
                 temperature=self.temperature, seed=derive_seed(self.seed, self.swarm.steps.spent, number, 1),
             )  # fmt: skip
+
+
+def _finished(episode: Episode) -> Finished:
+    failure = f"sub-agent of {episode.failure}" if episode.failure else ""
+    return Finished(episode.turns, episode.finish_reason, episode.response, failure)
 
 
 def as_prompt(ids: list[int]) -> TokenizedSample:
@@ -216,7 +168,7 @@ async def run_swarm_episode(
         )  # fmt: skip
     done = orchestrator.swarm
     if episode.finish_reason != "budget":  # nobody responded to the last turn, so it is counted here
-        done.steps.spend(min(1, done.steps.remaining))
+        done.answered()
     metrics = episode.metrics | {
         "critical_steps": float(done.steps.spent),
         "parallelism": float(done.parallelism),

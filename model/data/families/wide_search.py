@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from model.codec.tools import created
 from model.data.families.entities import Entity, Kind, draw, entities
 from model.data.families.family import Family
 from model.data.samples.sample import Sample, Split
@@ -28,11 +29,6 @@ ATTRIBUTES: dict[Kind, tuple[str, ...]] = {
 QUESTIONS = ("Find each:\n{items}", "Look these up:\n{items}", "What is each?\n{items}")
 SUBAGENT_NAMES = ("finder", "seeker", "scout", "helper", "reader")
 SUBAGENT_PROMPTS = ("Search and answer.", "Search, then answer briefly.", "Answer by one search.")
-
-
-def created(name: str) -> str:
-    """What ``create_subagent`` returns."""
-    return f"{name} created"
 
 
 def _call(tool: str, /, **arguments: str) -> dict[str, Any]:

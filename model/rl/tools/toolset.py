@@ -14,7 +14,7 @@ import numpy as np
 from model.boundary.errors import MoonflowError, Unavailable
 from model.codec.chat import ToolCall
 from model.codec.image import ImageConfig, read_pixels
-from model.codec.tools import TOOLS
+from model.codec.tools import TOOLS, no_tool
 from model.codec.video import decode_video
 from model.data.families.world.index import View, downloaded, files_cell, world
 from model.data.samples.sample import Sample
@@ -95,11 +95,8 @@ def _pixels(array: Any, sample: Sample, config: ImageConfig, of: str) -> np.ndar
 def call_error(call: ToolCall, tools: Sequence[str]) -> str | None:
     """Why a call cannot run: its tool was not declared, or an argument is missing, unknown or not a string."""
     if call.name not in tools or call.name not in TOOLS:
-        return f"error: no tool {call.name}"
-    wanted = TOOLS[call.name].parameters
-    if set(call.arguments) != set(wanted) or not all(isinstance(value, str) for value in call.arguments.values()):
-        return f"error: {call.name} takes {', '.join(wanted)}"
-    return None
+        return no_tool(call.name)
+    return TOOLS[call.name].refusal(call.arguments)
 
 
 class EpisodeTools:

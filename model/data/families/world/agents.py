@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from model.codec.tools import created
 from model.data.families.programs.session import CellSession
-from model.data.families.wide_search import created
 from model.data.families.world.index import View, downloaded, world
 from model.data.families.world.pages import links, stated
 
