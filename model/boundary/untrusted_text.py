@@ -24,8 +24,19 @@ def well_formed(text: str) -> str:
 def shown(text: str, most: int = 200) -> str:
     """A foreign name for a message or a terminal: printable characters in one line, at most ``most`` and "..."; others
     become "?"."""
-    cut = text if len(text) <= most else f"{text[:most]}..."
-    return "".join(character if character.isprintable() else "?" for character in cut)
+    kept = text if len(text) <= most else f"{text[:most]}..."
+    return "".join(character if character.isprintable() else "?" for character in kept)
+
+
+def cut(text: str, most: int) -> str:
+    """``text`` in at most about ``most`` characters, its middle left out; characters that nobody sees become U+FFFD.
+
+    Those could change the order in which a page shows its text.
+    """
+    if len(text) > most:
+        head = most * 2 // 3
+        text = f"{text[:head]} … {text[head - most :]}"
+    return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in well_formed(text))
 
 
 def read_json(text: str) -> Any:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.boundary.errors import MoonflowError
-from model.boundary.untrusted_text import shown, well_formed
+from model.boundary.untrusted_text import cut, shown
 from model.codec.chat import parse_assistant
 from model.codec.image import ImageConfig, read_rgb
 from model.codec.tokenizer import Tokenizer
@@ -214,14 +214,3 @@ def small_png(pixels: Pixels, most: int) -> bytes:
             if buffer.tell() <= most or image.size == (1, 1):
                 return buffer.getvalue()
         image = image.resize((max(1, image.width * 3 // 4), max(1, image.height * 3 // 4)))
-
-
-def cut(text: str, most: int) -> str:
-    """``text`` in at most about ``most`` characters, its middle left out; characters that nobody sees become U+FFFD.
-
-    Those could change the order in which a page shows its text.
-    """
-    if len(text) > most:
-        head = most * 2 // 3
-        text = f"{text[:head]} … {text[head - most :]}"
-    return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in well_formed(text))

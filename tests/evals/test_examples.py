@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model.boundary.untrusted_text import cut
 from model.codec.image import ImageConfig, encode_png, read_pixels
 from model.codec.tokenizer import Tokenizer
 from model.codec.video import decode_video
-from model.evals.examples import ANSWER, QUESTION, TURN, TURNS, Turn, cut, describe_attempt, describe_task, small_png
+from model.evals.examples import ANSWER, QUESTION, TURN, TURNS, Turn, describe_attempt, describe_task, small_png
 from model.evals.scorer import Evaluation
 from model.evals.suites import SUITES
 from model.rl.tools.toolset import Toolset
