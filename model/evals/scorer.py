@@ -15,6 +15,7 @@ from typing import Protocol
 
 import torch
 
+from model.boundary.at_once import all_of
 from model.boundary.errors import Unavailable
 from model.codec.image import ImageConfig
 from model.codec.tokenizer import Tokenizer
@@ -25,7 +26,7 @@ from model.evals.suites import Suite
 from model.network.multimodal import KimiK25
 from model.network.precision import narrow_products
 from model.rl.environment import FAILED, Episode, derive_seed, judged, run_episode
-from model.rl.failures import NAMED, FailureCount, all_of, attempt
+from model.rl.failures import NAMED, FailureCount, attempt
 from model.rl.rewards import TESTS
 from model.rl.tasks.own_tasks import OwnTasks, too_many
 from model.rl.tasks.task import TaskSample

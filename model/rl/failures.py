@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from model.boundary.errors import MoonflowError, Unavailable
 from model.boundary.untrusted_text import well_formed
@@ -21,7 +20,6 @@ log = logging.getLogger(__name__)
 
 LINE = 300  # characters of a failure that are kept
 NAMED = 3  # failures of one round that are logged one by one
-Result = TypeVar("Result")
 
 
 async def attempt(episode: Awaitable[Episode], sample: Sample) -> Episode:
@@ -52,20 +50,6 @@ def _failed(sample: Sample, error: BaseException) -> Episode:
     line = well_formed(" ".join(f"{sample.family}/{sample.key}: {kind}{said}".split())[:LINE])
     log.info("episode failed: %s", line, exc_info=error)
     return Episode([], [], [], None, [], 0.0, "", 0, FAILED, failure=line)
-
-
-async def all_of(episodes: Iterable[Coroutine[None, None, Result]]) -> list[Result]:
-    """Run episodes, or groups of them, at the same time and return them in their order.
-
-    If one raises, as `attempt` may, the others are cancelled before its error is raised.
-    """
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(episode) for episode in episodes]
-    except BaseExceptionGroup as raised:
-        error = raised.exceptions[0]
-        raise error from error.__cause__
-    return [task.result() for task in tasks]
 
 
 @dataclass

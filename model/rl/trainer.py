@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import torch
 
+from model.boundary.at_once import all_of
 from model.boundary.errors import MoonflowError
 from model.checkpoint.folder import load_training_state
 from model.checkpoint.load import load_weights
@@ -32,7 +33,7 @@ from model.optimizer.optimization import Optimization
 from model.parallel.ranks import Ranks
 from model.parallel.rows import rows_of_rank
 from model.rl.environment import Episode, derive_seed
-from model.rl.failures import FailureCount, all_of, attempt
+from model.rl.failures import FailureCount, attempt
 from model.rl.groups import Group, Reward, outcome, rewarded_groups, trained_episodes
 from model.rl.objective import ObjectiveConfig, PolicyLoss
 from model.rl.policy import sampled_policy

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from model.boundary.at_once import all_of
 from model.codec.chat import AssistantTurn, Message, ToolCall, encode_chat
 from model.codec.image import ImageConfig
 from model.codec.tokenizer import Tokenizer
@@ -30,7 +31,7 @@ from model.rl.environment import (
     judged,
     tool_result,
 )
-from model.rl.failures import all_of, attempt
+from model.rl.failures import attempt
 from model.rl.tools.toolset import EpisodeTools, Toolset, call_error
 from model.rollout.protocol import RolloutEngine
 from model.swarm.critical_steps import CriticalSteps

@@ -1,21 +1,23 @@
 """What a turn of an orchestrator does, and what it costs, whether it is made of token ids or of chat messages (source:
 K2.5 paper, PARL and App. E.8).
 
-``Swarm`` decides: which calls are refused, which sub-agents exist, how many steps are left and how they are counted.
-How a tool is used and how sub-agents are run is up to the caller's ``Hands``.
+``Swarm`` decides: which calls are refused, which sub-agents exist, how many steps are left and how they are counted. It
+also records the turn. How a tool is used and how a sub-agent is run is up to the caller's ``Hands``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NoReturn, Protocol, TypeVar
+from typing import Generic, NoReturn, Protocol, TypeVar
 
+from model.boundary.at_once import all_of
 from model.codec.chat import ToolCall
 from model.codec.tools import created
 from model.swarm.critical_steps import CriticalSteps
+from model.swarm.trace import AgentRecorder, Recorder
 
-Assignment = TypeVar("Assignment")
+Prompt = TypeVar("Prompt")
 
 
 class BudgetSpent(Exception):
@@ -38,21 +40,35 @@ class Finished:
     answer: str = ""
     failure: str = ""
 
+    @property
+    def told(self) -> str:
+        """What the orchestrator is told."""
+        return self.answer if self.outcome == "answer" else f"error: no answer ({self.outcome})"
 
-class Hands(Protocol[Assignment]):
+
+@dataclass(frozen=True)
+class Assignment(Generic[Prompt]):
+    """A task of a group: the call that assigns it, what its sub-agent is asked, and the sub-agent's part of the trace."""
+
+    call: ToolCall
+    prompt: Prompt
+    agent: AgentRecorder
+
+
+class Hands(Protocol[Prompt]):
     """How an orchestrator's calls are carried out."""
 
     def refusal(self, call: ToolCall) -> str | None:
         """What a call returns that cannot run; None if it can."""
 
-    async def use(self, call: ToolCall, step: int) -> str:
-        """Use a tool in critical step ``step`` and return what it says."""
+    async def use(self, call: ToolCall) -> str:
+        """Use a tool and return what it says."""
 
-    def prepare(self, call: ToolCall, system_prompt: str) -> Assignment | None:
-        """An assignment to a sub-agent with this system prompt; None if it is longer than a context."""
+    def prepare(self, call: ToolCall, system_prompt: str) -> Prompt | None:
+        """What a sub-agent with this system prompt is asked; None if that is longer than a context."""
 
-    async def work(self, assignments: Sequence[Assignment], allowed: int, step: int) -> list[Finished]:
-        """Run assignments at the same time from critical step ``step`` on, each of at most ``allowed`` completions."""
+    async def work(self, assignment: Assignment[Prompt], number: int, allowed: int, step: int) -> Finished:
+        """Run assignment ``number`` of a group, with at most ``allowed`` completions, from critical step ``step`` on."""
 
 
 @dataclass
@@ -60,7 +76,9 @@ class Swarm:
     """What has happened in one episode so far.
 
     Attributes:
+        steps: the budget, and what is spent of it.
         sub_agent_steps: completions that a sub-agent may take.
+        recorder, main: write the trace; ``main`` is the orchestrator's part.
         turn: number, from 1, of the orchestrator's turn that goes on.
         agents: name -> system prompt.
         parallelism: the largest number of assignments at once.
@@ -70,6 +88,8 @@ class Swarm:
 
     steps: CriticalSteps
     sub_agent_steps: int
+    recorder: Recorder
+    main: AgentRecorder
     turn: int = 1
     agents: dict[str, str] = field(default_factory=dict)
     parallelism: int = 0
@@ -77,12 +97,26 @@ class Swarm:
     finished: int = 0
     failure: str = ""
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """The metrics of the episode."""
+        return {
+            "critical_steps": float(self.steps.spent),
+            "parallelism": float(self.parallelism),
+            "subtasks_assigned": float(self.assigned),
+            "subtasks_finished": float(self.finished),
+        }
+
     def misspoke(self) -> None:
         """Count a turn that could not be read. Raises BudgetSpent."""
         self.steps.spend(1)
         self._next()
 
-    async def respond(self, calls: Sequence[ToolCall], hands: Hands[Assignment]) -> list[str]:
+    def answered(self) -> None:
+        """Count the last turn, to which nobody responds."""
+        self.steps.spend(min(1, self.steps.remaining))
+
+    async def respond(self, calls: Sequence[ToolCall], hands: Hands[Prompt]) -> list[str]:
         """Carry out a turn and count its steps.
 
         Returns:
@@ -92,51 +126,72 @@ class Swarm:
             BudgetSpent: the turn does not fit into the budget, or leaves no step for an answer.
         """
         results: dict[int, str] = {}
-        assignments: dict[int, Assignment] = {}
+        group: dict[int, Assignment[Prompt]] = {}
         direct = 0
         for number, call in enumerate(calls):
+            begun = self.recorder.now()
             if error := hands.refusal(call) or self._no_agent(call):
                 results[number] = error
             elif call.name == "create_subagent":
                 self.agents[call.arguments["name"]] = call.arguments["system_prompt"]
                 results[number] = created(call.arguments["name"])
             elif call.name == "assign_task":
-                assignment = hands.prepare(call, self.agents[call.arguments["agent"]])
-                if assignment is None:
-                    results[number] = "error: the task is too long"
-                else:
-                    assignments[number] = assignment
+                prepared = self._assignment(call, hands)
+                if isinstance(prepared, Assignment):
+                    group[number] = prepared
+                    continue
+                results[number] = prepared
             else:
                 direct += 1
                 if direct > self.steps.remaining:
                     self._end()
-                results[number] = await hands.use(call, self.steps.spent + direct)
-        main = max(1, direct)
-        if assignments:
-            results |= await self._assigned(assignments, main, hands)
-        else:
-            self.steps.spend(main)
+                results[number] = await hands.use(call)
+            self._record(begun, call, results[number], max(0, direct - 1))
+        results |= await self._together(group, max(1, direct), hands)
         self._next()
         return [results[number] for number in range(len(calls))]
 
-    async def _assigned(
-        self, assignments: dict[int, Assignment], main: int, hands: Hands[Assignment]
+    async def _together(
+        self, group: dict[int, Assignment[Prompt]], main: int, hands: Hands[Prompt]
     ) -> dict[int, str]:
-        """Run assignments and count them, with ``main`` steps of the orchestrator; what each of them returns."""
+        """Run a group and count it, with ``main`` steps of the orchestrator; what each of its calls returns."""
         allowed = min(self.sub_agent_steps, self.steps.remaining - main)
-        if allowed < 1:
+        if group and allowed < 1:
             self._end()
-        done = await hands.work(list(assignments.values()), allowed, self.steps.spent + main + 1)
+        done = await all_of(self._one(each, n, main, allowed, hands) for n, each in enumerate(group.values()))
         self.steps.spend(main, [one.steps for one in done])
         self.parallelism = max(self.parallelism, len(done))
         self.assigned += len(done)
         self.finished += sum(one.outcome == "answer" for one in done)
         self.failure = self.failure or next((one.failure for one in done if one.failure), "")
-        return {number: _told(one) for number, one in zip(assignments, done, strict=True)}
+        return {number: one.told for number, one in zip(group, done, strict=True)}
 
-    def answered(self) -> None:
-        """Count the last turn, to which nobody responds."""
-        self.steps.spend(min(1, self.steps.remaining))
+    async def _one(
+        self, assignment: Assignment[Prompt], number: int, main: int, allowed: int, hands: Hands[Prompt]
+    ) -> Finished:
+        begun = self.recorder.now()
+        done = await hands.work(assignment, number, allowed, self.steps.spent + main + 1)
+        assignment.agent.ended(done.outcome, done.failure)
+        self._record(begun, assignment.call, done.told, main - 1)
+        return done
+
+    def _assignment(self, call: ToolCall, hands: Hands[Prompt]) -> Assignment[Prompt] | str:
+        """The task of a call, which has an agent of its own in the trace; or why there is none."""
+        system_prompt, task = self.agents[call.arguments["agent"]], call.arguments["prompt"]
+        agent = self.recorder.agent(
+            call.arguments["agent"], parent=self.main, main_step=self.turn, system_prompt=system_prompt, task=task
+        )
+        prompt = hands.prepare(call, system_prompt)
+        if prompt is None:
+            agent.ended("context")
+            return "error: the task is too long"
+        return Assignment(call, prompt, agent)
+
+    def _record(self, begun: float, call: ToolCall, result: str, later: int) -> None:
+        """Record a call that began ``later`` critical steps after this turn."""
+        self.main.tool_call(
+            begun, call.name, call.arguments, result, main_step=self.turn, critical_step=self.steps.spent + 1 + later
+        )
 
     def _next(self) -> None:
         if self.steps.remaining < 1:  # there is no step left for the answer
@@ -151,8 +206,3 @@ class Swarm:
         if call.name == "assign_task" and call.arguments["agent"] not in self.agents:
             return f"error: no agent {call.arguments['agent']}"
         return None
-
-
-def _told(one: Finished) -> str:
-    """What an assignment returns."""
-    return one.answer if one.outcome == "answer" else f"error: no answer ({one.outcome})"

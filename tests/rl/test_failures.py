@@ -5,10 +5,11 @@ from typing import Any, NoReturn
 
 import pytest
 
+from model.boundary.at_once import all_of
 from model.boundary.errors import MoonflowError, Unavailable
 from model.data.samples.sample import Sample
 from model.rl.environment import Episode
-from model.rl.failures import FailureCount, all_of, attempt
+from model.rl.failures import FailureCount, attempt
 from tests.samples import make_episode
 
 SAMPLE = Sample("k-3", "fact_qa", "knowledge", "text", "s")
