@@ -216,7 +216,7 @@ class Trace(_Record):
         )
 
     def within(self, most: int) -> Trace | None:
-        """This trace, its texts so short that its JSON has at most ``most`` bytes; None if there are too many of them."""
+        """This trace with texts so short that its JSON has at most ``most`` bytes; None if they cannot be."""
         limit, found = TEXT, self
         while len(found.to_json().encode()) > most:
             if limit <= SHORTEST:
@@ -320,7 +320,12 @@ class Recorder:
             episode: the fields of `Trace` but for ``agents`` and ``seconds``.
         """
         agents = [
-            Agent(**agent.about, outcome=agent.outcome, failure=agent.failure, steps=agent.steps)
+            Agent(
+                **agent.about,
+                outcome=agent.outcome,
+                failure=agent.failure,
+                steps=sorted(agent.steps, key=lambda step: step.start),
+            )
             for agent in self._agents
         ]
         return Trace(**episode, seconds=self.now(), agents=agents)
