@@ -9,17 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from model.boundary.errors import MoonflowError
-from model.codec.chat import AssistantTurn, Message, encode_turns, parse_assistant
+from model.codec.chat import AssistantTurn, Message, ToolCall, encode_turns, parse_assistant
 from model.codec.image import ImageConfig
 from model.codec.tokenizer import Tokenizer
 from model.data.samples.sample import Sample
 from model.data.samples.tokenize import TokenizedSample, tokenize_prompt
-from model.rl.tools.toolset import EpisodeTools, Toolset
+from model.rl.tools.toolset import Toolset
 from model.rl.verifier import verify
 from model.rollout.protocol import Completion, Request, RolloutEngine
 
@@ -209,7 +210,15 @@ def tool_result(call_id: str, content: str) -> Message:
     return {"role": "tool", "tool_call_id": call_id, "content": content}
 
 
-async def answer_calls(tools: EpisodeTools, turn: AssistantTurn) -> list[Message]:
+class Tools(Protocol):
+    """What runs the calls of an episode."""
+
+    async def call(self, call: ToolCall) -> str:
+        """The observation that a call gives."""
+        ...
+
+
+async def answer_calls(tools: Tools, turn: AssistantTurn) -> list[Message]:
     """Run the calls of a turn one after the other, in their order."""
     if turn.error is not None:
         return [complaint(turn)]

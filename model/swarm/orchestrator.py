@@ -9,12 +9,10 @@ counts as a failure of the episode.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from model.boundary.at_once import all_of
 from model.codec.chat import AssistantTurn, Message, ToolCall, encode_chat
 from model.codec.image import ImageConfig
 from model.codec.tokenizer import Tokenizer
@@ -22,6 +20,7 @@ from model.codec.tools import SWARM_TOOLS
 from model.data.samples.sample import Sample
 from model.data.samples.tokenize import TokenizedSample, tokenize_prompt
 from model.rl.environment import (
+    FAILED,
     Episode,
     EpisodeEnd,
     answer_calls,
@@ -35,7 +34,10 @@ from model.rl.failures import attempt
 from model.rl.tools.toolset import EpisodeTools, Toolset, call_error
 from model.rollout.protocol import RolloutEngine
 from model.swarm.critical_steps import CriticalSteps
-from model.swarm.turns import BudgetSpent, Finished, Swarm
+from model.swarm.recording import RecordedEngine, RecordedTools, expected_of, question_of
+from model.swarm.reward import reward_parts
+from model.swarm.trace import Recorder, Recording, Trace
+from model.swarm.turns import Assignment, BudgetSpent, Finished, Swarm
 
 
 def agent_tools(sample: Sample, swarm: bool) -> list[str]:
@@ -61,6 +63,13 @@ class SwarmLimits:
     max_tokens: int = 512
 
 
+@dataclass(frozen=True)
+class SwarmEpisode(Episode):
+    """A trajectory of the orchestrator, with the trace of all agents, which no comparison of episodes looks at."""
+
+    trace: Trace | None = field(default=None, compare=False)
+
+
 class _Orchestrator:
     """Responds to the orchestrator's turns; the ``Hands`` of its swarm."""
 
@@ -74,11 +83,12 @@ class _Orchestrator:
         limits: SwarmLimits,
         temperature: float,
         seed: int,
+        swarm: Swarm,
     ) -> None:
         self.sub_engine, self.tokenizer, self.sample, self.toolset = sub_engine, tokenizer, sample, toolset
         self.tools, self.sub_agent_tools = tools, agent_tools(sample, swarm=False)
         self.limits, self.seed, self.temperature = limits, seed, temperature
-        self.swarm = Swarm(CriticalSteps(limits.critical_steps), limits.sub_agent_steps)
+        self.swarm = swarm
 
     async def respond(self, turn: AssistantTurn) -> list[Message]:
         try:
@@ -93,7 +103,7 @@ class _Orchestrator:
     def refusal(self, call: ToolCall) -> str | None:
         return call_error(call, self.sample.tools)
 
-    async def use(self, call: ToolCall, step: int) -> str:
+    async def use(self, call: ToolCall) -> str:
         return await self.tools.call(call)
 
     def prepare(self, call: ToolCall, system_prompt: str) -> TokenizedSample | None:
@@ -104,26 +114,27 @@ class _Orchestrator:
         encoded = encode_chat(messages, self.sub_agent_tools, self.tokenizer, add_generation_prompt=True)
         return as_prompt(encoded.ids) if len(encoded.ids) < self.limits.max_tokens else None
 
-    async def work(self, assignments: Sequence[TokenizedSample], allowed: int, step: int) -> list[Finished]:
-        spoken = await all_of(
-            attempt(self._sub_agent(prompt, n, allowed), self.sample) for n, prompt in enumerate(assignments)
-        )
-        return [_finished(episode) for episode in spoken]
+    async def work(self, assignment: Assignment[TokenizedSample], number: int, allowed: int) -> Finished:
+        episode = await attempt(self._sub_agent(assignment, number, allowed), self.sample)
+        failure = f"sub-agent of {episode.failure}" if episode.failure else ""
+        return Finished(episode.turns, episode.finish_reason, episode.response, failure)
 
-    async def _sub_agent(self, prompt: TokenizedSample, number: int, max_turns: int) -> Episode:
+    async def _sub_agent(self, assignment: Assignment[TokenizedSample], number: int, max_turns: int) -> Episode:
         """Run one assignment with the frozen engine, in a separate context."""
-        task = replace(self.sample, tools=self.sub_agent_tools)
+        task, at = replace(self.sample, tools=self.sub_agent_tools), assignment.at
         async with self.toolset.episode(task) as tools:
+            recorded = RecordedTools(tools, at)
+
+            async def respond(turn: AssistantTurn) -> list[Message]:
+                observed = await answer_calls(recorded, turn)
+                at.critical_step += 1
+                return observed
+
             return await converse(
-                self.sub_engine, self.tokenizer, prompt, lambda turn: answer_calls(tools, turn),
+                RecordedEngine(self.sub_engine, self.tokenizer, at), self.tokenizer, assignment.prompt, respond,
                 max_turns=max_turns, max_new_tokens=self.limits.max_new_tokens, max_tokens=self.limits.max_tokens,
                 temperature=self.temperature, seed=derive_seed(self.seed, self.swarm.steps.spent, number, 1),
             )  # fmt: skip
-
-
-def _finished(episode: Episode) -> Finished:
-    failure = f"sub-agent of {episode.failure}" if episode.failure else ""
-    return Finished(episode.turns, episode.finish_reason, episode.response, failure)
 
 
 def as_prompt(ids: list[int]) -> TokenizedSample:
@@ -143,7 +154,7 @@ async def run_swarm_episode(
     temperature: float,
     seed: int,
     swarm: bool = True,
-) -> Episode:
+) -> SwarmEpisode:
     """Run one episode of a wide-search task and score it.
 
     Args:
@@ -154,26 +165,38 @@ async def run_swarm_episode(
 
     Returns:
         An episode whose metrics have ``critical_steps``, ``parallelism`` (the largest number of assignments at once),
-        ``subtasks_assigned`` and ``subtasks_finished``; ``failure`` says which sub-agent broke.
+        ``subtasks_assigned`` and ``subtasks_finished``; ``failure`` says which sub-agent broke. An episode that fails
+        is returned too (`model.rl.failures.attempt`). Each has its ``trace``.
 
     Raises:
-        Exception: as `run_episode`, except that an error in a sub-agent becomes an observation.
+        Unavailable: something that all episodes need is gone.
     """
+    recorder = Recorder()
+    system, question = question_of(sample)
+    main = recorder.agent("orchestrator" if swarm else "agent", system_prompt=system, task=question)
+    done = Swarm(CriticalSteps(limits.critical_steps), limits.sub_agent_steps, recorder, Recording(main))
     sample = replace(sample, tools=agent_tools(sample, swarm))
-    async with toolset.episode(sample, image_config) as tools:
-        orchestrator = _Orchestrator(sub_engine, tokenizer, sample, toolset, tools, limits, temperature, seed)
-        episode = await converse(
-            engine, tokenizer, tokenize_prompt(sample, tokenizer, image_config), orchestrator.respond,
-            max_turns=limits.critical_steps + 1, max_new_tokens=limits.max_new_tokens, max_tokens=limits.max_tokens,
-            temperature=temperature, seed=seed,
-        )  # fmt: skip
-    done = orchestrator.swarm
-    if episode.finish_reason != "budget":  # nobody responded to the last turn, so it is counted here
-        done.answered()
-    metrics = episode.metrics | {
-        "critical_steps": float(done.steps.spent),
-        "parallelism": float(done.parallelism),
-        "subtasks_assigned": float(done.assigned),
-        "subtasks_finished": float(done.finished),
-    }
-    return await judged(replace(episode, metrics=metrics, failure=done.failure), sample, toolset)
+
+    async def played() -> Episode:
+        async with toolset.episode(sample, image_config) as tools:
+            orchestrator = _Orchestrator(sub_engine, tokenizer, sample, toolset, tools, limits, temperature, seed, done)
+            episode = await converse(
+                RecordedEngine(engine, tokenizer, done.main), tokenizer,
+                tokenize_prompt(sample, tokenizer, image_config), orchestrator.respond,
+                max_turns=limits.critical_steps + 1, max_new_tokens=limits.max_new_tokens,
+                max_tokens=limits.max_tokens, temperature=temperature, seed=seed,
+            )  # fmt: skip
+        if episode.finish_reason != "budget":  # nobody responded to the last turn, so it is counted here
+            done.answered()
+        episode = replace(episode, metrics=episode.metrics | done.figures, failure=done.failure)
+        return await judged(episode, sample, toolset)
+
+    episode = await attempt(played(), sample)
+    main.ended(episode.finish_reason, episode.failure if episode.finish_reason == FAILED else "")
+    trace = recorder.trace(
+        about={"task": f"{sample.family}/{sample.key}"}, question=question, answer=episode.response,
+        expected=expected_of(sample.answer), outcome=episode.finish_reason, failure=episode.failure,
+        reward=episode.reward, parts=reward_parts(done.figures) | {"perf": episode.reward},
+        critical_steps=done.steps.spent, budget=limits.critical_steps,
+    )  # fmt: skip
+    return SwarmEpisode(**vars(episode), trace=trace)

@@ -5,9 +5,12 @@ Source: K2.5 paper. It does not disclose the schedule and the closed forms of th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from model.rl.environment import Episode
+
+MAX_PARALLEL = 4  # concurrent assignments that earn the full r_parallel
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class SwarmReward:
     parallel: float
     finish: float
     anneal_iterations: int
-    max_parallel: int = 4
+    max_parallel: int = MAX_PARALLEL
 
     def scale(self, iteration: int) -> float:
         """The factor of both lambdas: 1 at iteration 0, 0 from ``anneal_iterations`` on."""
@@ -31,11 +34,10 @@ class SwarmReward:
 
     def __call__(self, iteration: int, episode: Episode) -> tuple[float, dict[str, float]]:
         figures = episode.metrics
-        r_parallel = parallel_reward(figures["parallelism"], self.max_parallel)
-        r_finish = finish_reward(figures["subtasks_finished"], figures["subtasks_assigned"])
+        r = reward_parts(figures, self.max_parallel)
         scale = self.scale(iteration)
-        total = scale * (self.parallel * r_parallel + self.finish * r_finish) + episode.reward
-        parts = {"reward/parallel": r_parallel, "reward/finish": r_finish, "reward/perf": episode.reward}
+        total = scale * (self.parallel * r["parallel"] + self.finish * r["finish"]) + episode.reward
+        parts = {"reward/parallel": r["parallel"], "reward/finish": r["finish"], "reward/perf": episode.reward}
         swarm = {
             "swarm/parallelism": figures["parallelism"],
             "swarm/critical_steps": figures["critical_steps"],
@@ -43,6 +45,14 @@ class SwarmReward:
             "swarm/auxiliary_scale": scale,
         }
         return total, parts | swarm
+
+
+def reward_parts(figures: Mapping[str, float], max_parallel: int = MAX_PARALLEL) -> dict[str, float]:
+    """The two auxiliary rewards, without their weights, from the metrics of an episode."""
+    return {
+        "parallel": parallel_reward(figures["parallelism"], max_parallel),
+        "finish": finish_reward(figures["subtasks_finished"], figures["subtasks_assigned"]),
+    }
 
 
 def parallel_reward(concurrent: float, max_parallel: int) -> float:

@@ -21,6 +21,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from model.boundary.errors import MoonflowError
 from model.boundary.untrusted_text import cut
+from model.codec.chat import ToolCall
 
 TEXT, NAME = 20_000, 120  # characters that are kept of a text and of a name; the middle of a longer one is left out
 SHORTEST = 160  # characters that ``Trace.within`` leaves of every text
@@ -216,7 +217,7 @@ class Trace(_Record):
         )
 
     def within(self, most: int) -> Trace | None:
-        """This trace, its texts so short that its JSON has at most ``most`` bytes; None if there are too many of them."""
+        """This trace with texts so short that its JSON has at most ``most`` bytes; None if they cannot be."""
         limit, found = TEXT, self
         while len(found.to_json().encode()) > most:
             if limit <= SHORTEST:
@@ -278,6 +279,28 @@ class AgentRecorder:
         self.steps.append(Step(kind=kind, start=start, end=end, main_step=main, critical_step=critical, **said))
 
 
+@dataclass
+class Recording:
+    """An agent's recorder, and where the agent stands: its next completion belongs to these steps."""
+
+    agent: AgentRecorder
+    main_step: int = 1
+    critical_step: int = 1
+
+    def completion(self, start: float, text: str, prompt_tokens: int, new_tokens: int) -> None:
+        """Add a completion that began at ``start`` and ends now."""
+        self.agent.completion(
+            start, text, main_step=self.main_step, critical_step=self.critical_step,
+            prompt_tokens=prompt_tokens, new_tokens=new_tokens,
+        )  # fmt: skip
+
+    def tool_call(self, start: float, call: ToolCall, result: str, later: int = 0) -> None:
+        """Add a call of the newest completion; it began ``later`` critical steps after that completion."""
+        self.agent.tool_call(
+            start, call.name, call.arguments, result, main_step=self.main_step, critical_step=self.critical_step + later
+        )
+
+
 class Recorder:
     """Records an episode while it runs. The agents of a group may record at the same time.
 
@@ -320,7 +343,12 @@ class Recorder:
             episode: the fields of `Trace` but for ``agents`` and ``seconds``.
         """
         agents = [
-            Agent(**agent.about, outcome=agent.outcome, failure=agent.failure, steps=agent.steps)
+            Agent(
+                **agent.about,
+                outcome=agent.outcome,
+                failure=agent.failure,
+                steps=sorted(agent.steps, key=lambda step: step.start),
+            )
             for agent in self._agents
         ]
         return Trace(**episode, seconds=self.now(), agents=agents)

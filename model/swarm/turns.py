@@ -15,7 +15,7 @@ from model.boundary.at_once import all_of
 from model.codec.chat import ToolCall
 from model.codec.tools import created
 from model.swarm.critical_steps import CriticalSteps
-from model.swarm.trace import AgentRecorder, Recorder
+from model.swarm.trace import Recorder, Recording
 
 Prompt = TypeVar("Prompt")
 
@@ -48,11 +48,11 @@ class Finished:
 
 @dataclass(frozen=True)
 class Assignment(Generic[Prompt]):
-    """A task of a group: the call that assigns it, what its sub-agent is asked, and the sub-agent's part of the trace."""
+    """A task of a group: the call that assigns it, what its sub-agent is asked, and its place in the trace."""
 
     call: ToolCall
     prompt: Prompt
-    agent: AgentRecorder
+    at: Recording
 
 
 class Hands(Protocol[Prompt]):
@@ -67,8 +67,8 @@ class Hands(Protocol[Prompt]):
     def prepare(self, call: ToolCall, system_prompt: str) -> Prompt | None:
         """What a sub-agent with this system prompt is asked; None if that is longer than a context."""
 
-    async def work(self, assignment: Assignment[Prompt], number: int, allowed: int, step: int) -> Finished:
-        """Run assignment ``number`` of a group, with at most ``allowed`` completions, from critical step ``step`` on."""
+    async def work(self, assignment: Assignment[Prompt], number: int, allowed: int) -> Finished:
+        """Run assignment ``number`` of a group, with at most ``allowed`` completions, and record them."""
 
 
 @dataclass
@@ -78,8 +78,7 @@ class Swarm:
     Attributes:
         steps: the budget, and what is spent of it.
         sub_agent_steps: completions that a sub-agent may take.
-        recorder, main: write the trace; ``main`` is the orchestrator's part.
-        turn: number, from 1, of the orchestrator's turn that goes on.
+        recorder, main: write the trace; ``main`` is where the orchestrator stands.
         agents: name -> system prompt.
         parallelism: the largest number of assignments at once.
         assigned, finished: how many assignments there were, and how many of them were answered.
@@ -89,8 +88,7 @@ class Swarm:
     steps: CriticalSteps
     sub_agent_steps: int
     recorder: Recorder
-    main: AgentRecorder
-    turn: int = 1
+    main: Recording
     agents: dict[str, str] = field(default_factory=dict)
     parallelism: int = 0
     assigned: int = 0
@@ -146,17 +144,19 @@ class Swarm:
                 if direct > self.steps.remaining:
                     self._end()
                 results[number] = await hands.use(call)
-            self._record(begun, call, results[number], max(0, direct - 1))
+                self.main.tool_call(begun, call, results[number], later=direct - 1)
+                continue
+            self.main.tool_call(begun, call, results[number])
         results |= await self._together(group, max(1, direct), hands)
         self._next()
         return [results[number] for number in range(len(calls))]
 
-    async def _together(
-        self, group: dict[int, Assignment[Prompt]], main: int, hands: Hands[Prompt]
-    ) -> dict[int, str]:
+    async def _together(self, group: dict[int, Assignment[Prompt]], main: int, hands: Hands[Prompt]) -> dict[int, str]:
         """Run a group and count it, with ``main`` steps of the orchestrator; what each of its calls returns."""
         allowed = min(self.sub_agent_steps, self.steps.remaining - main)
         if group and allowed < 1:
+            for each in group.values():
+                each.at.agent.ended("budget")
             self._end()
         done = await all_of(self._one(each, n, main, allowed, hands) for n, each in enumerate(group.values()))
         self.steps.spend(main, [one.steps for one in done])
@@ -170,33 +170,29 @@ class Swarm:
         self, assignment: Assignment[Prompt], number: int, main: int, allowed: int, hands: Hands[Prompt]
     ) -> Finished:
         begun = self.recorder.now()
-        done = await hands.work(assignment, number, allowed, self.steps.spent + main + 1)
-        assignment.agent.ended(done.outcome, done.failure)
-        self._record(begun, assignment.call, done.told, main - 1)
+        assignment.at.critical_step = self.main.critical_step + main
+        done = await hands.work(assignment, number, allowed)
+        assignment.at.agent.ended(done.outcome, done.failure)
+        self.main.tool_call(begun, assignment.call, done.told, later=main - 1)
         return done
 
     def _assignment(self, call: ToolCall, hands: Hands[Prompt]) -> Assignment[Prompt] | str:
         """The task of a call, which has an agent of its own in the trace; or why there is none."""
         system_prompt, task = self.agents[call.arguments["agent"]], call.arguments["prompt"]
         agent = self.recorder.agent(
-            call.arguments["agent"], parent=self.main, main_step=self.turn, system_prompt=system_prompt, task=task
-        )
+            call.arguments["agent"], parent=self.main.agent, main_step=self.main.main_step,
+            system_prompt=system_prompt, task=task,
+        )  # fmt: skip
         prompt = hands.prepare(call, system_prompt)
         if prompt is None:
             agent.ended("context")
             return "error: the task is too long"
-        return Assignment(call, prompt, agent)
-
-    def _record(self, begun: float, call: ToolCall, result: str, later: int) -> None:
-        """Record a call that began ``later`` critical steps after this turn."""
-        self.main.tool_call(
-            begun, call.name, call.arguments, result, main_step=self.turn, critical_step=self.steps.spent + 1 + later
-        )
+        return Assignment(call, prompt, Recording(agent, self.main.main_step))
 
     def _next(self) -> None:
         if self.steps.remaining < 1:  # there is no step left for the answer
             self._end()
-        self.turn += 1
+        self.main.main_step, self.main.critical_step = self.main.main_step + 1, self.steps.spent + 1
 
     def _end(self) -> NoReturn:
         self.steps.spend(self.steps.remaining)
