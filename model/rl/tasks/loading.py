@@ -17,11 +17,11 @@ SPLITS = ("train", "eval")
 _OURS = Path(__file__).parent
 
 
-def load(name: str) -> Task:
-    """The task of a name: the object in its module; of a class or function, what it returns without arguments.
+def find(name: str) -> Any:
+    """What ``module:name`` names in a user's module.
 
     Raises:
-        MoonflowError: there is no such module or name, importing or calling it raises, or it is no task.
+        MoonflowError: there is no such module or name, or importing it raises.
     """
     module, _, attribute = name.partition(":")
     try:
@@ -37,7 +37,16 @@ def load(name: str) -> Task:
     if not hasattr(found, attribute):
         public = [one for one in vars(found) if not one.startswith("_")]
         raise MoonflowError(f"{name}: {module} has no {attribute}{did_you_mean(attribute, public)}")
-    task = getattr(found, attribute)
+    return getattr(found, attribute)
+
+
+def load(name: str) -> Task:
+    """The task of a name: the object in its module; of a class or function, what it returns without arguments.
+
+    Raises:
+        MoonflowError: as `find`; or calling it raises, or it is no task.
+    """
+    task = find(name)
     if isinstance(task, type) or not _is_task(task):
         if not callable(task):
             raise MoonflowError(f"{name} is no task: it has no methods prompt and verify")

@@ -1,0 +1,262 @@
+"""An OpenAI-compatible endpoint that speaks for all agents of a swarm (source: OpenAI's API reference).
+
+The ``openai`` package calls it and tries again, with growing pauses, on 408, 409, 429, 5xx, time-outs and lost
+connections. Answers are read here, as a server of anybody's may send anything.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import httpx
+import openai
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from model.boundary.errors import MoonflowError, Transient, Unavailable, did_you_mean
+from model.boundary.untrusted_text import read_json, shown, well_formed
+from model.codec.chat import ToolCall
+from model.swarm.chat.tools import MAX_NAME, ToolError, as_arguments
+
+RETRIES = 5
+TIMEOUT_S = 600.0  # of one completion (ours)
+CONNECT_S = 10.0
+BYTES_PER_TOKEN = 3  # of texts that no server has counted yet; on the safe side (ours)
+
+
+class _Function(BaseModel):
+    name: str
+    arguments: str | dict[str, Any] | None = ""
+
+
+class _Call(BaseModel):
+    id: str | None = None
+    function: _Function
+
+
+class _Message(BaseModel):
+    content: str | None = None
+    tool_calls: list[_Call] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+
+class _Choice(BaseModel):
+    message: _Message
+    finish_reason: str | None = None
+
+
+class _Usage(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    prompt_tokens: int = Field(ge=0)
+    completion_tokens: int = Field(ge=0)
+
+
+class _Completion(BaseModel):
+    choices: list[_Choice] = Field(min_length=1)
+    usage: _Usage | None = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One turn of an agent.
+
+    Attributes:
+        message: the turn, as the next request repeats it.
+        content, thinking: what it says; "" if nothing.
+        calls: its tool calls, each with an id of its own.
+        malformed: id -> what is wrong with the arguments of that call.
+        finish_reason: as the server gives it.
+        prompt_tokens, new_tokens: tokens read and written; ``counted`` says whether the server counted them.
+    """
+
+    message: dict[str, Any]
+    content: str
+    thinking: str
+    calls: list[ToolCall]
+    malformed: dict[str, str]
+    finish_reason: str
+    prompt_tokens: int
+    new_tokens: int
+    counted: bool
+
+
+@dataclass
+class ChatEndpoint:
+    """A model behind a URL. Use it as an async context manager.
+
+    Args:
+        url: base of the API; ``/v1`` is added to one without a path.
+        model: the server's name for it.
+        key: sent as a bearer token; it is in no message and in no error. "" for none.
+    """
+
+    url: str
+    model: str
+    key: str = field(default="", repr=False)
+    timeout_s: float = TIMEOUT_S
+    retries: int = RETRIES
+
+    def __post_init__(self) -> None:
+        self.url = _base(self.url)
+        if not all("!" <= character <= "~" for character in self.key):
+            raise MoonflowError("the key has characters that no HTTP header can hold: give the server's key alone")
+
+    async def __aenter__(self) -> ChatEndpoint:
+        self._client = openai.AsyncOpenAI(
+            base_url=self.url, api_key=self.key or "none", max_retries=self.retries,
+            timeout=openai.Timeout(self.timeout_s, connect=CONNECT_S),
+            # Not those of another provider, which the package would read from the environment.
+            default_headers={"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()},
+        )  # fmt: skip
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()
+
+    async def context(self) -> int | None:
+        """Ask for the models that are served; how many tokens ours holds, None if the server does not say.
+
+        Raises:
+            Transient: nothing answers.
+            MoonflowError: the key is refused, or other models are served.
+        """
+        try:
+            raw = await self._client.with_options(max_retries=1, timeout=30).models.with_raw_response.list()
+            listed = read_json(raw.text)["data"]
+            served = {str(one["id"]): one for one in listed}
+        except (openai.APIConnectionError, openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            self._fail(error)
+        except (openai.OpenAIError, ValueError, KeyError, TypeError):
+            return None  # not every server lists its models
+        if served and self.model not in served:
+            names = ", ".join(shown(name, 60) for name in list(served)[:5])
+            raise MoonflowError(
+                f"{self.url} has no model {shown(self.model)}; it has {names}{did_you_mean(self.model, served)}"
+            )
+        most = served.get(self.model, {}).get("max_model_len")
+        return most if isinstance(most, int) and most > 0 else None
+
+    async def complete(self, messages: Sequence[Any], tools: Sequence[Any], max_tokens: int) -> Reply:
+        """The next turn of a conversation, of at most ``max_tokens``.
+
+        Raises:
+            Unavailable: nobody answers, the key is refused, or there is no such model.
+            MoonflowError: the server refuses the request or fails, or answers with no chat completion.
+        """
+        offered = {"tools": list(tools)} if tools else {}
+        try:
+            raw = await self._client.chat.completions.with_raw_response.create(
+                model=self.model, messages=list(messages), max_tokens=max_tokens, **offered
+            )
+        except openai.OpenAIError as error:
+            self._fail(error, tools=bool(tools))
+        try:
+            answer = _Completion.model_validate(read_json(raw.text))
+        except ValueError as error:
+            wrong = error.errors(include_url=False)[0]["loc"] if isinstance(error, ValidationError) else "no JSON"
+            raise MoonflowError(f"{self.url} answered with no chat completion ({shown(str(wrong))})") from error
+        return _reply(answer, messages, tools)
+
+    def _fail(self, error: openai.OpenAIError, tools: bool = False) -> NoReturn:
+        """Raise an error of one line, without the key, which some servers repeat."""
+        said = str(error)
+        if isinstance(error, openai.APIStatusError):
+            said = f"HTTP {error.status_code}: {_said(error)}"
+        said = shown(" ".join((said.replace(self.key, "<key>") if self.key else said).split()), 300)
+        if isinstance(error, openai.APITimeoutError):
+            raise MoonflowError(
+                f"{self.url} gave no answer in {self.timeout_s:g} s, {self.retries + 1} times"
+            ) from None
+        if isinstance(error, openai.APIConnectionError):
+            raise Transient(f"{self.url} cannot be reached ({said}): is it running?") from None
+        if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
+            raise Unavailable(f"{self.url} refuses the key ({said}): name its variable with --api-key-env") from None
+        if isinstance(error, openai.NotFoundError):
+            raise Unavailable(f"{self.url} has no chat completions of model {shown(self.model)} ({said})") from None
+        if (
+            tools
+            and isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError)
+            and "tool" in said.lower()
+        ):
+            raise MoonflowError(
+                f"{self.url} takes no tools ({said}): start it with tool calls; vLLM needs --enable-auto-tool-choice "
+                "and --tool-call-parser, SGLang --tool-call-parser"
+            ) from None
+        raise MoonflowError(f"{self.url} answered {said}") from None
+
+
+def _base(url: str) -> str:
+    """The base of the API at a URL."""
+    if "@" in url:
+        raise MoonflowError("--endpoint has an @: leave user and password out, and give the key with --api-key-env")
+    try:
+        parsed = httpx.URL(url.strip())
+        usable = parsed.scheme in ("http", "https") and parsed.host != "" and not parsed.query and not parsed.fragment
+    except httpx.InvalidURL:
+        usable = False
+    if not usable:
+        raise MoonflowError(f"--endpoint {shown(url)} is no URL of a server: give one such as http://127.0.0.1:8000/v1")
+    return url.strip().rstrip("/") + ("/v1" if parsed.path in ("", "/") else "")
+
+
+def _said(error: openai.APIStatusError) -> str:
+    body = error.body
+    if isinstance(body, dict):
+        body = body.get("message") or body.get("detail") or body.get("error") or body
+    return str(body or error.message)
+
+
+def _reply(answer: _Completion, messages: Sequence[Any], tools: Sequence[Any]) -> Reply:
+    choice = answer.choices[0]
+    content = well_formed(choice.message.content or "")
+    thinking = well_formed(choice.message.reasoning_content or choice.message.reasoning or "")
+    message: dict[str, Any] = {"role": "assistant", "content": content}
+    if thinking:  # Kimi's models must see what they thought before a call
+        message["reasoning_content" if choice.message.reasoning_content else "reasoning"] = thinking
+    calls, malformed, repeated = _calls(choice.message.tool_calls or [], messages)
+    if repeated:
+        message["tool_calls"] = repeated
+    used, counted = answer.usage, answer.usage is not None
+    read = used.prompt_tokens if used else tokens_of([messages, tools])
+    wrote = used.completion_tokens if used else tokens_of(message)
+    return Reply(message, content, thinking, calls, malformed, choice.finish_reason or "stop", read, wrote, counted)
+
+
+def _calls(
+    told: Sequence[_Call], messages: Sequence[Any]
+) -> tuple[list[ToolCall], dict[str, str], list[dict[str, Any]]]:
+    """The calls of a turn, what is wrong with them by id, and the calls as the next request repeats them."""
+    calls: list[ToolCall] = []
+    malformed: dict[str, str] = {}
+    repeated = []
+    ids = {call["id"] for message in messages for call in message.get("tool_calls", ())}
+    for call in told:
+        name = re.sub(r"[^A-Za-z0-9_-]", "_", call.function.name)[:MAX_NAME] or "_"
+        own = call.id if call.id and call.id not in ids else f"functions.{name}:{len(ids)}"
+        ids.add(own)
+        try:
+            written = call.function.arguments
+            arguments = as_arguments(read_json(written or "{}") if isinstance(written, str | None) else written)
+        except (ValueError, ToolError) as error:
+            malformed[own] = f"error: {name}: the arguments cannot be read: {shown(str(error))}"
+            arguments = {}
+        calls.append(ToolCall(own, name, arguments))
+        # What could not be read would break the template of a server that reads it.
+        kept = written if isinstance(written, str) and own not in malformed and written else _json(arguments)
+        repeated.append({"id": own, "type": "function", "function": {"name": name, "arguments": well_formed(kept)}})
+    return calls, malformed, repeated
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def tokens_of(value: Any) -> int:
+    """About how many tokens a value of JSON takes; rather more than less."""
+    return math.ceil(len(well_formed(_json(value)).encode()) / BYTES_PER_TOKEN)
