@@ -9,6 +9,7 @@ counts as a failure of the episode.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
@@ -33,15 +34,14 @@ from model.rl.environment import (
 from model.rl.failures import all_of, attempt
 from model.rl.tools.toolset import EpisodeTools, Toolset, call_error
 from model.rollout.protocol import RolloutEngine
-from model.swarm.critical_steps import CriticalSteps
+from model.swarm.baselines import ContextKeeper, Mode, agent_tools
+from model.swarm.critical_steps import CountedEngine, CriticalSteps
 
-SWARM_TOOLS = ("create_subagent", "assign_task")
 
-
-def agent_tools(sample: Sample, swarm: bool) -> list[str]:
-    """What an agent has for a task: its tools, and for an orchestrator those of the swarm too."""
-    own = [tool for tool in sample.tools if tool not in SWARM_TOOLS]
-    return [*own, *SWARM_TOOLS] if swarm else own
+SECONDS = "seconds"
+"""The metric that differs from one run of an episode to the next."""
+PARTS = "parts"
+"""The metric, and the field of a task's environment, that say into how many parts the task falls."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,20 @@ class SwarmLimits:
         critical_steps: the budget; an episode without an answer within it ends, in training and in evaluation.
         sub_agent_steps: completions of one sub-agent.
         max_new_tokens: tokens of one completion, of the orchestrator or a sub-agent.
-        max_tokens: tokens of one conversation of either, observations included.
+        max_tokens: the orchestrator's window: tokens of its conversation, observations included.
+        sub_agent_tokens: a sub-agent's window; None: as large.
     """
 
     critical_steps: int = 8
     sub_agent_steps: int = 3
     max_new_tokens: int = 160
     max_tokens: int = 512
+    sub_agent_tokens: int | None = None
+
+    @property
+    def sub_agent_window(self) -> int:
+        """Tokens of one conversation of a sub-agent."""
+        return self.max_tokens if self.sub_agent_tokens is None else self.sub_agent_tokens
 
 
 @dataclass
@@ -70,6 +77,7 @@ class _Swarm:
         parallelism: the largest number of assignments at once.
         assigned, finished: how many assignments there were, and how many of them were answered.
         failure: one line on the first sub-agent that broke; "" if none did.
+        largest_sub, sub_tokens: tokens of the longest conversation of a sub-agent, and of all of them.
     """
 
     steps: CriticalSteps
@@ -78,6 +86,8 @@ class _Swarm:
     assigned: int = 0
     finished: int = 0
     failure: str = ""
+    largest_sub: int = 0
+    sub_tokens: int = 0
 
 
 class _Orchestrator:
@@ -90,12 +100,13 @@ class _Orchestrator:
         sample: Sample,
         toolset: Toolset,
         tools: EpisodeTools,
+        sub_agent_tools: list[str],
         limits: SwarmLimits,
         temperature: float,
         seed: int,
     ) -> None:
         self.sub_engine, self.tokenizer, self.sample, self.toolset = sub_engine, tokenizer, sample, toolset
-        self.tools, self.sub_agent_tools = tools, agent_tools(sample, swarm=False)
+        self.tools, self.sub_agent_tools = tools, sub_agent_tools
         self.limits, self.seed, self.temperature = limits, seed, temperature
         self.swarm = _Swarm(CriticalSteps(limits.critical_steps))
 
@@ -117,7 +128,7 @@ class _Orchestrator:
                 results[call.id] = created(call.arguments["name"])
             elif call.name == "assign_task":
                 prompt = self._prompt(call)
-                if len(prompt.input_ids) < self.limits.max_tokens:
+                if len(prompt.input_ids) < self.limits.sub_agent_window:
                     assignments.append((call, prompt))
                 else:
                     results[call.id] = "error: the task is too long"
@@ -130,16 +141,20 @@ class _Orchestrator:
         allowed = min(self.limits.sub_agent_steps, swarm.steps.remaining - main)
         if assignments and allowed < 1:
             self._end()
+        engines = [CountedEngine(self.sub_engine) for _ in assignments]
         spoken = await all_of(
-            attempt(self._sub_agent(prompt, n, allowed), self.sample) for n, (_, prompt) in enumerate(assignments)
+            attempt(self._sub_agent(engine, prompt, n, allowed), self.sample)
+            for n, (engine, (_, prompt)) in enumerate(zip(engines, assignments, strict=True))
         )
-        swarm.steps.spend(main, [episode.turns for episode in spoken])
+        swarm.steps.spend(main, [engine.steps for engine in engines])
         swarm.parallelism = max(swarm.parallelism, len(spoken))
         swarm.assigned += len(spoken)
         for (call, _), episode in zip(assignments, spoken, strict=True):
             done = episode.finish_reason == "answer"
             swarm.finished += done
             swarm.failure = swarm.failure or (f"sub-agent of {episode.failure}" if episode.failure else "")
+            swarm.largest_sub = max(swarm.largest_sub, len(episode.input_ids))
+            swarm.sub_tokens += len(episode.input_ids)
             results[call.id] = episode.response if done else f"error: no answer ({episode.finish_reason})"
         if swarm.steps.remaining < 1:  # there is no step left for the answer
             self._end()
@@ -162,13 +177,15 @@ class _Orchestrator:
         ]
         return as_prompt(encode_chat(messages, self.sub_agent_tools, self.tokenizer, add_generation_prompt=True).ids)
 
-    async def _sub_agent(self, prompt: TokenizedSample, number: int, max_turns: int) -> Episode:
+    async def _sub_agent(
+        self, engine: RolloutEngine, prompt: TokenizedSample, number: int, max_turns: int
+    ) -> Episode:
         """Run one assignment with the frozen engine, in a separate context."""
         task = replace(self.sample, tools=self.sub_agent_tools)
         async with self.toolset.episode(task) as tools:
             return await converse(
-                self.sub_engine, self.tokenizer, prompt, lambda turn: answer_calls(tools, turn),
-                max_turns=max_turns, max_new_tokens=self.limits.max_new_tokens, max_tokens=self.limits.max_tokens,
+                engine, self.tokenizer, prompt, lambda turn: answer_calls(tools, turn), max_turns=max_turns,
+                max_new_tokens=self.limits.max_new_tokens, max_tokens=self.limits.sub_agent_window,
                 temperature=self.temperature, seed=derive_seed(self.seed, self.swarm.steps.spent, number, 1),
             )  # fmt: skip
 
@@ -189,38 +206,50 @@ async def run_swarm_episode(
     limits: SwarmLimits,
     temperature: float,
     seed: int,
-    swarm: bool = True,
+    mode: Mode = "swarm",
 ) -> Episode:
-    """Run one episode of a wide-search task and score it.
+    """Run one episode of a task that a swarm can divide, and score it.
 
     Args:
         engine: speaks for the orchestrator, which is trained.
         sub_engine: speaks for the sub-agents, which are frozen.
-        swarm: False gives the orchestrator nothing but the task's tools: a single agent under the same budget, with
-            which a swarm is compared.
+        mode: "swarm", or one of the baselines that a swarm is compared with, under the same budget.
 
     Returns:
         An episode whose metrics have ``critical_steps``, ``parallelism`` (the largest number of assignments at once),
-        ``subtasks_assigned`` and ``subtasks_finished``; ``failure`` says which sub-agent broke.
+        ``subtasks_assigned``, ``subtasks_finished``, ``context_tokens`` (what the context of any of its agents held at
+        most), ``total_tokens`` (of all contexts; one that was shortened counts anew), ``seconds`` (wall-clock), and,
+        for a task of the world, ``parts``; ``failure`` says which sub-agent broke.
 
     Raises:
         Exception: as `run_episode`, except that an error in a sub-agent becomes an observation.
     """
-    sample = replace(sample, tools=agent_tools(sample, swarm))
+    begun, helping = time.perf_counter(), agent_tools(sample, "single")
+    sample = replace(sample, tools=agent_tools(sample, mode))
+    prompt = tokenize_prompt(sample, tokenizer, image_config)
+    keeper = ContextKeeper(mode, prompt, tokenizer, limits.max_tokens)
     async with toolset.episode(sample, image_config) as tools:
-        orchestrator = _Orchestrator(sub_engine, tokenizer, sample, toolset, tools, limits, temperature, seed)
+        orchestrator = _Orchestrator(sub_engine, tokenizer, sample, toolset, tools, helping, limits, temperature, seed)
         episode = await converse(
-            engine, tokenizer, tokenize_prompt(sample, tokenizer, image_config), orchestrator.respond,
+            engine, tokenizer, prompt, keeper.watched(orchestrator.respond),
             max_turns=limits.critical_steps + 1, max_new_tokens=limits.max_new_tokens, max_tokens=limits.max_tokens,
-            temperature=temperature, seed=seed,
+            temperature=temperature, seed=seed, shorten=keeper.shorten,
         )  # fmt: skip
     done = orchestrator.swarm
     if episode.finish_reason != "budget":  # nobody responded to the last turn, so it is counted here
         done.steps.spend(min(1, done.steps.remaining))
-    metrics = episode.metrics | {
+    metrics = episode.metrics | _metrics(done, keeper, episode, sample) | {SECONDS: time.perf_counter() - begun}
+    return await judged(replace(episode, metrics=metrics, failure=done.failure), sample, toolset)
+
+
+def _metrics(done: _Swarm, keeper: ContextKeeper, episode: Episode, sample: Sample) -> dict[str, float]:
+    keeper.note_size(episode.policy_mask)
+    figures = {
         "critical_steps": float(done.steps.spent),
         "parallelism": float(done.parallelism),
         "subtasks_assigned": float(done.assigned),
         "subtasks_finished": float(done.finished),
+        "context_tokens": float(max(keeper.largest, done.largest_sub)),
+        "total_tokens": float(keeper.dropped + len(episode.input_ids) + done.sub_tokens),
     }
-    return await judged(replace(episode, metrics=metrics, failure=done.failure), sample, toolset)
+    return figures | ({PARTS: float(sample.environment[PARTS])} if PARTS in sample.environment else {})
