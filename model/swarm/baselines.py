@@ -106,4 +106,3 @@ def _runs(mask: Sequence[bool], begin: int) -> list[tuple[int, int]]:
     """The stretches from ``begin`` on in which the mask does not change: completions and what they were answered."""
     edges = [begin, *(n for n in range(begin + 1, len(mask)) if mask[n] != mask[n - 1]), len(mask)]
     return list(zip(edges, edges[1:], strict=False))
-

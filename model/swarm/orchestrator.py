@@ -37,7 +37,6 @@ from model.rollout.protocol import RolloutEngine
 from model.swarm.baselines import ContextKeeper, Mode, agent_tools
 from model.swarm.critical_steps import CountedEngine, CriticalSteps
 
-
 SECONDS = "seconds"
 """The metric that differs from one run of an episode to the next."""
 PARTS = "parts"
@@ -177,9 +176,7 @@ class _Orchestrator:
         ]
         return as_prompt(encode_chat(messages, self.sub_agent_tools, self.tokenizer, add_generation_prompt=True).ids)
 
-    async def _sub_agent(
-        self, engine: RolloutEngine, prompt: TokenizedSample, number: int, max_turns: int
-    ) -> Episode:
+    async def _sub_agent(self, engine: RolloutEngine, prompt: TokenizedSample, number: int, max_turns: int) -> Episode:
         """Run one assignment with the frozen engine, in a separate context."""
         task = replace(self.sample, tools=self.sub_agent_tools)
         async with self.toolset.episode(task) as tools:

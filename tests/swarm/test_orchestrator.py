@@ -42,7 +42,9 @@ def play(tokenizer: Any, toolset: Toolset, scripted: Any) -> Callable[..., Episo
                 ImageConfig(),
                 toolset,
                 limits=SwarmLimits(
-                    budget, more.get("sub_steps", 4), max_tokens=more.get("window", 512),
+                    budget,
+                    more.get("sub_steps", 4),
+                    max_tokens=more.get("window", 512),
                     sub_agent_tokens=more.get("sub_window"),
                 ),
                 temperature=1.0,
