@@ -226,7 +226,11 @@ def _curves(events: Mapping[str, Sequence[Event]]) -> list[Chart]:
 
 def _swarm_curves(parl: Sequence[Event]) -> list[Chart]:
     charts = []
-    for word, unit in (("parallelism", "sub-agents at once"), ("critical_steps", "critical steps")):
+    units = {
+        "parallelism": "sub-agents at once", "critical_steps": "critical steps", "f1": "reward by number of parts",
+        "delegation": "share of episodes that delegate",
+    }  # fmt: skip
+    for word, unit in units.items():
         series = _series(parl, rf"(.*/)?{word}(/.*)?")
         if drawing := line_chart(series, x_label="optimizer step", y_label=unit):
             charts.append(Chart(f"PARL: {_words(word)}", unit, drawing))

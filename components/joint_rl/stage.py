@@ -25,8 +25,8 @@ from model.rl.tasks.task import TaskSample
 from model.rl.toggle import Toggle
 from model.rl.tools.toolset import Toolset
 from model.rl.trainer import RLSettings, RLTrainer
+from model.swarm.families import SWARM_FAMILIES  # PARL trains on them
 
-SWARM_TASKS = ("wide_search",)  # they need sub-agents: PARL trains on them
 MAX_TURNS = 3  # a program, a second one after an error, the answer (ours); a suite may allow more
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
                 config.max_new_tokens,
             )  # fmt: skip
         pool = PromptPool(
-            data.source, data.index, modalities=modalities, seed=config.seed, without=(*SWARM_TASKS, *unanswerable)
+            data.source, data.index, modalities=modalities, seed=config.seed, without=(*SWARM_FAMILIES, *unanswerable)
         )
     most_turns = {suite.family: max(MAX_TURNS, suite.max_turns) for suite in SUITES.values()}
 
@@ -102,5 +102,5 @@ def need_more(families: Iterable[str], max_new_tokens: int) -> list[str]:
     longest: dict[str, int] = {}
     for suite in SUITES.values():
         longest[suite.family] = max(longest.get(suite.family, 0), suite.max_new_tokens)
-    found = (name for name in families if longest.get(name, 0) > max_new_tokens and name not in SWARM_TASKS)
+    found = (name for name in families if longest.get(name, 0) > max_new_tokens and name not in SWARM_FAMILIES)
     return sorted(found)

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, Field, model_validator
 
 from components.runtime.config import HIGHEST_RATE, RLConfig, SwarmConfig
+from model.boundary.errors import did_you_mean
+from model.swarm.families import SWARM_FAMILIES
+
+
+def _families(text: str) -> str:
+    for name in text.split(","):
+        if name not in SWARM_FAMILIES:
+            hint = did_you_mean(name, SWARM_FAMILIES)
+            raise ValueError(
+                f"{name!r} is no family for a swarm{hint}; write some of {','.join(SWARM_FAMILIES)}, no blanks"
+            )
+    return text
 
 
 class Config(SwarmConfig, RLConfig):
@@ -13,6 +27,34 @@ class Config(SwarmConfig, RLConfig):
     samples_per_prompt: int = Field(6, ge=2, description="K, episodes per prompt (source: ours)")
     learning_rate: float = Field(2e-4, gt=0, le=HIGHEST_RATE, description="learning rate, constant (source: ours)")
     critical_steps: int = Field(5, ge=2, description="largest number of critical steps in an episode (source: ours)")
+    families: Annotated[str, AfterValidator(_families)] = Field(
+        "wide_search",
+        description="families of the prompts, in turn, with commas and no blanks between: wide_search, and those of "
+        "the offline world, which the data must have: world_wide, world_deep, world_document, world_bulk and "
+        "world_easy (source: ours)",
+    )
+    sub_agent_steps: int = Field(3, ge=1, description="completions of one sub-agent (source: ours)")
+    max_new_tokens: int = Field(
+        160, ge=1, description="tokens of one completion, of the orchestrator or a sub-agent (source: ours)"
+    )
+    window: int = Field(
+        0, ge=0, description="tokens of the orchestrator's conversation; 0 = the model's whole context (source: ours)"
+    )
+    sub_agent_window: int = Field(
+        0, ge=0, description="tokens of a sub-agent's conversation; 0 = as many as the orchestrator's (source: ours)"
+    )
+    larger_sub_agents: str = Field(
+        "",
+        description="address of the manifest of a second checkpoint, whose sub-agents take the place of the first "
+        "ones during training; this step itself speaks for them; empty = none (source: K2.5, smaller sub-agents "
+        "first and larger ones later)",
+    )
+    larger_from: float = Field(
+        0.33, ge=0, le=1, description="share of the rounds after which the first larger sub-agents speak (source: ours)"
+    )
+    larger_until: float = Field(
+        0.67, ge=0, le=1, description="share of the rounds after which only larger sub-agents speak (source: ours)"
+    )
     auxiliary: float = Field(
         0.3,
         ge=0,
@@ -35,3 +77,9 @@ class Config(SwarmConfig, RLConfig):
         3, ge=0, description="rounds between saved states; 0 = only at the end (source: ours)"
     )
     seed: int = Field(5, ge=0, description="seed of prompts and sampling (source: ours)")
+
+    @model_validator(mode="after")
+    def _order(self) -> Self:
+        if self.larger_from > self.larger_until:
+            raise ValueError("larger_from is after larger_until: give shares of the rounds in their order")
+        return self

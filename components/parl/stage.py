@@ -7,9 +7,11 @@ from contextlib import closing
 
 from components.parl.config import Config
 from components.runtime.checkpoints.manifest import Manifest
-from components.runtime.sampler import sampler
+from components.runtime.sampler import EmbeddedSampler, sampler
 from components.runtime.step import StepContext
+from model.boundary.errors import MoonflowError
 from model.checkpoint.folder import load_parent
+from model.data.batches.folder import DataFolder
 from model.data.samples.sample import Sample
 from model.network.multimodal import KimiK25
 from model.network.served import as_served
@@ -20,33 +22,38 @@ from model.rl.tools.toolset import Toolset
 from model.rl.trainer import RLSettings, RLTrainer
 from model.swarm.orchestrator import SwarmLimits, run_swarm_episode
 from model.swarm.reward import SwarmReward
+from model.swarm.schedule import SubAgentSchedule
 
-TASKS = ("wide_search",)
 ANNEALED = 0.75  # share of the rounds after which lambda1 = lambda2 = 0 (ours)
 
 
 def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
-    # 1. Prompts: wide searches of the train shards. They never ask to work in parallel.
+    # 1. Prompts: searches of the train shards that a swarm can divide. They never ask to work in parallel.
     data = context.data(inputs["data"])
-    prompts = PromptPool(data.source, data.index, families=TASKS, modalities=["text"], seed=config.seed)
+    families = config.families.split(",")
+    prompts = PromptPool(data.source, data.index, families=families, modalities=["text"], seed=config.seed)
 
     # 2. The orchestrator is trained; its sub-agents are a fixed earlier checkpoint. Both act as they would be served.
     model = load_parent(context.fetch(inputs["policy"]), data.tokenizer)
     episodes = config.prompts_per_iteration * config.samples_per_prompt
     acting = sampler(config, config.endpoints, as_served(model, config.expert_precision), episodes, context, data)
-    sub_agents = load_parent(context.fetch(inputs["sub_agents"]), data.tokenizer).requires_grad_(False).eval()
-    frozen = as_served(sub_agents.to(context.ranks.device), config.expert_precision)
+    frozen = _frozen(inputs["sub_agents"], config, context, data)
     helping = sampler(config, config.sub_agent_endpoints, frozen, 2 * episodes, context, data, "sub-agents")
-    limits = SwarmLimits(config.critical_steps, max_tokens=model.config.text_config.max_position_embeddings)
+    limits = _limits(config, model, frozen)
 
-    # 3. Environment: a closed world to search, sub-agents whose answers are observations.
+    # 3. Environment: a closed world to search, sub-agents whose answers are observations. Larger ones may come later.
     with closing(acting), closing(helping), Toolset(sandbox=config.sandbox) as toolset:
         asyncio.run(helping.publish(frozen))
+        schedule = SubAgentSchedule.of_shares(config.iterations, config.larger_from, config.larger_until)
+        larger: EmbeddedSampler | None = None
+        if config.larger_sub_agents:
+            larger = EmbeddedSampler(_frozen(config.larger_sub_agents, config, context, data), 2 * episodes)
 
         async def rollout(sample: Sample, seed: int) -> Episode:
+            later = schedule.larger(trainer.state.iteration, seed)
             return await run_swarm_episode(
-                acting.engine, helping.engine, data.tokenizer, sample, data.image_config, toolset,
-                limits=limits, temperature=1.0, seed=seed,
+                acting.engine, larger.engine if larger is not None and later else helping.engine, data.tokenizer,
+                sample, data.image_config, toolset, limits=limits, temperature=1.0, seed=seed,
             )  # fmt: skip
 
         async def publish(policy: KimiK25) -> None:
@@ -59,10 +66,38 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
             seed=config.seed, checkpoint_every=config.checkpoint_every, expert_precision=config.expert_precision,
             micro_batch_tokens=config.micro_batch_tokens, max_failed_episodes=config.max_failed_episodes,
         )  # fmt: skip
-        RLTrainer(
+        trainer = RLTrainer(
             model, prompts, rollout, publish, settings,
             pad_id=data.tokenizer.pad_id, tokenizer_folder=data.path, services=context, reward=reward,
-            ptx=ptx(data, weight=config.ptx_weight, rows=config.ptx_rows, tokens=limits.max_tokens, seed=config.seed),
+            ptx=ptx(data, weight=config.ptx_weight, rows=config.ptx_rows, tokens=_context(model), seed=config.seed),
             ranks=context.ranks,
-        ).train()  # fmt: skip
+        )  # fmt: skip
+        trainer.train()
     return context.checkpoints.newest
+
+
+def _frozen(uri: str, config: Config, context: StepContext, data: DataFolder) -> KimiK25:
+    """The checkpoint at an address, as it speaks for sub-agents."""
+    model = load_parent(context.fetch(uri), data.tokenizer).requires_grad_(False).eval()
+    return as_served(model.to(context.ranks.device), config.expert_precision)
+
+
+def _context(model: KimiK25) -> int:
+    return model.config.text_config.max_position_embeddings
+
+
+def _limits(config: Config, model: KimiK25, sub_agents: KimiK25) -> SwarmLimits:
+    """The limits of an episode.
+
+    Raises:
+        MoonflowError: a window is larger than its model's context.
+    """
+    for name, window, of in (
+        ("window", config.window, model), ("sub_agent_window", config.sub_agent_window, sub_agents),
+    ):  # fmt: skip
+        if window > _context(of):
+            raise MoonflowError(f"parl.{name} is {window}, and the model has a context of {_context(of)}: lower it")
+    return SwarmLimits(
+        config.critical_steps, config.sub_agent_steps, config.max_new_tokens,
+        max_tokens=config.window or _context(model), sub_agent_tokens=config.sub_agent_window or None,
+    )  # fmt: skip

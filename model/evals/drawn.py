@@ -12,7 +12,7 @@ from model.data.families import FAMILIES
 from model.data.samples.sample import Sample
 from model.data.samples.tokenize import tokenize_opening, tokenize_prompt
 from model.evals.suites import SUITES, Suite
-from model.swarm.orchestrator import agent_tools
+from model.swarm.baselines import agent_tools
 
 
 def chosen(names: Sequence[str]) -> list[Suite]:
@@ -60,7 +60,7 @@ def obstacle(
     broken: list[str] = []
     for sample in samples:
         agent = suite.mode in ("single", "swarm")
-        task = replace(sample, tools=agent_tools(sample, suite.mode == "swarm")) if agent else sample
+        task = replace(sample, tools=agent_tools(sample, suite.mode)) if agent else sample
         try:
             prompt = tokenized(task, tokenizer, image_config, pixels=False)
         except MoonflowError as error:

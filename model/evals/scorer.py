@@ -34,7 +34,7 @@ from model.rl.tools.toolset import Toolset
 from model.rl.verifier import verify
 from model.rollout.embedded import EmbeddedEngine
 from model.rollout.protocol import RolloutEngine
-from model.swarm.orchestrator import SwarmLimits, run_swarm_episode
+from model.swarm.orchestrator import SECONDS, SwarmLimits, run_swarm_episode
 
 log = logging.getLogger(__name__)
 
@@ -216,7 +216,7 @@ class Evaluation:
         limits = SwarmLimits(critical_steps=suite.max_turns, max_new_tokens=suite.max_new_tokens, max_tokens=max_tokens)
         return await run_swarm_episode(
             engine, sub_engine, self.tokenizer, sample, self.image_config, self.toolset, limits=limits,
-            temperature=self.temperature, seed=seed, swarm=suite.mode == "swarm",
+            temperature=self.temperature, seed=seed, mode=suite.mode,
         )  # fmt: skip
 
 
@@ -224,7 +224,7 @@ def summarise(samples: Sequence[Sample], episodes: Sequence[Episode]) -> Score:
     """The score of a suite from its tasks and their episodes, which are in the same order."""
     values = [task_score(sample, episode) for sample, episode in zip(samples, episodes, strict=True)]
     measured = [e.metrics for e in episodes if e.finish_reason != FAILED]
-    names = {name for metrics in measured for name in metrics}
+    names = {name for metrics in measured for name in metrics} - {SECONDS}  # a score is the same each time
     return Score(
         value=sum(values) / len(values),
         stderr=standard_error(values),

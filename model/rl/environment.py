@@ -27,6 +27,8 @@ from model.rollout.protocol import Completion, Request, RolloutEngine
 FAILED = "failed"
 
 Respond = Callable[[AssistantTurn], Awaitable[list[Message]]]
+Shorten = Callable[[list[int], list[bool], list[float]], None]
+"""Is given the tokens, the policy mask and the log-probs before each completion, and may replace them in place."""
 
 
 class EpisodeEnd(Exception):
@@ -92,6 +94,7 @@ async def converse(
     max_tokens: int,
     thinking: bool = False,
     questions: Sequence[Message] = (),
+    shorten: Shorten | None = None,
 ) -> Episode:
     """Alternate completions and responses until the policy answers the last question; the episode is not scored
     (reward 0).
@@ -106,6 +109,7 @@ async def converse(
         max_tokens: tokens of the whole episode, the prompt and the tools' results included.
         thinking: whether the policy writes its thinking before each answer. Without its end, a turn is malformed.
         questions: what the user says later: each answer but the last is followed by the next of these turns.
+        shorten: manages the context; None: it grows until it is full.
 
     Raises:
         MoonflowError: the prompt leaves no room, or the engine's answer is not a valid completion.
@@ -119,6 +123,8 @@ async def converse(
     opened = [tokenizer.token_id("<think>")] if thinking else []
     reason = "turns"
     while turns < max_turns:
+        if shorten is not None:
+            shorten(ids, mask, logprobs)
         room = min(max_new_tokens, max_tokens - len(ids))
         if room <= 0:
             reason = "context"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from model.rollout.protocol import Completion, Request, RolloutEngine
 
 
 @dataclass
@@ -41,3 +44,22 @@ class CriticalSteps:
         if steps > self.remaining:
             raise ValueError(f"{steps} steps do not fit into the {self.remaining} that remain")
         self.spent += steps
+
+
+@dataclass
+class CountedEngine:
+    """Passes requests on and counts them: the steps of one sub-agent, also of one that breaks half-way.
+
+    Attributes:
+        steps: completions that were asked for.
+    """
+
+    engine: RolloutEngine
+    steps: int = 0
+
+    async def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        self.steps += len(requests)
+        return await self.engine.generate(requests)
+
+    async def update_weights(self, checkpoint: Path) -> None:
+        await self.engine.update_weights(checkpoint)

@@ -9,6 +9,7 @@ counts as a failure of the episode.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -16,7 +17,6 @@ import torch
 from model.codec.chat import AssistantTurn, Message, ToolCall, encode_chat
 from model.codec.image import ImageConfig
 from model.codec.tokenizer import Tokenizer
-from model.codec.tools import SWARM_TOOLS
 from model.data.samples.sample import Sample
 from model.data.samples.tokenize import TokenizedSample, tokenize_prompt
 from model.rl.environment import (
@@ -33,17 +33,17 @@ from model.rl.environment import (
 from model.rl.failures import attempt
 from model.rl.tools.toolset import EpisodeTools, Toolset, call_error
 from model.rollout.protocol import RolloutEngine
-from model.swarm.critical_steps import CriticalSteps
+from model.swarm.baselines import ContextKeeper, Mode, agent_tools
+from model.swarm.critical_steps import CountedEngine, CriticalSteps
 from model.swarm.recording import RecordedEngine, RecordedTools, expected_of, question_of
 from model.swarm.reward import reward_parts
 from model.swarm.trace import Recorder, Recording, Trace
 from model.swarm.turns import Assignment, BudgetSpent, Finished, Swarm
 
-
-def agent_tools(sample: Sample, swarm: bool) -> list[str]:
-    """What an agent has for a task: its tools, and for an orchestrator those of the swarm too."""
-    own = [tool for tool in sample.tools if tool not in SWARM_TOOLS]
-    return [*own, *SWARM_TOOLS] if swarm else own
+SECONDS = "seconds"
+"""The metric that differs from one run of an episode to the next."""
+PARTS = "parts"
+"""The metric, and the field of a task's environment, that say into how many parts the task falls."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,20 @@ class SwarmLimits:
         critical_steps: the budget; an episode without an answer within it ends, in training and in evaluation.
         sub_agent_steps: completions of one sub-agent.
         max_new_tokens: tokens of one completion, of the orchestrator or a sub-agent.
-        max_tokens: tokens of one conversation of either, observations included.
+        max_tokens: the orchestrator's window: tokens of its conversation, observations included.
+        sub_agent_tokens: a sub-agent's window; None: as large.
     """
 
     critical_steps: int = 8
     sub_agent_steps: int = 3
     max_new_tokens: int = 160
     max_tokens: int = 512
+    sub_agent_tokens: int | None = None
+
+    @property
+    def sub_agent_window(self) -> int:
+        """Tokens of one conversation of a sub-agent."""
+        return self.max_tokens if self.sub_agent_tokens is None else self.sub_agent_tokens
 
 
 @dataclass(frozen=True)
@@ -80,13 +87,14 @@ class _Orchestrator:
         sample: Sample,
         toolset: Toolset,
         tools: EpisodeTools,
+        sub_agent_tools: list[str],
         limits: SwarmLimits,
         temperature: float,
         seed: int,
         swarm: Swarm,
     ) -> None:
         self.sub_engine, self.tokenizer, self.sample, self.toolset = sub_engine, tokenizer, sample, toolset
-        self.tools, self.sub_agent_tools = tools, agent_tools(sample, swarm=False)
+        self.tools, self.sub_agent_tools = tools, sub_agent_tools
         self.limits, self.seed, self.temperature = limits, seed, temperature
         self.swarm = swarm
 
@@ -112,14 +120,17 @@ class _Orchestrator:
             {"role": "user", "content": call.arguments["prompt"]},
         ]
         encoded = encode_chat(messages, self.sub_agent_tools, self.tokenizer, add_generation_prompt=True)
-        return as_prompt(encoded.ids) if len(encoded.ids) < self.limits.max_tokens else None
+        return as_prompt(encoded.ids) if len(encoded.ids) < self.limits.sub_agent_window else None
 
     async def work(self, assignment: Assignment[TokenizedSample], number: int, allowed: int) -> Finished:
-        episode = await attempt(self._sub_agent(assignment, number, allowed), self.sample)
+        engine = CountedEngine(self.sub_engine)  # counts the completions of one that breaks too
+        episode = await attempt(self._sub_agent(engine, assignment, number, allowed), self.sample)
         failure = f"sub-agent of {episode.failure}" if episode.failure else ""
-        return Finished(episode.turns, episode.finish_reason, episode.response, failure)
+        return Finished(engine.steps, episode.finish_reason, episode.response, failure, len(episode.input_ids))
 
-    async def _sub_agent(self, assignment: Assignment[TokenizedSample], number: int, max_turns: int) -> Episode:
+    async def _sub_agent(
+        self, engine: RolloutEngine, assignment: Assignment[TokenizedSample], number: int, max_turns: int
+    ) -> Episode:
         """Run one assignment with the frozen engine, in a separate context."""
         task, at = replace(self.sample, tools=self.sub_agent_tools), assignment.at
         async with self.toolset.episode(task) as tools:
@@ -131,8 +142,9 @@ class _Orchestrator:
                 return observed
 
             return await converse(
-                RecordedEngine(self.sub_engine, self.tokenizer, at), self.tokenizer, assignment.prompt, respond,
-                max_turns=max_turns, max_new_tokens=self.limits.max_new_tokens, max_tokens=self.limits.max_tokens,
+                RecordedEngine(engine, self.tokenizer, at), self.tokenizer, assignment.prompt, respond,
+                max_turns=max_turns, max_new_tokens=self.limits.max_new_tokens,
+                max_tokens=self.limits.sub_agent_window,
                 temperature=self.temperature, seed=derive_seed(self.seed, self.swarm.steps.spent, number, 1),
             )  # fmt: skip
 
@@ -153,42 +165,48 @@ async def run_swarm_episode(
     limits: SwarmLimits,
     temperature: float,
     seed: int,
-    swarm: bool = True,
+    mode: Mode = "swarm",
 ) -> SwarmEpisode:
-    """Run one episode of a wide-search task and score it.
+    """Run one episode of a task that a swarm can divide, and score it.
 
     Args:
         engine: speaks for the orchestrator, which is trained.
         sub_engine: speaks for the sub-agents, which are frozen.
-        swarm: False gives the orchestrator nothing but the task's tools: a single agent under the same budget, with
-            which a swarm is compared.
+        mode: "swarm", or one of the baselines that a swarm is compared with, under the same budget.
 
     Returns:
         An episode whose metrics have ``critical_steps``, ``parallelism`` (the largest number of assignments at once),
-        ``subtasks_assigned`` and ``subtasks_finished``; ``failure`` says which sub-agent broke. An episode that fails
-        is returned too (`model.rl.failures.attempt`). Each has its ``trace``.
+        ``subtasks_assigned``, ``subtasks_finished``, ``context_tokens`` (what the context of any of its agents held at
+        most), ``total_tokens`` (of all contexts; one that was shortened counts anew), ``seconds`` (wall-clock), and,
+        for a task of the world, ``parts``; ``failure`` says which sub-agent broke. An episode that fails is returned
+        too (`model.rl.failures.attempt`). Each has its ``trace``.
 
     Raises:
         Unavailable: something that all episodes need is gone.
     """
-    recorder = Recorder()
+    begun, recorder, helping = time.perf_counter(), Recorder(), agent_tools(sample, "single")
     system, question = question_of(sample)
-    main = recorder.agent("orchestrator" if swarm else "agent", system_prompt=system, task=question)
+    leader = "orchestrator" if mode in ("swarm", "must_delegate") else "agent"
+    main = recorder.agent(leader, system_prompt=system, task=question)
     done = Swarm(CriticalSteps(limits.critical_steps), limits.sub_agent_steps, recorder, Recording(main))
-    sample = replace(sample, tools=agent_tools(sample, swarm))
+    sample = replace(sample, tools=agent_tools(sample, mode))
 
     async def played() -> Episode:
+        prompt = tokenize_prompt(sample, tokenizer, image_config)
+        keeper = ContextKeeper(mode, prompt, tokenizer, limits.max_tokens)
         async with toolset.episode(sample, image_config) as tools:
-            orchestrator = _Orchestrator(sub_engine, tokenizer, sample, toolset, tools, limits, temperature, seed, done)
+            orchestrator = _Orchestrator(
+                sub_engine, tokenizer, sample, toolset, tools, helping, limits, temperature, seed, done
+            )
             episode = await converse(
-                RecordedEngine(engine, tokenizer, done.main), tokenizer,
-                tokenize_prompt(sample, tokenizer, image_config), orchestrator.respond,
+                RecordedEngine(engine, tokenizer, done.main), tokenizer, prompt, keeper.watched(orchestrator.respond),
                 max_turns=limits.critical_steps + 1, max_new_tokens=limits.max_new_tokens,
-                max_tokens=limits.max_tokens, temperature=temperature, seed=seed,
+                max_tokens=limits.max_tokens, temperature=temperature, seed=seed, shorten=keeper.shorten,
             )  # fmt: skip
         if episode.finish_reason != "budget":  # nobody responded to the last turn, so it is counted here
             done.answered()
-        episode = replace(episode, metrics=episode.metrics | done.figures, failure=done.failure)
+        figures = done.figures | _sizes(done, keeper, episode, sample) | {SECONDS: time.perf_counter() - begun}
+        episode = replace(episode, metrics=episode.metrics | figures, failure=done.failure)
         return await judged(episode, sample, toolset)
 
     episode = await attempt(played(), sample)
@@ -200,3 +218,13 @@ async def run_swarm_episode(
         critical_steps=done.steps.spent, budget=limits.critical_steps,
     )  # fmt: skip
     return SwarmEpisode(**vars(episode), trace=trace)
+
+
+def _sizes(done: Swarm, keeper: ContextKeeper, episode: Episode, sample: Sample) -> dict[str, float]:
+    """What the contexts of an episode held, and into how many parts its task falls."""
+    keeper.note_size(episode.policy_mask)
+    figures = {
+        "context_tokens": float(max(keeper.largest, done.largest_sub)),
+        "total_tokens": float(keeper.dropped + len(episode.input_ids) + done.sub_tokens),
+    }
+    return figures | ({PARTS: float(sample.environment[PARTS])} if PARTS in sample.environment else {})

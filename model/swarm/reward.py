@@ -44,7 +44,20 @@ class SwarmReward:
             "swarm/subtasks": figures["subtasks_assigned"],
             "swarm/auxiliary_scale": scale,
         }
-        return total, parts | swarm
+        return total, parts | swarm | _by_parts(episode)
+
+
+def _by_parts(episode: Episode) -> dict[str, float]:
+    """Figures of the tasks that have as many parts as this one; {} where a task does not say how many it has."""
+    figures = episode.metrics
+    if "parts" not in figures:
+        return {}
+    found = {
+        "f1": episode.reward,
+        "critical_steps": figures["critical_steps"],
+        "delegation": float(figures["subtasks_assigned"] > 0),
+    }
+    return {f"swarm/{name}/n{figures['parts']:.0f}": value for name, value in found.items()}
 
 
 def reward_parts(figures: Mapping[str, float], max_parallel: int = MAX_PARALLEL) -> dict[str, float]:

@@ -33,12 +33,14 @@ class Finished:
         outcome: "answer", or why there is none, as ``model.rl.environment.Episode.finish_reason``.
         answer: its final message; "" if there is none.
         failure: one line that says what broke; "" if nothing did.
+        tokens: of its conversation.
     """
 
     steps: int
     outcome: str
     answer: str = ""
     failure: str = ""
+    tokens: int = 0
 
     @property
     def told(self) -> str:
@@ -83,6 +85,7 @@ class Swarm:
         parallelism: the largest number of assignments at once.
         assigned, finished: how many assignments there were, and how many of them were answered.
         failure: one line on the first sub-agent that broke; "" if none did.
+        largest_sub, sub_tokens: tokens of the longest conversation of a sub-agent, and of all of them.
     """
 
     steps: CriticalSteps
@@ -94,6 +97,8 @@ class Swarm:
     assigned: int = 0
     finished: int = 0
     failure: str = ""
+    largest_sub: int = 0
+    sub_tokens: int = 0
 
     @property
     def figures(self) -> dict[str, float]:
@@ -163,6 +168,8 @@ class Swarm:
         self.parallelism = max(self.parallelism, len(done))
         self.assigned += len(done)
         self.finished += sum(one.outcome == "answer" for one in done)
+        self.largest_sub = max([self.largest_sub, *(one.tokens for one in done)])
+        self.sub_tokens += sum(one.tokens for one in done)
         self.failure = self.failure or next((one.failure for one in done if one.failure), "")
         return {number: one.told for number, one in zip(group, done, strict=True)}
 

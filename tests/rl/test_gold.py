@@ -132,7 +132,7 @@ def test_gold_swarms_are_rewarded(split: str, tokenizer: Tokenizer, scripted: An
         return await run_swarm_episode(
             scripted.saying(*gold_turns(sample, tokenizer)), scripted(sub_agent(sample, tokenizer, speak)),
             tokenizer, sample, ImageConfig(), toolset, limits=SwarmLimits(6, max_new_tokens=300, max_tokens=1000),
-            temperature=1.0, seed=0, swarm="assign_task" in sample.tools,
+            temperature=1.0, seed=0, mode="swarm" if "assign_task" in sample.tools else "single",
         )  # fmt: skip
 
     modes = set()

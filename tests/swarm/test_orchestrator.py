@@ -13,7 +13,8 @@ from model.codec.tokenizer import Tokenizer
 from model.data.samples.sample import Sample
 from model.rl.environment import Episode
 from model.rl.tools.toolset import Toolset
-from model.rollout.protocol import Request
+from model.rollout.protocol import Completion, Request
+from model.swarm.baselines import Mode
 from model.swarm.orchestrator import SwarmLimits, run_swarm_episode
 
 ITEMS = {"Peru": "Lima", "France": "Paris", "Chad": "Oman"}
@@ -31,7 +32,7 @@ SEARCH = [("search", {"query": f"{item} capital"}) for item in ITEMS]
 
 @pytest.fixture
 def play(tokenizer: Any, toolset: Toolset, scripted: Any) -> Callable[..., Episode]:
-    def run(*turns: list[int], sub: Any = None, budget: int = 10, swarm: bool = True) -> Episode:
+    def run(*turns: list[int], sub: Any = None, budget: int = 10, mode: Mode = "swarm", **more: int) -> Episode:
         return asyncio.run(
             run_swarm_episode(
                 scripted.saying(*turns),
@@ -40,10 +41,15 @@ def play(tokenizer: Any, toolset: Toolset, scripted: Any) -> Callable[..., Episo
                 SAMPLE,
                 ImageConfig(),
                 toolset,
-                limits=SwarmLimits(critical_steps=budget, sub_agent_steps=4),
+                limits=SwarmLimits(
+                    budget,
+                    more.get("sub_steps", 4),
+                    max_tokens=more.get("window", 512),
+                    sub_agent_tokens=more.get("sub_window"),
+                ),
                 temperature=1.0,
                 seed=1,
-                swarm=swarm,
+                mode=mode,
             )  # fmt: skip
         )
 
@@ -68,7 +74,12 @@ def test_a_swarm_works_in_parallel_and_its_words_are_observations(play, speak, s
     assert episode.reward == 1.0 and episode.finish_reason == "answer"
     assert searcher.most_running == len(ITEMS)
     # create 1 + (assign 1 + slowest sub-agent 2) + answer 1
-    assert episode.metrics == {
+    metrics = dict(episode.metrics)
+    assert 0 < metrics.pop("seconds") < 60
+    longest = max(len(request.input_ids) for request in searcher.requests)
+    assert metrics.pop("context_tokens") == max(len(episode.input_ids), longest + len(speak("Paris")))
+    assert len(episode.input_ids) + 3 * longest < metrics.pop("total_tokens") < len(episode.input_ids) + 4 * longest
+    assert metrics == {
         "tool_calls": 4.0, "critical_steps": 5.0, "parallelism": 3.0,
         "subtasks_assigned": 3.0, "subtasks_finished": 3.0,
     }  # fmt: skip
@@ -124,7 +135,7 @@ def test_unfinished_and_unknown_agents_are_told(play, speak, scripted, tokenizer
 
 
 def test_a_single_agent_has_search_alone(play, speak, searcher, tokenizer) -> None:
-    episode = play(speak("", [CREATE]), speak("", SEARCH, first=1), speak(ANSWER), sub=searcher, swarm=False)
+    episode = play(speak("", [CREATE]), speak("", SEARCH, first=1), speak(ANSWER), sub=searcher, mode="single")
     text = tokenizer.decode(episode.input_ids)
     assert "assign_task" not in text and "error: no tool create_subagent" in text
     assert episode.reward == 1.0 and searcher.requests == []
@@ -193,3 +204,50 @@ def test_a_task_too_long_for_a_sub_agent_is_told_and_fails_nothing(play, speak, 
     assert "error: the task is too long" in tokenizer.decode(episode.input_ids)
     assert episode.reward == 1.0 and not episode.failure and searcher.requests == []
     assert episode.metrics["subtasks_assigned"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("searches", "steps"), [((4, 4, 4, 4), 5), ((19, 0, 0, 0), 20)], ids=["four of five", "twenty beside ones"]
+)
+def test_a_group_costs_its_slowest_sub_agent_and_one_step_of_the_orchestrator(
+    searches, steps, play, speak, scripted, tokenizer
+) -> None:
+    """A sub-agent that searches n times takes n + 1 steps. Creating it and the answer are two steps more."""
+
+    def script(request: Request) -> list[int]:
+        text = tokenizer.decode(request.input_ids)
+        wanted = next(count for n, count in enumerate(searches) if f"task {n}!" in text)
+        done = text.count("Return of")
+        return speak("found") if done == wanted else speak("", SEARCH[:1], first=done)
+
+    assign = [("assign_task", {"agent": "finder", "prompt": f"task {n}!"}) for n in range(4)]
+    episode = play(
+        speak("", [CREATE]), speak("", assign, first=1), speak(ANSWER), sub=scripted(script), budget=40, sub_steps=30,
+        window=4096,
+    )  # fmt: skip
+    assert episode.metrics["critical_steps"] == 1 + (steps + 1) + 1
+    assert episode.metrics["subtasks_finished"] == 4.0
+
+
+def test_a_sub_agent_that_breaks_half_way_costs_the_steps_that_it_took(play, speak, searcher, tokenizer) -> None:
+    """The others take two steps each; it breaks at its fourth completion."""
+
+    class Fragile:
+        async def generate(self, requests):
+            text = tokenizer.decode(requests[0].input_ids)
+            if "France capital" not in text:
+                return await searcher.generate(requests)
+            if (done := text.count("Return of")) == 3:
+                raise TypeError("broken")
+            return [Completion(ids := speak("", SEARCH[:1], first=done), [0.0] * len(ids), "stop")]
+
+    episode = play(speak("", [CREATE]), speak("", ASSIGN, first=1), speak(ANSWER), sub=Fragile())
+    assert episode.failure and episode.metrics["subtasks_finished"] == 2.0
+    assert episode.metrics["critical_steps"] == 1 + (1 + 4) + 1
+
+
+def test_the_windows_of_orchestrator_and_sub_agents_differ(play, speak, scripted) -> None:
+    restless = scripted(lambda request: speak("", SEARCH[:1]))
+    episode = play(speak("", [CREATE]), speak("", ASSIGN[:1], first=1), speak(ANSWER), sub=restless, sub_window=80)
+    assert max(len(request.input_ids) + request.max_new_tokens for request in restless.requests) <= 80
+    assert len(episode.input_ids) > 80 and episode.metrics["subtasks_finished"] == 0.0

@@ -90,7 +90,7 @@ def test_recording_changes_nothing_that_is_sampled(tokenizer, speak, scripted, t
     """A single agent is compared with an episode that nobody records."""
     turns = [speak("", SEARCH[:1]), speak("", SEARCH[1:], first=1), speak(ANSWER)]
     recorded, plain = scripted.saying(*turns), scripted.saying(*turns)
-    episode = play(recorded, None, tokenizer, toolset, swarm=False)
+    episode = play(recorded, None, tokenizer, toolset, mode="single")
     limits = {"max_new_tokens": LIMITS.max_new_tokens, "max_tokens": LIMITS.max_tokens}
     task = replace(SAMPLE, tools=["search"])
     unrecorded = asyncio.run(
@@ -184,7 +184,7 @@ def test_what_all_episodes_need_still_ends_the_step(tokenizer, toolset) -> None:
 def test_a_spent_budget_and_a_single_agent_are_traced(tokenizer, speak, scripted, toolset) -> None:
     turns = [speak("", SEARCH[:2]), speak("", SEARCH[2:], first=2), speak(ANSWER)]
     budget = replace(LIMITS, critical_steps=3)
-    trace = traced(scripted.saying(*turns), None, tokenizer, toolset, swarm=False, limits=budget)
+    trace = traced(scripted.saying(*turns), None, tokenizer, toolset, mode="single", limits=budget)
     assert (trace.outcome, trace.critical_steps, trace.answer) == ("budget", 3, "")
     assert [(agent.name, agent.outcome) for agent in trace.agents] == [("agent", "budget")]
     searched = [step.critical_step for step in trace.agents[0].steps if step.kind == "tool"]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from model.rl.environment import Episode
@@ -45,3 +47,12 @@ def test_critical_steps_count_the_slowest_sub_agent_of_each_turn() -> None:
     with pytest.raises(ValueError, match="4 steps do not fit into the 3"):
         steps.spend(1, [3])
     assert steps.spent == 7
+
+
+def test_the_figures_of_tasks_that_tell_their_parts_are_those_of_their_number() -> None:
+    reward, played = SwarmReward(0, 0, anneal_iterations=0), episode(parallelism=2, assigned=2, finished=2, reward=0.5)
+    assert not any("/n" in name for name in reward(0, played)[1])
+    _, parts = reward(0, replace(played, metrics=played.metrics | {"parts": 8.0}))
+    assert {name: value for name, value in parts.items() if "/n" in name} == {
+        "swarm/f1/n8": 0.5, "swarm/critical_steps/n8": 5.0, "swarm/delegation/n8": 1.0,
+    }  # fmt: skip

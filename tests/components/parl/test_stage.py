@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from components.parl import stage
 from components.parl.config import Config
+from model.boundary.errors import MoonflowError
+from model.swarm.orchestrator import SwarmLimits, run_swarm_episode
 from tests.step_services import FolderServices
 
 CONFIG = Config(
@@ -23,3 +26,37 @@ def test_parl_anneals_to_the_outcome_alone_within_the_run(rl_inputs: dict[str, s
     assert {"swarm/parallelism", "swarm/critical_steps", "swarm/subtasks"} <= set(services.logged[1])
     assert {"reward/parallel", "reward/finish", "reward/perf"} <= set(services.logged[1])
     assert all(row["swarm/critical_steps"] <= CONFIG.critical_steps for row in services.logged.values())
+
+
+def test_larger_sub_agents_take_over_as_the_schedule_says(
+    rl_inputs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two rounds with the first ones, two with the others; the same weights here, so nothing else changes."""
+    played: list[tuple[Any, SwarmLimits]] = []
+
+    async def remembering(engine: Any, sub_engine: Any, *others: Any, **values: Any) -> Any:
+        played.append((sub_engine, values["limits"]))
+        return await run_swarm_episode(engine, sub_engine, *others, **values)
+
+    monkeypatch.setattr(stage, "run_swarm_episode", remembering)
+    later = {"larger_sub_agents": rl_inputs["sub_agents"], "larger_from": 0.5, "larger_until": 0.5}
+    config = CONFIG.model_copy(update=later | {"window": 300, "sub_agent_window": 200, "sub_agent_steps": 2})
+    config = config.model_copy(update={"ptx_weight": 0.0})
+    stage.run(config, rl_inputs, FolderServices(tmp_path))
+    speaking = [engine for engine, _ in played]
+    assert len(speaking) == 8 and len(set(map(id, speaking[:6]))) == len(set(map(id, speaking[6:]))) == 1
+    assert speaking[0] is not speaking[-1]  # rounds 0 to 2: the schedule changes after the second
+    assert {limits for _, limits in played} == {SwarmLimits(4, 2, 160, 300, 200)}
+
+
+def test_bad_families_and_windows_are_refused_in_one_line(rl_inputs: dict[str, str], tmp_path: Path) -> None:
+    for values, told in (
+        ({"families": "wide_search,world_wid"}, "'world_wid' is no family for a swarm, did you mean"),
+        ({"larger_from": 0.9}, "larger_from is after larger_until"),
+    ):
+        with pytest.raises(MoonflowError, match=told):
+            Config.parse(values, "parl")
+    with pytest.raises(MoonflowError, match="parl.window is 99999, and the model has a context of"):
+        stage.run(CONFIG.model_copy(update={"window": 99999}), rl_inputs, FolderServices(tmp_path))
+    with pytest.raises(MoonflowError, match="no train shards of family 'world_wide'"):
+        stage.run(CONFIG.model_copy(update={"families": "world_wide"}), rl_inputs, FolderServices(tmp_path))

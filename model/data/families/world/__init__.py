@@ -84,7 +84,8 @@ def _sample(
     return Sample(
         key=f"{name}-n{drawn.size}-{index:08d}", family=name, ability="agentic", modality="text", source=drawn.source,
         messages=[*prompt, *talk.turns, {"role": "assistant", "content": text}],
-        tools=tools, answer=answer, reward=reward, environment={"world": asdict(view), "mode": mode},
+        tools=tools, answer=answer, reward=reward,
+        environment={"world": asdict(view), "mode": mode, "parts": drawn.size},
     )  # fmt: skip
 
 

@@ -1,0 +1,47 @@
+"""The swarm's benchmark with scripted agents, whose figures the tasks' own numbers of steps explain."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.benchmarks import swarm
+from tests.corpus import small_tokenizer
+
+
+def test_scripted_agents_find_everything_and_the_swarm_takes_fewer_steps(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(swarm, "trained", small_tokenizer)
+    swarm.main(["--scripted", "--json", "--sizes", "6", "--tasks", "2", "--latency", "0"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["f1_gain_points"] == 0.0 and found["best_single"] == "single"
+    assert found["critical_steps_ratio"] > 1 and found["easy_overhead"] == 1.0 and found["wall_clock_ratio"] > 0
+    wide = {row["way"]: row for row in found["table"] if row["family"] == "world_wide"}
+    assert set(wide) == {"swarm", "must_delegate", "oracle_split", *swarm.SINGLE}
+    assert all(row["f1"] == 1.0 and row["parts"] == 6 and row["failed"] == 0 for row in wide.values())
+    assert wide["swarm"]["parallelism"] == 6 and wide["swarm"]["delegated"] == 1
+    parts = [swarm.task("world_wide", 6, index).worked.parts for index in range(2)]
+    steps = [sum(len(part.steps) for part in some) + 1 for some in parts]
+    assert wide["single"]["critical_steps"] == sum(steps) / 2
+
+
+def test_a_gain_is_that_over_the_best_single_agent_and_rows_that_broke_give_no_figure() -> None:
+    def row(way: str, f1: float, steps: float, family: str = "world_wide") -> dict[str, object]:
+        return {"way": way, "family": family, "f1": f1, "critical_steps": steps, "seconds": steps / 10}
+
+    rows = [row("swarm", 0.9, 8), row("swarm", 0.7, 8), row("single", 0.5, 20), row("hide_tool_result", 0.6, 24),
+            row("discard_all", 0.4, 40), row("swarm", 1.0, 3, "world_easy"),
+            row("single", 1.0, 2, "world_easy")]  # fmt: skip
+    assert swarm.summary(rows) == {
+        "best_single": "hide_tool_result", "f1_gain_points": 20.0, "critical_steps_ratio": 3.0, "wall_clock_ratio": 3.0,
+        "easy_overhead": 1.5,
+    }  # fmt: skip
+    broken = [{"way": way, "family": "world_wide", "f1": 0.0} for way in ("swarm", *swarm.SINGLE)]
+    assert set(swarm.summary(broken).values()) == {None}
+
+
+def test_nothing_is_measured_without_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    swarm.main(["--json"])
+    assert "CHECKPOINT" in json.loads(capsys.readouterr().out)["not_measured"]
