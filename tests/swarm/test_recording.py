@@ -14,7 +14,7 @@ from model.codec.tokenizer import Tokenizer
 from model.rl.environment import derive_seed, run_episode
 from model.rl.tools.toolset import Toolset
 from model.rollout.protocol import Request
-from model.swarm.orchestrator import SwarmEpisode, SwarmLimits, run_swarm_episode
+from model.swarm.orchestrator import SECONDS, SwarmEpisode, SwarmLimits, run_swarm_episode
 from model.swarm.recording import expected_of, said
 from model.swarm.trace import Recorder, Recording, Trace
 from tests.swarm.test_orchestrator import ANSWER, ASSIGN, CREATE, ITEMS, SAMPLE, SEARCH, rewritten
@@ -112,6 +112,7 @@ def test_each_assignment_has_the_seed_of_its_place_and_a_repeated_episode_is_equ
         return play(engine, sub, tokenizer, toolset), sub
 
     (one, first), (other, second) = again(), again()
+    assert one.metrics.pop(SECONDS) > 0 and other.metrics.pop(SECONDS) > 0
     assert one == other and first.requests == second.requests
     opening = {request.seed for request in first.requests[:3]}
     assert opening == {derive_seed(derive_seed(1, 1, number, 1), 0) for number in range(3)}
