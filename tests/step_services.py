@@ -31,6 +31,7 @@ class FolderServices:
         warned: lines for the step's manifests.
         on_update: called with each step that was reported.
         warnings: what the stage warned of.
+        files: path -> text of what the stage keeps in its MLflow run.
     """
 
     def __init__(self, folder: Path, kill_at: int = 0, rank: int = 0, ranks: Ranks | None = None) -> None:
@@ -45,6 +46,7 @@ class FolderServices:
         self.checkpoints = self.metrics = self.progress = self
         self.run_id, self.step = "run", "step"
         self.warnings: list[str] = []
+        self.files: dict[str, str] = {}
 
     @property
     def losses(self) -> dict[int, float]:
@@ -56,6 +58,9 @@ class FolderServices:
 
     def warn(self, line: str) -> None:
         self.warnings.append(line)
+
+    def log_file(self, path: str, text: str) -> None:
+        self.files[path] = text
 
     def fetch(self, uri: str) -> Path:
         return Path(uri)

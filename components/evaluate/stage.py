@@ -22,6 +22,7 @@ from components.evaluate.gallery import Gallery, gallery_before, gallery_steps
 from components.evaluate.gate import Rules, decide, well_formed
 from components.evaluate.kinds import kind_metrics, kind_rows
 from components.evaluate.own_data import loss_metrics, losses_before, own_held_out, write_losses
+from components.evaluate.traces import TracedWatch
 from components.runtime.checkpoints import manifest as manifests
 from components.runtime.checkpoints.manifest import Manifest
 from components.runtime.sampler import SEEN, SGLangSampler, sglang_sampler
@@ -122,7 +123,9 @@ def _evaluated(
             engine: RolloutEngine = measuring_engine(model, config.max_batch) if acting is None else acting.engine
             sub_engine = measuring_engine(frozen, config.max_batch) if helping is None else helping.engine
             most = min(each.config.text_config.max_position_embeddings for each in (model, frozen))
-            scores = asyncio.run(evaluation.score(engine, sub_engine, chosen, suites, most, gallery.watch(step)))
+            shows = gallery.watch(step)
+            watch = None if shows is None else TracedWatch(context, step, shows)
+            scores = asyncio.run(evaluation.score(engine, sub_engine, chosen, suites, most, watch))
             results[step] = {name: asdict(score) for name, score in scores.items()}
             for name in chosen.keys() - results[step].keys():
                 context.warn(f"{name} is not in the scores of {step}: too many of its episodes failed; see the log")

@@ -10,15 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from components.runtime.pages.episode import NO_ANSWER as AGENT_WITHOUT_ANSWER
+
 SFT = "zero_vision_sft"
-NO_ANSWER = {
-    "length": "a turn was too long",
-    "turns": "all turns were used",
-    "budget": "all steps were used",
-    "context": "no room was left in the context",
-    "malformed": "its turn could not be read",
-    "failed": "the episode broke",
-}
+NO_ANSWER = AGENT_WITHOUT_ANSWER | {"failed": "the episode broke"}
 """Why an episode has no answer; any other reason is shown as it is."""
 
 

@@ -6,6 +6,7 @@ import asyncio
 from contextlib import closing
 
 from components.parl.config import Config
+from components.parl.traces import RoundTraces
 from components.runtime.checkpoints.manifest import Manifest
 from components.runtime.sampler import EmbeddedSampler, sampler
 from components.runtime.step import StepContext
@@ -51,10 +52,11 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
 
         async def rollout(sample: Sample, seed: int) -> Episode:
             later = schedule.larger(trainer.state.iteration, seed)
-            return await run_swarm_episode(
+            episode = await run_swarm_episode(
                 acting.engine, larger.engine if larger is not None and later else helping.engine, data.tokenizer,
                 sample, data.image_config, toolset, limits=limits, temperature=1.0, seed=seed,
             )  # fmt: skip
+            return traces.carried(trainer.state.iteration + 1, episode)
 
         async def publish(policy: KimiK25) -> None:
             await acting.publish(as_served(policy, config.expert_precision))
@@ -66,11 +68,12 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
             seed=config.seed, checkpoint_every=config.checkpoint_every, expert_precision=config.expert_precision,
             micro_batch_tokens=config.micro_batch_tokens, max_failed_episodes=config.max_failed_episodes,
         )  # fmt: skip
+        traces = RoundTraces(context, settings, reward)
         trainer = RLTrainer(
             model, prompts, rollout, publish, settings,
             pad_id=data.tokenizer.pad_id, tokenizer_folder=data.path, services=context, reward=reward,
             ptx=ptx(data, weight=config.ptx_weight, rows=config.ptx_rows, tokens=_context(model), seed=config.seed),
-            ranks=context.ranks,
+            watch=traces, ranks=context.ranks,
         )  # fmt: skip
         trainer.train()
     return context.checkpoints.newest

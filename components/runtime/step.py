@@ -117,6 +117,14 @@ class StepContext:
         """Add a line to the warnings of the manifests that are published from now on."""
         self._warnings.append(line)
 
+    def log_file(self, path: str, text: str) -> None:
+        """Keep a small file among the artifacts of the step's MLflow run; without MLflow, nothing is kept.
+
+        ``path`` is relative; what it names is replaced.
+        """
+        if self._tracker is not None:
+            self._tracker.text(path, text)
+
     def data(self, uri: str) -> DataFolder:
         """The data that prepare_data published at ``uri``; its shards come from the store when they are opened."""
         from components.runtime.datasets.shards import (

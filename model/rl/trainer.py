@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -77,6 +77,11 @@ class RLSettings:
     max_failed_episodes: float = 0.0
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
+    def saves(self, iteration: int) -> bool:
+        """Whether the state is saved after this iteration; the first one is 1."""
+        every = self.checkpoint_every
+        return iteration == self.iterations or bool(every and iteration % every == 0)
+
     @property
     def optimization(self) -> Optimization:
         """No decay pulls at the policy, and no load moves its routers' biases."""
@@ -94,6 +99,9 @@ class Prompts(Protocol):
 
 Rollout = Callable[[Sample, int], Awaitable[Episode]]
 """(task, seed) -> one scored episode."""
+
+Watch = Callable[[int, Sequence[Group]], None]
+"""(iteration, the first one is 1; its groups): is told of each round."""
 
 
 @dataclass
@@ -115,6 +123,7 @@ class RLTrainer:
         toggle: None trains without length budgets.
         ptx: None trains on the episodes alone.
         tasks: counts what fails in a user's tasks, from which ``prompts`` draws; None: there are none.
+        watch: is told of each round on every rank; None: nobody is.
     """
 
     def __init__(
@@ -132,9 +141,10 @@ class RLTrainer:
         toggle: Toggle | None = None,
         ptx: PTX | None = None,
         tasks: TaskMixture | None = None,
+        watch: Watch | None = None,
         ranks: Ranks | None = None,
     ) -> None:
-        self.ranks = ranks or Ranks()
+        self.ranks, self.watch = ranks or Ranks(), watch
         self.model, self.prompts, self.rollout, self.publish = model.to(self.ranks.device), prompts, rollout, publish
         self.settings, self.reward, self.toggle, self.ptx, self.tasks = settings, reward, toggle, ptx, tasks
         self.pad_id, self.tokenizer_folder, self.services = pad_id, tokenizer_folder, services
@@ -185,6 +195,8 @@ class RLTrainer:
             figures |= self.learn(groups)
             await self.publish_weights()
             self._report(groups, figures, rolled - begun, time.perf_counter() - rolled)
+            if self.watch is not None:
+                self.watch(self.state.iteration, groups)
             self._save(saver)
         return self.state
 
@@ -276,8 +288,7 @@ class RLTrainer:
 
     def _save(self, saver: AsyncSaver) -> None:
         every, t = self.settings.checkpoint_every, self.state.iteration
-        last = t == self.settings.iterations
-        if not last and not (every and t % every == 0):
+        if not self.settings.saves(t):
             return
         position: dict[str, Any] = {"prompts": t * self.settings.prompts_per_iteration}
         if self.pretraining is not None:
@@ -292,7 +303,7 @@ class RLTrainer:
             {"loop": vars(self.state), "data_position": position, "toggle": toggle, "guard": self.guard.state()},
             index=-(-t // every) - 1 if every else 0,
             tokens_seen=self.state.tokens_seen,
-            complete=last,
+            complete=t == self.settings.iterations,
         )
 
 

@@ -214,7 +214,7 @@ async def run_swarm_episode(
     trace = recorder.trace(
         about={"task": f"{sample.family}/{sample.key}"}, question=question, answer=episode.response,
         expected=expected_of(sample.answer), outcome=episode.finish_reason, failure=episode.failure,
-        reward=episode.reward, parts=reward_parts(done.figures) | {"perf": episode.reward},
+        reward=episode.reward, parts=reward_parts(done.figures),
         critical_steps=done.steps.spent, budget=limits.critical_steps,
     )  # fmt: skip
     return SwarmEpisode(**vars(episode), trace=trace)

@@ -71,7 +71,9 @@ def question_of(sample: Sample) -> tuple[str, str]:
 
 
 def expected_of(answer: Any) -> str:
-    """The right answer of a task as text: a table as lines, a list as lines."""
+    """The right answer of a task as text: a table or a list as lines."""
+    if isinstance(answer, Mapping) and isinstance(rows := answer.get("rows"), list):
+        return "\n".join("|".join(map(str, row)) if isinstance(row, list) else str(row) for row in rows)
     if isinstance(answer, Mapping):
         return "\n".join(f"{item}: {value}" for item, value in answer.items())
     if isinstance(answer, Iterable) and not isinstance(answer, str):

@@ -139,7 +139,7 @@ class Trace(_Record):
         question: what was asked. answer: what the orchestrator answered, "" if it did not. expected: the right answer.
         outcome: why the episode ended, as ``Episode.finish_reason``.
         failure: one line that says what broke, in the episode or in a sub-agent; "" if nothing did.
-        reward: the outcome's. parts: named parts of what is trained on, e.g. {"parallel": 0.75}.
+        reward: of the answer. parts: what else is trained on, before its weight, e.g. {"parallel": 0.75}.
         critical_steps: how many were taken, of ``budget``.
         seconds: wall-clock time of the episode.
         agents: the orchestrator first; a parent comes before its sub-agents.

@@ -55,7 +55,7 @@ def test_a_trace_tells_who_did_what_when_and_in_which_step(tokenizer, speak, scr
     assert (trace.outcome, trace.reward, trace.critical_steps, trace.budget) == ("answer", 1.0, 6, 10)
     assert (trace.question, trace.answer) == ("capital of each: Peru, France, Chad", ANSWER)
     assert trace.expected == ANSWER and trace.about == {"task": "wide_search/w-0"}
-    assert trace.parts == {"parallel": 0.75, "finish": 1.0, "perf": 1.0}
+    assert trace.parts == {"parallel": 0.75, "finish": 1.0}
     main, *subs = trace.agents
     assert [step.tool or step.text for step in main.steps if step.main_step == 1] == ["I make one.", "create_subagent"]
     assert [(a.name, a.parent, a.main_step, a.system_prompt, a.task, a.outcome) for a in subs] == [
@@ -201,6 +201,7 @@ def test_a_turn_that_cannot_be_read_is_shown_whole(tokenizer, speak) -> None:
 
 def test_right_answers_of_any_form_are_text() -> None:
     assert expected_of({"Peru": "Lima"}) == "Peru: Lima"
+    assert expected_of({"columns": ["name", "capital"], "rows": [["Peru", "Lima"], ["Chad", 2]]}) == "Peru|Lima\nChad|2"
     assert expected_of(["a", 2]) == "a\n2"
     assert (expected_of("x"), expected_of(3), expected_of(None)) == ("x", "3", "")
     assert Recording(Recorder().agent("a")).critical_step == 1

@@ -11,7 +11,10 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from model.boundary.errors import MoonflowError
 
 RUN_TAG = "moonflow.run_id"
 STEP_TAG = "moonflow.step"
@@ -132,6 +135,36 @@ def group_pipelines(group: str, run_ids: Sequence[str], status: str, outcome: Ou
     except Exception as error:
         print(f"the run {group} was not written to MLflow ({first_line(error)})", file=sys.stderr)
         return ""
+
+
+def download_files(run_id: str, folder: str, suffix: str, target: Path) -> list[tuple[str, Path]]:
+    """Fetch what the steps of a pipeline keep in ``folder`` of their artifacts, to a folder of each step in ``target``.
+
+    Returns:
+        (step, local path) of each file whose name ends with ``suffix``, in the order of steps and names.
+
+    Raises:
+        MoonflowError: MLflow is not set, or does not give them.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        raise MoonflowError("MLFLOW_TRACKING_URI is not set: it names the MLflow that has the run's files")
+    found = []
+    try:
+        client = connect(uri)
+        experiment = client.get_experiment_by_name(_experiment_name())
+        query = f"tags.`{RUN_TAG}` = '{run_id}'"
+        runs = [] if experiment is None else client.search_runs([experiment.experiment_id], query)
+        for run in runs:
+            step = Path(run.data.tags.get(STEP_TAG, "")).name
+            for file in client.list_artifacts(run.info.run_id, folder):
+                if not file.is_dir and file.path.endswith(suffix):
+                    place = target / step
+                    place.mkdir(parents=True, exist_ok=True)
+                    found.append((step, Path(client.download_artifacts(run.info.run_id, file.path, str(place)))))
+    except Exception as error:
+        raise MoonflowError(f"MLflow at {uri} does not give the files of run {run_id} ({first_line(error)})") from error
+    return sorted(found)
 
 
 def unfinished() -> dict[str, list[str]]:

@@ -93,6 +93,10 @@ class Tracker:
     def tags(self, values: Mapping[str, str]) -> None:
         self._spool.append({"kind": "tags", "values": dict(values)})
 
+    def text(self, path: str, text: str) -> None:
+        """Keep a file among the run's artifacts. One that MLflow cannot store is lost, and everything else goes on."""
+        self._spool.append({"kind": "text", "path": path, "text": text})
+
     def close(self, status: str, *, patient: bool = True) -> None:
         """Mark the run FINISHED, FAILED or KILLED, and wait up to ten seconds for what is unsent to be sent, then
         ``wait_s`` more if ``patient``. What is unsent then stays on disk."""
@@ -202,6 +206,9 @@ class _Sender:
     def _other(self, client: Any, record: dict[str, Any]) -> None:
         from mlflow.entities import RunTag
 
+        if record["kind"] == "text":
+            self._store_text(client, record["path"], record["text"])
+            return
         values = record.get("values", {})
         with _refusals():
             if record["kind"] == "params":
@@ -210,6 +217,14 @@ class _Sender:
                 client.log_batch(self.mlflow_run_id, tags=[RunTag(key, value) for key, value in values.items()])
             elif record["kind"] == "end":
                 client.set_terminated(self.mlflow_run_id, record["status"], int(record["time"] * 1000))
+
+    def _store_text(self, client: Any, path: str, text: str) -> None:
+        """Files may lie elsewhere than MLflow's own figures, and that place may be away or closed to us for good."""
+        try:
+            client.log_text(self.mlflow_run_id, text, path)
+        except Exception as error:
+            client.get_run(self.mlflow_run_id)  # raises if MLflow itself is away; the file is then sent later
+            print(f"MLflow did not store {path}: {first_line(error)}", file=sys.stderr)
 
 
 def pod_wait_s() -> float:

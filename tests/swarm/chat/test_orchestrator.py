@@ -151,8 +151,8 @@ def test_sub_agents_that_fail_never_end_or_are_too_long_are_told_as_errors() -> 
 
 
 def test_a_context_that_fills_up_ends_its_agent() -> None:
-    script = Script(lambda body: use(("search", {"query": "more"}), first=len(results(body))))
-    done, _ = ask(script, Toolbox([tool(run=lambda arguments: "x" * 3000)]), ChatLimits(max_tokens=2000))
+    script = Script(lambda body: use(("search", {"query": "more"}), first=len(results(body))), usage=False)
+    done, _ = ask(script, Toolbox([tool(run=lambda arguments: "x" * 1500)]), ChatLimits(max_tokens=2000))
     assert done.outcome == "context" and 1 < len(script.requests) < 5
     assert all(1 <= body["max_tokens"] <= 500 for body in script.requests)
 
