@@ -23,7 +23,7 @@ an agent that has only the task's tools; its episode ends when the context is fu
 context is shortened instead."""
 MODES: tuple[Mode, ...] = get_args(Mode)
 NEARLY_FULL = 0.75  # share of the window (ours)
-HIDDEN = "(hidden, as the context was nearly full)"
+HIDDEN = "(hidden)"
 DISCARDED = "The context was nearly full: all work since the question was dropped. Go on from the question."
 
 

@@ -219,7 +219,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--families", default="world_wide", help="families of the tasks, with commas between; easy tasks are added")
     add("--sizes", type=_sizes, default=[2, 4, 8, 16, 32], help="numbers of parts, with commas between")
     add("--tasks", type=int, default=4, help="held-out tasks of each number of parts")
-    add("--latency", type=float, default=0.02, help="seconds that every call of a tool takes")
+    add("--latency", type=float, default=0.05, help="seconds that every call of a tool takes")
     add("--budget", type=int, default=100, help="critical steps of an episode")
     add("--sub-steps", type=int, default=12, help="completions of a sub-agent")
     add("--window", type=int, default=0, help="tokens of the leading agent; 0: the model's context, scripted 4096")
