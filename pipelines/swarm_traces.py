@@ -88,8 +88,8 @@ def _write(page: Path, trace: Trace) -> None:
 
 
 def _listed(traces: dict[str, Trace]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in ("episode", "reward", "critical steps", "agents", "seconds", "ended"):
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("episode", "reward", "steps", "agents", "seconds", "ended"):
         table.add_column(name, justify="left" if name in ("episode", "ended") else "right", no_wrap=True)
     for name, trace in traces.items():
         steps = f"{trace.critical_steps} of {trace.budget}"

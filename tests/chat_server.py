@@ -41,7 +41,7 @@ class Script:
         answer: a request's body -> a message; or a tuple of status, body and headers.
         seconds: that each completion takes.
         usage: whether tokens are counted: 100 read and 10 written in each completion.
-        requests: bodies so far. keys: their bearer tokens.
+        requests: bodies so far. keys: their bearer tokens. organizations: whom they say they are of.
         most: the most completions at once.
     """
 
@@ -51,6 +51,7 @@ class Script:
     models: Any = field(default_factory=lambda: {"data": [{"id": MODEL}]})
     requests: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
+    organizations: list[str] = field(default_factory=list)
     most: int = 0
     running: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -68,6 +69,7 @@ class _ChatHandler(Handler):
 
     def do_POST(self) -> None:
         script, body = self.script, json.loads(self.body())
+        script.organizations += self.headers.get_all("OpenAI-Organization", [])
         with script.lock:
             script.requests.append(body)
             script.running += 1

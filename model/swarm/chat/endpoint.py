@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import httpx
 import openai
@@ -25,6 +25,7 @@ from model.swarm.chat.tools import MAX_NAME, ToolError, as_arguments
 RETRIES = 5
 TIMEOUT_S = 600.0  # of one completion (ours)
 CONNECT_S = 10.0
+OTHERS = ("OpenAI-Organization", "OpenAI-Project")  # headers
 BYTES_PER_TOKEN = 3  # of texts that no server has counted yet; on the safe side (ours)
 
 
@@ -112,7 +113,7 @@ class ChatEndpoint:
             base_url=self.url, api_key=self.key or "none", max_retries=self.retries,
             timeout=openai.Timeout(self.timeout_s, connect=CONNECT_S),
             # Not those of another provider, which the package would read from the environment.
-            default_headers={"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()},
+            default_headers={name: openai.Omit() for name in OTHERS},  # type: ignore[misc]
         )  # fmt: skip
         return self
 
@@ -149,10 +150,10 @@ class ChatEndpoint:
             Unavailable: nobody answers, the key is refused, or there is no such model.
             MoonflowError: the server refuses the request or fails, or answers with no chat completion.
         """
-        offered = {"tools": list(tools)} if tools else {}
+        offered: dict[str, Any] = {"tools": list(tools)} if tools else {}
         try:
             raw = await self._client.chat.completions.with_raw_response.create(
-                model=self.model, messages=list(messages), max_tokens=max_tokens, **offered
+                model=self.model, messages=cast(Any, list(messages)), max_tokens=max_tokens, **offered
             )
         except openai.OpenAIError as error:
             self._fail(error, tools=bool(tools))

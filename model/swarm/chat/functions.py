@@ -59,7 +59,7 @@ def _arguments_of(function: Callable[..., Any]) -> TypeAdapter[tuple[tuple[Any, 
     def bound(*positional: Any, **named: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return positional, named
 
-    return TypeAdapter(bound)
+    return TypeAdapter(bound)  # type: ignore[arg-type]
 
 
 async def _run(function: Callable[..., Any], adapter: TypeAdapter[Any], arguments: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ import shlex
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import IO, Any
+from typing import Any, TextIO, cast
 
 from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
@@ -43,11 +43,13 @@ async def mcp_tools(spec: str, environment: Mapping[str, str] | None = None) -> 
     """
     ready: asyncio.Future[list[Tool]] = asyncio.get_running_loop().create_future()
     stop = asyncio.Event()
-    with tempfile.TemporaryFile("w+", errors="replace") as log:
+    with tempfile.TemporaryFile("w+", errors="replace") as opened:
+        log = cast(TextIO, opened)
         server = _server(spec, log, dict(os.environ if environment is None else environment))
         host = asyncio.create_task(_host(spec, server, ready, stop))
         try:
-            await asyncio.wait({host, ready}, timeout=START_S, return_when=asyncio.FIRST_COMPLETED)
+            both: set[asyncio.Future[Any]] = {host, ready}
+            await asyncio.wait(both, timeout=START_S, return_when=asyncio.FIRST_COMPLETED)
             if not ready.done():
                 raise MoonflowError(f"--mcp {shown(spec)} does not start: {_reason(host, log)}")
             yield ready.result()
@@ -57,7 +59,7 @@ async def mcp_tools(spec: str, environment: Mapping[str, str] | None = None) -> 
             host.cancel()
 
 
-def _server(spec: str, log: IO[str], environment: dict[str, str]) -> Any:
+def _server(spec: str, log: TextIO, environment: dict[str, str]) -> Any:
     if spec.startswith(("http://", "https://")):
         return spec
     try:
@@ -103,7 +105,7 @@ def _text(block: Any) -> str:
     return str(getattr(resource, "text", f"[{block.type}]"))
 
 
-def _reason(host: asyncio.Task[None], log: IO[str]) -> str:
+def _reason(host: asyncio.Task[None], log: TextIO) -> str:
     """Why there are no tools: what the server wrote last, else what was raised."""
     log.seek(0)
     if lines := [line for line in log.read().splitlines() if line.strip()]:

@@ -217,3 +217,17 @@ def test_an_attempt_that_is_to_be_repeated_does_not_wait_for_mlflow_too(
     with pytest.raises(Transient):
         run_step("counted", {})
     assert time.monotonic() - begun < 25 and "waiting up to" not in capsys.readouterr().err
+
+
+def test_a_small_file_of_a_step_is_among_the_artifacts_of_its_mlflow_run(
+    step_environment: str, services: Services, define: Callable[[Stage], None], tmp_path: Path
+) -> None:
+    def stage(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
+        context.log_file("swarm/one.json", '{"a": "é"}')
+        return context.publish(context.work, kind="evals")
+
+    define(stage)
+    made = run_step("counted", {"steps": 1, "rate": 0.5})
+    client = MlflowClient(services.environment["MLFLOW_TRACKING_URI"])
+    there = client.download_artifacts(made.mlflow_run_id, "swarm/one.json", str(tmp_path))
+    assert Path(there).read_text() == '{"a": "é"}'

@@ -264,7 +264,7 @@ def test_a_server_may_tell_how_much_it_holds(models: Any, context: int | None) -
         assert asyncio.run(asked(url)) == context
 
 
-@pytest.mark.parametrize("url", ["nowhere", "http://", "http://me:secret@host", "ftp://host/v1"])
+@pytest.mark.parametrize("url", ["nowhere", "http://", "http://secret@host", "ftp://host/v1"])
 def test_a_url_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(MoonflowError) as told:
         ChatEndpoint(url, MODEL)
