@@ -33,7 +33,10 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     # 2. The orchestrator is trained; its sub-agents are a fixed earlier checkpoint. Both act as they would be served.
     model = load_parent(context.fetch(inputs["policy"]), data.tokenizer)
     episodes = config.prompts_per_iteration * config.samples_per_prompt
-    acting = sampler(config, config.endpoints, as_served(model, config.expert_precision), episodes, context, data)
+    acting = sampler(
+        config, config.endpoints, as_served(model, config.expert_precision), episodes, context, data,
+        copies=config.max_staleness > 0,
+    )  # fmt: skip
     sub_agents = load_parent(context.fetch(inputs["sub_agents"]), data.tokenizer).requires_grad_(False).eval()
     frozen = as_served(sub_agents.to(context.ranks.device), config.expert_precision)
     helping = sampler(config, config.sub_agent_endpoints, frozen, 2 * episodes, context, data, "sub-agents")
@@ -58,6 +61,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
             config.iterations, config.prompts_per_iteration, config.samples_per_prompt, config.learning_rate,
             seed=config.seed, checkpoint_every=config.checkpoint_every, expert_precision=config.expert_precision,
             micro_batch_tokens=config.micro_batch_tokens, max_failed_episodes=config.max_failed_episodes,
+            max_staleness=config.max_staleness,
         )  # fmt: skip
         RLTrainer(
             model, prompts, rollout, publish, settings,
