@@ -2,8 +2,8 @@
 
 It speaks SGLang 0.5.23's /generate, /health, /model_info, /update_weights_from_disk and /weights_checker, as its
 http_server.py, tokenizer_manager.py and weight_checker.py have them: weights are loaded when nothing is generated, and
-what is generated until then is aborted, if that is asked for. It can be killed and started again, hang, fail, send half an answer, and
-keep old or damaged weights.
+what is generated until then is aborted, if that is asked for. It can be killed and started again, hang, fail, send
+half an answer, and keep old or damaged weights.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class SGLangReplica:
         self.hangs = threading.Event()
         self.refuses_weights = self.damages_weights = False
         self.slow_s, self.token_s, self.most, self.sampled, self._running = 0.0, 0.0, 0, 0, 0
-        self._changed, self._updating, self._aborts = threading.Condition(), False, list[asyncio.Event]()
+        self._changed, self._updating, self._aborts = threading.Condition(), False, list[threading.Event]()
         self.pushes = 0
         self._server: _Server | None = None
         self._loop = asyncio.new_event_loop()
@@ -112,10 +112,10 @@ class SGLangReplica:
             self._changed.wait_for(lambda: not self._updating)
             self._running += 1
             self.most = max(self.most, self._running)
-            version, aborted = self.version, asyncio.Event()
+            version, aborted = self.version, threading.Event()
             self._aborts.append(aborted)
         try:
-            time.sleep(self.slow_s)
+            aborted.wait(self.slow_s)
             request = self._request(body)
             completion = asyncio.run_coroutine_threadsafe(self._sampled(request, aborted), self._loop).result()
         finally:
@@ -128,7 +128,7 @@ class SGLangReplica:
             return {"text": "", "meta_info": {"finish_reason": reason, "prompt_tokens": 0, "completion_tokens": 0}}
         return {"text": "", "output_ids": completion.token_ids, "meta_info": self._meta(completion, version)}
 
-    async def _sampled(self, request: Request, aborted: asyncio.Event) -> Completion:
+    async def _sampled(self, request: Request, aborted: threading.Event) -> Completion:
         tokens, logprobs = list[int](), list[float]()
 
         def on_token(token: int, logprob: float) -> None:
@@ -136,16 +136,15 @@ class SGLangReplica:
             logprobs.append(logprob)
             self.sampled += 1
             time.sleep(self.token_s)
+            if aborted.is_set():
+                whole.cancel()
 
-        if aborted.is_set():
-            return Completion([], [], "abort")
-        whole, end = self._engine.submit(request, on_token), asyncio.ensure_future(aborted.wait())
-        await asyncio.wait({whole, end}, return_when=asyncio.FIRST_COMPLETED)
-        end.cancel()
-        if whole.done():
-            return whole.result()
-        whole.cancel()
-        return Completion(tokens[:], logprobs[:], "abort")
+        if not aborted.is_set():
+            whole = self._engine.submit(request, on_token)
+            await asyncio.wait({whole})
+            if not whole.cancelled():
+                return whole.result()
+        return Completion(tokens, logprobs, "abort")
 
     def load(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         self.pushes += 1
@@ -154,7 +153,7 @@ class SGLangReplica:
             self._updating = True
             if body.get("abort_all_requests"):
                 for aborted in self._aborts:
-                    self._loop.call_soon_threadsafe(aborted.set)
+                    aborted.set()
             self._changed.wait_for(lambda: not self._running)
         try:
             return self._load(body)

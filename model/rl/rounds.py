@@ -63,7 +63,7 @@ class Rounds(Generic[Round]):
         return self._tasks.pop(t).result()
 
     async def beside(self, work: Callable[[], Result]) -> Result:
-        """Run ``work``, and let the rounds in flight go on meanwhile; with none ahead it runs here, without a thread."""
+        """Run ``work`` in a thread while the rounds in flight go on; with none ahead it runs here, without one."""
         if not self._ahead:
             return work()
         call = contextvars.copy_context().run  # as for the caller: a tracking run is set per task

@@ -198,8 +198,8 @@ class EmbeddedEngine:
         self._use(model)
 
     def switch_model(self, model: KimiK25) -> None:
-        """Sample from ``model`` from the next token on, also the rest of what is in flight (partial rollouts, K2.5 paper
-        App. D); nothing else may change its weights. Call it in the event loop that generates.
+        """Sample from ``model`` from the next token on, also the rest of what is in flight (partial rollouts, K2.5
+        paper App. D). Its weights may change at calls of this only. Call it in the event loop that generates.
 
         Requests keep their tokens, the log-probs of these and their random numbers. Nothing that the old weights read
         is used again: prompts, and the tokens sampled so far, are read anew. A completion with a media pad, which has

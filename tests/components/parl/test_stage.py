@@ -23,3 +23,14 @@ def test_parl_anneals_to_the_outcome_alone_within_the_run(rl_inputs: dict[str, s
     assert {"swarm/parallelism", "swarm/critical_steps", "swarm/subtasks"} <= set(services.logged[1])
     assert {"reward/parallel", "reward/finish", "reward/perf"} <= set(services.logged[1])
     assert all(row["swarm/critical_steps"] <= CONFIG.critical_steps for row in services.logged.values())
+
+
+def test_swarms_play_while_the_orchestrator_learns_and_get_its_new_weights(
+    rl_inputs: dict[str, str], tmp_path: Path
+) -> None:
+    services = FolderServices(tmp_path)
+    stage.run(CONFIG.model_copy(update={"iterations": 3, "max_staleness": 1}), rl_inputs, services)
+    rows = list(services.logged.values())
+    assert [row["swarm/auxiliary_scale"] for row in rows] == pytest.approx([1, 0.5, 0])
+    assert all(row["staleness/max"] <= 1 and row["episodes/failed"] == 0 for row in rows)
+    assert [complete for *_, complete in services.saved] == [True]
