@@ -82,7 +82,7 @@ class SGLangPool:
         self._writer = self._engine(addresses[0])  # of requests, which are the same for every replica
         self._weights: Weights | None = None
         self._version = 0  # how often it was given weights
-        self._loading = False
+        self._loading = False  # the replicas are being given them
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._callers = 0
         self._watch: asyncio.Task[None] | None = None
@@ -143,14 +143,13 @@ class SGLangPool:
         return (len(self._weights.comparable), len(self._weights.digests)) if self._weights is not None else (0, 0)
 
     async def _load_all(self, weights: Weights) -> None:
-        self._weights = weights
+        self._weights, self._loading = weights, True
         self._version += 1
-        checks = [r.check for r in self._replicas.values() if r.check is not None and not r.check.done()]
-        for check in checks:  # it may be loading the weights before these
-            check.cancel()
-        await asyncio.gather(*checks, return_exceptions=True)
-        self._loading = True
         try:
+            checks = [r.check for r in self._replicas.values() if r.check is not None and not r.check.done()]
+            for check in checks:  # it may be loading the weights before these
+                check.cancel()
+            await asyncio.gather(*checks, return_exceptions=True)
             await self._load_until_usable(weights)
         finally:
             self._loading = False
