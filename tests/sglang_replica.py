@@ -1,8 +1,9 @@
 """A small server in the place of a remote SGLang, which really generates: moonflow's own engine answers behind it.
 
 It speaks SGLang 0.5.23's /generate, /health, /model_info, /update_weights_from_disk and /weights_checker, as its
-http_server.py and weight_checker.py have them. It can be killed and started again, hang, fail, send half an answer, and
-keep old or damaged weights.
+http_server.py, tokenizer_manager.py and weight_checker.py have them: weights are loaded when nothing is generated, and
+what is generated until then is aborted, if that is asked for. It can be killed and started again, hang, fail, send
+half an answer, and keep old or damaged weights.
 """
 
 from __future__ import annotations
@@ -52,8 +53,9 @@ class SGLangReplica:
         faults: answers to the next requests of /generate instead of its own: "500", "half" or "kill".
         hangs: nothing is answered as long as it is set, not even /health.
         refuses_weights, damages_weights: it loads no weights; one tensor is wrong after loading.
-        slow_s: seconds before each generation.
+        slow_s: seconds before each generation. token_s: seconds after each token.
         most: the most generations at once.
+        sampled: tokens of all generations.
     """
 
     def __init__(self, checkpoint: Path) -> None:
@@ -62,7 +64,8 @@ class SGLangReplica:
         self.faults: list[str] = []
         self.hangs = threading.Event()
         self.refuses_weights = self.damages_weights = False
-        self.slow_s, self.most, self._running = 0.0, 0, 0
+        self.slow_s, self.token_s, self.most, self.sampled, self._running = 0.0, 0.0, 0, 0, 0
+        self._changed, self._updating, self._aborts = threading.Condition(), False, list[threading.Event]()
         self.pushes = 0
         self._server: _Server | None = None
         self._loop = asyncio.new_event_loop()
@@ -105,19 +108,61 @@ class SGLangReplica:
         self._loop.close()
 
     def generate(self, body: dict[str, Any]) -> dict[str, Any]:
-        version = self.version
-        self._running += 1
-        self.most = max(self.most, self._running)
+        with self._changed:
+            self._changed.wait_for(lambda: not self._updating)
+            self._running += 1
+            self.most = max(self.most, self._running)
+            version, aborted = self.version, threading.Event()
+            self._aborts.append(aborted)
         try:
-            time.sleep(self.slow_s)
-            asked = asyncio.run_coroutine_threadsafe(self._engine.generate([self._request(body)]), self._loop)
-            completion = asked.result()[0]
+            aborted.wait(self.slow_s)
+            request = self._request(body)
+            completion = asyncio.run_coroutine_threadsafe(self._sampled(request, aborted), self._loop).result()
         finally:
-            self._running -= 1
+            with self._changed:
+                self._running -= 1
+                self._aborts.remove(aborted)
+                self._changed.notify_all()
+        if completion.finish_reason == "abort" and not completion.token_ids:
+            reason = {"type": "abort", "message": "Abort before prefill"}
+            return {"text": "", "meta_info": {"finish_reason": reason, "prompt_tokens": 0, "completion_tokens": 0}}
         return {"text": "", "output_ids": completion.token_ids, "meta_info": self._meta(completion, version)}
+
+    async def _sampled(self, request: Request, aborted: threading.Event) -> Completion:
+        tokens, logprobs = list[int](), list[float]()
+
+        def on_token(token: int, logprob: float) -> None:
+            tokens.append(token)
+            logprobs.append(logprob)
+            self.sampled += 1
+            time.sleep(self.token_s)
+            if aborted.is_set():
+                whole.cancel()
+
+        if not aborted.is_set():
+            whole = self._engine.submit(request, on_token)
+            await asyncio.wait({whole})
+            if not whole.cancelled():
+                return whole.result()
+        return Completion(tokens, logprobs, "abort")
 
     def load(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         self.pushes += 1
+        with self._changed:
+            self._changed.wait_for(lambda: not self._updating)
+            self._updating = True
+            if body.get("abort_all_requests"):
+                for aborted in self._aborts:
+                    aborted.set()
+            self._changed.wait_for(lambda: not self._running)
+        try:
+            return self._load(body)
+        finally:
+            with self._changed:
+                self._updating = False
+                self._changed.notify_all()
+
+    def _load(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         if self.refuses_weights:
             return 200, {"success": True, "message": "Succeeded to update model weights.", "num_paused_requests": 0}
         try:

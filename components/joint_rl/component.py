@@ -34,6 +34,7 @@ def joint_rl(
     keep_best: str,
     micro_batch_tokens: int,
     max_failed_episodes: float,
+    max_staleness: int,
     seed: int,
 ):
     """Reinforcement learning with verifiable rewards on text and image problems, grouped by ability, with Toggle."""

@@ -53,12 +53,16 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         )
     most_turns = {suite.family: max(MAX_TURNS, suite.max_turns) for suite in SUITES.values()}
 
-    # 2. Policy. The embedded engine samples from the very weights that are trained; SGLang replicas get them after each
-    # step. Of INT4 experts both have the rounded values, which the trainer's forward uses and an export will hold.
+    # 2. Policy. The embedded engine samples from the very weights that are trained, or, while they are trained, from a
+    # copy; SGLang replicas get them after each step. Of INT4 experts all have the rounded values, which the trainer's
+    # forward uses and an export will hold.
     model = load_parent(context.fetch(inputs["parent"]), data.tokenizer)
     context_tokens = model.config.text_config.max_position_embeddings
     episodes = config.prompts_per_iteration * config.samples_per_prompt
-    acting = sampler(config, config.endpoints, as_served(model, config.expert_precision), episodes, context, data)
+    acting = sampler(
+        config, config.endpoints, as_served(model, config.expert_precision), episodes, context, data,
+        copies=config.max_staleness > 0,
+    )  # fmt: skip
 
     # 3. Environment: tools, episodes, verifiers.
     with closing(acting), Toolset(sandbox=config.sandbox) as toolset, OwnTasks(list(shares)) as own:
@@ -67,7 +71,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
             warn=context.warn,
         )  # fmt: skip
 
-        async def rollout(sample: Sample, seed: int) -> Episode:
+        async def rollout(sample: Sample, seed: int, _: int) -> Episode:
             turns, tokens = most_turns.get(sample.family, MAX_TURNS), config.max_new_tokens
             if isinstance(sample, TaskSample):
                 turns, tokens = sample.max_turns, sample.max_new_tokens
@@ -86,6 +90,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
             config.iterations, config.prompts_per_iteration, config.samples_per_prompt, config.learning_rate,
             seed=config.seed, checkpoint_every=config.checkpoint_every, expert_precision=config.expert_precision,
             micro_batch_tokens=config.micro_batch_tokens, max_failed_episodes=config.max_failed_episodes,
+            max_staleness=config.max_staleness,
         )  # fmt: skip
         RLTrainer(
             model, prompts, rollout, publish, settings,

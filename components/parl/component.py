@@ -43,6 +43,7 @@ def parl(
     keep_best: str,
     micro_batch_tokens: int,
     max_failed_episodes: float,
+    max_staleness: int,
     seed: int,
 ):
     """Train an orchestrator that hands work to frozen sub-agents (parallel-agent reinforcement learning)."""

@@ -37,7 +37,10 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     # 2. The orchestrator is trained; its sub-agents are a fixed earlier checkpoint. Both act as they would be served.
     model = load_parent(context.fetch(inputs["policy"]), data.tokenizer)
     episodes = config.prompts_per_iteration * config.samples_per_prompt
-    acting = sampler(config, config.endpoints, as_served(model, config.expert_precision), episodes, context, data)
+    acting = sampler(
+        config, config.endpoints, as_served(model, config.expert_precision), episodes, context, data,
+        copies=config.max_staleness > 0,
+    )  # fmt: skip
     frozen = _frozen(inputs["sub_agents"], config, context, data)
     helping = sampler(config, config.sub_agent_endpoints, frozen, 2 * episodes, context, data, "sub-agents")
     limits = _limits(config, model, frozen)
@@ -50,13 +53,13 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         if config.larger_sub_agents:
             larger = EmbeddedSampler(_frozen(config.larger_sub_agents, config, context, data), 2 * episodes)
 
-        async def rollout(sample: Sample, seed: int) -> Episode:
-            later = schedule.larger(trainer.state.iteration, seed)
+        async def rollout(sample: Sample, seed: int, t: int) -> Episode:
+            later = schedule.larger(t, seed)
             episode = await run_swarm_episode(
                 acting.engine, larger.engine if larger is not None and later else helping.engine, data.tokenizer,
                 sample, data.image_config, toolset, limits=limits, temperature=1.0, seed=seed,
             )  # fmt: skip
-            return traces.carried(trainer.state.iteration + 1, episode)
+            return traces.carried(t + 1, episode)
 
         async def publish(policy: KimiK25) -> None:
             await acting.publish(as_served(policy, config.expert_precision))
@@ -67,15 +70,15 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
             config.iterations, config.prompts_per_iteration, config.samples_per_prompt, config.learning_rate,
             seed=config.seed, checkpoint_every=config.checkpoint_every, expert_precision=config.expert_precision,
             micro_batch_tokens=config.micro_batch_tokens, max_failed_episodes=config.max_failed_episodes,
+            max_staleness=config.max_staleness,
         )  # fmt: skip
         traces = RoundTraces(context, settings, reward)
-        trainer = RLTrainer(
+        RLTrainer(
             model, prompts, rollout, publish, settings,
             pad_id=data.tokenizer.pad_id, tokenizer_folder=data.path, services=context, reward=reward,
             ptx=ptx(data, weight=config.ptx_weight, rows=config.ptx_rows, tokens=_context(model), seed=config.seed),
             watch=traces, ranks=context.ranks,
-        )  # fmt: skip
-        trainer.train()
+        ).train()  # fmt: skip
     return context.checkpoints.newest
 
 

@@ -240,6 +240,14 @@ class RLConfig(SamplingConfig, EpisodesConfig, TrainingConfig):
         description="tokens of episodes sent through the network at once, at least one row; gradients are added up, so "
         "a smaller value saves memory and changes the step by rounding only; 0 = all rows (source: ours)",
     )
+    max_staleness: int = Field(
+        0,
+        ge=0,
+        le=8,
+        description="rounds that may be rolled out while an earlier one is learned from; their episodes begin with "
+        "weights that are at most so many updates old; 0 = rollouts and updates take turns, and a run repeats bit for "
+        "bit (source: partial rollouts of the paper's App. D; value ours)",
+    )
 
 
 def known_preset(name: str) -> str:

@@ -15,6 +15,7 @@ from model.codec.tokenizer import Tokenizer
 from model.data.batches.folder import DataFolder
 from model.data.samples.sample import MODALITIES
 from model.network.multimodal import KimiK25
+from model.network.served import PublishedCopy
 from model.parallel.ranks import Ranks
 from model.rollout.addresses import parse_addresses
 from model.rollout.embedded import EmbeddedEngine
@@ -34,7 +35,7 @@ class Sampler(Protocol):
         ...
 
     async def publish(self, model: KimiK25) -> None:
-        """Sample from ``model`` from now on; every rank calls it, with the whole model.
+        """Sample from ``model`` from now on; every rank calls it, with the whole model. Requests may be under way.
 
         Raises:
             Transient: no SGLang replica is reachable.
@@ -48,13 +49,22 @@ class Sampler(Protocol):
 
 
 class EmbeddedSampler:
-    """Samples from the very model that it is given: nothing is copied."""
+    """Samples from the very model that it is given, and copies nothing; or from a copy of it.
 
-    def __init__(self, model: KimiK25, max_batch: int) -> None:
+    Args:
+        copies: of the weights, so that they may be trained while it samples; a publish then does not wait for the
+            requests in flight, whose rest is sampled from the new weights.
+    """
+
+    def __init__(self, model: KimiK25, max_batch: int, copies: bool = False) -> None:
         self.engine = EmbeddedEngine(model, max_batch)
+        self._copy = PublishedCopy() if copies else None
 
     async def publish(self, model: KimiK25) -> None:
-        self.engine.set_model(model)
+        if self._copy is None:
+            self.engine.set_model(model)
+        else:
+            self.engine.switch_model(self._copy.of(model))
 
     def close(self) -> None:
         """Nothing was written."""
@@ -104,11 +114,16 @@ def sampler(
     context: StepContext,
     data: DataFolder,
     name: str = "policy",
+    *,
+    copies: bool = False,
 ) -> Sampler:
-    """SGLang replicas at ``addresses``; without them the embedded engine with ``model``, in ``max_batch`` rows."""
+    """SGLang replicas at ``addresses``; without them the embedded engine with ``model``, in ``max_batch`` rows.
+
+    ``copies``: it samples while ``model`` is trained, see ``EmbeddedSampler``; replicas have copies anyway.
+    """
     if addresses:
         return sglang_sampler(config, addresses, context, data, name)
-    return EmbeddedSampler(model, max_batch)
+    return EmbeddedSampler(model, max_batch, copies)
 
 
 def sglang_sampler(

@@ -55,6 +55,8 @@ class Episode:
         correct: strict accuracy: whether the reward is full.
         metrics: figures of the environment, e.g. ``tool_calls``.
         failure: one line that says what broke, in a failed episode or in a sub-agent of this one; "" if nothing did.
+        weight_versions: of each token, how often the engine had been given weights when it was sampled; 0 where the
+            mask is False. An episode that was under way when weights changed has several.
     """
 
     input_ids: list[int]
@@ -69,6 +71,7 @@ class Episode:
     correct: bool = False
     metrics: dict[str, float] = field(default_factory=dict)
     failure: str = ""
+    weight_versions: list[int] = field(default_factory=list)
 
     @property
     def policy_tokens(self) -> int:
@@ -115,7 +118,7 @@ async def converse(
         MoonflowError: the prompt leaves no room, or the engine's answer is not a valid completion.
     """
     ids = [int(token) for token in prompt.input_ids]
-    mask, logprobs = [False] * len(ids), [0.0] * len(ids)
+    mask, logprobs, versions = [False] * len(ids), [0.0] * len(ids), [0] * len(ids)
     if len(ids) >= max_tokens:
         raise MoonflowError(f"a prompt of {len(ids)} tokens leaves no room in an episode of {max_tokens}")
     response, turns, calls = "", 0, 0
@@ -147,6 +150,7 @@ async def converse(
         ids += sampled
         mask += [True] * len(sampled)
         logprobs += completion.logprobs[: len(sampled)]
+        versions += (completion.weight_versions or [0] * len(completion.token_ids))[: len(sampled)]
         if len(sampled) < len(completion.token_ids):
             break
         if completion.finish_reason != "stop":
@@ -171,8 +175,10 @@ async def converse(
         ids += observed
         mask += [False] * len(observed)
         logprobs += [0.0] * len(observed)
+        versions += [0] * len(observed)
     end = max((position + 1 for position, sampled_here in enumerate(mask) if sampled_here), default=len(ids))
-    ids, mask, logprobs = ids[:end], mask[:end], logprobs[:end]  # an observation that the policy never read is useless
+    # An observation that the policy never read is useless.
+    ids, mask, logprobs, versions = ids[:end], mask[:end], logprobs[:end], versions[:end]
     return Episode(
         ids,
         mask,
@@ -184,6 +190,7 @@ async def converse(
         turns,
         reason,
         metrics={"tool_calls": float(calls)},
+        weight_versions=versions,
     )
 
 

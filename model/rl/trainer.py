@@ -5,6 +5,8 @@ prompt, sample), so the state to resume from is the iteration, the optimizer and
 
 Several ranks divide the episodes of a round, tell each other, and divide the rows into which all of them are packed:
 groups, budgets and failures are the same on every rank.
+
+Rollouts and updates take turns, or later rounds are rolled out while one is learned from (`model.rl.rounds`).
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,6 +41,7 @@ from model.rl.groups import Group, Reward, outcome, rewarded_groups, trained_epi
 from model.rl.objective import ObjectiveConfig, PolicyLoss
 from model.rl.policy import sampled_policy
 from model.rl.ptx import PTX
+from model.rl.rounds import Rounds, staleness
 from model.rl.tasks.mixture import TaskMixture
 from model.rl.toggle import Toggle
 from model.train.cross_entropy import CrossEntropy
@@ -63,6 +67,9 @@ class RLSettings:
             ``model.network.served.as_served``, or the policy that is trained is not the one that acted.
         micro_batch_tokens: as in ``model.optimizer.optimization``.
         max_failed_episodes: share of the run's episodes that may fail (`model.rl.failures`); more end it.
+        max_staleness: n, rounds that may be in flight while one is learned from; their episodes begin with weights that
+            are at most n publishes old. Above 0 the engine must not sample from the model that is trained, but from
+            what was published, and take new weights while requests are in flight.
     """
 
     iterations: int
@@ -75,6 +82,7 @@ class RLSettings:
     expert_precision: str = "full"
     micro_batch_tokens: int = 16384
     max_failed_episodes: float = 0.0
+    max_staleness: int = 0
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
     def saves(self, iteration: int) -> bool:
@@ -97,8 +105,8 @@ class Prompts(Protocol):
         ...
 
 
-Rollout = Callable[[Sample, int], Awaitable[Episode]]
-"""(task, seed) -> one scored episode."""
+Rollout = Callable[[Sample, int, int], Awaitable[Episode]]
+"""(task, seed, round from 0) -> one scored episode."""
 
 Watch = Callable[[int, Sequence[Group]], None]
 """(iteration, the first one is 1; its groups): is told of each round."""
@@ -118,7 +126,8 @@ class RLTrainer:
 
     Args:
         rollout: samples episodes from the engine that serves this model.
-        publish: called with the policy after every change of its weights; the engine must sample from it next.
+        publish: called with the policy after every change of its weights; the engine must sample from it next. It
+            counts as the engine's being given weights once (``Completion.weight_versions``).
         ranks: of this process. The model holds its weights on each of them.
         toggle: None trains without length budgets.
         ptx: None trains on the episodes alone.
@@ -162,6 +171,9 @@ class RLTrainer:
                 tasks.load(saved["data_position"]["tasks"])
             if ptx is not None:
                 position = StreamState(**saved["data_position"]["pretraining"])
+        self.published = 0  # how often this process gave the engine weights
+        self.begun = 0  # rounds of which the prompts were asked for
+        self.rounds = Rounds(self._play, settings.iterations, settings.max_staleness, self.ranks.device)
         self.pretraining = ptx.stream(position) if ptx is not None else None
         if self.pretraining is not None and (rows := self.pretraining.recipe.rows) % self.ranks.data_ranks:
             raise MoonflowError(
@@ -185,20 +197,38 @@ class RLTrainer:
     async def publish_weights(self) -> None:
         """Hand the weights of now to the engine that samples; every rank calls it."""
         await self.publish(sampled_policy(self.model, self.engine, self.ranks))
+        self.published += 1
 
     async def _train(self, saver: AsyncSaver) -> RLState:
-        await self.publish_weights()
-        while self.state.iteration < self.settings.iterations:
-            begun = time.perf_counter()
-            groups, figures = await self.collect()
-            rolled = time.perf_counter()
-            figures |= self.learn(groups)
+        async with self.rounds:
             await self.publish_weights()
-            self._report(groups, figures, rolled - begun, time.perf_counter() - rolled)
-            if self.watch is not None:
-                self.watch(self.state.iteration, groups)
-            self._save(saver)
+            while self.state.iteration < self.settings.iterations:
+                begun = time.perf_counter()
+                groups, figures = await self.collect()
+                rolled = time.perf_counter()
+                figures |= await self.rounds.beside(partial(self.learn, groups))
+                await self.publish_weights()
+                self._report(groups, figures, rolled - begun, time.perf_counter() - rolled)
+                if self.watch is not None:
+                    self.watch(self.state.iteration, groups)
+                self._save(saver)
         return self.state
+
+    def _play(self, t: int) -> Coroutine[Any, Any, tuple[list[Sample], list[Episode]]]:
+        """The prompts of round ``t``, and what will be this rank's episodes of it; every rank calls it."""
+        settings = self.settings
+        count, k = settings.prompts_per_iteration, settings.samples_per_prompt
+        samples = [self.prompts[t * count + number] for number in range(count)]
+        self.begun = t + 1
+        asked = self.ranks.share([(number, j) for number in range(count) for j in range(k)])
+
+        async def played() -> tuple[list[Sample], list[Episode]]:
+            return samples, await all_of(
+                attempt(self.rollout(samples[number], derive_seed(settings.seed, t, number, j), t), samples[number])
+                for number, j in asked
+            )
+
+        return played()
 
     async def collect(self) -> tuple[list[Group], dict[str, float]]:
         """This iteration's episodes, rewarded, and what they say about the policy (`model.rl.groups`).
@@ -208,22 +238,19 @@ class RLTrainer:
         """
         settings, t = self.settings, self.state.iteration
         count, k = settings.prompts_per_iteration, settings.samples_per_prompt
-        samples = [self.prompts[t * count + number] for number in range(count)]
         self.model.eval()
-        asked = [(number, j) for number in range(count) for j in range(k)]
-        played = await all_of(
-            attempt(self.rollout(samples[number], derive_seed(settings.seed, t, number, j)), samples[number])
-            for number, j in self.ranks.share(asked)
-        )
-        episodes = self.ranks.joined(played)
+        samples, played = await self.rounds.played(t)
+        episodes = await self.rounds.beside(partial(self.ranks.joined, played))
         by_sample = [episodes[number * k : (number + 1) * k] for number in range(count)]
         counted, of_tasks = episodes, dict[str, float]()
         if self.tasks is not None:
-            counted, of_tasks = self.tasks.account(samples, by_sample, (t + 1) * count)
+            counted, of_tasks = self.tasks.account(samples, by_sample, self.begun * count)
         failures = FailureCount(settings.max_failed_episodes, settings.iterations * count * k, count=self.state.failed)
         failures.add(counted)
         self.state.failed = failures.count
         groups, figures = rewarded_groups(t, samples, by_sample, self.reward, self.toggle)
+        if settings.max_staleness:
+            figures |= staleness([episode for group in groups for episode in group.episodes], self.published)
         failed = sum(bool(episode.failure) for episode in episodes)
         return groups, figures | {"episodes/failed": float(failed)} | of_tasks
 
@@ -287,7 +314,7 @@ class RLTrainer:
         self.services.progress.update(self.state.iteration, self.settings.iterations, **newest)
 
     def _save(self, saver: AsyncSaver) -> None:
-        every, t = self.settings.checkpoint_every, self.state.iteration
+        t = self.state.iteration
         if not self.settings.saves(t):
             return
         position: dict[str, Any] = {"prompts": t * self.settings.prompts_per_iteration}

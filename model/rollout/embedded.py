@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -38,9 +38,12 @@ class _Sequence:
     """A request in flight.
 
     Attributes:
+        request: its ``input_ids`` end with what was sampled before the weights last changed, if they did.
         limit: most tokens of its completion: what it asks for, or what the model's context leaves.
         chances: its random numbers from ``uniforms``, one per token; none if it is greedy.
-        prompt: what the latents of its prompt follow from.
+        prompt: what the latents of ``request.input_ids`` follow from.
+        reread: how many of its tokens are part of ``prompt``.
+        versions: ``Completion.weight_versions``.
     """
 
     request: Request
@@ -51,15 +54,29 @@ class _Sequence:
     on_token: Callable[[int, float], None] | None = None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+    reread: int = 0
 
     @property
     def cached(self) -> int:
         """How many of its tokens are in the cache: all but the newest."""
-        return len(self.prompt) + len(self.tokens) - 1
+        return len(self.prompt) + len(self.tokens) - self.reread - 1
 
-    def append(self, token: int, logprob: float) -> None:
+    @property
+    def read(self) -> Key:
+        """What the latents of its row follow from."""
+        return (*self.prompt, *self.tokens[self.reread : -1])
+
+    def read_again(self) -> None:
+        """Take what was sampled so far as the end of the prompt, which is to be read with other weights."""
+        sampled = self.tokens[self.reread :]
+        self.request = replace(self.request, input_ids=[*self.request.input_ids, *sampled])
+        self.prompt, self.reread = (*self.prompt, *sampled), len(self.tokens)
+
+    def append(self, token: int, logprob: float, version: int) -> None:
         self.tokens.append(token)
         self.logprobs.append(logprob)
+        self.versions.append(version)
         if self.on_token is not None:
             self.on_token(token, logprob)
         if token in self.request.stop_token_ids:
@@ -69,7 +86,7 @@ class _Sequence:
 
     def complete(self, reason: Literal["stop", "length", "abort"]) -> None:
         if not self.done.done():
-            self.done.set_result(Completion(self.tokens, self.logprobs, reason))
+            self.done.set_result(Completion(self.tokens, self.logprobs, reason, weight_versions=self.versions))
 
 
 class EmbeddedEngine:
@@ -106,6 +123,7 @@ class EmbeddedEngine:
         self._active: list[_Sequence] = []
         self._worker: asyncio.Task[None] | None = None
         self._next_model: KimiK25 | None = None
+        self._version = 0  # how often it was given weights
 
     @classmethod
     def load(cls, checkpoint: Path, max_batch: int = 64, device: str | torch.device = "cpu") -> EmbeddedEngine:
@@ -177,7 +195,28 @@ class EmbeddedEngine:
         """
         if self._waiting or self._active:
             raise MoonflowError(f"{len(self._waiting) + len(self._active)} requests are in flight; await them first")
+        self._use(model)
+
+    def switch_model(self, model: KimiK25) -> None:
+        """Sample from ``model`` from the next token on, also the rest of what is in flight (partial rollouts, K2.5
+        paper App. D). Its weights may change at calls of this only. Call it in the event loop that generates.
+
+        Requests keep their tokens, the log-probs of these and their random numbers. Nothing that the old weights read
+        is used again: prompts, and the tokens sampled so far, are read anew. A completion with a media pad, which has
+        no pixels that could be read, ends here ("length").
+        """
+        pad = self._model.config.media_placeholder_token_id
+        for sequence in self._active:
+            if pad in sequence.tokens:
+                sequence.complete("length")
+            else:
+                sequence.read_again()
+        self._waiting, self._active = [*self._active, *self._waiting], []
+        self._use(model)
+
+    def _use(self, model: KimiK25) -> None:
         self._model = model
+        self._version += 1
         self._kept.clear()
 
     def _limit(self, request: Request) -> int:
@@ -223,8 +262,8 @@ class EmbeddedEngine:
     def _swap_model(self) -> None:
         """Use the next model once the batch is empty: the cached latents belong to the old one."""
         if self._next_model is not None and not self._active:
-            self._model, self._next_model = self._next_model, None
-            self._kept.clear()
+            model, self._next_model = self._next_model, None
+            self._use(model)
 
     def _start(self) -> Reader:
         """A reader for the weights of now; what was kept with others is forgotten."""
@@ -282,8 +321,7 @@ class EmbeddedEngine:
         for row in reversed(range(len(self._active))):
             sequence = self._active[row]
             if sequence.done.done():
-                key = (*sequence.prompt, *sequence.tokens[:-1])
-                self._kept.keep(key, cache.of(row, 0, len(key)))
+                self._kept.keep(sequence.read, cache.of(row, 0, sequence.cached))
                 last = self._active.pop()
                 if row < len(self._active):
                     cache.copy(len(self._active), row, last.cached)
@@ -299,7 +337,7 @@ class EmbeddedEngine:
         self._waiting = self._waiting[len(admitted) :]
         first_row = len(self._active)
         self._active += admitted
-        cache.reserve(max(len(sequence.prompt) + sequence.limit for sequence in admitted))
+        cache.reserve(max(len(sequence.prompt) + sequence.limit - sequence.reread for sequence in admitted))
         rows: dict[Key, list[int]] = {}
         for row, sequence in enumerate(admitted, first_row):
             rows.setdefault(sequence.prompt, []).append(row)
@@ -338,7 +376,7 @@ class EmbeddedEngine:
         chances = [s.chances[len(s.tokens)] if s.chances else 0.0 for s in sequences]
         drawn = sample(logits_BV, [sequence.request for sequence in sequences], chances)
         for sequence, token, logprob in zip(sequences, *drawn, strict=True):
-            sequence.append(token, logprob)
+            sequence.append(token, logprob, self._version)
 
 
 def _weights(model: KimiK25) -> list[tuple[int, int]]:

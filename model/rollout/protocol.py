@@ -53,16 +53,23 @@ class Completion:
         logprobs: the sampler's log-prob of each of them (nats).
         finish_reason: "stop" and "length" as in `Request`; "abort": the engine gave the request up.
         weights: the version of the weights that sampled them, as a remote engine names it; "" if it does not.
+        weight_versions: of each token, how often the engine had been given weights when it was sampled; none if the
+            engine does not count that. It does not tell completions apart: the same may be sampled from both weights.
     """
 
     token_ids: list[int]
     logprobs: list[float]
     finish_reason: Literal["stop", "length", "abort"]
     weights: str = ""
+    weight_versions: list[int] = field(default_factory=list, compare=False)
 
 
 class RolloutEngine(Protocol):
-    """What completes requests. Concurrent callers share one batch; each waits only for its own requests."""
+    """What completes requests. Concurrent callers share one batch; each waits only for its own requests.
+
+    An engine that is given weights while requests are under way may sample the rest of a completion from the new ones:
+    every token keeps the log-prob that it was sampled with.
+    """
 
     async def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """The completions of ``requests``, in their order."""

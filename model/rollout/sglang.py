@@ -78,6 +78,7 @@ class SGLangEngine:
     async def update_weights(self, checkpoint: Path, version: str = "") -> None:
         """Load a checkpoint folder, which SGLang's host must have under the same path, and flush the prefix cache.
 
+        SGLang first aborts what it is generating, whose callers get the tokens so far, and lets new requests wait.
         After a failure its weights are undefined: 0.5.23 would go back to those at the path that has just failed.
 
         Args:
@@ -87,7 +88,7 @@ class SGLangEngine:
             Transient: SGLang is unreachable.
             MoonflowError: SGLang cannot load the folder.
         """
-        body: dict[str, Any] = {"model_path": str(checkpoint), "flush_cache": True}
+        body: dict[str, Any] = {"model_path": str(checkpoint), "flush_cache": True, "abort_all_requests": True}
         if version:
             body["weight_version"] = version
         async with self._calls.client() as client:
@@ -185,8 +186,10 @@ class SGLangEngine:
     def _completion(self, answer: dict[str, Any]) -> Completion:
         try:
             meta = answer["meta_info"]
-            pairs = [(int(entry[1]), float(entry[0])) for entry in meta["output_token_logprobs"]]
             reason = meta["finish_reason"]["type"]
+            # A request that was aborted before anything was sampled for it has none.
+            entries = meta.get("output_token_logprobs", []) if reason == "abort" else meta["output_token_logprobs"]
+            pairs = [(int(entry[1]), float(entry[0])) for entry in entries]
         except (KeyError, TypeError, IndexError, ValueError) as error:
             missing = "output_token_logprobs or finish_reason"
             raise MoonflowError(f"{self._calls.name} answered without {missing}") from error

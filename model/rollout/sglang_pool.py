@@ -5,6 +5,9 @@ repeated, or whose health checks fail, is dropped: its requests go to the others
 ignored. While there are requests, dropped replicas are looked after: one that is healthy again is given the weights of
 now, and only then asked again. An answer from other weights is ignored too, and its replica is loaded again.
 
+New weights may come while requests are under way. The replicas then break them off, and what is missing is sampled
+from the new weights (``model.rollout.partial``).
+
 What is proven of a replica before it is asked: it names the version of the weights, the SHA-256 of the pushed files;
 each parameter has the same digest on all replicas; and where SGLang's digests can be compared
 (``model.rollout.served_weights``), each is that of the checkpoint's tensor. Every answer names its version again.
@@ -15,15 +18,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 from model.boundary.errors import MoonflowError, Transient
 from model.codec.image import ImageConfig
 from model.rollout.addresses import replica_urls
 from model.rollout.http_calls import BACKOFF_S, TIMEOUT_S, Refused
+from model.rollout.partial import Partial
 from model.rollout.protocol import Completion, Request
 from model.rollout.replica import Replica
 from model.rollout.served_weights import Weights, checkpoint_digests, files_digest
@@ -78,6 +81,8 @@ class SGLangPool:
         self._replicas: dict[str, Replica] = {}
         self._writer = self._engine(addresses[0])  # of requests, which are the same for every replica
         self._weights: Weights | None = None
+        self._version = 0  # how often it was given weights
+        self._loading = False  # the replicas are being given them
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._callers = 0
         self._watch: asyncio.Task[None] | None = None
@@ -94,7 +99,7 @@ class SGLangPool:
             raise RuntimeError("update_weights or follow comes first")
         bodies = [self._writer.body(request) for request in requests]
         async with self._watched():
-            calls = [asyncio.create_task(self._complete(body)) for body in bodies]
+            calls = [asyncio.create_task(self._complete(Partial(body, self._client[0]))) for body in bodies]
             try:
                 return list(await asyncio.gather(*calls))
             finally:
@@ -138,7 +143,18 @@ class SGLangPool:
         return (len(self._weights.comparable), len(self._weights.digests)) if self._weights is not None else (0, 0)
 
     async def _load_all(self, weights: Weights) -> None:
-        self._weights = weights
+        self._weights, self._loading = weights, True
+        self._version += 1
+        try:
+            checks = [r.check for r in self._replicas.values() if r.check is not None and not r.check.done()]
+            for check in checks:  # it may be loading the weights before these
+                check.cancel()
+            await asyncio.gather(*checks, return_exceptions=True)
+            await self._load_until_usable(weights)
+        finally:
+            self._loading = False
+
+    async def _load_until_usable(self, weights: Weights) -> None:
         clock = asyncio.get_running_loop().time
         deadline = clock() + self._patience_s
         while True:
@@ -161,13 +177,13 @@ class SGLangPool:
             weights.version[:12], len(self.usable), len(self._replicas), equal, of,
         )  # fmt: skip
 
-    async def _complete(self, body: Mapping[str, Any]) -> Completion:
+    async def _complete(self, partial: Partial) -> Completion:
         tries = deaths = 0
         while True:
             replica = await self._least_loaded()
-            weights, failure = replica.holds, None
+            weights, version, failure = replica.holds, self._version, None
             try:
-                completion = await replica.ask(body)
+                completion = await replica.ask(partial.body)
             except Refused:
                 raise
             except MoonflowError as error:
@@ -177,12 +193,15 @@ class SGLangPool:
             finally:
                 self._let_in(1)
             if completion is not None and weights is not None and completion.weights != weights.version:
-                replica.drop(f"it answered from weights {completion.weights[:12] or 'that it does not name'}")
+                if completion.finish_reason != "abort" and version == self._version:
+                    replica.drop(f"it answered from weights {completion.weights[:12] or 'that it does not name'}")
                 completion = None
-            if completion is not None and completion.finish_reason == "abort":
+            if completion is not None and (whole := partial.add(completion, version)) is not None:
+                return whole
+            if version != self._version:  # new weights came, for which replicas break requests off
+                continue
+            if completion is not None:
                 failure = MoonflowError(f"{replica.url} gave the request up")
-            elif completion is not None:
-                return completion
             gone = replica.holds is not weights
             tries, deaths = tries + (not gone), deaths + gone
             if tries >= TRIES:
@@ -246,7 +265,7 @@ class SGLangPool:
                 self._looked = clock()
                 await self._find_replicas()
                 for replica in self._replicas.values():
-                    if replica.check is None or replica.check.done():
+                    if not self._loading and (replica.check is None or replica.check.done()):
                         replica.check = asyncio.create_task(self._check(replica))
                 if self.usable:
                     used = clock()

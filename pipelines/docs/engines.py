@@ -15,6 +15,9 @@ TEXT = """\
   replica load it. `weights_folder` is a volume that the step and the replicas have under the same path; on one
   machine it can stay empty. The folder is removed at the end of the step. The replicas must have a checkpoint of
   the same shape at their start.
+- **`max_staleness`** above 0 lets the replicas sample while the step updates the weights. They get new ones in the
+  middle of generations, which SGLang breaks off; what is missing is asked for again, with the tokens so far.
+  [When that pays](../model/rl/README.md#rollouts-while-the-update-runs).
 - **Start the replicas** with `--trust-remote-code`, `SGLANG_VLM_CACHE_SIZE_MB=0` (else they see known images with
   old weights) and, for the same samples from the same seeds, `--enable-deterministic-inference`.
 - **`parl` and `evaluate`** have a second engine, for a swarm's frozen sub-agents: `sub_agent_endpoints` names

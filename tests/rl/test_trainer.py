@@ -185,7 +185,7 @@ def failing(rl: RLTrainer, breaks: Callable[[int], bool]) -> list[Episode]:
     """Lets the n-th episode fail after it was played where ``breaks(n)``; returns the others as they come."""
     play, kept, number = rl.rollout, [], itertools.count()
 
-    async def rollout(sample: Sample, seed: int) -> Episode:
+    async def rollout(sample: Sample, seed: int, _: int) -> Episode:
         n = next(number)
         episode = await play(sample, seed)
         if breaks(n):

@@ -13,7 +13,7 @@ import torch
 
 from model.boundary.errors import MoonflowError, Unavailable
 from model.codec.image import ImageConfig, encode_image
-from model.rollout.protocol import Request
+from model.rollout.protocol import Completion, Request
 from model.rollout.sglang import SGLangEngine
 from tests.engine_hosts import SGLangHost
 
@@ -107,11 +107,14 @@ def test_an_aborted_generation_is_an_aborted_completion(host):
     host.script = [(200, {"meta_info": meta})]
     completion = asyncio.run(engine(host).generate([Request([1])]))[0]
     assert (completion.token_ids, completion.logprobs, completion.finish_reason) == ([3], [-1.0], "abort")
+    host.script = [(200, {"meta_info": {"finish_reason": {"type": "abort", "message": "Abort before prefill"}}})]
+    assert asyncio.run(engine(host).generate([Request([1])]))[0] == Completion([], [], "abort")
 
 
 def test_weights_are_updated_from_a_folder_or_the_reason_is_told(host, tmp_path):
     asyncio.run(engine(host).update_weights(tmp_path))
-    assert host.seen == [("/update_weights_from_disk", {"model_path": str(tmp_path), "flush_cache": True})]
+    sent = {"model_path": str(tmp_path), "flush_cache": True, "abort_all_requests": True}
+    assert host.seen == [("/update_weights_from_disk", sent)]
     host.script = [(400, {"success": False, "message": "Failed to load weights"})]
     with pytest.raises(MoonflowError, match="Failed to load weights"):
         asyncio.run(engine(host).update_weights(tmp_path))

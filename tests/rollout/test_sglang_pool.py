@@ -28,6 +28,7 @@ from model.rollout.sglang_pool import SGLangPool
 from tests.drawn import randomise
 from tests.http_server import nobody
 from tests.sglang_replica import SGLangReplica
+from tests.uncached import full_logprobs
 
 PAD = preset("tiny").media_placeholder_token_id
 SOON = {"backoff_s": 0.01, "probe_s": 0.05, "health_s": 10.0, "patience_s": 20.0}
@@ -278,3 +279,74 @@ def test_a_cancelled_caller_leaves_and_the_others_go_on(start, folders):
 
     assert same(asyncio.run(some_leave()), own(folders[1], asked(4)))
     assert threading.active_count() < 100
+
+
+def test_new_weights_break_generations_off_and_the_rest_is_sampled_from_them(start, folders):
+    """The reference is the whole forward of either model, without a cache. Nobody is taken for dead."""
+    replicas, requests = start(2), asked(6, tokens=40)
+    for replica in replicas:
+        replica.token_s = 0.002
+    engine = pool(replicas)
+
+    async def published() -> list[Completion]:
+        await engine.update_weights(folders[1])
+        playing = asyncio.create_task(engine.generate(requests))
+        while min(replica.sampled for replica in replicas) < 15:
+            await asyncio.sleep(0.001)
+        await engine.update_weights(folders[2])
+        late = await engine.generate(requests[:2])
+        assert same(late, expected) and set(late[0].weight_versions) == {2}
+        return await playing
+
+    expected = own(folders[2], requests[:2])
+    found, models = asyncio.run(published()), [load_model(folder) for folder in folders[1:]]
+    assert [replica.pushes for replica in replicas] == [2, 2] and len(engine.usable) == 2
+    whole = 0
+    for request, completion in zip(requests, found, strict=True):
+        versions = completion.weight_versions
+        assert len(completion.token_ids) == len(versions) and versions == sorted(versions)
+        whole += len(versions) == 40 and set(versions) == {1, 2}
+        assert len(versions) == 40 or PAD in completion.token_ids  # which has no picture: nothing can follow it
+        said = full_logprobs(models, request, completion.token_ids, [version - 1 for version in versions])
+        assert completion.logprobs == pytest.approx(said, abs=1e-4)
+    assert whole >= 3
+
+
+def test_a_request_that_waits_at_a_replica_when_weights_come_loses_nothing(start, folders):
+    """It is aborted before anything is sampled, and so has no tokens, log-probs or weights."""
+    replicas, requests = start(1), asked(3)
+    replicas[0].slow_s = 60.0
+    engine = pool(replicas)
+
+    async def published() -> list[Completion]:
+        await engine.update_weights(folders[1])
+        playing = asyncio.create_task(engine.generate(requests))
+        while replicas[0].most < 3:
+            await asyncio.sleep(0.001)
+        replicas[0].slow_s = 0.0
+        await engine.update_weights(folders[2])
+        return await playing
+
+    found = asyncio.run(published())
+    assert same(found, own(folders[2], requests)) and {v for each in found for v in each.weight_versions} == {2}
+    assert len(engine.usable) == 1
+
+
+def test_a_replica_that_dies_while_weights_are_pushed_loses_nothing(start, folders):
+    replicas, requests = start(2), asked(6, tokens=40)
+    for replica in replicas:
+        replica.token_s = 0.002
+    engine = pool(replicas)
+
+    async def died() -> list[Completion]:
+        await engine.update_weights(folders[1])
+        playing = asyncio.create_task(engine.generate(requests))
+        while min(replica.sampled for replica in replicas) < 15:
+            await asyncio.sleep(0.001)
+        await asyncio.to_thread(replicas[0].kill)
+        await engine.update_weights(folders[2])
+        return await playing
+
+    found = asyncio.run(died())
+    assert all(len(each.token_ids) == 40 or PAD in each.token_ids for each in found)
+    assert engine.usable == [replicas[1].url]

@@ -37,6 +37,17 @@ def test_joint_rl_covers_abilities_and_modalities_and_ends_complete(
     assert all(row.get("rollout/mismatch_max", 0.0) < 1e-3 for row in services.logged.values())
 
 
+def test_with_a_staleness_it_samples_from_a_copy_of_the_published_weights(
+    rl_inputs: dict[str, str], tmp_path: Path
+) -> None:
+    services = FolderServices(tmp_path)
+    config = CONFIG.model_copy(update={"iterations": 3, "max_staleness": 1, "expert_precision": "int4"})
+    stage.run(config, rl_inputs, services)
+    rows = list(services.logged.values())
+    assert len(rows) == 3 and all(row["staleness/max"] <= 1 and row["episodes/failed"] == 0 for row in rows)
+    assert rows[0]["staleness/max"] == 0 and rows[0].get("rollout/mismatch_max", 0.0) < 1e-3
+
+
 def test_families_whose_answers_need_more_room_are_no_prompts_and_named_in_one_line(
     rl_inputs: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

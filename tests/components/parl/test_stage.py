@@ -60,3 +60,14 @@ def test_bad_families_and_windows_are_refused_in_one_line(rl_inputs: dict[str, s
         stage.run(CONFIG.model_copy(update={"window": 99999}), rl_inputs, FolderServices(tmp_path))
     with pytest.raises(MoonflowError, match="no train shards of family 'world_wide'"):
         stage.run(CONFIG.model_copy(update={"families": "world_wide"}), rl_inputs, FolderServices(tmp_path))
+
+
+def test_swarms_play_while_the_orchestrator_learns_and_get_its_new_weights(
+    rl_inputs: dict[str, str], tmp_path: Path
+) -> None:
+    services = FolderServices(tmp_path)
+    stage.run(CONFIG.model_copy(update={"iterations": 3, "max_staleness": 1}), rl_inputs, services)
+    rows = list(services.logged.values())
+    assert [row["swarm/auxiliary_scale"] for row in rows] == pytest.approx([1, 0.5, 0])
+    assert all(row["staleness/max"] <= 1 and row["episodes/failed"] == 0 for row in rows)
+    assert [complete for *_, complete in services.saved] == [True]

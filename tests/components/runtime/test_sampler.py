@@ -72,6 +72,24 @@ def test_two_rounds_of_joint_rl_end_with_the_same_bits_although_a_replica_is_kil
     assert not list(shared.rglob("*.safetensors"))  # nothing is left behind
 
 
+def test_rounds_in_flight_lose_nothing_when_weights_come_and_a_replica_dies(
+    rl_inputs: dict[str, str], replicas: list[SGLangReplica], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second round is in flight when the first one's weights are pushed and when a replica is killed."""
+    monkeypatch.setattr(joint_rl, "run_episode", run_odd_episode)
+    for replica in replicas:
+        replica.token_s = 0.003
+    services = FolderServices(tmp_path)
+    services.on_update = lambda step: replicas[0].kill() if step == 1 else None
+    config = RL.model_copy(update={**asking(replicas), "iterations": 3, "max_staleness": 1})
+    assert load_model(joint_rl.run(config, rl_inputs, services)) is not None
+    rows = services.logged
+    assert [row["episodes/failed"] for row in rows.values()] == [0, 0, 0]
+    assert rows[1]["staleness/max"] == 0 and max(row["staleness/max"] for row in rows.values()) == 1
+    assert replicas[1].pushes == 4
+    assert all(row.get("rollout/mismatch_kl", 0.0) < 0.5 for row in rows.values())
+
+
 def test_parl_asks_one_set_of_replicas_as_the_orchestrator_and_another_as_its_sub_agents(
     rl_inputs: dict[str, str], replicas: list[SGLangReplica], tmp_path: Path
 ) -> None:
