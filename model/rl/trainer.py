@@ -314,7 +314,7 @@ class RLTrainer:
         self.services.progress.update(self.state.iteration, self.settings.iterations, **newest)
 
     def _save(self, saver: AsyncSaver) -> None:
-        t = self.state.iteration
+        every, t = self.settings.checkpoint_every, self.state.iteration
         if not self.settings.saves(t):
             return
         position: dict[str, Any] = {"prompts": t * self.settings.prompts_per_iteration}

@@ -108,7 +108,7 @@ def on_rank_whose_tools_are_gone(rank: int, folder: Path, tokenizer: Path) -> No
     rl = trainer(Tokenizer.load(tokenizer), tokenizer, FolderServices(folder, rank=rank), SETTINGS, ranks=ranks)
     if rank == 1:
 
-        async def rollout(sample: Sample, seed: int, _: int) -> Episode:
+        async def rollout(sample: Sample, seed: int, t: int) -> Episode:
             raise Unavailable("no program can be run")
 
         rl.rollout = rollout

@@ -130,8 +130,8 @@ def test_episodes_are_as_stale_as_allowed_if_updates_are_slow_and_no_staler(
     rl = trainer(tokenizer, tokenizer_folder, services, replace(BESIDE, max_staleness=n))
     played, play = list[Episode](), rl.rollout
 
-    async def rollout(sample: Sample, seed: int, _: int) -> Episode:
-        played.append(await play(sample, seed))
+    async def rollout(sample: Sample, seed: int, t: int) -> Episode:
+        played.append(await play(sample, seed, t))
         return played[-1]
 
     rl.rollout = rollout
@@ -202,13 +202,13 @@ def test_an_engine_that_is_gone_while_the_update_runs_ends_the_run_with_its_own_
     rl = trainer(tokenizer, tokenizer_folder, FolderServices(tmp_path), BESIDE)
     play, learning, gone, learned = rl.rollout, threading.Event(), threading.Event(), list[int]()
 
-    async def rollout(sample: Sample, seed: int, _: int) -> Episode:
+    async def rollout(sample: Sample, seed: int, t: int) -> Episode:
         if round_of(sample) > 0:
             while not learning.is_set():
                 await asyncio.sleep(0.001)
             gone.set()
             raise Unavailable("no program can be run: install libseccomp2")
-        return await play(sample, seed)
+        return await play(sample, seed, t)
 
     rl.rollout = rollout
     while_learning(rl, lambda t, groups: (learning.set(), gone.wait(60), learned.append(t)))
@@ -252,11 +252,11 @@ def test_an_episode_that_fails_in_flight_counts_once_in_its_own_round(tokenizer,
     rl = trainer(tokenizer, tokenizer_folder, services, replace(BESIDE, iterations=3, max_failed_episodes=0.5))
     play, failed = rl.rollout, threading.Event()
 
-    async def rollout(sample: Sample, seed: int, _: int) -> Episode:
+    async def rollout(sample: Sample, seed: int, t: int) -> Episode:
         if sample.key == "t-2":
             failed.set()
             raise ValueError("half a character")
-        return await play(sample, seed)
+        return await play(sample, seed, t)
 
     rl.rollout = rollout
     while_learning(rl, lambda t, groups: failed.wait(60))
@@ -274,9 +274,9 @@ def test_a_killed_run_samples_again_what_was_in_flight_and_learns_from_each_roun
         rl = trainer(tokenizer, tokenizer_folder, services, replace(BESIDE, checkpoint_every=2))
         play = rl.rollout
 
-        async def rollout(sample: Sample, seed: int, _: int) -> Episode:
+        async def rollout(sample: Sample, seed: int, t: int) -> Episode:
             begun.add(round_of(sample))
-            return await play(sample, seed)
+            return await play(sample, seed, t)
 
         def note(t: int, groups: list[Group]) -> None:
             tokens = sum(episode.policy_tokens for group in groups for episode in group.episodes)

@@ -185,9 +185,9 @@ def failing(rl: RLTrainer, breaks: Callable[[int], bool]) -> list[Episode]:
     """Lets the n-th episode fail after it was played where ``breaks(n)``; returns the others as they come."""
     play, kept, number = rl.rollout, [], itertools.count()
 
-    async def rollout(sample: Sample, seed: int, _: int) -> Episode:
+    async def rollout(sample: Sample, seed: int, t: int) -> Episode:
         n = next(number)
-        episode = await play(sample, seed)
+        episode = await play(sample, seed, t)
         if breaks(n):
             raise ValueError("half a character")
         kept.append(episode)
