@@ -23,6 +23,7 @@ from model.swarm.chat.endpoint import ChatEndpoint
 from model.swarm.chat.functions import function_tool
 from model.swarm.chat.orchestrator import ChatLimits, ChatSwarm
 from model.swarm.chat.tools import Toolbox, unique
+from model.swarm.trace import Trace
 from model.swarm.turns import Finished
 from pipelines.commands.options import Stopped
 from pipelines.swarm_view import summary, watched
@@ -88,10 +89,13 @@ def ask_swarm(asked: Question, trace: Path | None, *, as_json: bool) -> bool:
         raise MoonflowError(f"{target} is a folder: give the path of a file as --trace")
     console = Console(highlight=False)
     run = _Run(asked, endpoint, toolbox, prices, console)
+    done = None
     try:
         done = asyncio.run(run.to_its_end())
     finally:
         saved = run.save(target, key)
+        if saved and done is None and not run.stopped:
+            print(f"moonflow: the trace so far is {saved}", file=sys.stderr)
     if run.stopped:
         _finish(run, None, saved, console, as_json)
         print("moonflow: stopped" + (f"; the trace so far is {saved}" if saved else ""), file=sys.stderr)
@@ -151,15 +155,24 @@ class _Run:
         """Write the trace, in which the key is nowhere; None if nothing was asked."""
         if self.swarm is None or not self.swarm.board.agents:
             return None
-        text = self.swarm.trace.to_json()
+        trace = self.swarm.trace
         if key:
-            text = text.replace(json.dumps(key, ensure_ascii=False)[1:-1], "<key>")
+            trace = Trace.model_validate(_without(trace.model_dump(), key))
         try:
-            write_whole(target, text.encode())
+            write_whole(target, trace.to_json().encode())
         except OSError as error:
             print(f"moonflow: cannot write the trace {target}: {error.strerror}; give another --trace", file=sys.stderr)
             return None
         return target
+
+
+def _without(value: Any, key: str, name: str = "") -> Any:
+    """A trace's fields with every text in which the key stands changed; what a field is called, and kinds, stay."""
+    if isinstance(value, str):
+        return value if name in ("format", "kind") else value.replace(key, "<key>")
+    if isinstance(value, dict):
+        return {each: _without(item, key, each) for each, item in value.items()}
+    return [_without(item, key, name) for item in value] if isinstance(value, list) else value
 
 
 @contextlib.asynccontextmanager

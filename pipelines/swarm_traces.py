@@ -94,7 +94,14 @@ def _listed(traces: dict[str, Trace]) -> Table:
     for name, trace in traces.items():
         steps = f"{trace.critical_steps} of {trace.budget}"
         how = ended(trace.outcome) or "answer"
-        row = (name, f"{trace.reward:.2f}", steps, str(len(trace.agents)), f"{trace.seconds:.2f}", how)
+        row = (
+            name,
+            "" if trace.reward is None else f"{trace.reward:.2f}",
+            steps,
+            str(len(trace.agents)),
+            f"{trace.seconds:.2f}",
+            how,
+        )
         table.add_row(*map(Text, row))
     return table
 
@@ -107,7 +114,10 @@ def _print_lanes(trace: Trace, console: Console) -> None:
             say(console, f"{name:<10}{brief(value)}")
     parts = "".join(f", {name} {figure(value)}" for name, value in trace.parts.items())
     how = f", no answer: {ended(trace.outcome)}" if ended(trace.outcome) else ""
-    say(console, f"reward    {figure(trace.reward)}{parts}{how}")
+    if trace.reward is not None:
+        say(console, f"reward    {figure(trace.reward)}{parts}{how}")
+    elif how:
+        say(console, f"ended     {how.removeprefix(', ')}")
     say(
         console,
         f"critical  {trace.critical_steps} of {trace.budget} steps, {seconds(trace.seconds)}, "

@@ -43,21 +43,20 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     )  # fmt: skip
     frozen = _frozen(inputs["sub_agents"], config, context, data)
     helping = sampler(config, config.sub_agent_endpoints, frozen, 2 * episodes, context, data, "sub-agents")
-    limits = _limits(config, model, frozen)
+    larger = _frozen(config.larger_sub_agents, config, context, data) if config.larger_sub_agents else None
+    limits = _limits(config, model, [frozen, *([larger] if larger is not None else [])])
 
     # 3. Environment: a closed world to search, sub-agents whose answers are observations. Larger ones may come later.
     with closing(acting), closing(helping), Toolset(sandbox=config.sandbox) as toolset:
         asyncio.run(helping.publish(frozen))
         schedule = SubAgentSchedule.of_shares(config.iterations, config.larger_from, config.larger_until)
-        larger: EmbeddedSampler | None = None
-        if config.larger_sub_agents:
-            larger = EmbeddedSampler(_frozen(config.larger_sub_agents, config, context, data), 2 * episodes)
+        later = EmbeddedSampler(larger, 2 * episodes) if larger is not None else helping
 
         async def rollout(sample: Sample, seed: int, t: int) -> Episode:
-            later = schedule.larger(t, seed)
+            speaking = later if schedule.larger(t, sample.key) else helping
             episode = await run_swarm_episode(
-                acting.engine, larger.engine if larger is not None and later else helping.engine, data.tokenizer,
-                sample, data.image_config, toolset, limits=limits, temperature=1.0, seed=seed,
+                acting.engine, speaking.engine, data.tokenizer, sample, data.image_config, toolset,
+                limits=limits, temperature=1.0, seed=seed,
             )  # fmt: skip
             return traces.carried(t + 1, episode)
 
@@ -92,18 +91,20 @@ def _context(model: KimiK25) -> int:
     return model.config.text_config.max_position_embeddings
 
 
-def _limits(config: Config, model: KimiK25, sub_agents: KimiK25) -> SwarmLimits:
+def _limits(config: Config, model: KimiK25, sub_agents: list[KimiK25]) -> SwarmLimits:
     """The limits of an episode.
 
     Raises:
         MoonflowError: a window is larger than its model's context.
     """
-    for name, window, of in (
-        ("window", config.window, model), ("sub_agent_window", config.sub_agent_window, sub_agents),
+    most, most_of_subs = _context(model), min(map(_context, sub_agents))
+    for name, window, context in (
+        ("window", config.window, most), ("sub_agent_window", config.sub_agent_window, most_of_subs),
     ):  # fmt: skip
-        if window > _context(of):
-            raise MoonflowError(f"parl.{name} is {window}, and the model has a context of {_context(of)}: lower it")
+        if window > context:
+            raise MoonflowError(f"parl.{name} is {window}, and the model has a context of {context}: lower it")
+    window = config.window or most
     return SwarmLimits(
         config.critical_steps, config.sub_agent_steps, config.max_new_tokens,
-        max_tokens=config.window or _context(model), sub_agent_tokens=config.sub_agent_window or None,
+        max_tokens=window, sub_agent_tokens=config.sub_agent_window or min(window, most_of_subs),
     )  # fmt: skip

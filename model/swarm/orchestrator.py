@@ -203,8 +203,7 @@ async def run_swarm_episode(
                 max_turns=limits.critical_steps + 1, max_new_tokens=limits.max_new_tokens,
                 max_tokens=limits.max_tokens, temperature=temperature, seed=seed, shorten=keeper.shorten,
             )  # fmt: skip
-        if episode.finish_reason != "budget":  # nobody responded to the last turn, so it is counted here
-            done.answered()
+        done.ended(episode.turns)
         figures = done.figures | _sizes(done, keeper, episode, sample) | {SECONDS: time.perf_counter() - begun}
         episode = replace(episode, metrics=episode.metrics | figures, failure=done.failure)
         return await judged(episode, sample, toolset)

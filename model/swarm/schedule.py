@@ -6,6 +6,7 @@ schedule; the linear one is ours.
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 
 from model.rl.environment import derive_seed
@@ -13,7 +14,7 @@ from model.rl.environment import derive_seed
 
 @dataclass(frozen=True)
 class SubAgentSchedule:
-    """The share of episodes whose sub-agents are the larger ones, as a function of the round.
+    """The share of prompts whose sub-agents are the larger ones, as a function of the round.
 
     Attributes:
         begin: the last round, from 0, with the small ones alone.
@@ -34,6 +35,9 @@ class SubAgentSchedule:
             return 1.0
         return max(0.0, (iteration - self.begin) / (self.end - self.begin)) if iteration > self.begin else 0.0
 
-    def larger(self, iteration: int, seed: int) -> bool:
-        """Whether the larger ones speak in the episode with this seed; always the same for the same arguments."""
-        return derive_seed(seed, iteration, 2) < self.share(iteration) * 2**31
+    def larger(self, iteration: int, key: str) -> bool:
+        """Whether the larger ones speak in the episodes of the prompt with this key.
+
+        All episodes of a prompt have the same sub-agents, as their rewards are compared with each other.
+        """
+        return derive_seed(zlib.crc32(key.encode()), iteration, 2) < self.share(iteration) * 2**31

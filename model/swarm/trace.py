@@ -139,7 +139,8 @@ class Trace(_Record):
         question: what was asked. answer: what the orchestrator answered, "" if it did not. expected: the right answer.
         outcome: why the episode ended, as ``Episode.finish_reason``.
         failure: one line that says what broke, in the episode or in a sub-agent; "" if nothing did.
-        reward: of the answer. parts: what else is trained on, before its weight, e.g. {"parallel": 0.75}.
+        reward: of the answer; None if nothing scored it.
+        parts: what else is trained on, before its weight, e.g. {"parallel": 0.75}.
         critical_steps: how many were taken, of ``budget``.
         seconds: wall-clock time of the episode.
         agents: the orchestrator first; a parent comes before its sub-agents.
@@ -152,7 +153,7 @@ class Trace(_Record):
     expected: Text = ""
     outcome: Name = ""
     failure: Text = ""
-    reward: Figure = 0.0
+    reward: Figure | None = None
     parts: dict[Name, Figure] = Field(default_factory=dict)
     critical_steps: Count = 0
     budget: Count
@@ -196,8 +197,10 @@ class Trace(_Record):
 
     @property
     def critical_path(self) -> list[int]:
-        """The places of the orchestrator and of the slowest agent of each group, in completions; of equally slow ones
-        the one that ended last."""
+        """The places of the orchestrator and of the slowest agent of each group.
+
+        The slowest one took the most completions; if several took as many, it is the one that ended last.
+        """
 
         def slowness(place: int) -> tuple[int, float]:
             return self.agents[place].completions, self.agents[place].end

@@ -1,5 +1,6 @@
-"""What a turn of an orchestrator does, and what it costs, whether it is made of token ids or of chat messages (source:
-K2.5 paper, PARL and App. E.8).
+"""What a turn of an orchestrator does, and what it costs (source: K2.5 paper, PARL and App. E.8).
+
+It is the same over token ids (`model.swarm.orchestrator`) and over chat messages (`model.swarm.chat`).
 
 ``Swarm`` decides: which calls are refused, which sub-agents exist, how many steps are left and how they are counted. It
 also records the turn. How a tool is used and how a sub-agent is run is up to the caller's ``Hands``.
@@ -7,7 +8,7 @@ also records the turn. How a tool is used and how a sub-agent is run is up to th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, NoReturn, Protocol, TypeVar
 
@@ -85,6 +86,7 @@ class Swarm:
         parallelism: the largest number of assignments at once.
         assigned, finished: how many assignments there were, and how many of them were answered.
         failure: one line on the first sub-agent that broke; "" if none did.
+        responded: turns of the orchestrator that were carried out.
         largest_sub, sub_tokens: tokens of the longest conversation of a sub-agent, and of all of them.
     """
 
@@ -97,6 +99,7 @@ class Swarm:
     assigned: int = 0
     finished: int = 0
     failure: str = ""
+    responded: int = 0
     largest_sub: int = 0
     sub_tokens: int = 0
 
@@ -115,9 +118,10 @@ class Swarm:
         self.steps.spend(1)
         self._next()
 
-    def answered(self) -> None:
-        """Count the last turn, to which nobody responds."""
-        self.steps.spend(min(1, self.steps.remaining))
+    def ended(self, turns: int) -> None:
+        """Count the last of the orchestrator's ``turns``, if nobody responded to it."""
+        if turns > self.responded:
+            self.steps.spend(min(1, self.steps.remaining))
 
     async def respond(self, calls: Sequence[ToolCall], hands: Hands[Prompt]) -> list[str]:
         """Carry out a turn and count its steps.
@@ -147,7 +151,7 @@ class Swarm:
             else:
                 direct += 1
                 if direct > self.steps.remaining:
-                    self._end()
+                    self._end(group.values())
                 results[number] = await hands.use(call)
                 self.main.tool_call(begun, call, results[number], later=direct - 1)
                 continue
@@ -157,12 +161,14 @@ class Swarm:
         return [results[number] for number in range(len(calls))]
 
     async def _together(self, group: dict[int, Assignment[Prompt]], main: int, hands: Hands[Prompt]) -> dict[int, str]:
-        """Run a group and count it, with ``main`` steps of the orchestrator; what each of its calls returns."""
+        """Run a group, and count its steps and the ``main`` ones of the orchestrator.
+
+        Returns:
+            What each call of the group returns.
+        """
         allowed = min(self.sub_agent_steps, self.steps.remaining - main)
         if group and allowed < 1:
-            for each in group.values():
-                each.at.agent.ended("budget")
-            self._end()
+            self._end(group.values())
         done = await all_of(self._one(each, n, main, allowed, hands) for n, each in enumerate(group.values()))
         self.steps.spend(main, [one.steps for one in done])
         self.parallelism = max(self.parallelism, len(done))
@@ -197,11 +203,14 @@ class Swarm:
         return Assignment(call, prompt, Recording(agent, self.main.main_step))
 
     def _next(self) -> None:
+        self.responded += 1
         if self.steps.remaining < 1:  # there is no step left for the answer
             self._end()
         self.main.main_step, self.main.critical_step = self.main.main_step + 1, self.steps.spent + 1
 
-    def _end(self) -> NoReturn:
+    def _end(self, unstarted: Iterable[Assignment[Prompt]] = ()) -> NoReturn:
+        for each in unstarted:
+            each.at.agent.ended("budget")
         self.steps.spend(self.steps.remaining)
         raise BudgetSpent
 

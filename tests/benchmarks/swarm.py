@@ -36,6 +36,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from model.boundary.at_once import all_of
 from model.checkpoint.load import load_model
 from model.codec.image import ImageConfig
 from model.codec.tokenizer import Tokenizer
@@ -46,7 +47,7 @@ from model.data.samples.sample import Sample
 from model.evals.scorer import measuring_engine, standard_error
 from model.network.served import as_served
 from model.rl.environment import FAILED, Episode, derive_seed
-from model.rl.failures import all_of, attempt
+from model.rl.failures import attempt
 from model.rl.tools.toolset import Toolset
 from model.rollout.protocol import RolloutEngine
 from model.swarm.baselines import MODES, Mode

@@ -10,6 +10,7 @@ from tests.benchmarks import swarm
 from tests.corpus import small_tokenizer
 
 
+@pytest.mark.slow
 def test_scripted_agents_find_everything_and_the_swarm_takes_fewer_steps(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -17,7 +18,7 @@ def test_scripted_agents_find_everything_and_the_swarm_takes_fewer_steps(
     swarm.main(["--scripted", "--json", "--sizes", "6", "--tasks", "2", "--latency", "0"])
     found = json.loads(capsys.readouterr().out)
     assert found["f1_gain_points"] == 0.0 and found["best_single"] == "single"
-    assert found["critical_steps_ratio"] > 1 and found["easy_overhead"] == 1.0 and found["wall_clock_ratio"] > 0
+    assert found["critical_steps_ratio"] > 1 and found["easy_overhead"] == 1.0
     wide = {row["way"]: row for row in found["table"] if row["family"] == "world_wide"}
     assert set(wide) == {"swarm", "must_delegate", "oracle_split", *swarm.SINGLE}
     assert all(row["f1"] == 1.0 and row["parts"] == 6 and row["failed"] == 0 for row in wide.values())

@@ -108,6 +108,17 @@ def test_a_key_that_a_server_repeats_is_not_shown(moonflow: Any, monkeypatch: py
     with chatting(Script(lambda body: refusal)) as url:
         status, out, err = moonflow(url, "--api-key-env", "SERVER_KEY", "--trace", "t.json")
     assert status == 2 and "I know <key>" in err and KEY not in out + err + Path("t.json").read_text()
+    assert "the trace so far is t.json" in err
+
+
+@pytest.mark.parametrize("key", ["token", "text", "completion"])
+def test_a_key_that_is_a_field_of_the_trace_leaves_it_readable(
+    key: str, moonflow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SERVER_KEY", key)
+    with chatting(Script(lambda body: say(f"the key is {key}"))) as url:
+        assert moonflow(url, "--api-key-env", "SERVER_KEY", "--trace", "t.json")[0] == 0
+    assert Trace.from_json(Path("t.json").read_text()).answer == "the key is <key>"
 
 
 def test_a_signal_ends_all_agents_at_once_and_keeps_the_trace(moonflow: Any) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from model.boundary.errors import Unavailable
 from model.codec.image import ImageConfig
 from model.codec.tokenizer import Tokenizer
 from model.data.samples.sample import Sample
+from model.data.samples.tokenize import tokenize_prompt
 from model.rl.environment import Episode
 from model.rl.tools.toolset import Toolset
 from model.rollout.protocol import Completion, Request
@@ -158,6 +160,13 @@ def test_any_name_and_prompt_of_a_sub_agent_is_encoded(text, play, tokenizer, sp
     assign = escaped("assign_task", first=1, agent=text, prompt=text)
     episode = play(create, assign, speak(ANSWER), sub=scripted(lambda request: speak("found")))
     assert episode.reward == 1.0 and episode.metrics["subtasks_finished"] == 1.0 and not episode.failure
+
+
+def test_an_agent_whose_context_an_observation_fills_takes_no_further_step(play, speak, tokenizer) -> None:
+    turn = speak("", SEARCH[:1])
+    prompt = tokenize_prompt(replace(SAMPLE, tools=["search"]), tokenizer, ImageConfig())
+    episode = play(turn, mode="single", window=len(prompt.input_ids) + len(turn) + 1)
+    assert episode.finish_reason == "context" and episode.metrics["critical_steps"] == 1
 
 
 def test_a_sub_agent_that_breaks_is_an_observation_and_a_failure_of_the_episode(

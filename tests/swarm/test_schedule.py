@@ -11,8 +11,8 @@ def test_small_sub_agents_come_first_and_larger_ones_later() -> None:
         [0, 0, 0, 0, 1 / 6, 2 / 6, 0.5, 4 / 6, 5 / 6, 1, 1, 1]
     )
     for iteration in (3, 6, 9):
-        drawn = [schedule.larger(iteration, seed) for seed in range(400)]
-        assert drawn == [schedule.larger(iteration, seed) for seed in range(400)]
+        drawn = [schedule.larger(iteration, f"task-{n}") for n in range(400)]
+        assert drawn == [schedule.larger(iteration, f"task-{n}") for n in range(400)]
         assert sum(drawn) / 400 == pytest.approx(schedule.share(iteration), abs=0.06)
 
 

@@ -116,7 +116,7 @@ def edited(**changes: Any) -> str:
         ("{", "JSON"),
         ("[]", "object"),
         ("{}", "question: Field required"),
-        (edited(reward=None), "reward"),
+        (edited(reward="high"), "reward"),
         (edited(budget=-1), "budget"),
         (edited(colour="red"), "colour"),
         (edited(format="moonflow-swarm-trace/9"), "format"),

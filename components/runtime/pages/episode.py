@@ -78,7 +78,7 @@ def render(trace: Trace) -> str:
         title=f"swarm episode {trace.about.get('task', '')}".strip(),
         trace=trace,
         totals=trace.totals,
-        right=trace.reward >= 1.0,
+        right=trace.reward is not None and trace.reward >= 1.0,
         ended=ended(trace.outcome),
         groups=trace.groups,
         widest=max(map(len, trace.groups), default=0),

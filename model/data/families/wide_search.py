@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from model.codec.tools import created
+from model.codec.tools import SWARM_TOOLS, created
 from model.data.families.entities import Entity, Kind, draw, entities
 from model.data.families.family import Family
 from model.data.samples.sample import Sample, Split
 
 SWARM_SHARE = 0.5  # of wide searches answered by a swarm in training data (ours)
 MAX_ITEMS = 5  # keeps a trajectory under about 450 tokens (ours)
-WIDE_TOOLS = ["search", "create_subagent", "assign_task"]
+WIDE_TOOLS = ["search", *SWARM_TOOLS]
 ATTRIBUTES: dict[Kind, tuple[str, ...]] = {
     "country": ("capital", "continent", "currency", "phone", "area"),
     "city": ("country", "continent"),

@@ -49,7 +49,7 @@ def function_tool(spec: str) -> Tool:
     except Exception as error:
         raise MoonflowError(f"--tool {spec}: its parameters have no JSON Schema: {told(error)}") from error
     name = spec.rpartition(":")[2].rpartition(".")[2]
-    return Tool(name, description, schema, f"--tool {spec}", functools.partial(_run, function, arguments))
+    return Tool(name, description, schema, functools.partial(_run, function, arguments))
 
 
 def _arguments_of(function: Callable[..., Any]) -> TypeAdapter[tuple[tuple[Any, ...], dict[str, Any]]]:

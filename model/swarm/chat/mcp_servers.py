@@ -94,7 +94,7 @@ def _tool(client: Client, listed: Any, spec: str) -> Tool:
             raise ToolError(" ".join(text.split()))
         return text
 
-    return Tool(listed.name, listed.description or listed.name, listed.input_schema, f"--mcp {spec}", run)
+    return Tool(listed.name, listed.description or listed.name, listed.input_schema, run)
 
 
 def _text(block: Any) -> str:

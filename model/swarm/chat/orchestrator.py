@@ -97,8 +97,7 @@ class ChatSwarm:
                 agent, main, messages, self._toolbox.declarations(True), self._respond, self._limits.critical_steps + 1
             )
             outcome = self._done.outcome
-            if outcome != "budget":  # nobody responded to the last turn, so it is counted here
-                swarm.answered()
+            swarm.ended(self._done.steps)
         except asyncio.CancelledError:
             outcome = "stopped"
             raise
@@ -165,9 +164,9 @@ class ChatSwarm:
         self, agent: AgentState, at: Recording, messages: list[dict[str, Any]], tools: Sequence[Any], room: int
     ) -> Reply:
         began, agent.doing = at.agent.now(), "thinks"
+        agent.steps += 1  # one that breaks is a step too
         reply = await self._endpoint.complete(messages, tools, room)
         agent.doing = ""
-        agent.steps += 1
         agent.prompt_tokens += reply.prompt_tokens
         agent.new_tokens += reply.new_tokens
         self.board.counted &= reply.counted

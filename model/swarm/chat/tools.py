@@ -31,7 +31,6 @@ class Tool:
     """A tool that a model may call.
 
     Attributes:
-        source: where it comes from, for messages.
         parameters: JSON Schema of its arguments, an object.
         run: arguments -> result. Raises ToolError, or whatever it likes.
     """
@@ -39,7 +38,6 @@ class Tool:
     name: str
     description: str
     parameters: Mapping[str, Any]
-    source: str
     run: Callable[[dict[str, Any]], Awaitable[str]]
 
     @property

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +26,7 @@ def tool(name: str = "search", run: Callable[[dict[str, Any]], Any] = lambda arg
     async def called(arguments: dict[str, Any]) -> str:
         return run(arguments)  # type: ignore[no-any-return]
 
-    return Tool(name, "look up", {"type": "object", "properties": {"query": {"type": "string"}}}, "a test", called)
+    return Tool(name, "look up", {"type": "object", "properties": {"query": {"type": "string"}}}, called)
 
 
 def ask(
@@ -96,7 +97,7 @@ def test_a_call_that_cannot_run_is_told_to_the_model(call: tuple[str, Any], told
     done, _ = ask(script)
     assert done.answer == "sorry" and results(script.requests[-1])[0].startswith(told)
     repeated = script.requests[-1]["messages"][2]["tool_calls"][0]["function"]["arguments"]
-    assert repeated == ("{}" if isinstance(call[1], str) else repeated)
+    assert json.loads(repeated) == ({} if isinstance(call[1], str) else call[1])
 
 
 def test_a_hostile_result_is_bounded_and_named() -> None:
@@ -121,7 +122,7 @@ def test_a_tool_that_hangs_is_left_behind() -> None:
         await asyncio.sleep(60)
         return ""
 
-    slow = Tool("search", "look up", {"type": "object"}, "a test", hangs)
+    slow = Tool("search", "look up", {"type": "object"}, hangs)
     script = Script(turns(use(("search", {})), say("ok")))
     done, _ = ask(script, Toolbox([slow], timeout_s=0.1))
     assert results(script.requests[-1]) == ["error: search: it gave no answer in 0.1 s"] and done.answer == "ok"
@@ -150,10 +151,23 @@ def test_sub_agents_that_fail_never_end_or_are_too_long_are_told_as_errors() -> 
     assert swarm.figures["critical_steps"] == 1 + (1 + 3) + 1
 
 
+def test_a_completion_that_breaks_is_a_step_too() -> None:
+    def answer(body: dict[str, Any]) -> Any:
+        if not is_sub_agent(body):
+            return main(body)
+        done = len(results(body))
+        return use(("search", {"query": "again"}), first=done) if done < 2 else (400, {"error": {"message": "no"}})
+
+    main = turns(use(CREATE), use(ASSIGN[0], first=1), say("found"))
+    _, swarm = ask(Script(answer))
+    assert swarm.figures["critical_steps"] == 1 + (1 + 3) + 1
+
+
 def test_a_context_that_fills_up_ends_its_agent() -> None:
     script = Script(lambda body: use(("search", {"query": "more"}), first=len(results(body))), usage=False)
-    done, _ = ask(script, Toolbox([tool(run=lambda arguments: "x" * 1500)]), ChatLimits(max_tokens=2000))
+    done, swarm = ask(script, Toolbox([tool(run=lambda arguments: "x" * 1500)]), ChatLimits(max_tokens=2000))
     assert done.outcome == "context" and 1 < len(script.requests) < 5
+    assert swarm.figures["critical_steps"] == len(script.requests)
     assert all(1 <= body["max_tokens"] <= 500 for body in script.requests)
 
 

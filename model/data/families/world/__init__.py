@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from model.boundary.errors import MoonflowError
+from model.codec.tools import SWARM_TOOLS
 from model.data.families.family import Family
 from model.data.families.wide_search import SUBAGENT_NAMES
 from model.data.families.world import tasks
@@ -35,7 +36,6 @@ SIZES = (2, 3, 4, 6, 8, 16, 32)  # parts of a task (ours)
 MAX_SIZE = 64  # the held-out things are enough for as many
 SWARM_SHARE = 0.5  # of tasks answered by a swarm (ours)
 SUBAGENT_PROMPTS = ("Use the tools, then answer in one line.", "Look it up; answer with the line alone.")
-SWARM_TOOLS = ["create_subagent", "assign_task"]
 
 
 def world_sample(
