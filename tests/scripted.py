@@ -27,9 +27,13 @@ def tokens_of(parts: Sequence[str]) -> list[int]:
     return tokens
 
 
-def scripted_model(parts: Sequence[str]) -> KimiK25:
+def scripted_model(parts: Sequence[str], context: int | None = None) -> KimiK25:
     """The tiny network with its layers silenced: what is left, embedding and head, follows the script."""
-    model = new_model(preset("tiny"), seed=0)
+    config = preset("tiny")
+    if context is not None:
+        text = config.text_config.model_copy(update={"max_position_embeddings": context})
+        config = config.model_copy(update={"text_config": text})
+    model = new_model(config, seed=0)
     with torch.no_grad():
         for name, parameter in model.language_model.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight", "down_proj")):
@@ -42,9 +46,9 @@ def scripted_model(parts: Sequence[str]) -> KimiK25:
     return model
 
 
-def write_scripted(folder: Path, parts: Sequence[str]) -> Path:
-    """The model as a checkpoint folder."""
+def write_scripted(folder: Path, parts: Sequence[str], context: int | None = None) -> Path:
+    """The model as a checkpoint folder, with the preset's context or another one."""
     tokenizer_folder = folder.parent / f"{folder.name}-tokenizer"
     tiny_tokenizer().save(tokenizer_folder)
-    save_checkpoint(folder, scripted_model(parts), tokenizer_folder, None, {})
+    save_checkpoint(folder, scripted_model(parts, context), tokenizer_folder, None, {})
     return folder

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from components.serve.stage import serving
 from model.swarm.chat.board import Board
 from model.swarm.critical_steps import CriticalSteps
 from model.swarm.trace import Recorder, Trace
@@ -24,6 +25,7 @@ from pipelines.swarm_view import agent_tree
 from tests.chat_server import Script, chatting, is_sub_agent, results, say, turns, use
 from tests.http_server import nobody
 from tests.pipelines.commands import PROGRAM, ROOT
+from tests.scripted import write_scripted
 from tests.waiting import happens
 
 MCP_PROGRAM = ROOT / "tests" / "swarm" / "chat" / "mcp_program.py"
@@ -168,6 +170,25 @@ def test_ctrl_c_ends_agents_and_servers_and_keeps_the_trace(tmp_path: Path) -> N
     assert [agent.outcome for agent in trace.agents] == ["stopped"] * 3
     assert err.splitlines() == [f"moonflow: stopped; the trace so far is {found['trace']}"]
     assert not Path("/proc", (tmp_path / "pid").read_text()).exists(), "its MCP server has ended"
+
+
+@pytest.mark.slow
+def test_our_own_server_speaks_for_a_swarm(moonflow: Any, tmp_path: Path) -> None:
+    """Of a tiny model that says the same whatever it is asked."""
+    thought, end = ("<think>", "hm", "</think>"), ("<|tool_calls_section_end|>", "<|im_end|>")
+    said = (*thought, "Let me look", "<|im_end|>")
+    opening = (*thought, "<|tool_calls_section_begin|>", "<|tool_call_begin|>", "functions.search:0")
+    call = (*opening, "<|tool_call_argument_begin|>", '{"query": "lima"}', "<|tool_call_end|>", *end)
+    outcomes = {}
+    for name, script in (("says", said), ("calls", call)):
+        with serving(write_scripted(tmp_path / name, script, context=1024), "kimi", 240) as url:
+            _, out, err = moonflow(url, "--critical-steps", "2", "--max-tokens", "900", "--trace", "t.json", "--json")
+        found = json.loads(out.splitlines()[-1])
+        assert found["tokens_counted"] and found["prompt_tokens"] > 0, err
+        outcomes[name] = (found["outcome"], found["answer"], found["critical_steps"])
+    assert outcomes == {"says": ("answer", "Let me look", 1), "calls": ("budget", "", 2)}
+    main = Trace.from_json(Path("t.json").read_text()).agents[0]
+    assert [step.result for step in main.steps if step.tool] == ["error: no tool search"] * 2
 
 
 def test_the_tree_shows_agents_at_work_first_and_says_how_many_are_left_out() -> None:
