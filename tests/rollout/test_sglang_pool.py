@@ -312,6 +312,26 @@ def test_new_weights_break_generations_off_and_the_rest_is_sampled_from_them(sta
     assert whole >= 3
 
 
+def test_a_generation_that_is_broken_off_at_its_stop_token_has_ended(start, folders):
+    (replica,), (request,) = start(1), asked(1)
+    tokens = own(folders[1], [request])[0].token_ids
+    stop = tokens[5]
+    request = replace(request, stop_token_ids=(stop,))
+    replica.breaks_off_at = stop
+    engine = pool([replica])
+
+    async def published() -> list[Completion]:
+        await engine.update_weights(folders[1])
+        playing = asyncio.create_task(engine.generate([request]))
+        while replica.sampled <= tokens.index(stop):
+            await asyncio.sleep(0.001)
+        await engine.update_weights(folders[2])
+        return await playing
+
+    (found,) = asyncio.run(published())
+    assert same([found], own(folders[1], [request])) and found.finish_reason == "stop"
+
+
 def test_a_request_that_waits_at_a_replica_when_weights_come_loses_nothing(start, folders):
     """It is aborted before anything is sampled, and so has no tokens, log-probs or weights."""
     replicas, requests = start(1), asked(3)
