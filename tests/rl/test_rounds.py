@@ -69,7 +69,7 @@ def while_learning(rl: RLTrainer, act: Callable[[int, list[Group]], Any]) -> Non
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 3])
-def test_a_round_begins_once_the_weights_are_there_that_are_so_much_older_and_not_before(ahead: int) -> None:
+def test_round_t_plus_n_begins_with_the_weights_of_t_updates(ahead: int) -> None:
     begun: list[int] = []
 
     async def play(t: int) -> int:
@@ -87,6 +87,41 @@ def test_a_round_begins_once_the_weights_are_there_that_are_so_much_older_and_no
                 assert (where is threading.current_thread()) == (ahead == 0)
 
     asyncio.run(run())
+
+
+def test_a_later_round_that_failed_during_a_publish_ends_the_run_at_once() -> None:
+    async def play(t: int) -> int:
+        await asyncio.sleep([0, 60, 0.01][t])
+        if t == 2:
+            raise ValueError("no engine")
+        return t
+
+    async def run() -> None:
+        async with asyncio.timeout(20), Rounds(play, 3, 2, CPU) as rounds:
+            await rounds.played(0)
+            await asyncio.sleep(0.05)
+            await rounds.played(1)
+
+    with pytest.raises(ValueError, match="no engine"):
+        asyncio.run(run())
+
+
+def test_the_thread_that_learns_keeps_its_number_of_threads_whatever_an_engine_sets() -> None:
+    async def run() -> tuple[int, int]:
+        async with Rounds(nothing, 1, 1, CPU) as rounds:
+            await rounds.beside(lambda: None)  # begins the thread
+            torch.set_num_threads(1)
+            return await rounds.beside(torch.get_num_threads), torch.get_num_threads()
+
+    async def nothing(t: int) -> int:
+        return t
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert asyncio.run(run()) == (2, 1)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_what_is_learned_runs_beside_the_rounds_and_its_error_ends_them() -> None:
@@ -118,6 +153,8 @@ def test_staleness_counts_the_publishes_since_each_token_of_the_policy() -> None
     mask, versions = [False, True, True, False, True], [0, 3, 3, 0, 4]
     episode = Episode([1] * 5, mask, [0.0] * 5, None, [], 0.0, "", 2, "answer", weight_versions=versions)
     assert staleness([episode], 5) == {"staleness/mean": 5 / 3, "staleness/max": 2.0}
+    uncounted = replace(episode, weight_versions=[])
+    assert staleness([episode, uncounted], 5) == staleness([episode], 5) and staleness([uncounted], 5) == {}
     assert staleness([], 5) == {}
 
 
