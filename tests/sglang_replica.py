@@ -150,14 +150,18 @@ class SGLangReplica:
                 return whole.result()
         return Completion(tokens, logprobs, "abort")
 
+    def abort(self) -> None:
+        """Break off what is being generated, as a push or somebody else may ask for."""
+        for aborted in self._aborts:
+            aborted.set()
+
     def load(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         self.pushes += 1
         with self._changed:
             self._changed.wait_for(lambda: not self._updating)
             self._updating = True
             if body.get("abort_all_requests"):
-                for aborted in self._aborts:
-                    aborted.set()
+                self.abort()
             self._changed.wait_for(lambda: not self._running)
         try:
             return self._load(body)
