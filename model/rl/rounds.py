@@ -2,8 +2,9 @@
 rollouts and stored log-probs of the K2.5 paper, App. D; the bound and how it is kept: ours).
 
 With a staleness of n, round t + n begins as soon as the weights with t updates are published, while round t is learned
-from. So no episode is learned from whose first weights are more than n publishes older than those that it updates. What is in flight when weights are published goes on with the new ones. With n = 0 a round begins when
-it is asked for and nothing runs beside it.
+from. So no episode is learned from whose first weights are more than n publishes older than those that it updates. What
+is in flight when weights are published goes on with the new ones. With n = 0 a round begins when it is asked for and
+nothing runs beside it.
 """
 
 from __future__ import annotations

@@ -78,7 +78,8 @@ class SGLangEngine:
     async def update_weights(self, checkpoint: Path, version: str = "", breaks_off: bool = False) -> None:
         """Load a checkpoint folder, which SGLang's host must have under the same path, and flush the prefix cache.
 
-        SGLang lets new requests wait until it has ended what it is generating and has loaded the weights. After a failure its weights are undefined: 0.5.23 would go back to those at the path that has just failed.
+        SGLang lets new requests wait until it has ended what it is generating and has loaded the weights. After a
+        failure its weights are undefined: 0.5.23 would go back to those at the path that has just failed.
 
         Args:
             version: what later completions call these weights; "" leaves the name as it is.

@@ -16,13 +16,15 @@ from typing import Any
 import pytest
 import torch
 
-from model.boundary.errors import Unavailable
+from model.boundary.errors import MoonflowError, Unavailable
+from model.checkpoint.saving import AsyncSaver
 from model.codec.tokenizer import Tokenizer
 from model.data.samples.sample import Sample
 from model.network.config import preset
 from model.network.initial import new_model
 from model.network.multimodal import KimiK25
 from model.network.served import PublishedCopy
+from model.parallel.ranks import Ranks
 from model.rl.environment import Episode
 from model.rl.groups import Group
 from model.rl.rounds import Rounds, staleness
@@ -231,6 +233,41 @@ def test_partial_episodes_learn_with_the_log_probs_of_the_weights_that_sampled_e
     rl.publish, rl.learn = kept, first_or_second  # type: ignore[method-assign]
     rl.train()
     assert len(published) == 3 and 2 in checked
+
+
+def test_several_processes_are_refused_in_one_line(tokenizer, tokenizer_folder, tmp_path) -> None:
+    with pytest.raises(
+        MoonflowError, match="^max_staleness = 1 works in one process only, and here are 2: set it to 0$"
+    ):
+        trainer(tokenizer, tokenizer_folder, FolderServices(tmp_path), BESIDE, ranks=Ranks(0, 2))
+
+
+def test_rounds_in_flight_go_on_while_the_upload_of_a_checkpoint_is_awaited(
+    tokenizer, tokenizer_folder, tmp_path, monkeypatch
+) -> None:
+    """The second checkpoint waits for the first one, whose upload lasts until an episode of the third round began."""
+    began, wait = threading.Event(), AsyncSaver.wait
+    rl = trainer(
+        tokenizer, tokenizer_folder, FolderServices(tmp_path), replace(BESIDE, iterations=3, checkpoint_every=1)
+    )
+    play, learned = rl.rollout, threading.Event()
+
+    async def rollout(sample: Sample, seed: int, t: int) -> Episode:
+        while t == 2 and not learned.is_set():
+            await asyncio.sleep(0.001)
+        if t == 2:
+            began.set()
+        return await play(sample, seed, t)
+
+    def slow(saver: AsyncSaver) -> None:
+        if rl.state.iteration == 2:
+            learned.set()
+            assert began.wait(20)
+        wait(saver)
+
+    rl.rollout = rollout
+    monkeypatch.setattr(AsyncSaver, "wait", slow)
+    assert rl.train().iteration == 3
 
 
 def test_an_engine_that_is_gone_while_the_update_runs_ends_the_run_with_its_own_line(
