@@ -56,6 +56,7 @@ class SGLangReplica:
         slow_s: seconds before each generation. token_s: seconds after each token.
         most: the most generations at once.
         sampled: tokens of all generations.
+        breaks_off_at: a token after which a generation waits until it is aborted; None: there is none.
     """
 
     def __init__(self, checkpoint: Path) -> None:
@@ -65,6 +66,7 @@ class SGLangReplica:
         self.hangs = threading.Event()
         self.refuses_weights = self.damages_weights = False
         self.slow_s, self.token_s, self.most, self.sampled, self._running = 0.0, 0.0, 0, 0, 0
+        self.breaks_off_at: int | None = None
         self._changed, self._updating, self._aborts = threading.Condition(), False, list[threading.Event]()
         self.pushes = 0
         self._server: _Server | None = None
@@ -136,6 +138,8 @@ class SGLangReplica:
             logprobs.append(logprob)
             self.sampled += 1
             time.sleep(self.token_s)
+            if token == self.breaks_off_at:
+                aborted.wait(60)
             if aborted.is_set():
                 whole.cancel()
 
@@ -146,14 +150,18 @@ class SGLangReplica:
                 return whole.result()
         return Completion(tokens, logprobs, "abort")
 
+    def abort(self) -> None:
+        """Break off what is being generated, as a push or somebody else may ask for."""
+        for aborted in self._aborts:
+            aborted.set()
+
     def load(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         self.pushes += 1
         with self._changed:
             self._changed.wait_for(lambda: not self._updating)
             self._updating = True
             if body.get("abort_all_requests"):
-                for aborted in self._aborts:
-                    aborted.set()
+                self.abort()
             self._changed.wait_for(lambda: not self._running)
         try:
             return self._load(body)

@@ -39,7 +39,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     episodes = config.prompts_per_iteration * config.samples_per_prompt
     acting = sampler(
         config, config.endpoints, as_served(model, config.expert_precision), episodes, context, data,
-        copies=config.max_staleness > 0,
+        while_trained=config.max_staleness > 0,
     )  # fmt: skip
     frozen = _frozen(inputs["sub_agents"], config, context, data)
     helping = sampler(config, config.sub_agent_endpoints, frozen, 2 * episodes, context, data, "sub-agents")

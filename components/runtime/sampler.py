@@ -77,13 +77,16 @@ class SGLangSampler:
 
     Args:
         folder: for the checkpoints; emptied now. The newest one stays, for replicas that come back.
+        breaks_off: whether requests may be under way at a publish, which then breaks them off; their rest is sampled
+            from the new weights.
     """
 
     def __init__(
-        self, addresses: str, folder: Path, tokenizer: Tokenizer, image_config: ImageConfig, ranks: Ranks
-    ) -> None:
+        self, addresses: str, folder: Path, tokenizer: Tokenizer, image_config: ImageConfig, ranks: Ranks,
+        breaks_off: bool = False,
+    ) -> None:  # fmt: skip
         self.engine: SGLangPool = SGLangPool(
-            parse_addresses(addresses), tokenizer.media_pad_id, image_config, pushes=ranks.first
+            parse_addresses(addresses), tokenizer.media_pad_id, image_config, pushes=ranks.first, breaks_off=breaks_off
         )
         self._folder, self._tokenizer, self._images, self._ranks = folder, tokenizer, image_config, ranks
         self._count = 0
@@ -115,21 +118,29 @@ def sampler(
     data: DataFolder,
     name: str = "policy",
     *,
-    copies: bool = False,
+    while_trained: bool = False,
 ) -> Sampler:
     """SGLang replicas at ``addresses``; without them the embedded engine with ``model``, in ``max_batch`` rows.
 
-    ``copies``: it samples while ``model`` is trained, see ``EmbeddedSampler``; replicas have copies anyway.
+    ``while_trained``: it samples while ``model`` is trained and published: the embedded engine from a copy; replicas,
+    which have copies anyway, break off what they generate at each publish.
     """
     if addresses:
-        return sglang_sampler(config, addresses, context, data, name)
-    return EmbeddedSampler(model, max_batch, copies)
+        return sglang_sampler(config, addresses, context, data, name, breaks_off=while_trained)
+    return EmbeddedSampler(model, max_batch, while_trained)
 
 
 def sglang_sampler(
-    config: SamplingConfig, addresses: str, context: StepContext, data: DataFolder, name: str = "policy"
+    config: SamplingConfig,
+    addresses: str,
+    context: StepContext,
+    data: DataFolder,
+    name: str = "policy",
+    *,
+    breaks_off: bool = False,
 ) -> SGLangSampler:
-    """SGLang replicas at ``addresses``; ``name`` tells apart the weights of a step's engines."""
+    """SGLang replicas at ``addresses``; ``name`` tells apart the weights of a step's engines; ``breaks_off`` as for
+    ``SGLangSampler``."""
     base = Path(config.weights_folder) / context.run_id if config.weights_folder else context.work.parent
     folder = base / f"{context.step}-weights" / name  # not in the work folder itself, which is published
-    return SGLangSampler(addresses, folder, data.tokenizer, data.image_config, context.ranks)
+    return SGLangSampler(addresses, folder, data.tokenizer, data.image_config, context.ranks, breaks_off)

@@ -27,8 +27,9 @@ from model.rollout.protocol import Completion, Request, RolloutEngine
 FAILED = "failed"
 
 Respond = Callable[[AssistantTurn], Awaitable[list[Message]]]
-Shorten = Callable[[list[int], list[bool], list[float]], None]
-"""Is given the tokens, the policy mask and the log-probs before each completion, and may replace them in place."""
+Shorten = Callable[[list[int], list[bool], list[float], list[int]], None]
+"""Is given the tokens, the policy mask, the log-probs and the weights' versions before each completion, and may replace
+all of them in place, by others that are equally many."""
 
 
 class EpisodeEnd(Exception):
@@ -56,7 +57,8 @@ class Episode:
         metrics: figures of the environment, e.g. ``tool_calls``.
         failure: one line that says what broke, in a failed episode or in a sub-agent of this one; "" if nothing did.
         weight_versions: of each token, how often the engine had been given weights when it was sampled; 0 where the
-            mask is False. An episode that was under way when weights changed has several.
+            mask is False. An episode that was under way when weights changed has several. Empty if the engine does not
+            count that.
     """
 
     input_ids: list[int]
@@ -122,12 +124,13 @@ async def converse(
     if len(ids) >= max_tokens:
         raise MoonflowError(f"a prompt of {len(ids)} tokens leaves no room in an episode of {max_tokens}")
     response, turns, calls = "", 0, 0
-    unasked = list(questions)
+    unasked, counted = list(questions), True
     opened = [tokenizer.token_id("<think>")] if thinking else []
     reason = "turns"
     while turns < max_turns:
         if shorten is not None:
-            shorten(ids, mask, logprobs)
+            shorten(ids, mask, logprobs, versions)
+            assert len(ids) == len(mask) == len(logprobs) == len(versions)
         room = min(max_new_tokens, max_tokens - len(ids))
         if room <= 0:
             reason = "context"
@@ -150,7 +153,8 @@ async def converse(
         ids += sampled
         mask += [True] * len(sampled)
         logprobs += completion.logprobs[: len(sampled)]
-        versions += (completion.weight_versions or [0] * len(completion.token_ids))[: len(sampled)]
+        counted = counted and len(completion.weight_versions) == len(completion.token_ids)
+        versions += (completion.weight_versions if counted else [0] * len(sampled))[: len(sampled)]
         if len(sampled) < len(completion.token_ids):
             break
         if completion.finish_reason != "stop":
@@ -190,7 +194,7 @@ async def converse(
         turns,
         reason,
         metrics={"tool_calls": float(calls)},
-        weight_versions=versions,
+        weight_versions=versions if counted else [],
     )
 
 

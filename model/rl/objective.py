@@ -93,13 +93,15 @@ class PolicyLoss:
     """``model.parallel.loss.Loss`` of packed episodes: Eq. 1, whatever part of the batch it is given.
 
     Figures: ``loss/policy``; ``policy/masked_fraction``, the weight of the tokens outside the bounds;
-    ``rollout/mismatch_kl`` and ``rollout/mismatch_max``, the mean of -log rho and the largest |log rho| in nats.
+    ``rollout/mismatch_kl`` and ``rollout/mismatch_max``, the mean of -log rho and the largest |log rho| in nats, over
+    the tokens that the newest weights sampled; without such a token they are left out.
 
     Attributes:
         config: constants of Eq. 1.
         starts_S: where each episode begins in ``sampled_L``.
         sampled_L: the sampler's log-prob of each token, in nats.
         advantages_S, weights_S: of each episode's tokens.
+        newest_L: bool, whether the newest weights sampled the token; None: they sampled all.
     """
 
     config: ObjectiveConfig
@@ -107,6 +109,7 @@ class PolicyLoss:
     sampled_L: Tensor
     advantages_S: Tensor
     weights_S: Tensor
+    newest_L: Tensor | None = None
 
     @classmethod
     def of(
@@ -114,8 +117,14 @@ class PolicyLoss:
         episodes: Sequence[tuple[Episode, float, float]],
         config: ObjectiveConfig,
         device: torch.device | None = None,
+        newest: int | None = None,
     ) -> Self:
-        """``episodes``: each with its advantage and its tokens' weight, in the order in which they are packed."""
+        """
+        Args:
+            episodes: each with its advantage and its tokens' weight, in the order in which they are packed.
+            newest: how often the engine has been given weights (``Episode.weight_versions``); None: all tokens are of
+                the newest ones.
+        """
         lengths = [len(episode.input_ids) for episode, _, _ in episodes]
         return cls(
             config,
@@ -123,25 +132,32 @@ class PolicyLoss:
             torch.tensor([value for episode, _, _ in episodes for value in episode.logprobs], device=device),
             torch.tensor([advantage for _, advantage, _ in episodes], device=device),
             torch.tensor([weight for _, _, weight in episodes], device=device),
+            None if newest is None else torch.tensor(_sampled_by(newest, episodes), device=device),
         )
 
     def __call__(self, logprobs_N: Tensor, balance: Tensor, part: Batch, size: BatchSize) -> LossPart:
         # A target is the token after its position: where that stands in its episode finds the sampler's log-prob,
         # however rows and columns are divided.
         position_N = part.position_ids_BT.flatten()[part.target_positions_N]
-        old_N = self.sampled_L[self.starts_S[part.sample_N] + position_N + 1]
+        token_N = self.starts_S[part.sample_N] + position_N + 1
+        old_N = self.sampled_L[token_N]
         advantages_N, weights_N = self.advantages_S[part.sample_N], self.weights_S[part.sample_N]
         objective = policy_loss(logprobs_N, old_N, advantages_N, weights_N, self.config)
         gap_N = (logprobs_N - old_N).detach().double()
+        if self.newest_L is not None:
+            gap_N = gap_N[self.newest_L[token_N]]
         sums = [float(objective.loss.detach()), objective.masked_fraction, float(gap_N.sum()), len(gap_N)]
         largest = max(gap_N.abs().tolist(), default=0.0)
         return LossPart(objective.loss, (gap_N.new_tensor(sums),), (gap_N.new_tensor(largest),))
 
     def figures(self, sums: Sequence[Tensor], largest: Sequence[Tensor]) -> Figures:
         loss, masked, gap, count = sums[0].tolist()
-        return {
-            "loss/policy": loss,
-            "policy/masked_fraction": masked,
-            "rollout/mismatch_kl": -gap / max(1.0, count),
-            "rollout/mismatch_max": float(largest[0]),
-        }
+        figures = {"loss/policy": loss, "policy/masked_fraction": masked}
+        if self.newest_L is None or count:
+            figures |= {"rollout/mismatch_kl": -gap / max(1.0, count), "rollout/mismatch_max": float(largest[0])}
+        return figures
+
+
+def _sampled_by(newest: int, episodes: Sequence[tuple[Episode, float, float]]) -> list[bool]:
+    versions = [episode.weight_versions or [0] * len(episode.input_ids) for episode, _, _ in episodes]
+    return [version == newest for each in versions for version in each]

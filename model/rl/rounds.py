@@ -1,10 +1,10 @@
 """Rounds of episodes that are rolled out while earlier ones are learned from, up to a stated staleness (source: partial
 rollouts and stored log-probs of the K2.5 paper, App. D; the bound and how it is kept: ours).
 
-Round t updates the weights that t updates have made. With a staleness of n, round t + n begins once these weights are
-published, and not before; so no episode is learned from whose first weights are more than n publishes older than those
-that it updates. What is in flight when weights are published goes on with the new ones. With n = 0 a round begins when
-it is asked for and nothing runs beside it.
+With a staleness of n, round t + n begins as soon as the weights with t updates are published, while round t is learned
+from. So no episode is learned from whose first weights are more than n publishes older than those that it updates. What
+is in flight when weights are published goes on with the new ones. With n = 0 a round begins when it is asked for and
+nothing runs beside it.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ class Rounds(Generic[Round]):
             if later not in self._tasks:
                 self._tasks[later] = asyncio.create_task(self._play(later))
         awaited = self._tasks[t]
+        self._raise()
         while not awaited.done():  # a later round that fails ends this one, too
             running = [task for task in self._tasks.values() if not task.done()]
             await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             self._raise()
-        self._raise()
         return self._tasks.pop(t).result()
 
     async def beside(self, work: Callable[[], Result]) -> Result:
@@ -91,6 +91,7 @@ class Rounds(Generic[Round]):
 
 def _begin_thread(threads: int, device: torch.device) -> None:
     """Let a thread compute as the caller's does: torch has both settings per thread."""
+    torch.get_num_threads()  # a thread's first look takes the process's number, which an engine may change by then
     torch.set_num_threads(threads)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -104,11 +105,13 @@ def staleness(episodes: Sequence[Episode], published: int) -> dict[str, float]:
         published: how often weights had been published when they are.
 
     Returns:
-        ``staleness/mean`` over all tokens of the policy, and ``staleness/max``; nothing if there are no tokens.
+        ``staleness/mean`` over all tokens of the policy, and ``staleness/max``. Episodes of an engine that does not
+        count its weights are left out; nothing if there are no tokens.
     """
     ages = [
         published - version
         for episode in episodes
+        if episode.weight_versions
         for version, ours in zip(episode.weight_versions, episode.policy_mask, strict=True)
         if ours
     ]

@@ -68,8 +68,8 @@ class RLSettings:
         micro_batch_tokens: as in ``model.optimizer.optimization``.
         max_failed_episodes: share of the run's episodes that may fail (`model.rl.failures`); more end it.
         max_staleness: n, rounds that may be in flight while one is learned from; their episodes begin with weights that
-            are at most n publishes old. Above 0 the engine must not sample from the model that is trained, but from
-            what was published, and take new weights while requests are in flight.
+            are at most n publishes old. Above 0 there is one process, and the engine must not sample from the model
+            that is trained, but from what was published, and take new weights while requests are in flight.
     """
 
     iterations: int
@@ -133,6 +133,9 @@ class RLTrainer:
         ptx: None trains on the episodes alone.
         tasks: counts what fails in a user's tasks, from which ``prompts`` draws; None: there are none.
         watch: is told of each round on every rank; None: nobody is.
+
+    Raises:
+        MoonflowError: the settings do not fit the ranks; or a checkpoint is damaged.
     """
 
     def __init__(
@@ -154,6 +157,11 @@ class RLTrainer:
         ranks: Ranks | None = None,
     ) -> None:
         self.ranks, self.watch = ranks or Ranks(), watch
+        if settings.max_staleness and self.ranks.world > 1:
+            raise MoonflowError(
+                f"max_staleness = {settings.max_staleness} works in one process only, and here are {self.ranks.world}: "
+                "set it to 0"
+            )
         self.model, self.prompts, self.rollout, self.publish = model.to(self.ranks.device), prompts, rollout, publish
         self.settings, self.reward, self.toggle, self.ptx, self.tasks = settings, reward, toggle, ptx, tasks
         self.pad_id, self.tokenizer_folder, self.services = pad_id, tokenizer_folder, services
@@ -211,7 +219,7 @@ class RLTrainer:
                 self._report(groups, figures, rolled - begun, time.perf_counter() - rolled)
                 if self.watch is not None:
                     self.watch(self.state.iteration, groups)
-                self._save(saver)
+                await self._save(saver)
         return self.state
 
     def _play(self, t: int) -> Coroutine[Any, Any, tuple[list[Sample], list[Episode]]]:
@@ -269,7 +277,7 @@ class RLTrainer:
         self.model.train()
         for update in range(self.settings.updates):
             found = self._backward(episodes)
-            if update:  # before the first step the two policies should be one: what is left is the engine's error
+            if update:  # before the first step the newest weights are the policy: what is left is the engine's error
                 found = {key: value for key, value in found.items() if not key.startswith("rollout/")}
             figures |= found | self._update(found, self.state.iteration * self.settings.updates + update)
         return figures
@@ -281,7 +289,8 @@ class RLTrainer:
             layout = {"rows_multiple_of": ranks.data_ranks, "tokens_multiple_of": ranks.layout.sequence_parallel}
             batch = pack(samples, self.pad_id, **layout)
             mine = rows_of_rank(batch, ranks, self.model.config).to(ranks.device)
-            loss = PolicyLoss.of(episodes, self.settings.objective, ranks.device)
+            newest = self.published if self.settings.max_staleness else None
+            loss = PolicyLoss.of(episodes, self.settings.objective, ranks.device, newest)
             figures |= self.engine.backward(mine, loss, last=self.ptx is None)
         if self.ptx is not None and self.pretraining is not None:
             batch = self.pretraining.next_batch(self.ranks.data_rank, self.ranks.data_ranks)
@@ -313,10 +322,12 @@ class RLTrainer:
             newest["reward"] = figures["reward/mean"]
         self.services.progress.update(self.state.iteration, self.settings.iterations, **newest)
 
-    def _save(self, saver: AsyncSaver) -> None:
+    async def _save(self, saver: AsyncSaver) -> None:
         every, t = self.settings.checkpoint_every, self.state.iteration
         if not self.settings.saves(t):
             return
+        if self.settings.max_staleness:  # the upload of the checkpoint before must not stop the rounds in flight
+            await asyncio.to_thread(saver.wait)
         position: dict[str, Any] = {"prompts": t * self.settings.prompts_per_iteration}
         if self.pretraining is not None:
             position["pretraining"] = vars(self.pretraining.state())

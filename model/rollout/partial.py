@@ -47,8 +47,13 @@ class Partial:
         self._versions += [version] * len(part.token_ids)
         reason: Literal["stop", "length", "abort"] = part.finish_reason
         if reason == "abort":
-            full = len(self._tokens) >= self._body["sampling_params"]["max_new_tokens"]
-            if not full and self._media_pad_id not in part.token_ids:
+            sampling = self._body["sampling_params"]
+            full = len(self._tokens) >= sampling["max_new_tokens"]
+            # SGLang appends a token, then looks for an abort, and only then whether the token ends the request.
+            if part.token_ids and part.token_ids[-1] in sampling["stop_token_ids"]:
+                reason = "stop"
+            elif full or self._media_pad_id in part.token_ids:
+                reason = "length"
+            else:
                 return None
-            reason = "length"
         return Completion(self._tokens, self._logprobs, reason, part.weights, self._versions)

@@ -69,19 +69,22 @@ class Replica:
         if self._misses >= MISSES and not self.fault:
             self.drop(f"/health did not answer 200 within {health_s:g} s, {self._misses} times in a row")
 
-    async def load(self, weights: Weights, health_s: float, pushes: bool) -> MoonflowError | None:
+    async def load(
+        self, weights: Weights, health_s: float, pushes: bool, breaks_off: bool = False
+    ) -> MoonflowError | None:
         """Let it load ``weights``, and ask which it holds (``told``); returns what went wrong, and it is dropped.
 
         It is not asked before ``believe``.
 
         Args:
             pushes: False waits for another process to push them.
+            breaks_off: whether it breaks off what it is generating, or ends it first.
         """
         try:
             if not await self.engine.healthy(health_s):
                 raise MoonflowError(f"/health did not answer 200 within {health_s:g} s")
             if pushes and weights.folder is not None:
-                await self.engine.update_weights(weights.folder, weights.version)
+                await self.engine.update_weights(weights.folder, weights.version, breaks_off)
             named = await self.engine.weight_version()
             if named != weights.version:
                 raise MoonflowError(f"it names its weights {named[:12] or 'not at all'}, not {weights.version[:12]}")

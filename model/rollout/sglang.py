@@ -75,20 +75,23 @@ class SGLangEngine:
         async with self._calls.client() as client:
             return self._completion(await self._calls.call(client, "/generate", body))
 
-    async def update_weights(self, checkpoint: Path, version: str = "") -> None:
+    async def update_weights(self, checkpoint: Path, version: str = "", breaks_off: bool = False) -> None:
         """Load a checkpoint folder, which SGLang's host must have under the same path, and flush the prefix cache.
 
-        SGLang first aborts what it is generating, whose callers get the tokens so far, and lets new requests wait.
-        After a failure its weights are undefined: 0.5.23 would go back to those at the path that has just failed.
+        SGLang lets new requests wait until it has ended what it is generating and has loaded the weights. After a
+        failure its weights are undefined: 0.5.23 would go back to those at the path that has just failed.
 
         Args:
             version: what later completions call these weights; "" leaves the name as it is.
+            breaks_off: whether it aborts what it is generating, whose callers get the tokens so far.
 
         Raises:
             Transient: SGLang is unreachable.
             MoonflowError: SGLang cannot load the folder.
         """
-        body: dict[str, Any] = {"model_path": str(checkpoint), "flush_cache": True, "abort_all_requests": True}
+        body: dict[str, Any] = {"model_path": str(checkpoint), "flush_cache": True}
+        if breaks_off:
+            body["abort_all_requests"] = True
         if version:
             body["weight_version"] = version
         async with self._calls.client() as client:

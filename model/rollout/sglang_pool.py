@@ -5,8 +5,8 @@ repeated, or whose health checks fail, is dropped: its requests go to the others
 ignored. While there are requests, dropped replicas are looked after: one that is healthy again is given the weights of
 now, and only then asked again. An answer from other weights is ignored too, and its replica is loaded again.
 
-New weights may come while requests are under way. The replicas then break them off, and what is missing is sampled
-from the new weights (``model.rollout.partial``).
+New weights may come while requests are under way, if the pool is told so. The replicas then break them off, and what is
+missing is sampled from the new weights (``model.rollout.partial``). What a replica gives up by itself is asked anew.
 
 What is proven of a replica before it is asked: it names the version of the weights, the SHA-256 of the pushed files;
 each parameter has the same digest on all replicas; and where SGLang's digests can be compared
@@ -47,7 +47,9 @@ HEALTH_S = 30.0  # SGLang itself waits 20 s for a token before it says that it i
 class SGLangPool:
     """A ``model.rollout.protocol.RolloutEngine`` on several SGLangs. ``update_weights`` comes before ``generate``.
 
-    A request has the same seed wherever it goes. What ``SGLangEngine`` says holds for every replica.
+    A request has the same seed wherever and as often as it is asked; what is missing of one that new weights broke off
+    has another one, which follows from that and from the number of tokens so far. What ``SGLangEngine`` says holds for
+    every replica.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class SGLangPool:
         image_config: ImageConfig | None = None,
         *,
         pushes: bool = True,
+        breaks_off: bool = False,
         at_once: int = AT_ONCE,
         attempts: int = ATTEMPTS,
         backoff_s: float = BACKOFF_S,
@@ -70,12 +73,15 @@ class SGLangPool:
             addresses: from ``model.rollout.addresses.parse_addresses``.
             media_pad_id, image_config, attempts, backoff_s, timeout_s: as for ``SGLangEngine``.
             pushes: False if another process pushes the weights, see ``follow``.
+            breaks_off: whether ``update_weights`` breaks off what is being generated; False lets each replica end it
+                before it loads them.
             at_once: most requests under way at one replica.
             patience_s: seconds without any usable replica after which that is an error.
             probe_s: seconds between two looks at all replicas while requests are under way.
             health_s: seconds that a replica may take to say that it is healthy.
         """
-        self._addresses, self._pushes, self._at_once = addresses, pushes, at_once
+        self._addresses, self._at_once = addresses, at_once
+        self._pushes, self._breaks_off = pushes, breaks_off
         self._client = (media_pad_id, image_config or ImageConfig(), attempts, backoff_s, timeout_s)
         self._patience_s, self._probe_s, self._health_s = patience_s, probe_s, health_s
         self._replicas: dict[str, Replica] = {}
@@ -160,7 +166,7 @@ class SGLangPool:
         while True:
             await self._find_replicas()
             replicas = list(self._replicas.values())
-            loads = [replica.load(weights, self._health_s, self._pushes) for replica in replicas]
+            loads = [replica.load(weights, self._health_s, self._pushes, self._breaks_off) for replica in replicas]
             faults = await asyncio.gather(*loads)
             self._believe([replica for replica, fault in zip(replicas, faults, strict=True) if fault is None], weights)
             if self.usable:
@@ -192,16 +198,16 @@ class SGLangPool:
                     replica.drop(str(error))
             finally:
                 self._let_in(1)
+            if completion is not None and completion.finish_reason == "abort" and version == self._version:
+                completion, failure = None, MoonflowError(f"{replica.url} gave the request up")
             if completion is not None and weights is not None and completion.weights != weights.version:
-                if completion.finish_reason != "abort" and version == self._version:
+                if version == self._version:
                     replica.drop(f"it answered from weights {completion.weights[:12] or 'that it does not name'}")
                 completion = None
             if completion is not None and (whole := partial.add(completion, version)) is not None:
                 return whole
             if version != self._version:  # new weights came, for which replicas break requests off
                 continue
-            if completion is not None:
-                failure = MoonflowError(f"{replica.url} gave the request up")
             gone = replica.holds is not weights
             tries, deaths = tries + (not gone), deaths + gone
             if tries >= TRIES:
@@ -267,7 +273,7 @@ class SGLangPool:
                 for replica in self._replicas.values():
                     if not self._loading and (replica.check is None or replica.check.done()):
                         replica.check = asyncio.create_task(self._check(replica))
-                if self.usable:
+                if self.usable or self._loading:
                     used = clock()
                 elif clock() - used > self._patience_s:
                     raise self._silence()

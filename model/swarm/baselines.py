@@ -62,40 +62,40 @@ class ContextKeeper:
 
         return remembering
 
-    def shorten(self, ids: list[int], mask: list[bool], logprobs: list[float]) -> None:
+    def shorten(self, ids: list[int], mask: list[bool], logprobs: list[float], versions: list[int]) -> None:
         """As `model.rl.environment.Shorten`."""
         self.note_size(mask)
         if len(ids) < self._threshold or not self._rounds:
             return
         before = len(ids)
         if self._mode == "discard_all":
-            self._begin_again(ids, mask, logprobs)
+            self._begin_again(ids, mask, logprobs, versions)
         elif self._mode == "hide_tool_result":
-            self._hide(ids, mask, logprobs)
+            self._hide(ids, mask, logprobs, versions)
         self.dropped += before if len(ids) < before else 0
 
     def note_size(self, mask: Sequence[bool]) -> None:
         """Count what the context holds up to its last sampled token."""
         self.largest = max(self.largest, max((n + 1 for n, mine in enumerate(mask) if mine), default=len(mask)))
 
-    def _begin_again(self, ids: list[int], mask: list[bool], logprobs: list[float]) -> None:
+    def _begin_again(self, ids: list[int], mask: list[bool], logprobs: list[float], versions: list[int]) -> None:
         opening = len(encode_turns([], self._tokenizer, 0))  # of the agent's turn, which the note comes before
         note = encode_turns([{"role": "system", "content": DISCARDED}], self._tokenizer, 0)
         ids[:] = [*self._question[:-opening], *note]
-        mask[:], logprobs[:] = [False] * len(ids), [0.0] * len(ids)
+        mask[:], logprobs[:], versions[:] = [False] * len(ids), [0.0] * len(ids), [0] * len(ids)
         self._begin, self._rounds = len(ids), []
 
-    def _hide(self, ids: list[int], mask: list[bool], logprobs: list[float]) -> None:
+    def _hide(self, ids: list[int], mask: list[bool], logprobs: list[float], versions: list[int]) -> None:
         """Replace the tool results of all rounds but the newest by a note, where that is shorter."""
-        tokens = list(zip(ids, mask, logprobs, strict=True))
+        tokens = list(zip(ids, mask, logprobs, versions, strict=True))
         kept, rounds = tokens[: self._begin], iter(self._rounds[:-1])
         for start, end in _runs(mask, self._begin):
             part = tokens[start:end]
             if not mask[start] and (heard := next(rounds, None)) is not None:
                 note = encode_turns([_hidden(message) for message in heard], self._tokenizer, 0)
-                part = [(token, False, 0.0) for token in note] if len(note) < len(part) else part
+                part = [(token, False, 0.0, 0) for token in note] if len(note) < len(part) else part
             kept += part
-        ids[:], mask[:], logprobs[:] = map(list, zip(*kept, strict=True))
+        ids[:], mask[:], logprobs[:], versions[:] = map(list, zip(*kept, strict=True))
 
 
 def _hidden(message: Message) -> Message:

@@ -15,8 +15,9 @@ TEXT = """\
   replica load it. `weights_folder` is a volume that the step and the replicas have under the same path; on one
   machine it can stay empty. The folder is removed at the end of the step. The replicas must have a checkpoint of
   the same shape at their start.
-- **`max_staleness`** above 0 lets the replicas sample while the step updates the weights. They get new ones in the
-  middle of generations, which SGLang breaks off; what is missing is asked for again, with the tokens so far.
+- **`max_staleness`** above 0 lets the replicas sample while the step updates the weights, which then runs in one
+  process. They get new ones in the middle of generations, which SGLang breaks off; what is missing is asked for
+  again, with the tokens so far.
   [When that pays](../model/rl/README.md#rollouts-while-the-update-runs).
 - **Start the replicas** with `--trust-remote-code`, `SGLANG_VLM_CACHE_SIZE_MB=0` (else they see known images with
   old weights) and, for the same samples from the same seeds, `--enable-deterministic-inference`.
@@ -34,5 +35,7 @@ ends with one line that says why.
 What is proven of a replica before it is asked, and again after each round: it calls its weights by the SHA-256 of
 the pushed files; SGLang's digest of each of its parameters is the same on all replicas; and on a CPU in float32,
 where that digest is a SHA-256 too, each is that of the tensors which were pushed. On a GPU this last part is not
-proven: there the step's metric `rollout/mismatch_kl` shows what is left between trainer and sampler. Every answer
-names its weights, and one from other weights is ignored."""
+proven: there the step's metric `rollout/mismatch_kl` shows what is left between trainer and sampler. It is measured
+before a round's first update, over the tokens that the newest weights sampled; with `max_staleness` above 0 these
+are some of a round's tokens, or none, and then the metric is left out. Every answer names its weights, and one from
+other weights is ignored."""

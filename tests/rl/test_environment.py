@@ -99,6 +99,7 @@ def test_logprobs_belong_to_the_sampled_tokens(tokenizer, toolset, scripted, spe
     ] + [-n / 100 for n in range(len(last))]
     assert all(value == 0 for value, mine in zip(episode.logprobs, episode.policy_mask, strict=True) if not mine)
     assert [t for t, mine in zip(episode.input_ids, episode.policy_mask, strict=True) if mine] == first + last
+    assert episode.weight_versions == []  # this engine does not count them
 
 
 def test_each_turn_has_its_own_seed_and_the_prompt_so_far(tokenizer, toolset, scripted, speak) -> None:

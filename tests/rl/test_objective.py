@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -131,6 +132,29 @@ def test_the_sampler_s_log_probs_find_their_tokens(packed: Batch) -> None:
     assert figures["rollout/mismatch_kl"] == figures["rollout/mismatch_max"] == figures["policy/masked_fraction"] == 0
     expected = -sum(one.policy_tokens * advantage * weight for one, advantage, weight in EPISODES)
     assert figures["loss/policy"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_mismatch_is_of_the_tokens_that_the_newest_weights_sampled(packed: Batch) -> None:
+    """Of the first episode its tokens from the seventh on; of those some have moved by 0.7."""
+    size, versions = BatchSize(2, len(packed.targets_N)), [[2] * 6 + [3] * 11, [2] * 17]
+
+    def figures(newest: int, counts: bool = True) -> dict[str, float]:
+        made = [
+            (replace(one, weight_versions=versions[n > 0][: len(one.input_ids)] if counts else []), *others)
+            for n, (one, *others) in enumerate(EPISODES)
+        ]
+        loss = PolicyLoss.of(made, CONFIG, newest=newest)
+        part = loss(logprobs_of(packed, 0.7), torch.zeros(()), packed, size)
+        return dict(loss.figures(part.sums, part.largest))
+
+    mask = EPISODES[0][0].policy_mask
+    ours = [position for position in range(6, len(mask)) if mask[position]]
+    moved = [position for position in ours if (position - 1) % 3 == 0]
+    assert moved and figures(3)["rollout/mismatch_kl"] == pytest.approx(-0.7 * len(moved) / len(ours))
+    assert figures(3)["rollout/mismatch_max"] == pytest.approx(0.7)
+    for none in (figures(4), figures(3, counts=False)):
+        assert set(none) == {"loss/policy", "policy/masked_fraction"}
+        assert none["loss/policy"] == figures(3)["loss/policy"]
 
 
 @pytest.mark.parametrize("way", ["rows", "columns"])

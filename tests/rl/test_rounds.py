@@ -16,13 +16,15 @@ from typing import Any
 import pytest
 import torch
 
-from model.boundary.errors import Unavailable
+from model.boundary.errors import MoonflowError, Unavailable
+from model.checkpoint.saving import AsyncSaver
 from model.codec.tokenizer import Tokenizer
 from model.data.samples.sample import Sample
 from model.network.config import preset
 from model.network.initial import new_model
 from model.network.multimodal import KimiK25
 from model.network.served import PublishedCopy
+from model.parallel.ranks import Ranks
 from model.rl.environment import Episode
 from model.rl.groups import Group
 from model.rl.rounds import Rounds, staleness
@@ -69,7 +71,7 @@ def while_learning(rl: RLTrainer, act: Callable[[int, list[Group]], Any]) -> Non
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 3])
-def test_a_round_begins_once_the_weights_are_there_that_are_so_much_older_and_not_before(ahead: int) -> None:
+def test_round_t_plus_n_begins_with_the_weights_of_t_updates(ahead: int) -> None:
     begun: list[int] = []
 
     async def play(t: int) -> int:
@@ -87,6 +89,41 @@ def test_a_round_begins_once_the_weights_are_there_that_are_so_much_older_and_no
                 assert (where is threading.current_thread()) == (ahead == 0)
 
     asyncio.run(run())
+
+
+def test_a_later_round_that_failed_during_a_publish_ends_the_run_at_once() -> None:
+    async def play(t: int) -> int:
+        await asyncio.sleep([0, 60, 0.01][t])
+        if t == 2:
+            raise ValueError("no engine")
+        return t
+
+    async def run() -> None:
+        async with asyncio.timeout(20), Rounds(play, 3, 2, CPU) as rounds:
+            await rounds.played(0)
+            await asyncio.sleep(0.05)
+            await rounds.played(1)
+
+    with pytest.raises(ValueError, match="no engine"):
+        asyncio.run(run())
+
+
+def test_the_thread_that_learns_keeps_its_number_of_threads_whatever_an_engine_sets() -> None:
+    async def run() -> tuple[int, int]:
+        async with Rounds(nothing, 1, 1, CPU) as rounds:
+            await rounds.beside(lambda: None)  # begins the thread
+            torch.set_num_threads(1)
+            return await rounds.beside(torch.get_num_threads), torch.get_num_threads()
+
+    async def nothing(t: int) -> int:
+        return t
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert asyncio.run(run()) == (2, 1)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_what_is_learned_runs_beside_the_rounds_and_its_error_ends_them() -> None:
@@ -118,6 +155,8 @@ def test_staleness_counts_the_publishes_since_each_token_of_the_policy() -> None
     mask, versions = [False, True, True, False, True], [0, 3, 3, 0, 4]
     episode = Episode([1] * 5, mask, [0.0] * 5, None, [], 0.0, "", 2, "answer", weight_versions=versions)
     assert staleness([episode], 5) == {"staleness/mean": 5 / 3, "staleness/max": 2.0}
+    uncounted = replace(episode, weight_versions=[])
+    assert staleness([episode, uncounted], 5) == staleness([episode], 5) and staleness([uncounted], 5) == {}
     assert staleness([], 5) == {}
 
 
@@ -194,6 +233,41 @@ def test_partial_episodes_learn_with_the_log_probs_of_the_weights_that_sampled_e
     rl.publish, rl.learn = kept, first_or_second  # type: ignore[method-assign]
     rl.train()
     assert len(published) == 3 and 2 in checked
+
+
+def test_several_processes_are_refused_in_one_line(tokenizer, tokenizer_folder, tmp_path) -> None:
+    with pytest.raises(
+        MoonflowError, match="^max_staleness = 1 works in one process only, and here are 2: set it to 0$"
+    ):
+        trainer(tokenizer, tokenizer_folder, FolderServices(tmp_path), BESIDE, ranks=Ranks(0, 2))
+
+
+def test_rounds_in_flight_go_on_while_the_upload_of_a_checkpoint_is_awaited(
+    tokenizer, tokenizer_folder, tmp_path, monkeypatch
+) -> None:
+    """The second checkpoint waits for the first one, whose upload lasts until an episode of the third round began."""
+    began, wait = threading.Event(), AsyncSaver.wait
+    rl = trainer(
+        tokenizer, tokenizer_folder, FolderServices(tmp_path), replace(BESIDE, iterations=3, checkpoint_every=1)
+    )
+    play, learned = rl.rollout, threading.Event()
+
+    async def rollout(sample: Sample, seed: int, t: int) -> Episode:
+        while t == 2 and not learned.is_set():
+            await asyncio.sleep(0.001)
+        if t == 2:
+            began.set()
+        return await play(sample, seed, t)
+
+    def slow(saver: AsyncSaver) -> None:
+        if rl.state.iteration == 2:
+            learned.set()
+            assert began.wait(20)
+        wait(saver)
+
+    rl.rollout = rollout
+    monkeypatch.setattr(AsyncSaver, "wait", slow)
+    assert rl.train().iteration == 3
 
 
 def test_an_engine_that_is_gone_while_the_update_runs_ends_the_run_with_its_own_line(

@@ -113,8 +113,10 @@ def test_an_aborted_generation_is_an_aborted_completion(host):
 
 def test_weights_are_updated_from_a_folder_or_the_reason_is_told(host, tmp_path):
     asyncio.run(engine(host).update_weights(tmp_path))
-    sent = {"model_path": str(tmp_path), "flush_cache": True, "abort_all_requests": True}
-    assert host.seen == [("/update_weights_from_disk", sent)]
+    asyncio.run(engine(host).update_weights(tmp_path, breaks_off=True))
+    sent = {"model_path": str(tmp_path), "flush_cache": True}
+    breaking_off = {**sent, "abort_all_requests": True}
+    assert host.seen == [("/update_weights_from_disk", sent), ("/update_weights_from_disk", breaking_off)]
     host.script = [(400, {"success": False, "message": "Failed to load weights"})]
     with pytest.raises(MoonflowError, match="Failed to load weights"):
         asyncio.run(engine(host).update_weights(tmp_path))

@@ -286,7 +286,7 @@ def test_new_weights_break_generations_off_and_the_rest_is_sampled_from_them(sta
     replicas, requests = start(2), asked(6, tokens=40)
     for replica in replicas:
         replica.token_s = 0.002
-    engine = pool(replicas)
+    engine = pool(replicas, breaks_off=True)
 
     async def published() -> list[Completion]:
         await engine.update_weights(folders[1])
@@ -312,11 +312,31 @@ def test_new_weights_break_generations_off_and_the_rest_is_sampled_from_them(sta
     assert whole >= 3
 
 
+def test_a_generation_that_is_broken_off_at_its_stop_token_has_ended(start, folders):
+    (replica,), (request,) = start(1), asked(1)
+    tokens = own(folders[1], [request])[0].token_ids
+    stop = tokens[5]
+    request = replace(request, stop_token_ids=(stop,))
+    replica.breaks_off_at = stop
+    engine = pool([replica], breaks_off=True)
+
+    async def published() -> list[Completion]:
+        await engine.update_weights(folders[1])
+        playing = asyncio.create_task(engine.generate([request]))
+        while replica.sampled <= tokens.index(stop):
+            await asyncio.sleep(0.001)
+        await engine.update_weights(folders[2])
+        return await playing
+
+    (found,) = asyncio.run(published())
+    assert same([found], own(folders[1], [request])) and found.finish_reason == "stop"
+
+
 def test_a_request_that_waits_at_a_replica_when_weights_come_loses_nothing(start, folders):
     """It is aborted before anything is sampled, and so has no tokens, log-probs or weights."""
     replicas, requests = start(1), asked(3)
     replicas[0].slow_s = 60.0
-    engine = pool(replicas)
+    engine = pool(replicas, breaks_off=True)
 
     async def published() -> list[Completion]:
         await engine.update_weights(folders[1])
@@ -336,7 +356,7 @@ def test_a_replica_that_dies_while_weights_are_pushed_loses_nothing(start, folde
     replicas, requests = start(2), asked(6, tokens=40)
     for replica in replicas:
         replica.token_s = 0.002
-    engine = pool(replicas)
+    engine = pool(replicas, breaks_off=True)
 
     async def died() -> list[Completion]:
         await engine.update_weights(folders[1])
@@ -350,3 +370,40 @@ def test_a_replica_that_dies_while_weights_are_pushed_loses_nothing(start, folde
     found = asyncio.run(died())
     assert all(len(each.token_ids) == 40 or PAD in each.token_ids for each in found)
     assert engine.usable == [replicas[1].url]
+
+
+def test_a_generation_that_a_replica_gives_up_by_itself_is_sampled_whole_again(start, folders):
+    """With its own seed, so that a round that takes turns with updates repeats bit for bit."""
+    (replica,), requests = start(1), asked(1)
+    replica.breaks_off_at = own(folders[1], requests)[0].token_ids[5]
+    engine = pool([replica], breaks_off=True)
+
+    async def given_up() -> list[Completion]:
+        await engine.update_weights(folders[1])
+        playing = asyncio.create_task(engine.generate(requests))
+        while replica.sampled < 6:
+            await asyncio.sleep(0.001)
+        replica.breaks_off_at = None
+        replica.abort()
+        return await playing
+
+    assert same(asyncio.run(given_up()), own(folders[1], requests))
+    assert replica.sampled == 6 + 12 and [answer.seed for answer in replica.served] == [requests[0].seed] * 2
+
+
+def test_without_breaking_off_a_push_waits_for_what_is_generated(start, folders):
+    """So a check that loads a replica again takes nothing from another process's requests either."""
+    (replica,), requests = start(1), asked(2)
+    replica.token_s = 0.002
+    engine = pool([replica])
+
+    async def pushed() -> list[Completion]:
+        await engine.update_weights(folders[1])
+        playing = asyncio.create_task(engine.generate(requests))
+        while replica.sampled < 6:
+            await asyncio.sleep(0.001)
+        await engine.update_weights(folders[2])
+        return await playing
+
+    found = asyncio.run(pushed())
+    assert same(found, own(folders[1], requests)) and {v for each in found for v in each.weight_versions} == {1}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from model.data.families.world.tasks import Drawn
 from model.data.samples.sample import Sample
 from model.rl.environment import Episode
 from model.rl.tools.toolset import Toolset
+from model.rollout.protocol import Completion, Request
 from model.swarm.baselines import DISCARDED, HIDDEN, Mode
 from model.swarm.orchestrator import SwarmLimits, run_swarm_episode
 from model.swarm.scripted import ScriptedOrchestrator, ScriptedSingle, ScriptedSubAgents, Worked
@@ -33,6 +35,25 @@ def task(name: str, size: int) -> tuple[Drawn, Sample]:
     )  # fmt: skip
 
 
+class Counting:
+    """An engine that is given weights before each completion, and counts that."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine, self.version = engine, 0
+
+    async def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        self.version += 1
+        found = await self.engine.generate(requests)
+        return [replace(each, weight_versions=[self.version] * len(each.token_ids)) for each in found]
+
+
+def versions(episode: Episode) -> list[int]:
+    """Those of the completions that its tokens hold; every token has one, and 0 if the policy did not sample it."""
+    pairs = list(zip(episode.weight_versions, episode.policy_mask, strict=True))
+    assert len(pairs) == len(episode.input_ids) and all((version > 0) == mine for version, mine in pairs)
+    return list(dict.fromkeys(version for version, mine in pairs if mine))
+
+
 @pytest.fixture
 def play(tokenizer: Tokenizer, toolset: Toolset) -> Play:
     def run(mode: Mode, name: str = "world_wide", size: int = 4, window: int = WIDE, budget: int = 60, **engines: Any):
@@ -46,7 +67,7 @@ def play(tokenizer: Tokenizer, toolset: Toolset) -> Play:
         limits = SwarmLimits(budget, 12, max_new_tokens=1200, max_tokens=window, sub_agent_tokens=WIDE)
         return asyncio.run(
             run_swarm_episode(
-                engine, ScriptedSubAgents(worked, tokenizer), tokenizer, sample, ImageConfig(), toolset,
+                Counting(engine), ScriptedSubAgents(worked, tokenizer), tokenizer, sample, ImageConfig(), toolset,
                 limits=limits, temperature=1.0, seed=0, mode=mode,
             )
         )  # fmt: skip
@@ -108,6 +129,7 @@ def test_where_tool_results_are_hidden_the_agent_goes_on_from_its_notes(play: Pl
     assert window / 2 < episode.metrics["context_tokens"] <= window
     assert episode.metrics["total_tokens"] > len(episode.input_ids)
     assert len(episode.policy_mask) == len(episode.logprobs) == len(episode.input_ids)
+    assert versions(episode) == list(range(1, episode.turns + 1))
     assert episode.metrics["critical_steps"] == play("single").metrics["critical_steps"]
 
 
@@ -122,6 +144,8 @@ def test_where_all_is_discarded_the_agent_begins_again_and_the_budget_binds(play
     assert episode.metrics["context_tokens"] <= window
     begun = text.split(DISCARDED)[1]
     assert begun.count("## Return of") < 17 - 1  # what it did before is gone
+    left = versions(episode)
+    assert 0 < len(left) < episode.turns and left == list(range(episode.turns + 1 - len(left), episode.turns + 1))
 
 
 def test_a_question_that_fills_the_window_ends_the_episode(play: Play) -> None:

@@ -13,6 +13,9 @@ from model.boundary.errors import MoonflowError
 from model.checkpoint.load import load_model
 from model.data.families import FAMILIES
 from model.data.samples.shards import write_shard
+from model.network.multimodal import KimiK25
+from model.rl.trainer import RLTrainer
+from model.rollout.embedded import EmbeddedEngine
 from tests.step_services import FolderServices
 
 CONFIG = Config(
@@ -38,14 +41,30 @@ def test_joint_rl_covers_abilities_and_modalities_and_ends_complete(
 
 
 def test_with_a_staleness_it_samples_from_a_copy_of_the_published_weights(
-    rl_inputs: dict[str, str], tmp_path: Path
+    rl_inputs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    services = FolderServices(tmp_path)
+    services, trained, copies = FolderServices(tmp_path), set[int](), set[int]()
+    switch = EmbeddedEngine.switch_model
+
+    class Trainer(RLTrainer):
+        async def publish_weights(self) -> None:
+            await super().publish_weights()
+            trained.update(parameter.data_ptr() for parameter in self.model.parameters())
+
+    def switched(engine: EmbeddedEngine, model: KimiK25) -> None:
+        copies.update(parameter.data_ptr() for parameter in model.parameters())
+        switch(engine, model)
+
+    monkeypatch.setattr(stage, "RLTrainer", Trainer)
+    monkeypatch.setattr(EmbeddedEngine, "switch_model", switched)
     config = CONFIG.model_copy(update={"iterations": 3, "max_staleness": 1, "expert_precision": "int4"})
     stage.run(config, rl_inputs, services)
     rows = list(services.logged.values())
     assert len(rows) == 3 and all(row["staleness/max"] <= 1 and row["episodes/failed"] == 0 for row in rows)
-    assert rows[0]["staleness/max"] == 0 and rows[0].get("rollout/mismatch_max", 0.0) < 1e-3
+    # The second round begins beside the first one, whose update it does not have yet.
+    assert rows[0]["staleness/max"] == 0 and rows[1]["staleness/max"] == 1 and rows[1]["staleness/mean"] > 0
+    assert all(row.get("rollout/mismatch_max", 0.0) < 1e-3 for row in rows)
+    assert copies and trained and not copies & trained
 
 
 def test_families_whose_answers_need_more_room_are_no_prompts_and_named_in_one_line(

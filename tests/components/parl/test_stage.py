@@ -70,4 +70,6 @@ def test_swarms_play_while_the_orchestrator_learns_and_get_its_new_weights(
     rows = list(services.logged.values())
     assert [row["swarm/auxiliary_scale"] for row in rows] == pytest.approx([1, 0.5, 0])
     assert all(row["staleness/max"] <= 1 and row["episodes/failed"] == 0 for row in rows)
+    # The second round begins beside the first one, whose update it does not have yet.
+    assert rows[0]["staleness/max"] == 0 and rows[1]["staleness/max"] == 1 and rows[1]["staleness/mean"] > 0
     assert [complete for *_, complete in services.saved] == [True]
