@@ -51,7 +51,8 @@ class Config(SwarmConfig, EpisodesConfig):
     max_batch: int = Field(128, ge=1, description="completions generated at the same time (source: ours)")
     # From here to `sigmas`: the gate's rules. When one changes, the scores are kept and only the gate decides again.
     floors: str = Field(
-        "digit_string=0.8, digit_count=0.6, array_tool=0.7",
+        "digit_string=0.85, digit_count=0.7, fact_qa=0.6, array_tool=0.8, array_tool_image=0.3, sub_search=0.8, "
+        "wide_search=0.4",
         json_schema_extra=AT_THE_END,
         description="scores that the final model must reach, as suite=value, ability/modality=value or, for the better "
         "mode of wide_search, family=value with commas between; empty = none (source: ours)",
