@@ -11,6 +11,7 @@ from typing import Any, Literal
 import httpx
 
 from model.boundary.errors import MoonflowError
+from model.boundary.untrusted_text import shown
 from model.codec.image import ImageConfig
 from model.codec.tokenizer import Tokenizer
 from model.rollout.chat_engine import ChatEngine
@@ -77,7 +78,7 @@ async def find_endpoint(url: str, attempts: int = ATTEMPTS, backoff_s: float = B
         Transient: nothing answers there.
         MoonflowError: the URL is none, or what answers is neither SGLang nor OpenAI-compatible.
     """
-    base = _base(url)
+    base = server_url(url, f"set {KEY} to the key that it wants").removesuffix("/v1").rstrip("/")
     calls = HttpCalls("the server", base, attempts, backoff_s, ASK_S)
     async with calls.client() as client:
         info: dict[str, Any] = {}
@@ -98,19 +99,25 @@ async def find_endpoint(url: str, attempts: int = ATTEMPTS, backoff_s: float = B
     return Endpoint(base, "chat", first["id"], context)
 
 
-def _base(url: str) -> str:
+def server_url(url: str, key: str) -> str:
+    """A server's URL without blanks or a slash at its end.
+
+    Args:
+        key: what the caller should do with the server's key, after "leave user and password out, and".
+
+    Raises:
+        MoonflowError: it is no URL of a server, or has a user.
+    """
     if "@" in url:
-        raise MoonflowError(
-            f"the server's URL has an @: leave user and password out, and set {KEY} to the key that the server wants"
-        )
+        raise MoonflowError(f"the server's URL has an @: leave user and password out, and {key}")
     try:
         parsed = httpx.URL(url.strip())
         usable = parsed.scheme in ("http", "https") and parsed.host != "" and not parsed.query and not parsed.fragment
     except httpx.InvalidURL:
         usable = False
     if not usable:
-        raise MoonflowError(f"{url[:200]!r} is not the URL of a server: give one such as http://127.0.0.1:30000")
-    return url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
+        raise MoonflowError(f"{shown(url)} is not the URL of a server: give one such as http://127.0.0.1:30000")
+    return url.strip().rstrip("/")
 
 
 async def _answer(calls: HttpCalls, client: httpx.AsyncClient, path: str) -> dict[str, Any]:

@@ -118,22 +118,19 @@ async def play(
     limits: SwarmLimits, at_once: int,
 ) -> list[Episode]:  # fmt: skip
     """The episodes of one way to do the tasks, greedy."""
-    gate, mode = asyncio.Semaphore(at_once), way if way in MODES else "swarm"
+    gate = asyncio.Semaphore(at_once)
+    mode: Mode = next((mode for mode in MODES if mode == way), "swarm")
 
     async def one(number: int, task: Task) -> Episode:
         async with gate:
             engine, sub_engine = engines(way, task)
             running = run_swarm_episode(
                 engine, sub_engine, tokenizer, task.sample, images, toolset, limits=limits, temperature=0.0,
-                seed=derive_seed(0, number), mode=_mode(mode),
+                seed=derive_seed(0, number), mode=mode,
             )  # fmt: skip
             return await attempt(running, task.sample)
 
     return await all_of(one(number, each) for number, each in enumerate(tasks))
-
-
-def _mode(name: str) -> Mode:
-    return next(mode for mode in MODES if mode == name)
 
 
 def row(way: str, family: str, tasks: Sequence[Task], episodes: Sequence[Episode]) -> dict[str, Any]:

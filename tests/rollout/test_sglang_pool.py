@@ -7,9 +7,6 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,57 +14,11 @@ import pytest
 import torch
 
 from model.boundary.errors import MoonflowError, Transient
-from model.checkpoint.export import save_model
-from model.checkpoint.load import load_model
 from model.codec.image import ImageConfig, encode_image
-from model.network.config import preset
-from model.network.initial import new_model
-from model.rollout.embedded import EmbeddedEngine
 from model.rollout.protocol import Completion, Request
 from model.rollout.sglang_pool import SGLangPool
-from tests.drawn import randomise
 from tests.http_server import nobody
-from tests.sglang_replica import SGLangReplica
-from tests.uncached import full_logprobs
-
-PAD = preset("tiny").media_placeholder_token_id
-SOON = {"backoff_s": 0.01, "probe_s": 0.05, "health_s": 10.0, "patience_s": 20.0}
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three checkpoints with other weights."""
-    made = []
-    for seed in range(3):
-        model = new_model(preset("tiny"), seed=seed)
-        randomise(model, seed, std=0.1)
-        folder = tmp_path_factory.mktemp(f"weights-{seed}")
-        save_model(model, folder)
-        made.append(folder)
-    return made
-
-
-@pytest.fixture
-def start(folders: list[Path]) -> Iterator[Callable[[int], list[SGLangReplica]]]:
-    with ExitStack() as stack:
-        yield lambda count: [stack.enter_context(SGLangReplica(folders[0])) for _ in range(count)]
-
-
-def pool(replicas: list[SGLangReplica], **settings: Any) -> SGLangPool:
-    return SGLangPool([replica.url for replica in replicas], PAD, ImageConfig(), **{**SOON, **settings})
-
-
-def asked(count: int, tokens: int = 12) -> list[Request]:
-    return [Request([5, 6, 7 + n % 50, 8], max_new_tokens=tokens, seed=100 + n) for n in range(count)]
-
-
-def own(folder: Path, requests: list[Request]) -> list[Completion]:
-    return asyncio.run(EmbeddedEngine(load_model(folder)).generate(requests))
-
-
-def same(found: list[Completion], expected: list[Completion]) -> bool:
-    """The same tokens and the same log-probs, bit for bit."""
-    return [replace(completion, weights="") for completion in found] == expected
+from tests.rollout.replicas import PAD, SOON, asked, own, pool, same
 
 
 async def rounds(engine: SGLangPool, folder: Path, requests: list[Request]) -> list[Completion]:
@@ -279,131 +230,3 @@ def test_a_cancelled_caller_leaves_and_the_others_go_on(start, folders):
 
     assert same(asyncio.run(some_leave()), own(folders[1], asked(4)))
     assert threading.active_count() < 100
-
-
-def test_new_weights_break_generations_off_and_the_rest_is_sampled_from_them(start, folders):
-    """The reference is the whole forward of either model, without a cache. Nobody is taken for dead."""
-    replicas, requests = start(2), asked(6, tokens=40)
-    for replica in replicas:
-        replica.token_s = 0.002
-    engine = pool(replicas, breaks_off=True)
-
-    async def published() -> list[Completion]:
-        await engine.update_weights(folders[1])
-        playing = asyncio.create_task(engine.generate(requests))
-        while min(replica.sampled for replica in replicas) < 15:
-            await asyncio.sleep(0.001)
-        await engine.update_weights(folders[2])
-        late = await engine.generate(requests[:2])
-        assert same(late, expected) and set(late[0].weight_versions) == {2}
-        return await playing
-
-    expected = own(folders[2], requests[:2])
-    found, models = asyncio.run(published()), [load_model(folder) for folder in folders[1:]]
-    assert [replica.pushes for replica in replicas] == [2, 2] and len(engine.usable) == 2
-    whole = 0
-    for request, completion in zip(requests, found, strict=True):
-        versions = completion.weight_versions
-        assert len(completion.token_ids) == len(versions) and versions == sorted(versions)
-        whole += len(versions) == 40 and set(versions) == {1, 2}
-        assert len(versions) == 40 or PAD in completion.token_ids  # which has no picture: nothing can follow it
-        said = full_logprobs(models, request, completion.token_ids, [version - 1 for version in versions])
-        assert completion.logprobs == pytest.approx(said, abs=1e-4)
-    assert whole >= 3
-
-
-def test_a_generation_that_is_broken_off_at_its_stop_token_has_ended(start, folders):
-    (replica,), (request,) = start(1), asked(1)
-    tokens = own(folders[1], [request])[0].token_ids
-    stop = tokens[5]
-    request = replace(request, stop_token_ids=(stop,))
-    replica.breaks_off_at = stop
-    engine = pool([replica], breaks_off=True)
-
-    async def published() -> list[Completion]:
-        await engine.update_weights(folders[1])
-        playing = asyncio.create_task(engine.generate([request]))
-        while replica.sampled <= tokens.index(stop):
-            await asyncio.sleep(0.001)
-        await engine.update_weights(folders[2])
-        return await playing
-
-    (found,) = asyncio.run(published())
-    assert same([found], own(folders[1], [request])) and found.finish_reason == "stop"
-
-
-def test_a_request_that_waits_at_a_replica_when_weights_come_loses_nothing(start, folders):
-    """It is aborted before anything is sampled, and so has no tokens, log-probs or weights."""
-    replicas, requests = start(1), asked(3)
-    replicas[0].slow_s = 60.0
-    engine = pool(replicas, breaks_off=True)
-
-    async def published() -> list[Completion]:
-        await engine.update_weights(folders[1])
-        playing = asyncio.create_task(engine.generate(requests))
-        while replicas[0].most < 3:
-            await asyncio.sleep(0.001)
-        replicas[0].slow_s = 0.0
-        await engine.update_weights(folders[2])
-        return await playing
-
-    found = asyncio.run(published())
-    assert same(found, own(folders[2], requests)) and {v for each in found for v in each.weight_versions} == {2}
-    assert len(engine.usable) == 1
-
-
-def test_a_replica_that_dies_while_weights_are_pushed_loses_nothing(start, folders):
-    replicas, requests = start(2), asked(6, tokens=40)
-    for replica in replicas:
-        replica.token_s = 0.002
-    engine = pool(replicas, breaks_off=True)
-
-    async def died() -> list[Completion]:
-        await engine.update_weights(folders[1])
-        playing = asyncio.create_task(engine.generate(requests))
-        while min(replica.sampled for replica in replicas) < 15:
-            await asyncio.sleep(0.001)
-        await asyncio.to_thread(replicas[0].kill)
-        await engine.update_weights(folders[2])
-        return await playing
-
-    found = asyncio.run(died())
-    assert all(len(each.token_ids) == 40 or PAD in each.token_ids for each in found)
-    assert engine.usable == [replicas[1].url]
-
-
-def test_a_generation_that_a_replica_gives_up_by_itself_is_sampled_whole_again(start, folders):
-    """With its own seed, so that a round that takes turns with updates repeats bit for bit."""
-    (replica,), requests = start(1), asked(1)
-    replica.breaks_off_at = own(folders[1], requests)[0].token_ids[5]
-    engine = pool([replica], breaks_off=True)
-
-    async def given_up() -> list[Completion]:
-        await engine.update_weights(folders[1])
-        playing = asyncio.create_task(engine.generate(requests))
-        while replica.sampled < 6:
-            await asyncio.sleep(0.001)
-        replica.breaks_off_at = None
-        replica.abort()
-        return await playing
-
-    assert same(asyncio.run(given_up()), own(folders[1], requests))
-    assert replica.sampled == 6 + 12 and [answer.seed for answer in replica.served] == [requests[0].seed] * 2
-
-
-def test_without_breaking_off_a_push_waits_for_what_is_generated(start, folders):
-    """So a check that loads a replica again takes nothing from another process's requests either."""
-    (replica,), requests = start(1), asked(2)
-    replica.token_s = 0.002
-    engine = pool([replica])
-
-    async def pushed() -> list[Completion]:
-        await engine.update_weights(folders[1])
-        playing = asyncio.create_task(engine.generate(requests))
-        while replica.sampled < 6:
-            await asyncio.sleep(0.001)
-        await engine.update_weights(folders[2])
-        return await playing
-
-    found = asyncio.run(pushed())
-    assert same(found, own(folders[1], requests)) and {v for each in found for v in each.weight_versions} == {1}

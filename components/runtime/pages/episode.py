@@ -24,6 +24,8 @@ NO_ANSWER = {
     "context": "no room was left in the context",
     "malformed": "its turn could not be read",
     "failed": "it broke",
+    "empty": "it said nothing",
+    "stopped": "it was stopped",
 }
 """Why an agent has no answer; any other reason is shown as it is."""
 

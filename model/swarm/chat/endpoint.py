@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from model.boundary.errors import MoonflowError, Transient, Unavailable, did_you_mean
 from model.boundary.untrusted_text import read_json, shown, well_formed
 from model.codec.chat import ToolCall
+from model.rollout.endpoint import server_url
 from model.swarm.chat.tools import MAX_NAME, ToolError, as_arguments
 
 RETRIES = 5
@@ -194,16 +195,8 @@ class ChatEndpoint:
 
 def _base(url: str) -> str:
     """The base of the API at a URL."""
-    if "@" in url:
-        raise MoonflowError("--endpoint has an @: leave user and password out, and give the key with --api-key-env")
-    try:
-        parsed = httpx.URL(url.strip())
-        usable = parsed.scheme in ("http", "https") and parsed.host != "" and not parsed.query and not parsed.fragment
-    except httpx.InvalidURL:
-        usable = False
-    if not usable:
-        raise MoonflowError(f"--endpoint {shown(url)} is no URL of a server: give one such as http://127.0.0.1:8000/v1")
-    return url.strip().rstrip("/") + ("/v1" if parsed.path in ("", "/") else "")
+    base = server_url(url, "give the key with --api-key-env")
+    return base + ("" if httpx.URL(base).path.strip("/") else "/v1")
 
 
 def _said(error: openai.APIStatusError) -> str:
