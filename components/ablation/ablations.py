@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from components.ablation import fusion, sft
+from components.ablation import fusion, sft, toggle
 from components.ablation.fusion import comparison as fusion_comparison
 from components.ablation.fusion import page as fusion_page
 from components.ablation.fusion import table as fusion_table
@@ -14,6 +14,9 @@ from components.ablation.sft import comparison as sft_comparison
 from components.ablation.sft import page as sft_page
 from components.ablation.sft import table as sft_table
 from components.ablation.tables import Table
+from components.ablation.toggle import comparison as toggle_comparison
+from components.ablation.toggle import page as toggle_page
+from components.ablation.toggle import table as toggle_table
 
 Found = Mapping[str, Any]
 Events = Mapping[str, Sequence[Mapping[str, float]]]
@@ -49,6 +52,10 @@ ABLATIONS = {
     sft.NAME: Ablation(
         sft_comparison.compare, sft_table.printed, sft_table.sentences, sft_table.markdown, sft_page.render,
         sft_comparison.metrics,
+    ),
+    toggle.NAME: Ablation(
+        toggle_comparison.compare, toggle_table.printed, toggle_table.sentences, toggle_table.markdown,
+        toggle_page.render, toggle_comparison.metrics,
     ),
 }  # fmt: skip
 

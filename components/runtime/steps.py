@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from model.boundary.errors import MoonflowError
-from model.data.order.mixtures import mixtures, parse_shares
+from model.data.order.mixtures import MIXTURES, mixtures, parse_shares
 from model.evals.suites import SUITES
 from model.rl.tasks.names import parse_tasks, short_name
 
@@ -48,6 +48,7 @@ PIPELINES = {
     "post_train": (IMPORTED, STEPS[0], *STEPS[STEPS.index("zero_vision_sft") :]),
     "fusion_ablation": ("prepare_data", "fusion_arm", "finish"),
     "sft_ablation": (IMPORTED, "prepare_data", "sft_arm", "finish"),
+    "toggle_ablation": (IMPORTED, "prepare_data", "zero_vision_sft", "toggle_arm", "finish"),
 }
 """The steps of each pipeline. A module of ``pipelines`` with that name has its DAG."""
 
@@ -102,11 +103,14 @@ def _missing_family(configs: Mapping[str, StepConfig]) -> str:
         asked.append(("serve.family", family, family))
     if "sft_arm" in configs:
         asked.append(("sft_arm", "narrow_program_image", "narrow_program_image"))
+    if "toggle_arm" in configs:
+        asked.append(("toggle_arm", "free_arithmetic", "free_arithmetic"))
     for key, name, family in asked:
         if family not in mixtures(mixture).made:
+            making = next((each for each, found in MIXTURES.items() if family in found.made), "broad")
             return (
                 f"{key} names {name!r}, for which prepare_data.mixture {mixture!r} makes no samples: choose another, "
-                "or the mixture broad"
+                f"or the mixture {making}"
             )
     return ""
 

@@ -7,33 +7,16 @@ hand at this stage hurt generalisation).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from components.ablation.claim import Claim, by_seed
 from components.ablation.sft.arms import TWINS, VISION
 from components.ablation.sft.comparison import UNTRAINED, vision_rows
 
 RISE = 20.0  # points of success that each seed has to gain
 WEAR = 3.0  # points that a suite of vision may lose, in the mean over seeds
-VERDICTS = {True: "holds", False: "does not hold", None: "unknown"}
 
 Cell = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Claim:
-    """``holds`` is None if an arm that the claim is about has not ended."""
-
-    text: str
-    holds: bool | None
-    figures: str
-
-    @property
-    def verdict(self) -> str:
-        return VERDICTS[self.holds]
-
-    def __str__(self) -> str:
-        return f"{self.text}: {self.verdict}" + (f" ({self.figures})" if self.figures else "")
 
 
 def claims(found: Mapping[str, Any]) -> list[Claim]:
@@ -53,7 +36,7 @@ def _rises(suite: str, row: Mapping[str, Cell]) -> Claim:
         return Claim(text, None, "")
     success, calls = row["success"], row["tool_calls"]
     holds = min(success["seeds"].values()) >= RISE
-    return Claim(text, holds, f"success {_by_seed(success)}; tool-call rate {_by_seed(calls)}")
+    return Claim(text, holds, f"success {by_seed(success)}; tool-call rate {by_seed(calls)}")
 
 
 def _untrained(gains: Mapping[str, Any], kinds: list[str]) -> Claim:
@@ -62,7 +45,7 @@ def _untrained(gains: Mapping[str, Any], kinds: list[str]) -> Claim:
         return Claim(text, None, "")
     success = gains[UNTRAINED]["success"]
     each = ", ".join(f"{k} {gains[f'kind/{k}']['success']['mean']:+.1f}" for k in kinds if f"kind/{k}" in gains)
-    return Claim(text, min(success["seeds"].values()) > 0, f"together {_by_seed(success)}; by kind {each}")
+    return Claim(text, min(success["seeds"].values()) > 0, f"together {by_seed(success)}; by kind {each}")
 
 
 def _wear(found: Mapping[str, Any], gains: Mapping[str, Any]) -> Iterator[Claim]:
@@ -72,7 +55,7 @@ def _wear(found: Mapping[str, Any], gains: Mapping[str, Any]) -> Iterator[Claim]
             yield Claim(text, None, "")
             continue
         success = gains[suite]["success"]
-        yield Claim(text, success["mean"] >= -WEAR, _by_seed(success))
+        yield Claim(text, success["mean"] >= -WEAR, by_seed(success))
 
 
 def _narrow(differences: Mapping[str, Any]) -> Claim:
@@ -80,11 +63,5 @@ def _narrow(differences: Mapping[str, Any]) -> Claim:
     if UNTRAINED not in differences or (half := differences[UNTRAINED]["success"]["half"]) is None:
         return Claim(text, None, "")
     untrained, whole = differences[UNTRAINED]["success"], differences[TWINS[0]]["success"]
-    told = f"success on untrained kinds, text minus narrow: {_by_seed(untrained)}; on all kinds: {_by_seed(whole)}"
+    told = f"success on untrained kinds, text minus narrow: {by_seed(untrained)}; on all kinds: {by_seed(whole)}"
     return Claim(text, untrained["mean"] > half, told)
-
-
-def _by_seed(cell: Cell) -> str:
-    """``+21.0 ± 4.0: +20.0, +22.0`` points: the mean, its 95% half width, and each seed."""
-    half = "" if cell["half"] is None else f" ± {cell['half']:.1f}"
-    return f"{cell['mean']:+.1f}{half}: " + ", ".join(f"{value:+.1f}" for value in cell["seeds"].values())

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from components.ablation.claim import TONES
 from components.ablation.sft.claims import claims
 from components.ablation.sft.table import sentences, tables
 from components.runtime.pages import template
 
 _PAGE = Path(__file__).with_name("sft.html")
-TONES = {True: "yes", False: "no", None: "plain"}
 
 
 def render(

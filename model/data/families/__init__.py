@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from model.data.families import chart, digits, ocr, photo, programs, scenes, video, world
+from model.data.families import chart, digits, ocr, photo, programs, scenes, thinking, video, world
 from model.data.families.array_tool import ARRAY_TOOL, ARRAY_TOOL_IMAGE
 from model.data.families.coding import CODING
 from model.data.families.dialogue import DIALOGUE
@@ -13,7 +13,6 @@ from model.data.families.needle import NEEDLE, needle_family
 from model.data.families.reasoning import REASONING_GYM
 from model.data.families.recall import RECALL
 from model.data.families.stdlib import CODE_WINDOW, PROSE_WINDOW, STDLIB_CODE, STDLIB_TEXT
-from model.data.families.thinking import THINKING
 from model.data.families.video_needle import VIDEO_NEEDLE, video_needle_family
 from model.data.families.wide_search import SUB_SEARCH, WIDE_SEARCH
 
@@ -23,11 +22,11 @@ FAMILIES: dict[str, Family] = {
         STDLIB_TEXT, STDLIB_CODE, PROSE_WINDOW, CODE_WINDOW, FACT_PROSE, RECALL,
         FACT_QA, REASONING_GYM, ARRAY_TOOL, WIDE_SEARCH, SUB_SEARCH, NEEDLE,
         *digits.FAMILIES, *ocr.FAMILIES, *scenes.FAMILIES, *photo.FAMILIES, *chart.FAMILIES, INTERLEAVED,
-        ARRAY_TOOL_IMAGE, *video.FAMILIES, VIDEO_NEEDLE, *programs.FAMILIES, THINKING, CODING, DIALOGUE,
+        ARRAY_TOOL_IMAGE, *video.FAMILIES, VIDEO_NEEDLE, *programs.FAMILIES, *thinking.FAMILIES, CODING, DIALOGUE,
         *world.FAMILIES,
     )
 }  # fmt: skip
-UNMIXED = frozenset(family.name for family in world.FAMILIES)
+UNMIXED = frozenset(family.name for family in (*world.FAMILIES, *thinking.FREE))
 
 
 def lengthened(characters: int, chunks: int) -> dict[str, Family]:

@@ -234,6 +234,24 @@ BROAD_TRAJECTORIES: Mixture = {
     "dialogue": 1,
 }
 
+# A cold start for RL under length budgets: most of it thinks, half of that in the short style and half in the long one.
+# All of broad's trajectories keep a share, so that nothing is lost.
+FREE_SAMPLES: Mixture = {"free_arithmetic": 40, "free_reading": 30}
+
+THINKING_TRAJECTORIES: Mixture = {
+    "free_arithmetic": 7,
+    "free_reading": 5,
+    "thinking": 1,
+    "image_program": 1,
+    "array_tool": 0.5,
+    "wide_search": 0.5,
+    "sub_search": 0.3,
+    "fact_qa": 0.3,
+    "reasoning_gym": 0.2,
+    "coding": 0.5,
+    "dialogue": 0.5,
+}
+
 MIXTURES = {
     "short": Mixtures(
         TEXT_SAMPLES,
@@ -254,6 +272,16 @@ MIXTURES = {
         BROAD_LONG_TEXT,
         BROAD_LONG_VISION,
         BROAD_TRAJECTORIES,
+    ),
+    "thinking": Mixtures(
+        FREE_SAMPLES | {name: share / 4 for name, share in BROAD_TEXT_SAMPLES.items()},
+        BROAD_IMAGE_SAMPLES,
+        BROAD_LONG_SAMPLES,
+        BROAD_TEXT,
+        ((0.0, BROAD_VISION), (0.4, PLACES_VISION)),
+        BROAD_LONG_TEXT,
+        BROAD_LONG_VISION,
+        THINKING_TRAJECTORIES,
     ),
 }
 """By the value of the steps' parameter ``mixture``."""

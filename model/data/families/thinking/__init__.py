@@ -6,9 +6,15 @@ the long one takes every step. Thinking ends with the answer, which is then give
 There are 12 kinds (``KINDS``), in turn by the index of the sample; each round of them is in one style. A key names
 both: ``thinking-multiply-long-00000012``. Held out: the operands (numbers, words or names that a problem is about), and
 the last wording of every question and of every request for a style, which only eval samples have, each in half of them.
+
+``free_arithmetic`` and ``free_reading`` ask the same problems, with numbers and with words, and for no style: the
+reference answers have both in turn, so that a policy that learned from them is free in how long it thinks.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -33,15 +39,16 @@ def _draw(rng: np.random.Generator, kind: Kind, split: Split) -> tuple[Problem, 
             return problem, source
 
 
-def thinking(rng: np.random.Generator, split: Split, index: int) -> Sample:
-    """A problem, thinking in the style that is asked for, and the answer."""
-    kind, style = KINDS[index % len(KINDS)], STYLES[index // len(KINDS) % len(STYLES)]
+def _sample(name: str, kinds: Sequence[Kind], asks: bool, rng: np.random.Generator, split: Split, index: int) -> Sample:
+    """A problem, thinking in the style of this index, and the answer; ``asks``: the system turn asks for the style."""
+    kind, style = kinds[index % len(kinds)], STYLES[index // len(kinds) % len(STYLES)]
     problem, source = _draw(rng, kind, split)
+    request = [{"role": "system", "content": choose(rng, split, REQUESTS[style])}] if asks else []
     return Sample(
-        key=f"thinking-{kind.name}-{style}-{index:08d}", family="thinking", ability="reasoning", modality="text",
+        key=f"{name}-{kind.name}-{style}-{index:08d}", family=name, ability="reasoning", modality="text",
         source=source,
         messages=[
-            {"role": "system", "content": choose(rng, split, REQUESTS[style])},
+            *request,
             {"role": "user", "content": choose(rng, split, kind.wordings).format(**problem.fields)},
             {"role": "assistant", "reasoning": problem.thinking(style), "content": problem.answer},
         ],
@@ -49,8 +56,14 @@ def thinking(rng: np.random.Generator, split: Split, index: int) -> Sample:
     )  # fmt: skip
 
 
-def thinking_sources(split: Split) -> list[str]:
-    return operand_sources((kind.name for kind in KINDS), split)
+def _sources(kinds: Sequence[Kind], split: Split) -> list[str]:
+    return operand_sources((kind.name for kind in kinds), split)
 
 
-THINKING = Family("thinking", "reasoning", "text", "task", thinking, thinking_sources)
+def _family(name: str, kinds: Sequence[Kind], asks: bool) -> Family:
+    return Family(name, "reasoning", "text", "task", partial(_sample, name, kinds, asks), partial(_sources, kinds))
+
+
+THINKING = _family("thinking", KINDS, asks=True)
+FREE = (_family("free_arithmetic", arithmetic.KINDS, asks=False), _family("free_reading", reading.KINDS, asks=False))
+FAMILIES = (THINKING, *FREE)

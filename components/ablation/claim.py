@@ -1,0 +1,33 @@
+"""A claim about an ablation's arms: its rule, whether it held, and the figures in words (ours)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+VERDICTS = {True: "holds", False: "does not hold", None: "unknown"}
+TONES = {True: "yes", False: "no", None: "plain"}
+"""Of a page."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """``holds`` is None if an arm that the claim is about has not ended."""
+
+    text: str
+    holds: bool | None
+    figures: str
+
+    @property
+    def verdict(self) -> str:
+        return VERDICTS[self.holds]
+
+    def __str__(self) -> str:
+        return f"{self.text}: {self.verdict}" + (f" ({self.figures})" if self.figures else "")
+
+
+def by_seed(cell: Mapping[str, Any]) -> str:
+    """``+21.0 ± 4.0: +20.0, +22.0``: the mean of ``cell``, its 95% half width, and each seed."""
+    half = "" if cell["half"] is None else f" ± {cell['half']:.1f}"
+    return f"{cell['mean']:+.1f}{half}: " + ", ".join(f"{value:+.1f}" for value in cell["seeds"].values())

@@ -1,0 +1,64 @@
+"""The page of a Toggle ablation: its tables, the verdicts on the claims, and lengths and accuracy over the rounds.
+``toggle.html`` is the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from components.ablation.claim import TONES
+from components.ablation.toggle.arms import ARMS
+from components.ablation.toggle.claims import claims
+from components.ablation.toggle.comparison import STEP, Events
+from components.ablation.toggle.table import sentences, tables
+from components.runtime.pages import template
+from components.runtime.pages.charts import Points, line_chart
+
+_PAGE = Path(__file__).with_name("toggle.html")
+CURVES = (
+    ("Length of an answer", "mean over a round's episodes", "tokens/response", "tokens"),
+    ("Accuracy", "share of a round's episodes that are correct", "accuracy/mean", "share"),
+)
+
+
+def render(found: Mapping[str, Any], events: Events, extra: Mapping[str, Any]) -> str:
+    """The page of an ablation.
+
+    Args:
+        found: the result of ``comparison.compare``.
+        events: task name -> rows of its ``metrics.jsonl``.
+        extra: any of ``run_id`` and ``error`` (why the run ended early).
+    """
+    verdicts = claims(found)
+    told = {str(claim) for claim in verdicts}
+    charts = [
+        (title, note, line_chart(curves(events, metric), x_label="round", y_label=unit))
+        for title, note, metric, unit in CURVES
+    ]
+    return template.render(
+        _PAGE,
+        title=extra.get("run_id", "run"),
+        error=extra.get("error", ""),
+        claims=verdicts,
+        tones=TONES,
+        tables=tables(found),
+        charts=[chart for chart in charts if chart[2]],
+        sentences=[line for line in sentences(found) if line not in told],
+    )
+
+
+def curves(events: Events, metric: str) -> dict[str, Points]:
+    """Arm -> mean over its seeds of a metric by round, where all of its seeds have it."""
+    found: dict[str, Points] = {}
+    for name, arm in ARMS.items():
+        runs = [
+            {row["step"]: row[metric] for row in rows if metric in row}
+            for task, rows in events.items()
+            if arm.trained and task.startswith(f"{STEP}-{name}-")
+        ]
+        if runs:
+            common = sorted(set.intersection(*(set(run) for run in runs)))
+            found[name] = [(step, fmean(run[step] for run in runs)) for step in common]
+    return found
