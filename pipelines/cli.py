@@ -12,7 +12,7 @@ from pipelines.commands.checkpoints import evaluate, promote, report, serve
 from pipelines.commands.checks import check, clean, doctor, plan
 from pipelines.commands.options import Stopped
 from pipelines.commands.runs import compile_, run, seeds, submit
-from pipelines.commands.swarm import ask, show
+from pipelines.commands.swarm import ask, show, video
 
 # Reasons why a path that the user gave cannot be used; any other OSError is a bug and keeps its traceback.
 _UNUSABLE = frozenset((
@@ -41,8 +41,9 @@ app.command()(plan)
 data_app = typer.Typer(no_args_is_help=True, help="Check data before training on it.")
 data_app.command()(check)
 app.add_typer(data_app, name="data")
-swarm_app = typer.Typer(no_args_is_help=True, help="Ask an agent swarm, or look at its episodes.")
+swarm_app = typer.Typer(no_args_is_help=True, help="Ask an agent swarm, let it watch videos, or look at its episodes.")
 swarm_app.command()(ask)
+swarm_app.command()(video)
 swarm_app.command()(show)
 app.add_typer(swarm_app, name="swarm")
 app.command()(doctor)

@@ -6,9 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
 import sys
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,17 +16,15 @@ from rich.console import Console
 
 from model.boundary.errors import MoonflowError
 from model.boundary.untrusted_text import cut, shown
-from model.boundary.whole_file import write_whole
 from model.swarm.chat.endpoint import ChatEndpoint
 from model.swarm.chat.functions import function_tool
 from model.swarm.chat.orchestrator import ChatLimits, ChatSwarm
 from model.swarm.chat.tools import Toolbox, unique
-from model.swarm.trace import Trace
 from model.swarm.turns import Finished
 from pipelines.commands.options import Stopped
+from pipelines.swarm_session import kept_file, key_of, prices_of, save_trace, until_signal
 from pipelines.swarm_view import summary, watched
 
-FOLDER = Path("runs/swarm")
 WHY = {
     "budget": "the budget of critical steps is spent: raise --critical-steps",
     "context": "the orchestrator's context is full: raise --max-tokens, or ask for less",
@@ -53,22 +49,6 @@ class Question:
     price_in: float | None
     price_out: float | None
 
-    @property
-    def prices(self) -> tuple[float, float] | None:
-        if self.price_in is None and self.price_out is None:
-            return None
-        if self.price_in is None or self.price_out is None:
-            raise MoonflowError("give --price-in and --price-out together")
-        return self.price_in, self.price_out
-
-    @property
-    def key(self) -> str:
-        """Raises MoonflowError if its variable is not set."""
-        key = os.environ.get(self.api_key_env, "").strip() if self.api_key_env else ""
-        if self.api_key_env and not key:
-            raise MoonflowError(f"{shown(self.api_key_env)} is not set: set it to the key of {shown(self.endpoint)}")
-        return key
-
 
 def ask_swarm(asked: Question, trace: Path | None, *, as_json: bool) -> bool:
     """Ask, print the answer and write the trace; whether there is an answer.
@@ -77,16 +57,14 @@ def ask_swarm(asked: Question, trace: Path | None, *, as_json: bool) -> bool:
         MoonflowError: the endpoint or a tool cannot be used; the trace is written if the question was asked.
         Stopped: a signal ended it.
     """
-    prices, key = asked.prices, asked.key
+    prices, key = prices_of(asked.price_in, asked.price_out), key_of(asked.api_key_env, asked.endpoint)
     if not asked.text.strip():
         raise MoonflowError("the question is empty: ask something")
     endpoint = ChatEndpoint(asked.endpoint, asked.model, key)
     unique(asked.tools, "--tool")
     unique(asked.mcp, "--mcp")
     toolbox = Toolbox([function_tool(spec) for spec in asked.tools], asked.tool_timeout)
-    target = trace or FOLDER / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.json"
-    if target.is_dir():
-        raise MoonflowError(f"{target} is a folder: give the path of a file as --trace")
+    target = kept_file(trace, ".json", "--trace")
     console = Console(highlight=False)
     run = _Run(asked, endpoint, toolbox, prices, console)
     done = None
@@ -124,22 +102,8 @@ class _Run:
 
     async def to_its_end(self) -> Finished | None:
         """The result; None if a signal came."""
-        loop, work = asyncio.get_running_loop(), asyncio.create_task(self._work())
-
-        def stop(number: int) -> None:
-            self.stopped = number
-            for each in (signal.SIGINT, signal.SIGTERM):  # a second one ends the process as usual
-                loop.remove_signal_handler(each)
-            work.cancel()
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop, number)
-        try:
-            return await work
-        except asyncio.CancelledError:
-            if not self.stopped:
-                raise
-            return None
+        done, self.stopped = await until_signal(self._work())
+        return done
 
     async def _work(self) -> Finished:
         async with self.endpoint, _servers(self.asked, self.toolbox):
@@ -155,24 +119,7 @@ class _Run:
         """Write the trace, in which the key is nowhere; None if nothing was asked."""
         if self.swarm is None or not self.swarm.board.agents:
             return None
-        trace = self.swarm.trace
-        if key:
-            trace = Trace.model_validate(_without(trace.model_dump(), key))
-        try:
-            write_whole(target, trace.to_json().encode())
-        except OSError as error:
-            print(f"moonflow: cannot write the trace {target}: {error.strerror}; give another --trace", file=sys.stderr)
-            return None
-        return target
-
-
-def _without(value: Any, key: str, name: str = "") -> Any:
-    """A trace's fields with every text in which the key stands changed; what a field is called, and kinds, stay."""
-    if isinstance(value, str):
-        return value if name in ("format", "kind") else value.replace(key, "<key>")
-    if isinstance(value, dict):
-        return {each: _without(item, key, each) for each, item in value.items()}
-    return [_without(item, key, name) for item in value] if isinstance(value, list) else value
+        return save_trace(self.swarm.trace, target, key)
 
 
 @contextlib.asynccontextmanager

@@ -28,6 +28,8 @@ TIMEOUT_S = 600.0  # of one completion (ours)
 CONNECT_S = 10.0
 OTHERS = ("OpenAI-Organization", "OpenAI-Project")  # headers
 BYTES_PER_TOKEN = 3  # of texts that no server has counted yet; on the safe side (ours)
+PICTURE_TOKENS = 1_000  # of a picture that no server has counted: about one of a megapixel (ours)
+_PICTURE = re.compile(r'"data:image/[a-z+]+;base64,[A-Za-z0-9+/=]*"')
 
 
 class _Function(BaseModel):
@@ -94,7 +96,7 @@ class ChatEndpoint:
 
     Args:
         url: base of the API; ``/v1`` is added to one without a path.
-        model: the server's name for it.
+        model: the server's name for it; "" for the only one that it serves, which `context` looks up.
         key: sent as a bearer token; it is in no message and in no error. "" for none.
     """
 
@@ -126,7 +128,7 @@ class ChatEndpoint:
 
         Raises:
             Transient: nothing answers.
-            MoonflowError: the key is refused, or other models are served.
+            MoonflowError: the key is refused, other models are served, or the only one is asked for and there are more.
         """
         try:
             raw = await self._client.with_options(max_retries=1, timeout=30).models.with_raw_response.list()
@@ -135,7 +137,14 @@ class ChatEndpoint:
         except (openai.APIConnectionError, openai.AuthenticationError, openai.PermissionDeniedError) as error:
             self._fail(error)
         except (openai.OpenAIError, ValueError, KeyError, TypeError):
-            return None  # not every server lists its models
+            if self.model:
+                return None  # not every server lists its models
+            served = {}
+        if not self.model:
+            if len(served) != 1:
+                has = ", ".join(shown(name, 60) for name in list(served)[:5]) or "no list of models"
+                raise MoonflowError(f"{self.url} has {has}: name one with --model")
+            self.model = next(iter(served))
         if served and self.model not in served:
             names = ", ".join(shown(name, 60) for name in list(served)[:5])
             raise MoonflowError(
@@ -253,4 +262,5 @@ def _json(value: Any) -> str:
 
 def tokens_of(value: Any) -> int:
     """About how many tokens a value of JSON takes; rather more than less."""
-    return math.ceil(len(well_formed(_json(value)).encode()) / BYTES_PER_TOKEN)
+    text, pictures = _PICTURE.subn('""', well_formed(_json(value)))
+    return math.ceil(len(text.encode()) / BYTES_PER_TOKEN) + pictures * PICTURE_TOKENS
