@@ -55,11 +55,22 @@ class Config(SwarmConfig, RLConfig):
     larger_until: float = Field(
         0.67, ge=0, le=1, description="share of the rounds after which only larger sub-agents speak (source: ours)"
     )
-    auxiliary: float = Field(
+    parallel_weight: float = Field(
         0.3,
         ge=0,
-        description="weight of each of the two auxiliary rewards in the first round, lambda1 = lambda2; it falls to "
-        "0 (source: ours)",
+        description="weight of the reward for parallel work in the first round, lambda1; it falls to 0 (source: ours)",
+    )
+    finish_weight: float = Field(
+        0.3,
+        ge=0,
+        description="weight of the reward for finished subtasks in the first round, lambda2; it falls to 0 (source: "
+        "ours)",
+    )
+    annealed_until: float = Field(
+        0.75,
+        ge=0,
+        description="share of the rounds after which both weights are 0; above 1, they have not fallen to 0 at the end "
+        "(source: ours)",
     )
     ptx_weight: float = Field(
         0.5,

@@ -136,8 +136,9 @@ class MixtureConfig(TrainingConfig):
 
     mixture: MixtureName = Field(
         "short",
-        description="families to read and their shares of the tokens: short, for a pre-training of minutes, or broad, "
-        "for one of half an hour; the same as prepare_data.mixture (source: ours)",
+        description="families to read and their shares of the tokens: short, for a pre-training of minutes, broad, for "
+        "one of half an hour, or swarm, for a cold start before PARL in the offline world; the same as "
+        "prepare_data.mixture (source: ours)",
     )
 
 
