@@ -16,6 +16,7 @@ from pipelines.post_train import post_train
 from pipelines.pretrain import pretrain
 from pipelines.profile import Profile
 from pipelines.sft_ablation import sft_ablation
+from pipelines.swarm_ablation import swarm_ablation
 
 BUILDERS = {
     "k25": k25,
@@ -23,6 +24,7 @@ BUILDERS = {
     "post_train": post_train,
     "fusion_ablation": fusion_ablation,
     "sft_ablation": sft_ablation,
+    "swarm_ablation": swarm_ablation,
 }
 VERSION = re.compile(r"[a-z0-9]([-.a-z0-9]{0,61}[a-z0-9])?")
 NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")

@@ -15,6 +15,7 @@ from model.boundary.errors import MoonflowError, did_you_mean
 from model.data.order.mixtures import mixtures
 from model.network.config import PRESETS
 from model.rollout.addresses import parse_addresses
+from model.swarm.families import SWARM_FAMILIES
 
 HIGHEST_RATE = 1.0
 """Learning rates above it are taken for a typing error (ours); trainings that explode on purpose use 0.1."""
@@ -129,6 +130,20 @@ def _known_mixture(name: str) -> str:
 
 MixtureName = Annotated[str, AfterValidator(_known_mixture)]
 """The name of what a recipe makes and reads, in ``model.data.order.mixtures.MIXTURES``."""
+
+
+def _swarm_families(text: str) -> str:
+    for name in text.split(","):
+        if name not in SWARM_FAMILIES:
+            hint = did_you_mean(name, SWARM_FAMILIES)
+            raise ValueError(
+                f"{name!r} is no family for a swarm{hint}; write some of {','.join(SWARM_FAMILIES)}, no blanks"
+            )
+    return text
+
+
+SwarmFamilies = Annotated[str, AfterValidator(_swarm_families)]
+"""Families of tasks that a swarm can divide, with commas between."""
 
 
 class MixtureConfig(TrainingConfig):

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from model.boundary.errors import MoonflowError
-from model.data.order.mixtures import mixtures, parse_shares
+from model.data.order.mixtures import MIXTURES, mixtures, parse_shares
 from model.evals.suites import SUITES
 from model.rl.tasks.names import parse_tasks, short_name
 
@@ -48,6 +48,7 @@ PIPELINES = {
     "post_train": (IMPORTED, STEPS[0], *STEPS[STEPS.index("zero_vision_sft") :]),
     "fusion_ablation": ("prepare_data", "fusion_arm", "finish"),
     "sft_ablation": (IMPORTED, "prepare_data", "sft_arm", "finish"),
+    "swarm_ablation": (IMPORTED, "prepare_data", "swarm_start", "swarm_arm", "finish"),
 }
 """The steps of each pipeline. A module of ``pipelines`` with that name has its DAG."""
 
@@ -56,7 +57,7 @@ ALL_STEPS = tuple(dict.fromkeys((IMPORTED, *(step for steps in PIPELINES.values(
 
 
 AGREE = (
-    *(("prepare_data", step, "mixture") for step in (*STEPS[1:5], "sft_arm")),
+    *(("prepare_data", step, "mixture") for step in (*STEPS[1:5], "sft_arm", "swarm_start")),
     ("promote", "serve", "environment"),
     ("evaluate", "promote", "expert_precision"),
 )
@@ -89,7 +90,7 @@ def _missing_source(configs: Mapping[str, StepConfig]) -> str:
 
 
 def _missing_family(configs: Mapping[str, StepConfig]) -> str:
-    """A floor, a question of serve or an arm for whose family prepare_data makes no samples."""
+    """A floor, a question of serve, an arm or a prompt for whose family prepare_data makes no samples."""
     if "prepare_data" not in configs:
         return ""
     mixture = getattr(configs["prepare_data"], "mixture", "")
@@ -102,11 +103,14 @@ def _missing_family(configs: Mapping[str, StepConfig]) -> str:
         asked.append(("serve.family", family, family))
     if "sft_arm" in configs:
         asked.append(("sft_arm", "narrow_program_image", "narrow_program_image"))
+    for step in {"parl", "swarm_arm"} & configs.keys():
+        asked += [(f"{step}.families", name, name) for name in getattr(configs[step], "families", "").split(",")]
     for key, name, family in asked:
         if family not in mixtures(mixture).made:
+            makers = [known for known, shares in MIXTURES.items() if family in shares.made]
             return (
                 f"{key} names {name!r}, for which prepare_data.mixture {mixture!r} makes no samples: choose another, "
-                "or the mixture broad"
+                f"or the mixture {' or '.join(makers)}"
             )
     return ""
 

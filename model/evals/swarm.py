@@ -1,10 +1,7 @@
 """What a swarm gains over one agent on held-out tasks of the offline world, by their number of parts N (source: ours).
 
 The same tasks are played in several ways, through the same code and under the same budget of critical steps: by the
-swarm; by an orchestrator that must delegate; by the oracle split, a scripted orchestrator over the checkpoint's
-own sub-agents; by the swarm of a checkpoint that PARL has not trained; and by one agent, whose episode ends with its
-window, or whose context is shortened (``hide_tool_result``, ``discard_all``; see ``model.swarm.baselines``). All are
-greedy.
+swarm, and by each other one of ``model.swarm.ways``. All are greedy.
 """
 
 from __future__ import annotations
@@ -32,13 +29,8 @@ from model.rollout.protocol import RolloutEngine
 from model.swarm.baselines import MODES, Mode
 from model.swarm.orchestrator import SwarmLimits, run_swarm_episode
 from model.swarm.scripted import ScriptedOrchestrator, Worked
+from model.swarm.ways import EASY, EASY_WAYS, ORACLE, UNTRAINED
 
-EASY = "world_easy"
-SWARM, FORCED, ORACLE, UNTRAINED = "swarm", "must_delegate", "oracle_split", "untrained_swarm"
-SINGLE = ("single", "hide_tool_result", "discard_all")
-WAYS = (SWARM, UNTRAINED, FORCED, ORACLE, *SINGLE)
-EASY_WAYS = (SWARM, UNTRAINED, "single")
-"""How easy tasks are played: they have no parts that anybody could divide."""
 FIGURES = ("critical_steps", "seconds", "context_tokens", "total_tokens", "parallelism")
 SLOW_TOOLS = ("search", "open_page", "download")
 """The tools that wait for something outside, and so have a latency."""
@@ -150,39 +142,3 @@ def row(way: str, family: str, size: int, tasks: Sequence[Task], episodes: Seque
         found |= {name: round(mean(metrics[name] for metrics in whole), 3) for name in FIGURES}
         found["delegated"] = round(mean(metrics["subtasks_assigned"] > 0 for metrics in whole), 4)
     return found
-
-
-def summary(table: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the swarm gains over the best single agent, over the tasks of two parts or more; None where a row lacks.
-
-    - ``f1_gain_points``: 100 x (F1 of the swarm - F1 of the best of the three single agents, by its mean);
-    - ``critical_steps_ratio``, ``wall_clock_ratio``: that agent's steps and seconds by the swarm's; above 1 the swarm
-      is faster. An agent that stops early, as its window is used up, looks faster than it is.
-    - ``easy_overhead``: critical steps of the swarm by those of the plain single agent, on tasks that need no division.
-    """
-
-    def figures(way: str, easy: bool, name: str) -> float:
-        values = [each[name] for each in table if each["way"] == way and (each["family"] == EASY) is easy]
-        return mean(values) if values else float("nan")
-
-    try:
-        best = best_single(table)
-        found = {
-            "f1_gain_points": 100 * (figures(SWARM, False, "f1") - figures(best, False, "f1")),
-            "critical_steps_ratio": figures(best, False, "critical_steps") / figures(SWARM, False, "critical_steps"),
-            "wall_clock_ratio": figures(best, False, "seconds") / figures(SWARM, False, "seconds"),
-            "easy_overhead": figures(SWARM, True, "critical_steps") / figures("single", True, "critical_steps"),
-        }
-    except KeyError:  # every episode of a row broke
-        return dict.fromkeys(("f1_gain_points", "critical_steps_ratio", "wall_clock_ratio", "easy_overhead"))
-    return {"best_single": best} | {name: round(value, 3) if value == value else None for name, value in found.items()}
-
-
-def best_single(table: Sequence[dict[str, Any]]) -> str:
-    """The single agent with the highest mean F1 over the tasks of two parts or more."""
-
-    def f1(way: str) -> float:
-        values = [each["f1"] for each in table if each["way"] == way and each["family"] != EASY]
-        return mean(values) if values else float("-inf")
-
-    return max(SINGLE, key=f1)

@@ -3,7 +3,7 @@
     python tests/benchmarks/swarm.py CHECKPOINT [--untrained CHECKPOINT] [--json]
     python tests/benchmarks/swarm.py --scripted [--json]
 
-A checkpoint is a folder, a run's folder or an address, as for ``moonflow evaluate``. ``model/evals/swarm.py`` says how
+A checkpoint is a folder, a run's folder or an address, as for ``moonflow evaluate``. ``model/swarm/ways.py`` says how
 the tasks are played, and what the figures of the last line under ``--json`` mean. ``--untrained`` adds the swarm of
 another checkpoint. Every call of a tool really takes ``--latency`` seconds. ``--scripted`` has scripted agents on both
 sides, which make no mistake: an upper bound of what the world, the window and the budget allow, and no trained model.
@@ -27,27 +27,20 @@ from model.codec.image import ImageConfig
 from model.codec.tokenizer import Tokenizer
 from model.evals.scorer import measuring_engine
 from model.evals.swarm import (
-    EASY,
-    FORCED,
-    ORACLE,
-    SINGLE,
     SLOW_TOOLS,
-    SWARM,
-    UNTRAINED,
-    WAYS,
     Engines,
     Players,
     Task,
     groups_of,
     measured,
     of_checkpoint,
-    summary,
 )
 from model.network.served import as_served
 from model.rl.tools.toolset import Toolset
 from model.rollout.protocol import RolloutEngine
 from model.swarm.orchestrator import SwarmLimits
 from model.swarm.scripted import ScriptedOrchestrator, ScriptedSingle, ScriptedSubAgents
+from model.swarm.ways import EASY, FORCED, ORACLE, SINGLE, SWARM, UNTRAINED, WAYS, summary
 from pipelines.checkpoint_source import located
 from tests.benchmarks.world_cost import trained
 
