@@ -31,14 +31,14 @@ def compare(results: Sequence[Result], events: Events) -> dict[str, Any]:
         events: task name -> rows of its ``metrics.jsonl``.
 
     Returns:
-        ``arms``: by name its seeds; those that did not finish, ``missing``; ``table``, by way of playing and number of
-        parts each of ``MEASURES`` with the standard deviation over seeds; and ``seeds_figures``, by seed the figures of
-        ``figures_of`` and ``rounds_of``. ``runs``: the results as they came.
+        ``arms``: by name its seeds; those that were begun and did not finish, ``missing``; ``table`` and ``halved``, by
+        way of playing and number of parts each of ``MEASURES`` with the standard deviation over seeds; and ``figures``,
+        by seed those of ``figures_of`` and ``rounds_of``. ``runs``: the results as they came.
     """
     by_arm = {name: {r["seed"]: r for r in results if r["arm"] == name} for name in ARMS}
     begun = _begun(results, events)
     found = {}
-    for name in (name for name in ARMS if by_arm[name]):
+    for name in (name for name in ARMS if by_arm[name] or any(task.startswith(f"{STEP}-{name}-") for task in events)):
         runs = [by_arm[name][seed] for seed in sorted(by_arm[name])]
         found[name] = {
             "seeds": [run["seed"] for run in runs],
@@ -144,7 +144,7 @@ def metrics(found: Mapping[str, Any]) -> dict[str, float]:
     """Means over seeds as MLflow metrics: ``<figure>/<arm>``, and ``<measure>/<arm>/<way>/n<parts>``."""
     means: dict[str, float] = {}
     for name, arm in found["arms"].items():
-        for figure in next(iter(arm["figures"].values())):
+        for figure in next(iter(arm["figures"].values()), {}):
             if each := values(arm, figure):
                 means[f"{figure}/{name}"] = fmean(each.values())
         for row in arm["table"]:

@@ -60,7 +60,8 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
     for name, arm in found["arms"].items():
         gains = ", ".join(f"{seed}: {gain:+.1f}" for seed, gain in values(arm, "f1_gain_points").items())
         missing = "".join(f"; seed {seed} did not finish" for seed in arm["missing"])
-        told.append(f"{name}: {ARMS[name].meaning}; points of F1 over the best single agent by seed {gains}{missing}")
+        gained = f"; points of F1 over the best single agent by seed {gains}" if gains else ""
+        told.append(f"{name}: {ARMS[name].meaning}{gained}{missing}")
     return [*told, *map(str, claims(found))]
 
 

@@ -109,6 +109,15 @@ def test_the_tables_have_each_arm_each_way_and_each_number_of_parts() -> None:
     assert "seed 1 did not finish; seed 2 did not finish" in "\n".join(sentences(found))
 
 
+def test_an_arm_of_which_no_seed_finished_is_shown_too() -> None:
+    found = compare([result("no_finish")], {"swarm_arm-forced-0": rounds(0.1, 0.2), "swarm_arm-no_finish-0": []})
+    assert set(found["arms"]) == {"no_finish", "forced"} and found["arms"]["forced"]["missing"] == [0]
+    assert sentences(found)[1].endswith("must delegate; seed 0 did not finish")
+    assert tables(found)[0].rows[1] == ["forced", *[""] * 7]
+    assert not any("/forced" in name for name in metrics(found))
+    assert "did not finish" in render(found, {}, {})
+
+
 def test_the_page_is_whole_draws_its_curves_and_loads_nothing() -> None:
     found = ablations.compare(RESULTS, EVENTS)
     page = Page(ablations.of(found).render(found, EVENTS, {"run_id": "<swarm>", "error": "seed 2: out of <memory>"}))
