@@ -16,6 +16,7 @@ from pipelines.post_train import post_train
 from pipelines.pretrain import pretrain
 from pipelines.profile import Profile
 from pipelines.sft_ablation import sft_ablation
+from pipelines.swarm_ablation import swarm_ablation
 from pipelines.toggle_ablation import toggle_ablation
 
 BUILDERS = {
@@ -25,6 +26,7 @@ BUILDERS = {
     "fusion_ablation": fusion_ablation,
     "sft_ablation": sft_ablation,
     "toggle_ablation": toggle_ablation,
+    "swarm_ablation": swarm_ablation,
 }
 VERSION = re.compile(r"[a-z0-9]([-.a-z0-9]{0,61}[a-z0-9])?")
 NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")

@@ -11,7 +11,6 @@ from __future__ import annotations
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
-from components.ablation.fusion.arms import cells
 from components.finish.component import finish
 from components.fusion_arm.component import fusion_arm
 from components.prepare_data.component import prepare_data
@@ -26,7 +25,7 @@ def fusion_ablation(profile: Profile) -> BaseComponent:
         with dsl.ExitHandler(task(finish), name="ablation"):
             data = task(prepare_data).outputs["data"]
             # Texts, not records: KFP would turn a record's values into texts, and the seed is a number.
-            with dsl.ParallelFor(cells(profile.run.seeds), name="arms and seeds", parallelism=AT_ONCE) as cell:
+            with dsl.ParallelFor(profile.cells("fusion_arm"), name="arms and seeds", parallelism=AT_ONCE) as cell:
                 task(fusion_arm, cell=cell, data=data)
 
     title = f"Early, mid and late fusion of vision under fixed budgets ({profile.run.name})."

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,6 +48,9 @@ class RunSettings(StepConfig):
     )
     seeds: int = Field(
         3, ge=1, description="runs of each arm of an ablation, seeds 0, 1, ...; other pipelines have one run"
+    )
+    arms: str = Field(
+        "", description="arms of an ablation to run, with commas and no blanks between; empty = all of them"
     )
     image: str = Field(PIPELINE, min_length=1, description="container image of the tasks; ignored in a local run")
     train_image: str = Field(
@@ -93,8 +96,14 @@ class Profile:
         """The tasks of a run in order: a step's name, or a name per arm and seed for a step that runs several times."""
         names = []
         for step, config in self.steps.items():
-            names += [f"{step}-{cell}" for cell in config.cells(self.run.seeds)] if config.looped else [step]
+            names += [f"{step}-{cell}" for cell in self.cells(step)] if config.looped else [step]
         return names
+
+    def cells(self, step: str) -> list[str]:
+        """The tasks of a step that runs several times, as the pipeline's loop names them: those of the chosen arms."""
+        config, chosen = self.steps[step], self.run.arms.split(",")
+        every = config.cells(self.run.seeds)
+        return [cell for cell in every if not self.run.arms or "arm" not in config.looped or _arm(cell) in chosen]
 
     def require_parallel(self) -> None:
         """Raise MoonflowError for steps with more ranks than they can use, before hours of work are lost."""
@@ -185,9 +194,25 @@ def _resolve(tables: dict[str, Any], source: str) -> Profile:
         if given := [name for name in schema.looped if name in values]:
             raise MoonflowError(f"{source}: {step}.{given[0]}: the pipeline runs every value; leave it out")
         steps[step] = schema.parse(values, f"{source}: [{step}]")
+    _check_arms(source, run, steps)
     if told := disagreement(steps):
         raise MoonflowError(f"{source}: {told}")
     return Profile(source, run, tasks, steps)
+
+
+def _arm(cell: str) -> str:
+    """``early-0`` -> ``early``."""
+    return cell.rpartition("-")[0]
+
+
+def _check_arms(source: str, run: RunSettings, steps: Mapping[str, StepConfig]) -> None:
+    """MoonflowError if an arm is chosen that the pipeline does not have."""
+    known = [_arm(cell) for config in steps.values() if "arm" in config.looped for cell in config.cells(run.seeds)]
+    for arm in filter(None, run.arms.split(",") if run.arms else ()):
+        if arm not in known:
+            there = f"choose from {', '.join(dict.fromkeys(known))}" if known else "leave arms out"
+            told = f"{run.pipeline} has no arm {arm!r}{_nearest(arm, known)}; {there}"
+            raise MoonflowError(f"{source}: [run]: parameter 'arms': {told}")
 
 
 def _check_preset(source: str, run: RunSettings) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
-from components.ablation.sft.arms import cells
 from components.finish.component import finish
 from components.import_checkpoint.component import import_checkpoint
 from components.prepare_data.component import prepare_data
@@ -30,7 +29,7 @@ def sft_ablation(profile: Profile) -> BaseComponent:
             # The data is read with the checkpoint's own tokenizer and image settings.
             data = task(prepare_data, tokenizer=base).outputs["data"]
             # Texts, not records: KFP would turn a record's values into texts, and the seed is a number.
-            with dsl.ParallelFor(cells(profile.run.seeds), name="arms and seeds", parallelism=AT_ONCE) as cell:
+            with dsl.ParallelFor(profile.cells("sft_arm"), name="arms and seeds", parallelism=AT_ONCE) as cell:
                 task(sft_arm, cell=cell, data=data, parent=base)
 
     title = f"Text-only fine-tuning and visual trajectories at equal tokens ({profile.run.name})."

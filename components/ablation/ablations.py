@@ -6,13 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from components.ablation import fusion, sft, toggle
+from components.ablation import fusion, sft, swarm, toggle
 from components.ablation.fusion import comparison as fusion_comparison
 from components.ablation.fusion import page as fusion_page
 from components.ablation.fusion import table as fusion_table
 from components.ablation.sft import comparison as sft_comparison
 from components.ablation.sft import page as sft_page
 from components.ablation.sft import table as sft_table
+from components.ablation.swarm import comparison as swarm_comparison
+from components.ablation.swarm import page as swarm_page
+from components.ablation.swarm import table as swarm_table
 from components.ablation.tables import Table
 from components.ablation.toggle import comparison as toggle_comparison
 from components.ablation.toggle import page as toggle_page
@@ -56,6 +59,10 @@ ABLATIONS = {
     toggle.NAME: Ablation(
         toggle_comparison.compare, toggle_table.printed, toggle_table.sentences, toggle_table.markdown,
         toggle_page.render, toggle_comparison.metrics,
+    ),
+    swarm.NAME: Ablation(
+        swarm_comparison.compare, swarm_table.printed, swarm_table.sentences, swarm_table.markdown, swarm_page.render,
+        swarm_comparison.metrics,
     ),
 }  # fmt: skip
 

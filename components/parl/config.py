@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from components.runtime.config import HIGHEST_RATE, RLConfig, SwarmConfig
-from model.boundary.errors import did_you_mean
-from model.swarm.families import SWARM_FAMILIES
-
-
-def _families(text: str) -> str:
-    for name in text.split(","):
-        if name not in SWARM_FAMILIES:
-            hint = did_you_mean(name, SWARM_FAMILIES)
-            raise ValueError(
-                f"{name!r} is no family for a swarm{hint}; write some of {','.join(SWARM_FAMILIES)}, no blanks"
-            )
-    return text
+from components.runtime.config import HIGHEST_RATE, RLConfig, SwarmConfig, SwarmFamilies
 
 
 class Config(SwarmConfig, RLConfig):
@@ -27,7 +15,7 @@ class Config(SwarmConfig, RLConfig):
     samples_per_prompt: int = Field(6, ge=2, description="K, episodes per prompt (source: ours)")
     learning_rate: float = Field(2e-4, gt=0, le=HIGHEST_RATE, description="learning rate, constant (source: ours)")
     critical_steps: int = Field(5, ge=2, description="largest number of critical steps in an episode (source: ours)")
-    families: Annotated[str, AfterValidator(_families)] = Field(
+    families: SwarmFamilies = Field(
         "wide_search",
         description="families of the prompts, in turn, with commas and no blanks between: wide_search, and those of "
         "the offline world, which the data must have: world_wide, world_deep, world_document, world_bulk and "
@@ -55,11 +43,22 @@ class Config(SwarmConfig, RLConfig):
     larger_until: float = Field(
         0.67, ge=0, le=1, description="share of the rounds after which only larger sub-agents speak (source: ours)"
     )
-    auxiliary: float = Field(
+    parallel_weight: float = Field(
         0.3,
         ge=0,
-        description="weight of each of the two auxiliary rewards in the first round, lambda1 = lambda2; it falls to "
-        "0 (source: ours)",
+        description="weight of the reward for parallel work in the first round, lambda1; it falls to 0 (source: ours)",
+    )
+    finish_weight: float = Field(
+        0.3,
+        ge=0,
+        description="weight of the reward for finished subtasks in the first round, lambda2; it falls to 0 (source: "
+        "ours)",
+    )
+    annealed_until: float = Field(
+        0.75,
+        ge=0,
+        description="share of the rounds after which both weights are 0; above 1, they have not fallen to 0 at the end "
+        "(source: ours)",
     )
     ptx_weight: float = Field(
         0.5,

@@ -30,6 +30,8 @@ from model.codec.chat import render
 from model.codec.image import ImageConfig
 from model.codec.tokenizer import Tokenizer
 from model.data.families import FAMILIES, lengthened
+from model.data.families.family import Family
+from model.data.families.world import Delegation, world_families
 from model.data.order.lengths import write_lengths
 from model.data.order.mixtures import mixtures
 from model.data.samples.sample import Sample, Split
@@ -154,9 +156,18 @@ def plan(counts: Mapping[str, int], eval_samples: int, samples_per_shard: int) -
                 yield PlannedShard(name, split, number, start, min(samples_per_shard, count - start))
 
 
+def families(config: Config) -> dict[str, Family]:
+    """All families, with texts and videos as long and tasks of the offline world as they are to be."""
+    made, world = lengthened(config.long_documents, config.long_videos), mixtures(config.mixture).world
+    if world is None:
+        return made
+    chosen = world_families(world.sizes, Delegation(world.delegated, mixed=True))
+    return made | {family.name: family for family in chosen}
+
+
 def write(shard: PlannedShard, folder: Path, config: Config) -> int:
     """Generate and write one shard; returns its number of samples."""
-    family = lengthened(config.long_documents, config.long_videos)[shard.family]
+    family = families(config)[shard.family]
     indices = range(shard.start, shard.start + shard.count)
     seed = HELD_OUT_SEED if shard.split == "eval" else config.seed
     data = write_shard(family.sample(seed, shard.split, index) for index in indices)
@@ -178,18 +189,18 @@ def tokenizer_texts(config: Config) -> Iterator[str]:
     """Texts of train samples, enough for the ranks asked for. Text families only: images take long to draw."""
     samples = max(TOKENIZER_SAMPLES, 4 * config.tokenizer_ranks)
     weights = mixtures(config.mixture).text_samples
-    whole = sum(weights.values())
+    whole, known = sum(weights.values()), families(config)
     for name, weight in weights.items():
         for index in range(round(samples * weight / whole)):
-            yield from texts_of(FAMILIES[name].sample(config.seed, "train", index))
+            yield from texts_of(known[name].sample(config.seed, "train", index))
 
 
 def characters_per_token(tokenizer: Tokenizer, config: Config) -> float:
     """On eval samples of the text families, weighted as the training samples are."""
-    characters = tokens = 0.0
+    characters, tokens, known = 0.0, 0.0, families(config)
     for name, weight in mixtures(config.mixture).text_samples.items():
         for index in range(20):
-            for text in texts_of(FAMILIES[name].sample(HELD_OUT_SEED, "eval", index)):
+            for text in texts_of(known[name].sample(HELD_OUT_SEED, "eval", index)):
                 characters += weight * len(text)
                 tokens += weight * len(tokenizer.encode(text))
     return characters / tokens

@@ -15,6 +15,7 @@ from model.boundary.errors import MoonflowError, did_you_mean
 from model.data.order.mixtures import mixtures
 from model.network.config import PRESETS
 from model.rollout.addresses import parse_addresses
+from model.swarm.families import SWARM_FAMILIES
 
 HIGHEST_RATE = 1.0
 """Learning rates above it are taken for a typing error (ours); trainings that explode on purpose use 0.1."""
@@ -131,13 +132,28 @@ MixtureName = Annotated[str, AfterValidator(_known_mixture)]
 """The name of what a recipe makes and reads, in ``model.data.order.mixtures.MIXTURES``."""
 
 
+def _swarm_families(text: str) -> str:
+    for name in text.split(","):
+        if name not in SWARM_FAMILIES:
+            hint = did_you_mean(name, SWARM_FAMILIES)
+            raise ValueError(
+                f"{name!r} is no family for a swarm{hint}; write some of {','.join(SWARM_FAMILIES)}, no blanks"
+            )
+    return text
+
+
+SwarmFamilies = Annotated[str, AfterValidator(_swarm_families)]
+"""Families of tasks that a swarm can divide, with commas between."""
+
+
 class MixtureConfig(TrainingConfig):
     """Base of the steps that read a mixture of the families by its name."""
 
     mixture: MixtureName = Field(
         "short",
-        description="families to read and their shares of the tokens: short, for a pre-training of minutes, or broad, "
-        "for one of half an hour; the same as prepare_data.mixture (source: ours)",
+        description="families to read and their shares of the tokens: short, for a pre-training of minutes, broad, for "
+        "one of half an hour, or swarm, for a cold start before PARL in the offline world; the same as "
+        "prepare_data.mixture (source: ours)",
     )
 
 

@@ -49,6 +49,7 @@ PIPELINES = {
     "fusion_ablation": ("prepare_data", "fusion_arm", "finish"),
     "sft_ablation": (IMPORTED, "prepare_data", "sft_arm", "finish"),
     "toggle_ablation": (IMPORTED, "prepare_data", "zero_vision_sft", "toggle_arm", "finish"),
+    "swarm_ablation": (IMPORTED, "prepare_data", "swarm_start", "swarm_arm", "finish"),
 }
 """The steps of each pipeline. A module of ``pipelines`` with that name has its DAG."""
 
@@ -57,7 +58,7 @@ ALL_STEPS = tuple(dict.fromkeys((IMPORTED, *(step for steps in PIPELINES.values(
 
 
 AGREE = (
-    *(("prepare_data", step, "mixture") for step in (*STEPS[1:5], "sft_arm")),
+    *(("prepare_data", step, "mixture") for step in (*STEPS[1:5], "sft_arm", "swarm_start")),
     ("promote", "serve", "environment"),
     ("evaluate", "promote", "expert_precision"),
 )
@@ -90,7 +91,7 @@ def _missing_source(configs: Mapping[str, StepConfig]) -> str:
 
 
 def _missing_family(configs: Mapping[str, StepConfig]) -> str:
-    """A floor, a question of serve or an arm for whose family prepare_data makes no samples."""
+    """A floor, a question of serve, an arm or a prompt for whose family prepare_data makes no samples."""
     if "prepare_data" not in configs:
         return ""
     mixture = getattr(configs["prepare_data"], "mixture", "")
@@ -105,12 +106,14 @@ def _missing_family(configs: Mapping[str, StepConfig]) -> str:
         asked.append(("sft_arm", "narrow_program_image", "narrow_program_image"))
     if "toggle_arm" in configs:
         asked.append(("toggle_arm", "free_arithmetic", "free_arithmetic"))
+    for step in {"parl", "swarm_arm"} & configs.keys():
+        asked += [(f"{step}.families", name, name) for name in getattr(configs[step], "families", "").split(",")]
     for key, name, family in asked:
         if family not in mixtures(mixture).made:
-            making = next((each for each, found in MIXTURES.items() if family in found.made), "broad")
+            makers = [known for known, shares in MIXTURES.items() if family in shares.made]
             return (
                 f"{key} names {name!r}, for which prepare_data.mixture {mixture!r} makes no samples: choose another, "
-                f"or the mixture {making}"
+                f"or the mixture {' or '.join(makers)}"
             )
     return ""
 

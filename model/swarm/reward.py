@@ -5,6 +5,7 @@ Source: K2.5 paper. It does not disclose the schedule and the closed forms of th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,14 +20,20 @@ class SwarmReward:
 
     Attributes:
         parallel, finish: lambda1 and lambda2 at iteration 0.
-        anneal_iterations: both fall linearly and are exactly 0 from this iteration on.
+        anneal_iterations: both fall linearly and are exactly 0 from this iteration on; infinite: they never fall.
         max_parallel: n_max, the number of concurrent assignments that earns the full r_parallel.
     """
 
     parallel: float
     finish: float
-    anneal_iterations: int
+    anneal_iterations: float
     max_parallel: int = MAX_PARALLEL
+
+    @classmethod
+    def until(cls, share: float, iterations: int, *, parallel: float, finish: float) -> SwarmReward:
+        """Weights that are 0 from a share of the run's iterations on; an infinite one: they never fall."""
+        last = share * iterations
+        return cls(parallel, finish, int(last) if math.isfinite(last) else last)
 
     def scale(self, iteration: int) -> float:
         """The factor of both lambdas: 1 at iteration 0, 0 from ``anneal_iterations`` on."""

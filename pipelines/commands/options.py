@@ -12,8 +12,8 @@ ProfileOption = Annotated[
     typer.Option(
         "--profile",
         "-p",
-        help="A profile's name (tiny, base, smoke, small, k25, post_train, fusion, claims-sft, ...) or the path of a "
-        ".toml file.",
+        help="A profile's name (tiny, base, smoke, small, k25, post_train, fusion, claims-sft, claims-swarm, ...) or "
+        "the path of a .toml file.",
     ),
 ]
 SetOption = Annotated[

@@ -10,7 +10,7 @@ import typer
 from components.runtime.config import StepConfig, bounds
 from components.runtime.launcher.placement import Placement
 from components.runtime.steps import PIPELINES
-from pipelines import fusion_ablation, k25, post_train, pretrain, sft_ablation, toggle_ablation
+from pipelines import fusion_ablation, k25, post_train, pretrain, sft_ablation, swarm_ablation, toggle_ablation
 from pipelines.cli import app
 from pipelines.docs import engines, start
 from pipelines.docs.markdown import cell, table
@@ -23,6 +23,7 @@ DAGS = {
     "post_train": post_train,
     "fusion_ablation": fusion_ablation,
     "sft_ablation": sft_ablation,
+    "swarm_ablation": swarm_ablation,
     "toggle_ablation": toggle_ablation,
 }
 INTRODUCTION = """\

@@ -3,86 +3,46 @@
     python tests/benchmarks/swarm.py CHECKPOINT [--untrained CHECKPOINT] [--json]
     python tests/benchmarks/swarm.py --scripted [--json]
 
-A checkpoint is a folder, a run's folder or an address, as for ``moonflow evaluate``. The same tasks are played by the
-swarm and by each baseline of ``model/swarm/baselines.py``, through the same code and under the same budget of critical
-steps: an orchestrator that must delegate; the oracle split, which is a scripted orchestrator over the checkpoint's own
-sub-agents; one agent, whose episode ends with its window, or whose context is shortened (``hide_tool_result``,
-``discard_all``). ``--untrained`` adds the swarm of another checkpoint. Every call of a tool really takes ``--latency``
-seconds. ``--scripted`` has scripted agents on both sides, which make no mistake: an upper bound of what the world, the
-window and the budget allow, and no trained model.
-
-The last line under ``--json``, over the tasks of two parts or more:
-
-- ``f1_gain_points``: 100 x (F1 of the swarm - F1 of the best of the three single agents, by its mean);
-- ``critical_steps_ratio``, ``wall_clock_ratio``: that agent's steps and seconds by the swarm's; above 1 the swarm is
-  faster. An agent that stops early, as its window is used up, looks faster than it is.
-- ``easy_overhead``: critical steps of the swarm by those of the plain single agent, on tasks that need no division.
+A checkpoint is a folder, a run's folder or an address, as for ``moonflow evaluate``. ``model/swarm/ways.py`` says how
+the tasks are played, and what the figures of the last line under ``--json`` mean. ``--untrained`` adds the swarm of
+another checkpoint. Every call of a tool really takes ``--latency`` seconds. ``--scripted`` has scripted agents on both
+sides, which make no mistake: an upper bound of what the world, the window and the budget allow, and no trained model.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
-import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from model.boundary.at_once import all_of
 from model.checkpoint.load import load_model
 from model.codec.image import ImageConfig
 from model.codec.tokenizer import Tokenizer
-from model.data.families.world import DRAWS
-from model.data.families.world.index import View
-from model.data.families.world.tasks import Drawn
-from model.data.samples.sample import Sample
-from model.evals.scorer import measuring_engine, standard_error
+from model.evals.scorer import measuring_engine
+from model.evals.swarm import (
+    SLOW_TOOLS,
+    Engines,
+    Players,
+    Task,
+    groups_of,
+    measured,
+    of_checkpoint,
+)
 from model.network.served import as_served
-from model.rl.environment import FAILED, Episode, derive_seed
-from model.rl.failures import attempt
 from model.rl.tools.toolset import Toolset
 from model.rollout.protocol import RolloutEngine
-from model.swarm.baselines import MODES, Mode
-from model.swarm.orchestrator import SwarmLimits, run_swarm_episode
-from model.swarm.scripted import ScriptedOrchestrator, ScriptedSingle, ScriptedSubAgents, Worked
+from model.swarm.orchestrator import SwarmLimits
+from model.swarm.scripted import ScriptedOrchestrator, ScriptedSingle, ScriptedSubAgents
+from model.swarm.ways import EASY, FORCED, ORACLE, SINGLE, SWARM, UNTRAINED, WAYS, summary
 from pipelines.checkpoint_source import located
 from tests.benchmarks.world_cost import trained
-
-EASY = "world_easy"
-ORACLE, UNTRAINED = "oracle_split", "untrained_swarm"
-SINGLE = ("single", "hide_tool_result", "discard_all")
-FIGURES = ("critical_steps", "seconds", "context_tokens", "total_tokens", "parallelism")
-
-
-@dataclass(frozen=True)
-class Task:
-    """A held-out task, and how the scripted agents solve it."""
-
-    sample: Sample
-    worked: Worked
-
-
-Engines = Callable[[str, Task], tuple[RolloutEngine, RolloutEngine]]
-"""(way, task) -> what speaks for the leading agent, and for the sub-agents."""
-
-
-def task(family: str, size: int, index: int) -> Task:
-    """The ``index``-th held-out task of so many parts; the same in every call."""
-    drawn: Drawn = DRAWS[family](np.random.default_rng([size, index]), "eval", size, View())
-    sample = Sample(
-        f"{family}-n{size}-{index}", family, "agentic", "text", drawn.source, tools=drawn.tools, answer=drawn.answer,
-        messages=[{"role": "user", "content": drawn.question}], reward=drawn.reward,
-        environment={"world": {}, "parts": drawn.size},
-    )  # fmt: skip
-    return Task(sample, Worked(drawn.plan, View()))
 
 
 def scripted(tokenizer: Tokenizer, limits: SwarmLimits) -> Engines:
@@ -90,7 +50,7 @@ def scripted(tokenizer: Tokenizer, limits: SwarmLimits) -> Engines:
 
     def engines(way: str, task: Task) -> tuple[RolloutEngine, RolloutEngine]:
         subs = ScriptedSubAgents(task.worked, tokenizer)
-        if way in SINGLE or task.sample.family == EASY and way == "swarm":
+        if way in SINGLE or task.sample.family == EASY and way == SWARM:
             shortened = way in SINGLE[1:]
             return ScriptedSingle(
                 task.worked, tokenizer, limits.critical_steps, limits.max_tokens, shortened, way == "hide_tool_result"
@@ -100,79 +60,11 @@ def scripted(tokenizer: Tokenizer, limits: SwarmLimits) -> Engines:
     return engines
 
 
-def of_checkpoint(
-    engine: RolloutEngine, sub_engine: RolloutEngine, untrained: RolloutEngine | None, tokenizer: Tokenizer
-) -> Engines:
-    """A checkpoint's own engines; the oracle split is scripted and has its sub-agents."""
-
-    def engines(way: str, task: Task) -> tuple[RolloutEngine, RolloutEngine]:
-        if way == ORACLE:
-            return ScriptedOrchestrator(task.worked, tokenizer, knows_parts=True), sub_engine
-        return (untrained or engine) if way == UNTRAINED else engine, sub_engine
-
-    return engines
-
-
-async def play(
-    way: str, tasks: Sequence[Task], engines: Engines, tokenizer: Tokenizer, images: ImageConfig, toolset: Toolset,
-    limits: SwarmLimits, at_once: int,
-) -> list[Episode]:  # fmt: skip
-    """The episodes of one way to do the tasks, greedy."""
-    gate = asyncio.Semaphore(at_once)
-    mode: Mode = next((mode for mode in MODES if mode == way), "swarm")
-
-    async def one(number: int, task: Task) -> Episode:
-        async with gate:
-            engine, sub_engine = engines(way, task)
-            running = run_swarm_episode(
-                engine, sub_engine, tokenizer, task.sample, images, toolset, limits=limits, temperature=0.0,
-                seed=derive_seed(0, number), mode=mode,
-            )  # fmt: skip
-            return await attempt(running, task.sample)
-
-    return await all_of(one(number, each) for number, each in enumerate(tasks))
-
-
-def row(way: str, family: str, tasks: Sequence[Task], episodes: Sequence[Episode]) -> dict[str, Any]:
-    """One line of the table: means over the tasks; figures are of the episodes that did not break."""
-    rewards = [episode.reward for episode in episodes]
-    whole = [episode.metrics for episode in episodes if episode.finish_reason != FAILED]
-    found: dict[str, Any] = {"way": way, "family": family, "tasks": len(tasks)}
-    found["parts"] = round(mean(each.sample.environment["parts"] for each in tasks), 1)
-    found |= {"f1": round(mean(rewards), 4), "stderr": round(standard_error(rewards), 4)}
-    found["answered"] = round(mean(episode.finish_reason == "answer" for episode in episodes), 4)
-    found["failed"] = sum(bool(episode.failure) for episode in episodes)
-    if whole:
-        found |= {name: round(mean(metrics[name] for metrics in whole), 3) for name in FIGURES}
-        found["delegated"] = round(mean(metrics["subtasks_assigned"] > 0 for metrics in whole), 4)
-    return found
-
-
 def ways(untrained: bool, task: Task, is_scripted: bool) -> Iterator[str]:
     """How a task is played. A scripted agent cannot delegate parts that it has no tool to find."""
-    for way in ("swarm", UNTRAINED, "must_delegate", ORACLE, *SINGLE):
-        if (way != UNTRAINED or untrained) and not (way == "must_delegate" and is_scripted and task.worked.begin):
+    for way in WAYS:
+        if (way != UNTRAINED or untrained) and not (way == FORCED and is_scripted and task.worked.begin):
             yield way
-
-
-def summary(table: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The figures of the last line; null where an episode of each kind is missing."""
-
-    def figures(way: str, easy: bool, name: str) -> float:
-        values = [each[name] for each in table if each["way"] == way and (each["family"] == EASY) is easy]
-        return mean(values) if values else float("nan")
-
-    try:
-        best = max(SINGLE, key=lambda way: figures(way, False, "f1"))
-        found = {
-            "f1_gain_points": 100 * (figures("swarm", False, "f1") - figures(best, False, "f1")),
-            "critical_steps_ratio": figures(best, False, "critical_steps") / figures("swarm", False, "critical_steps"),
-            "wall_clock_ratio": figures(best, False, "seconds") / figures("swarm", False, "seconds"),
-            "easy_overhead": figures("swarm", True, "critical_steps") / figures("single", True, "critical_steps"),
-        }
-    except KeyError:  # every episode of a row broke
-        return dict.fromkeys(("f1_gain_points", "critical_steps_ratio", "wall_clock_ratio", "easy_overhead"))
-    return {"best_single": best} | {name: round(value, 3) if value == value else None for name, value in found.items()}
 
 
 def measure(
@@ -180,23 +72,20 @@ def measure(
 ) -> list[dict[str, Any]]:
     """The table, printed as it grows."""
     table: list[dict[str, Any]] = []
-    groups = [(EASY, 1), *((family, size) for family in options.families.split(",") for size in options.sizes)]
-    delays = dict.fromkeys(("search", "open_page", "download"), options.latency)
+    groups = groups_of(options.families.split(","), options.sizes)
     say = (lambda line: None) if options.json else (lambda line: print(line, flush=True))
     say("| family | N | way | F1 | critical steps | seconds | largest context | all tokens | delegated |")
     say("|---|---|---|---|---|---|---|---|---|")
-    with Toolset(latency=delays) as toolset:
-        for family, size in groups:
-            tasks = [task(family, size, index) for index in range(options.tasks)]
-            for way in ways(options.untrained is not None, tasks[0], options.scripted):
-                if family == EASY and way not in ("swarm", "single", UNTRAINED):
-                    continue
-                episodes = asyncio.run(
-                    play(way, tasks, engines, tokenizer, images, toolset, limits, options.at_once)
-                )  # fmt: skip
-                table.append(found := row(way, family, tasks, episodes))
-                shown = [f"{found.get(name, float('nan')):.{digits}f}" for name, digits in SHOWN]
-                say(f"| `{family}` | {found['parts']:.0f} | {way} | " + " | ".join(shown) + " |")
+    with Toolset(latency=dict.fromkeys(SLOW_TOOLS, options.latency)) as toolset:
+        players = Players(tokenizer, images, toolset, limits, options.at_once)
+
+        def chosen(task: Task) -> Iterator[str]:
+            return ways(options.untrained is not None, task, options.scripted)
+
+        for found in measured(groups, options.tasks, chosen, engines, players):
+            table.append(found)
+            shown = [f"{found.get(name, float('nan')):.{digits}f}" for name, digits in SHOWN]
+            say(f"| `{found['family']}` | {found['parts']:.0f} | {found['way']} | " + " | ".join(shown) + " |")
     return table
 
 

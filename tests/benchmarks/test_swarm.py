@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from model.evals.swarm import held_out_task
 from tests.benchmarks import swarm
 from tests.corpus import small_tokenizer
 
@@ -23,7 +24,7 @@ def test_scripted_agents_find_everything_and_the_swarm_takes_fewer_steps(
     assert set(wide) == {"swarm", "must_delegate", "oracle_split", *swarm.SINGLE}
     assert all(row["f1"] == 1.0 and row["parts"] == 6 and row["failed"] == 0 for row in wide.values())
     assert wide["swarm"]["parallelism"] == 6 and wide["swarm"]["delegated"] == 1
-    parts = [swarm.task("world_wide", 6, index).worked.parts for index in range(2)]
+    parts = [held_out_task("world_wide", 6, index).worked.parts for index in range(2)]
     steps = [sum(len(part.steps) for part in some) + 1 for some in parts]
     assert wide["single"]["critical_steps"] == sum(steps) / 2
 

@@ -31,7 +31,7 @@ def test_golden_commands(golden) -> None:
     golden("commands", dict(options(typer.main.get_command(app), [])))
 
 
-@pytest.mark.parametrize("profile", ["tiny", "post_train", "fusion", "claims-sft"])
+@pytest.mark.parametrize("profile", ["tiny", "post_train", "fusion", "claims-sft", "claims-swarm"])
 def test_golden_parameters_of_the_pipeline(golden, profile: str) -> None:
     parameters = pipeline_parameters(load_profile(profile))
     golden(f"parameters-{profile}", {parameter.name: parameter.default for parameter in parameters})

@@ -83,7 +83,7 @@ def test_a_floor_or_question_without_tasks_is_told_before_the_first_step() -> No
         load_profile("tiny", ["serve.family=ocr_text"])
     broad = [f"{step}.mixture=broad" for step in (*STEPS[:4], "zero_vision_sft")]
     load_profile("tiny", [*broad, "evaluate.floors=digit_tally=0.5", "serve.family=ocr_text"])
-    assert set(MIXTURES) == {"short", "broad"}
+    assert set(MIXTURES) == {"short", "broad", "swarm"}
 
 
 @pytest.mark.long

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -30,6 +31,13 @@ def test_the_auxiliary_rewards_fall_to_exactly_nothing() -> None:
     assert all(later < earlier for earlier, later in zip(scales[:10], scales[1:11], strict=True))
     assert scales[10:] == [0.0] * 4
     assert reward(10, episode(4, 4, 4, 0.25))[0] == 0.25
+
+
+def test_the_weights_fall_until_a_share_of_the_run_or_never() -> None:
+    assert SwarmReward.until(0.75, 6, parallel=0.2, finish=0.1) == SwarmReward(0.2, 0.1, anneal_iterations=4)
+    constant = SwarmReward.until(math.inf, 6, parallel=0.2, finish=0.0)
+    assert [constant.scale(t) for t in (0, 5, 500)] == [1.0, 1.0, 1.0]
+    assert constant(5, episode(4, 4, 0, 0.25))[0] == pytest.approx(0.45)
 
 
 def test_serial_and_empty_swarms_earn_no_auxiliary_reward() -> None:

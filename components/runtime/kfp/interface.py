@@ -26,7 +26,7 @@ _OTHERS = {
     "Kubeflow's run",
     "later": "the text parameters of all later steps, one step.name=value per line, to check before anything is "
     "trained; empty = none",
-    "cell": "the arm and the seed, for example early-0",
+    "cell": "what the pipeline's loop tells apart its tasks by: an arm, a seed, or both, for example early-0",
     "status": "how the run ended; Kubeflow fills it in",
     "data": "manifest of the tokenizer and the shards that prepare_data wrote",
     "tokenizer": "manifest of the imported checkpoint that training starts from: its tokenizer and image settings are "

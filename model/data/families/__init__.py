@@ -26,7 +26,6 @@ FAMILIES: dict[str, Family] = {
         *world.FAMILIES,
     )
 }  # fmt: skip
-UNMIXED = frozenset(family.name for family in (*world.FAMILIES, *thinking.FREE))
 
 
 def lengthened(characters: int, chunks: int) -> dict[str, Family]:

@@ -15,6 +15,19 @@ Mixture = dict[str, float]
 
 
 @dataclass(frozen=True)
+class WorldTasks:
+    """What the tasks of the offline world are like, where a mixture has a share of them.
+
+    Attributes:
+        sizes: numbers of parts.
+        delegated: share of the reference trajectories that delegate, in all ways and whatever the task is.
+    """
+
+    sizes: tuple[int, ...]
+    delegated: float
+
+
+@dataclass(frozen=True)
 class Mixtures:
     """What a recipe of a certain length makes and reads.
 
@@ -26,6 +39,7 @@ class Mixtures:
             vit_pretrain reads the first.
         long_text, long_vision: of the tokens of mid_train.
         trajectories: of those tokens of zero_vision_sft that are not the user's.
+        world: of the tasks of the offline world; None: as their generators have them.
     """
 
     text_samples: Mixture
@@ -36,6 +50,7 @@ class Mixtures:
     long_text: Mixture
     long_vision: Mixture
     trajectories: Mixture
+    world: WorldTasks | None = None
 
     @property
     def made(self) -> tuple[str, ...]:
@@ -252,6 +267,41 @@ THINKING_TRAJECTORIES: Mixture = {
     "dialogue": 0.5,
 }
 
+# A cold start for PARL. Three quarters of what is read is the work of single agents and sub-agents in the offline
+# world. A twentieth of its trajectories delegates, so that RL finds the syntax there, and decides by itself when and
+# how widely to use it. All of broad's families keep a share, so that nothing is lost; wide_search, of which half
+# delegates, a small one.
+WORLD_SAMPLES: Mixture = {
+    "world_wide": 14,
+    "world_deep": 6,
+    "world_document": 6,
+    "world_bulk": 4,
+    "world_easy": 6,
+    "world_part": 14,
+}
+
+SWARM_TEXT_SAMPLES: Mixture = WORLD_SAMPLES | {name: share / 4 for name, share in BROAD_TEXT_SAMPLES.items()}
+
+SWARM_TRAJECTORIES: Mixture = {
+    "world_wide": 4,
+    "world_deep": 2,
+    "world_document": 2,
+    "world_bulk": 1.5,
+    "world_easy": 1,
+    "world_part": 4.5,
+    "image_program": 1.5,
+    "array_tool": 0.8,
+    "wide_search": 0.3,
+    "sub_search": 0.4,
+    "fact_qa": 0.4,
+    "reasoning_gym": 0.2,
+    "thinking": 0.4,
+    "coding": 0.6,
+    "dialogue": 0.4,
+}
+
+SWARM_TASKS = WorldTasks(sizes=(2, 3, 4, 6, 8), delegated=0.05)
+
 MIXTURES = {
     "short": Mixtures(
         TEXT_SAMPLES,
@@ -282,6 +332,18 @@ MIXTURES = {
         BROAD_LONG_TEXT,
         BROAD_LONG_VISION,
         THINKING_TRAJECTORIES,
+    ),
+    "swarm": Mixtures(
+        SWARM_TEXT_SAMPLES,
+        BROAD_IMAGE_SAMPLES,
+        BROAD_LONG_SAMPLES,
+        BROAD_TEXT,
+        ((0.0, BROAD_VISION), (0.4, PLACES_VISION)),
+        BROAD_LONG_TEXT,
+        BROAD_LONG_VISION,
+        THINKING_TRAJECTORIES,
+        SWARM_TRAJECTORIES,
+        SWARM_TASKS,
     ),
 }
 """By the value of the steps' parameter ``mixture``."""

@@ -12,6 +12,7 @@ from components.finish.stage import run, summarise, thin
 from components.runtime.store.folder_store import FolderStore
 from tests.components.ablation.fusion.test_fusion_comparison import result as fusion_result
 from tests.components.ablation.sft.test_sft_comparison import result as sft_result
+from tests.components.ablation.swarm.test_swarm_comparison import result as swarm_result
 from tests.components.eval_rows import eval_row
 from tests.components.finish.made import manifest
 from tests.published import publish_output
@@ -94,18 +95,19 @@ def test_a_copied_run_is_told_of_from_the_copy(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "events.json").read_text())["events"]["parl"][0]["loss/total"] == 2.0
 
 
-@pytest.mark.parametrize("name", ["fusion", "sft"])
+@pytest.mark.parametrize("name", ["fusion", "sft", "swarm"])
 def test_arms_are_compared_by_the_ablation_that_their_results_name(name: str, tmp_path: Path) -> None:
     store = FolderStore(f"file://{tmp_path}/store")
     (tmp_path / "output").mkdir()
     (tmp_path / "output" / "results.json").write_text("{}")
-    result = {"fusion": fusion_result("early", 0), "sft": sft_result("text", 0)}[name]
+    result = {"fusion": fusion_result("early", 0), "sft": sft_result("text", 0), "swarm": swarm_result()}[name]
     published = {"kind": "evals", "extra": {"ablation": {**result, "name": name}}}
     publish_output(store, tmp_path / "output", "r", f"{name}_arm-{result['arm']}-0", **published)
     written = run(Config(), store, "r", tmp_path, "").files
     assert json.loads(written["summary.json"])["ablation"]["name"] == name
-    assert {"fusion": "when should images come", "sft": "tools on images"}[name] in written["report.html"]
-    assert {"fusion": "| early, ours |", "sft": "| crop | 3 |"}[name] in written["table.md"]
+    shown = {"fusion": "when should images come", "sft": "tools on images", "swarm": "make of a swarm"}
+    assert shown[name] in written["report.html"]
+    assert {"fusion": "| early, ours |", "sft": "| crop | 3 |", "swarm": "| swarm | 16 |"}[name] in written["table.md"]
 
 
 @pytest.mark.parametrize(("rows", "points"), [(0, 5), (3, 5), (5, 5), (11, 5), (1000, 5)])

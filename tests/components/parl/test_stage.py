@@ -8,11 +8,12 @@ import pytest
 from components.parl import stage
 from components.parl.config import Config
 from model.boundary.errors import MoonflowError
+from model.swarm import training
 from model.swarm.orchestrator import SwarmLimits, run_swarm_episode
 from tests.step_services import FolderServices
 
 CONFIG = Config(
-    iterations=4, prompts_per_iteration=1, samples_per_prompt=2, learning_rate=1e-3, critical_steps=4, auxiliary=0.3,
+    iterations=4, prompts_per_iteration=1, samples_per_prompt=2, learning_rate=1e-3, critical_steps=4,
     checkpoint_every=0, seed=1,
 )  # fmt: skip
 
@@ -38,7 +39,7 @@ def test_larger_sub_agents_take_over_as_the_schedule_says(
         played.append((sub_engine, values["limits"]))
         return await run_swarm_episode(engine, sub_engine, *others, **values)
 
-    monkeypatch.setattr(stage, "run_swarm_episode", remembering)
+    monkeypatch.setattr(training, "run_swarm_episode", remembering)
     later = {"larger_sub_agents": rl_inputs["sub_agents"], "larger_from": 0.5, "larger_until": 0.5}
     config = CONFIG.model_copy(update=later | {"window": 240, "sub_agent_window": 200, "sub_agent_steps": 2})
     config = config.model_copy(update={"ptx_weight": 0.0})

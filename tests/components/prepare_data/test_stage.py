@@ -17,6 +17,7 @@ import pytest
 from components.prepare_data import user_data
 from components.prepare_data.config import Config
 from components.prepare_data.stage import (
+    families,
     index_of,
     plan,
     texts_of,
@@ -66,7 +67,7 @@ def test_only_what_a_mixture_makes_has_held_out_samples_and_teaches_the_tokenize
     for split in ("train", "eval"):
         assert {shard.family for shard in shards if shard.split == split} == set(mixtures(mixture).made)
     texts = set(tokenizer_texts(config))
-    family = "code_window" if mixture == "broad" else "stdlib_code"
+    family = "stdlib_code" if mixture == "short" else "code_window"
     assert all(next(texts_of(FAMILIES[family].sample(0, "train", number))) in texts for number in range(100))
 
 
@@ -86,6 +87,15 @@ def test_a_shard_is_the_familys_samples(tmp_path: Path) -> None:
     assert write(shard, tmp_path, Config(seed=3)) == 10
     expected = [FAMILIES["fact_qa"].sample(3, "train", index) for index in range(20, 30)]
     assert list(read_shard(tmp_path / shard.name)) == expected
+
+
+def test_the_cold_start_of_a_swarm_is_mostly_the_work_of_single_agents_and_has_small_and_large_tasks() -> None:
+    made = families(Config(mixture="swarm"))
+    wide = [made["world_wide"].sample(0, "train", index) for index in range(60)]
+    assert {sample.environment["parts"] for sample in wide} == {2, 3, 4, 6, 8}
+    assert 0 < sum(sample.environment["mode"] == "swarm" for sample in wide) < 9
+    usual = families(Config(mixture="broad"))["world_wide"]
+    assert 15 < sum(usual.sample(0, "train", index).environment["mode"] == "swarm" for index in range(60)) < 45
 
 
 def test_another_seed_changes_the_training_samples_and_no_held_out_one(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from model.boundary.errors import MoonflowError
-from model.data.families import FAMILIES, UNMIXED
+from model.data.families import FAMILIES, thinking, world
 from model.data.order.mixtures import LONG_TEXT, MIXTURES, TEXT, VISION, mixtures
 from model.evals.suites import SUITES
 
@@ -36,8 +36,18 @@ def test_the_vision_mixture_changes_at_rising_moments(name: str) -> None:
     assert starts[0] == 0.0 and starts == sorted(set(starts)) and starts[-1] < 1
 
 
-def test_the_broad_one_makes_every_family_but_those_without_a_share() -> None:
-    assert set(mixtures("broad").made) == set(FAMILIES) - UNMIXED
+def test_every_family_is_made_by_a_mixture_and_broad_makes_all_but_those_of_one_purpose() -> None:
+    of_world, free = ({family.name for family in families} for families in (world.FAMILIES, thinking.FREE))
+    assert set(mixtures("broad").made) == set(FAMILIES) - of_world - free
+    assert set(mixtures("swarm").made) == set(FAMILIES) - free
+    assert set(mixtures("thinking").made) == set(FAMILIES) - of_world
+
+
+def test_the_swarms_cold_start_reads_the_world_most_and_keeps_a_share_of_all_else() -> None:
+    shares, broad = mixtures("swarm").trajectories, mixtures("broad").trajectories
+    of_world = sum(share for name, share in shares.items() if name.startswith("world_"))
+    assert of_world / sum(shares.values()) == pytest.approx(0.75) and set(broad) < set(shares)
+    assert mixtures("short").world is None and mixtures("broad").world is None
     assert {suite.family for suite in SUITES.values()} <= set(FAMILIES)
 
 

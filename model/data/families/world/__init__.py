@@ -10,7 +10,7 @@ the last template of the pages.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -34,19 +34,42 @@ DRAWS: dict[str, Draw] = {
 }  # fmt: skip
 SIZES = (2, 3, 4, 6, 8, 16, 32)  # parts of a task (ours)
 MAX_SIZE = 64  # the held-out things are enough for as many
-SWARM_SHARE = 0.5  # of tasks answered by a swarm (ours)
 SUBAGENT_PROMPTS = ("Use the tools, then answer in one line.", "Look it up; answer with the line alone.")
 
 
+@dataclass(frozen=True)
+class Delegation:
+    """Which reference trajectories are a swarm's (values: ours).
+
+    Attributes:
+        share: of the tasks.
+        mixed: whether these show the syntax alone, and not when or how widely to delegate: then easy tasks are among
+            them, and a turn gives away one part, some or all. Otherwise a turn gives away all parts, and an easy task
+            is always done by one agent.
+    """
+
+    share: float = 0.5
+    mixed: bool = False
+
+    def chosen(self, name: str, rng: np.random.Generator) -> bool:
+        """Whether a task of the family ``name`` is answered by a swarm."""
+        return (self.mixed or name != "world_easy") and rng.random() < self.share
+
+    def at_once(self, parts: int, rng: np.random.Generator) -> int:
+        """How many of the parts are given away in one turn."""
+        return int(rng.integers(1, parts + 1)) if self.mixed else parts
+
+
 def world_sample(
-    name: str, sizes: Sequence[int], view: View, rng: np.random.Generator, split: Split, index: int
-) -> Sample:
-    """A task, answered by one agent or by a swarm; an easy one always by one agent."""
+    name: str, sizes: Sequence[int], view: View, delegation: Delegation, rng: np.random.Generator, split: Split,
+    index: int,
+) -> Sample:  # fmt: skip
+    """A task, answered by one agent or by a swarm."""
     drawn = DRAWS[name](rng, split, int(rng.choice(sizes)), view)
-    swarm = name != "world_easy" and rng.random() < SWARM_SHARE
+    swarm = delegation.chosen(name, rng)
     agent, system_prompt = _named(rng)
     if swarm:
-        talk, text, _ = by_swarm(drawn.plan, view, agent, system_prompt)
+        talk, text, _ = by_swarm(drawn.plan, view, agent, system_prompt, delegation.at_once(drawn.size, rng))
     else:
         talk, text = alone(drawn.plan, view)
     # Half of the single agents of training cannot make a swarm, as the single agent that a swarm is compared with.
@@ -94,7 +117,9 @@ def sources(split: Split) -> list[str]:
     return [thing.source for kind in KINDS for thing in world().facts.of(kind, split)]
 
 
-def world_family(name: str, sizes: Sequence[int] = SIZES, view: View | None = None) -> Family:
+def world_family(
+    name: str, sizes: Sequence[int] = SIZES, view: View | None = None, delegation: Delegation | None = None
+) -> Family:
     """A family of ``DRAWS`` with tasks of these numbers of parts, whose tools show so much at once.
 
     Raises:
@@ -102,9 +127,16 @@ def world_family(name: str, sizes: Sequence[int] = SIZES, view: View | None = No
     """
     if not sizes or not all(1 <= size <= MAX_SIZE for size in sizes):
         raise MoonflowError(f"sizes of {name}: give numbers of parts from 1 to {MAX_SIZE}, not {list(sizes)}")
-    generate = partial(world_sample, name, tuple(sizes), view or View())
+    generate = partial(world_sample, name, tuple(sizes), view or View(), delegation or Delegation())
     return Family(name, "agentic", "text", "task", generate, sources)
 
 
 WORLD_PART = Family("world_part", "agentic", "text", "task", partial(part_sample, View()), sources)
-FAMILIES = (*(world_family(name) for name in DRAWS), WORLD_PART)
+
+
+def world_families(sizes: Sequence[int] = SIZES, delegation: Delegation | None = None) -> tuple[Family, ...]:
+    """All families, with tasks of these numbers of parts and these trajectories. Raises as ``world_family``."""
+    return (*(world_family(name, sizes, delegation=delegation) for name in DRAWS), WORLD_PART)
+
+
+FAMILIES = world_families()

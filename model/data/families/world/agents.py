@@ -39,11 +39,15 @@ class Conversation:
         self._say([(tool, arguments, shown := self._run(tool, arguments))])
         return shown
 
-    def delegate(self, agent: str, system_prompt: str, prompts: Sequence[str], answers: Sequence[str]) -> None:
-        """Create a sub-agent, and give it all tasks in one turn."""
+    def delegate(
+        self, agent: str, system_prompt: str, prompts: Sequence[str], answers: Sequence[str], at_once: int
+    ) -> None:
+        """Create a sub-agent, and give it the tasks, ``at_once`` of them in a turn."""
         self._say([("create_subagent", {"name": agent, "system_prompt": system_prompt}, created(agent))])
-        pairs = zip(prompts, answers, strict=True)
-        self._say([("assign_task", {"agent": agent, "prompt": prompt}, answer) for prompt, answer in pairs])
+        pairs = list(zip(prompts, answers, strict=True))
+        for start in range(0, len(pairs), at_once):
+            group = pairs[start : start + at_once]
+            self._say([("assign_task", {"agent": agent, "prompt": prompt}, answer) for prompt, answer in group])
 
     def _say(self, done: Sequence[tuple[str, dict[str, str], str]]) -> None:
         calls = [{"name": tool, "arguments": arguments} for tool, arguments, _ in done]
@@ -92,13 +96,19 @@ def alone(plan: Plan, view: View) -> tuple[Conversation, str]:
     return talk, plan.conclude([part.work(talk) for part in plan.begin(talk)])
 
 
-def by_swarm(plan: Plan, view: View, agent: str, system_prompt: str) -> tuple[Conversation, str, list[Conversation]]:
-    """An orchestrator's conversation, its answer, and the conversations of its sub-agents."""
+def by_swarm(
+    plan: Plan, view: View, agent: str, system_prompt: str, at_once: int | None = None
+) -> tuple[Conversation, str, list[Conversation]]:
+    """An orchestrator's conversation, its answer, and the conversations of its sub-agents.
+
+    Args:
+        at_once: parts that it gives away in one turn; None: all of them.
+    """
     talk = Conversation(view)
     parts = plan.begin(talk)
     subs = [Conversation(view) for _ in parts]
     results = [part.work(sub) for part, sub in zip(parts, subs, strict=True)]
-    talk.delegate(agent, system_prompt, [part.prompt for part in parts], results)
+    talk.delegate(agent, system_prompt, [part.prompt for part in parts], results, at_once or len(parts))
     return talk, plan.conclude(results), subs
 
 

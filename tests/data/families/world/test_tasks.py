@@ -9,7 +9,7 @@ import pytest
 
 from model.boundary.errors import MoonflowError
 from model.data.families.family import Family
-from model.data.families.world import DRAWS, FAMILIES, WORLD_PART, world_family
+from model.data.families.world import DRAWS, FAMILIES, WORLD_PART, Delegation, world_family
 from model.data.families.world.facts import facts
 from model.data.families.world.index import View, world
 from model.data.families.world.tasks import BULK, DEEP, DOCUMENT, EASY, EASY_PAGE, WIDE, roots
@@ -93,6 +93,22 @@ def test_a_swarm_assigns_all_parts_in_one_turn_and_a_single_agent_none(name: str
             assert not {"create_subagent", "assign_task"} & {call for turn in of for call in turn}
         assert not re.search("parallel|at once|same time|agent", sample.messages[0]["content"])
     assert seen == {"swarm", "single"}
+
+
+def test_where_delegation_is_mixed_a_turn_gives_away_one_part_some_or_all_and_easy_tasks_too() -> None:
+    family = world_family("world_wide", (4,), delegation=Delegation(1.0, mixed=True))
+    at_once = set()
+    for sample in drawn(family, "train", 30):
+        _, *groups, last = turns(sample)
+        sizes = [len(group) for group in groups]
+        assert {call for group in groups for call in group} == {"assign_task"} and last == []
+        assert sum(sizes) == 4 and sizes[0] == max(sizes)
+        assert rewards.row_f1(sample.messages[-1]["content"], sample.answer) == 1.0
+        at_once.add(sizes[0])
+    assert at_once == {1, 2, 3, 4}
+    few = Delegation(0.2, mixed=True)
+    modes = [sample.environment["mode"] for sample in drawn(world_family("world_easy", delegation=few), "train", 60)]
+    assert 3 <= modes.count("swarm") <= 24
 
 
 def test_a_fact_costs_two_to_four_calls_and_an_easy_one_at_most_two() -> None:

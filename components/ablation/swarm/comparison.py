@@ -1,0 +1,154 @@
+"""The figures of a swarm ablation: each arm's swarm beside what it is compared with, seed by seed (source: ours).
+
+``table`` puts the figures into words, ``claims`` judges by them, ``page`` shows them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from components.ablation.spread import spread
+from components.ablation.swarm.arms import ARMS, START
+from model.swarm.ways import EASY, SWARM, best_single
+
+STEP = "swarm_arm"
+MEASURES = ("f1", "critical_steps", "seconds", "context_tokens", "delegated")
+FLAT_FROM = 4  # the number of parts from which on time should be nearly the same (ours)
+
+Result = Mapping[str, Any]
+Rows = Sequence[Mapping[str, Any]]
+Event = Mapping[str, float]
+Events = Mapping[str, Sequence[Event]]
+
+
+def compare(results: Sequence[Result], events: Events) -> dict[str, Any]:
+    """The arms side by side.
+
+    Args:
+        results: ``extra["ablation"]`` of each finished arm and seed.
+        events: task name -> rows of its ``metrics.jsonl``.
+
+    Returns:
+        ``arms``: by name its seeds; those that were begun and did not finish, ``missing``; ``table`` and ``halved``, by
+        way of playing and number of parts each of ``MEASURES`` with the standard deviation over seeds; and ``figures``,
+        by seed those of ``figures_of`` and ``rounds_of``. ``runs``: the results as they came.
+    """
+    by_arm = {name: {r["seed"]: r for r in results if r["arm"] == name} for name in ARMS}
+    begun = _begun(results, events)
+    found = {}
+    for name in (name for name in ARMS if by_arm[name] or any(task.startswith(f"{STEP}-{name}-") for task in events)):
+        runs = [by_arm[name][seed] for seed in sorted(by_arm[name])]
+        found[name] = {
+            "seeds": [run["seed"] for run in runs],
+            "missing": [seed for seed in begun if seed not in by_arm[name]],
+            "table": _table([run["table"] for run in runs]),
+            "halved": _table([run["halved"] for run in runs]),
+            "figures": {
+                str(run["seed"]): figures_of(run) | rounds_of(events.get(f"{STEP}-{name}-{run['seed']}", ()))
+                for run in runs
+            },
+        }
+    return {"arms": found, "runs": list(results)}
+
+
+def _begun(results: Sequence[Result], events: Events) -> list[int]:
+    """The seeds of which anything was published: a cold start, or a part of an arm."""
+    tasks = [task.split("-") for task in events if task.startswith((f"{START}-", f"{STEP}-"))]
+    return sorted({int(parts[-1]) for parts in tasks if parts[-1].isdecimal()} | {r["seed"] for r in results})
+
+
+def figures_of(result: Result) -> dict[str, float | None]:
+    """What the swarm of one run gains over the best single agent of the same checkpoint; None where a row is missing.
+
+    - ``f1_gain_points``, ``easy_overhead``: as ``model.swarm.ways.summary``.
+    - ``wide_f1_points``, ``wide_steps_ratio``, ``wide_seconds_ratio``: at the largest number of parts, the swarm's F1
+      minus that agent's in points, and that agent's steps and seconds by the swarm's.
+    - ``growth``: seconds of the swarm at the largest number of parts by those at the smallest from ``FLAT_FROM`` on.
+    - ``context_ratio``: at the largest number of parts, that agent's largest context by the swarm's.
+    - ``halved_swarm_points``, ``halved_single_points``: F1 that the swarm and that agent lose in windows of half the
+      size, in points.
+    """
+    table, halved = result["table"], result["halved"]
+    best, sizes = best_single(table), sorted({row["size"] for row in table if row["family"] != EASY})
+    wide, flat = sizes[-1], [size for size in sizes if size >= FLAT_FROM]
+    found = {name: result["summary"].get(name) for name in ("f1_gain_points", "easy_overhead")}
+    at = {way: {name: _mean(table, way, name, wide) for name in MEASURES} for way in (SWARM, best)}
+    found["wide_f1_points"] = _minus(at[SWARM]["f1"], at[best]["f1"])
+    found["wide_steps_ratio"] = _ratio(at[best]["critical_steps"], at[SWARM]["critical_steps"])
+    found["wide_seconds_ratio"] = _ratio(at[best]["seconds"], at[SWARM]["seconds"])
+    found["context_ratio"] = _ratio(at[best]["context_tokens"], at[SWARM]["context_tokens"])
+    ends = [_mean(table, SWARM, "seconds", size) for size in (flat[-1], flat[0])] if len(flat) > 1 else [None, None]
+    found["growth"] = _ratio(*ends)
+    for name, way in (("halved_swarm_points", SWARM), ("halved_single_points", best)):
+        found[name] = _minus(_mean(table, way, "f1"), _mean(halved, way, "f1"))
+    return found
+
+
+def rounds_of(rows: Sequence[Event]) -> dict[str, float | None]:
+    """What PARL's rounds of one run show: the reward without bonuses in the first and the last quarter of them, how
+    often those of the last quarter delegate, and the bonuses' weight in the last one, as a share of the first one."""
+    rounds = [row for row in rows if "reward/perf" in row]
+    quarter = max(1, len(rounds) // 4)
+    return {
+        "reward_first": _over(rounds[:quarter], "reward/perf"),
+        "reward_last": _over(rounds[-quarter:], "reward/perf"),
+        "subtasks_last": _over(rounds[-quarter:], "swarm/subtasks"),
+        "bonuses_last": rounds[-1]["swarm/auxiliary_scale"] if rounds else None,
+    }
+
+
+def _over(rows: Sequence[Event], name: str) -> float | None:
+    values = [row[name] for row in rows if name in row]
+    return fmean(values) if values else None
+
+
+def _mean(rows: Rows, way: str, name: str, size: int | None = None) -> float | None:
+    """Mean over the families with parts; None if there are no such rows, or all episodes of one broke."""
+    chosen = [row for row in rows if row["way"] == way and row["family"] != EASY and size in (None, row["size"])]
+    return fmean(row[name] for row in chosen) if chosen and all(name in row for row in chosen) else None
+
+
+def _minus(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else 100 * (one - other)
+
+
+def _ratio(one: float | None, other: float | None) -> float | None:
+    return one / other if one is not None and other else None
+
+
+def _table(tables: Sequence[Rows]) -> list[dict[str, Any]]:
+    """Number of parts and way -> each measure over the seeds; easy tasks, of one part, come first."""
+    keys = list(dict.fromkeys((row["size"], row["way"]) for rows in tables for row in rows))
+    found = []
+    for size, way in sorted(keys, key=lambda key: key[0]):
+        line: dict[str, Any] = {"size": size, "way": way}
+        for name in MEASURES:
+            each = [
+                fmean(row[name] for row in chosen)
+                for rows in tables
+                if (chosen := [row for row in rows if (row["size"], row["way"]) == (size, way) and name in row])
+            ]
+            line[name] = spread(each) if each else None
+        found.append(line)
+    return found
+
+
+def values(arm: Mapping[str, Any], name: str) -> dict[str, float]:
+    """Seed -> a figure of an arm, for the seeds that have it."""
+    return {seed: figures[name] for seed, figures in arm["figures"].items() if figures[name] is not None}
+
+
+def metrics(found: Mapping[str, Any]) -> dict[str, float]:
+    """Means over seeds as MLflow metrics: ``<figure>/<arm>``, and ``<measure>/<arm>/<way>/n<parts>``."""
+    means: dict[str, float] = {}
+    for name, arm in found["arms"].items():
+        for figure in next(iter(arm["figures"].values()), {}):
+            if each := values(arm, figure):
+                means[f"{figure}/{name}"] = fmean(each.values())
+        for row in arm["table"]:
+            for measure in MEASURES:
+                if row[measure] is not None:
+                    means[f"{measure}/{name}/{row['way']}/n{row['size']}"] = float(row[measure]["mean"])
+    return means

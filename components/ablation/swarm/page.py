@@ -1,0 +1,78 @@
+"""The page of a swarm ablation: claims, curves over N and over rounds, and tables. ``swarm.html`` is the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from components.ablation.swarm.arms import ARMS, TRAINED
+from components.ablation.swarm.claims import claims
+from components.ablation.swarm.comparison import STEP, Events
+from components.ablation.swarm.table import WAYS, sentences, tables
+from components.runtime.pages import template
+from components.runtime.pages.charts import Points, line_chart
+
+_PAGE = Path(__file__).with_name("swarm.html")
+TONES = {True: "yes", False: "no", None: "plain"}
+DRAWN = [way for way in WAYS if way != "must_delegate"]  # a chart has six colours
+
+
+def render(found: Mapping[str, Any], events: Events, extra: Mapping[str, Any]) -> str:
+    """The page of an ablation.
+
+    Args:
+        found: the result of ``comparison.compare``.
+        events: task name -> rows of its ``metrics.jsonl``.
+        extra: any of ``run_id`` and ``error`` (why the run ended early).
+    """
+    verdicts = claims(found)
+    told = {str(claim) for claim in verdicts}
+    charts = [
+        *((title, "the arm trained, means over seeds", line_chart(by_parts(found, measure), x_label="N", y_label=unit))
+          for title, measure, unit in (
+              ("Item-F1", "f1", "item-F1"), ("Time", "seconds", "seconds a task"),
+              ("Critical steps", "critical_steps", "steps a task"), ("Largest context", "context_tokens", "tokens"),
+          )),
+        *((title, "means over seeds", line_chart(by_round(events, metric), x_label="round", y_label=unit))
+          for title, metric, unit in (
+              ("Reward without bonuses", "reward/perf", "reward"),
+              ("Parallel work", "swarm/parallelism", "assignments at once"),
+          )),
+    ]  # fmt: skip
+    return template.render(
+        _PAGE,
+        title=extra.get("run_id", "run"),
+        error=extra.get("error", ""),
+        claims=verdicts,
+        tones=TONES,
+        charts=[chart for chart in charts if chart[2]],
+        tables=tables(found),
+        sentences=[line for line in sentences(found) if line not in told],
+    )
+
+
+def by_parts(found: Mapping[str, Any], measure: str) -> dict[str, Points]:
+    """Way -> (N, mean over seeds) of a measure for the arm ``trained``, or for the first one if there is none."""
+    arms = found["arms"]
+    rows = arms.get(TRAINED, next(iter(arms.values())))["table"]
+    return {
+        WAYS[way]: [(r["size"], r[measure]["mean"]) for r in rows if r["way"] == way and r["size"] > 1 and r[measure]]
+        for way in DRAWN
+    }
+
+
+def by_round(events: Events, metric: str) -> dict[str, Points]:
+    """Arm -> mean over its seeds of a metric by round, where all of its seeds have it."""
+    found: dict[str, Points] = {}
+    for name in ARMS:
+        runs = [
+            {row["step"]: row[metric] for row in rows if metric in row}
+            for task, rows in events.items()
+            if task.startswith(f"{STEP}-{name}-")
+        ]
+        if runs:
+            common = sorted(set.intersection(*(set(run) for run in runs)))
+            found[name] = [(step, fmean(run[step] for run in runs)) for step in common]
+    return found

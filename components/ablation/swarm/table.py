@@ -1,0 +1,85 @@
+"""A swarm ablation in words: its tables as Markdown, and one line for each finding (ours)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from components.ablation.spread import spread
+from components.ablation.swarm.arms import ARMS
+from components.ablation.swarm.claims import claims
+from components.ablation.swarm.comparison import values
+from components.ablation.tables import Table
+
+MEASURES = {
+    "f1": ("item-F1", 2), "critical_steps": ("critical steps", 1), "seconds": ("seconds", 2),
+    "context_tokens": ("largest context", 0), "delegated": ("delegate", 2),
+}  # fmt: skip
+"""Measure -> what it is called, and its digits."""
+OF_ARMS = {
+    "f1_gain_points": ("points of F1 over the best single agent", 1), "wide_steps_ratio": ("steps ratio, largest N", 2),
+    "wide_seconds_ratio": ("seconds ratio, largest N", 2), "easy_overhead": ("easy overhead", 2),
+    "reward_first": ("reward without bonuses, first quarter", 3), "reward_last": ("last quarter", 3),
+    "subtasks_last": ("subtasks an episode, last quarter", 2),
+}  # fmt: skip
+"""Figure of an arm -> what it is called, and its digits."""
+WAYS = {
+    "swarm": "swarm", "untrained_swarm": "swarm before PARL", "must_delegate": "must delegate",
+    "oracle_split": "oracle split", "single": "one agent", "hide_tool_result": "one agent, results hidden",
+    "discard_all": "one agent, starts again",
+}  # fmt: skip
+
+
+def tables(found: Mapping[str, Any]) -> list[Table]:
+    """The arms beside each other; then each arm by number of parts, and again in windows of half the size."""
+    made = [Table("The arms", ["arm", *(told for told, _ in OF_ARMS.values())], _of_arms(found))]
+    for name, arm in found["arms"].items():
+        for key, title in (("table", "by number of parts N"), ("halved", "in windows of half the size")):
+            head = ["way", "N", *(told for told, _ in MEASURES.values())]
+            made.append(Table(f"{name}: {title}", head, [_row(row) for row in arm[key]]))
+    return [table for table in made if table.rows]
+
+
+def printed(found: Mapping[str, Any]) -> Table:
+    """What a terminal shows."""
+    return tables(found)[0]
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """The tables, then the sentences, as Markdown."""
+    lines = ["Held-out tasks of the offline world; ± is the standard deviation over seeds.", ""]
+    for each in tables(found):
+        lines += [f"**{each.title}**", "", *each.markdown(), ""]
+    lines += [f"- {line}" for line in sentences(found)]
+    return "\n".join(lines) + "\n"
+
+
+def sentences(found: Mapping[str, Any]) -> list[str]:
+    """The arms with their seeds, each seed's gain, then the verdict on each claim."""
+    told = []
+    for name, arm in found["arms"].items():
+        gains = ", ".join(f"{seed}: {gain:+.1f}" for seed, gain in values(arm, "f1_gain_points").items())
+        missing = "".join(f"; seed {seed} did not finish" for seed in arm["missing"])
+        gained = f"; points of F1 over the best single agent by seed {gains}" if gains else ""
+        told.append(f"{name}: {ARMS[name].meaning}{gained}{missing}")
+    return [*told, *map(str, claims(found))]
+
+
+def _of_arms(found: Mapping[str, Any]) -> list[list[str]]:
+    rows = []
+    for name, arm in found["arms"].items():
+        each = {figure: list(values(arm, figure).values()) for figure in OF_ARMS}
+        rows.append([name, *(_cell(spread(v) if v else None, OF_ARMS[figure][1]) for figure, v in each.items())])
+    return rows
+
+
+def _row(row: Mapping[str, Any]) -> list[str]:
+    cells = [_cell(row[measure], digits) for measure, (_, digits) in MEASURES.items()]
+    return [WAYS[row["way"]], str(row["size"]), *cells]
+
+
+def _cell(value: Mapping[str, Any] | None, digits: int) -> str:
+    if value is None:
+        return ""
+    sd = "" if value["sd"] is None else f" ± {value['sd']:.{digits}f}"
+    return f"{value['mean']:.{digits}f}{sd}"

@@ -1,0 +1,137 @@
+"""PARL: an orchestrator learns to use frozen sub-agents in parallel, for the step ``parl`` and for ablations.
+
+Source: K2.5 section on Agent Swarm. The sub-agents' answers are observations; only the orchestrator is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from model.boundary.errors import MoonflowError
+from model.data.batches.folder import DataFolder
+from model.data.samples.sample import Sample
+from model.network.multimodal import KimiK25
+from model.network.served import as_served
+from model.parallel.ranks import Ranks
+from model.rl.environment import Episode
+from model.rl.groups import Group
+from model.rl.prompts import PromptPool
+from model.rl.ptx import ptx
+from model.rl.tools.toolset import Toolset
+from model.rl.trainer import RLSettings, RLTrainer
+from model.rollout.protocol import RolloutEngine
+from model.swarm.baselines import Mode
+from model.swarm.orchestrator import SwarmEpisode, SwarmLimits, run_swarm_episode
+from model.swarm.reward import SwarmReward
+from model.train.protocol import StepServices
+
+
+class Acting(Protocol):
+    """An engine that speaks for the orchestrator, and how it gets new weights."""
+
+    @property
+    def engine(self) -> RolloutEngine: ...
+    async def publish(self, model: KimiK25) -> None: ...
+
+
+Speaking = Callable[[Sample, int], RolloutEngine]
+"""(task, round from 0) -> the engine that speaks for its sub-agents."""
+
+
+class Traces(Protocol):
+    """What keeps traces of episodes; it is a `model.rl.trainer.Watch`."""
+
+    def carried(self, t: int, episode: SwarmEpisode) -> SwarmEpisode:
+        """The episode of round ``t``, from 1, as it goes on to the trainer."""
+        ...
+
+    def __call__(self, t: int, groups: Sequence[Group]) -> None: ...
+
+
+class _NoTraces:
+    """Drops the traces, which take memory."""
+
+    def carried(self, t: int, episode: SwarmEpisode) -> SwarmEpisode:
+        return replace(episode, trace=None)
+
+    def __call__(self, t: int, groups: Sequence[Group]) -> None:
+        """Nothing was kept."""
+
+
+@dataclass(frozen=True)
+class SwarmTask:
+    """What is practised, and within which limits.
+
+    Attributes:
+        families: of the prompts, in turn. They never ask to work in parallel.
+        mode: of the episodes: "swarm", or "must_delegate", in which the orchestrator has no tools of its own.
+        ptx_weight, ptx_rows: as ``model.rl.ptx.ptx``.
+    """
+
+    families: Sequence[str]
+    limits: SwarmLimits
+    mode: Mode = "swarm"
+    ptx_weight: float = 0.0
+    ptx_rows: int = 1
+
+
+def train_orchestrator(
+    model: KimiK25, data: DataFolder, task: SwarmTask, acting: Acting, speaking: Speaking, toolset: Toolset,
+    reward: SwarmReward, settings: RLSettings, services: StepServices, *, traces: Traces | None = None,
+    ranks: Ranks | None = None,
+) -> None:  # fmt: skip
+    """Train ``model`` in place, from the newest checkpoint of this step if there is one.
+
+    Args:
+        acting: samples from ``model``.
+
+    Raises:
+        MoonflowError: the data lacks a family; and as ``RLTrainer``.
+    """
+    prompts = PromptPool(data.source, data.index, families=task.families, modalities=["text"], seed=settings.seed)
+    kept = traces or _NoTraces()
+
+    async def rollout(sample: Sample, seed: int, t: int) -> Episode:
+        episode = await run_swarm_episode(
+            acting.engine, speaking(sample, t), data.tokenizer, sample, data.image_config, toolset,
+            limits=task.limits, temperature=1.0, seed=seed, mode=task.mode,
+        )  # fmt: skip
+        return kept.carried(t + 1, episode)
+
+    async def publish(policy: KimiK25) -> None:
+        await acting.publish(as_served(policy, settings.expert_precision))
+
+    pretraining = ptx(
+        data, weight=task.ptx_weight, rows=task.ptx_rows, tokens=context_of(model), seed=settings.seed
+    )  # fmt: skip
+    RLTrainer(
+        model, prompts, rollout, publish, settings,
+        pad_id=data.tokenizer.pad_id, tokenizer_folder=data.path, services=services, reward=reward,
+        ptx=pretraining, watch=kept, ranks=ranks,
+    ).train()  # fmt: skip
+
+
+def context_of(model: KimiK25) -> int:
+    """Tokens of the longest context that the model reads."""
+    return model.config.text_config.max_position_embeddings
+
+
+def windows(
+    step: str, model: KimiK25, sub_agents: Sequence[KimiK25], window: int, sub_agent_window: int
+) -> dict[str, int]:
+    """The windows of ``SwarmLimits``; 0 stands for the largest one, and for as large a one as the orchestrator's.
+
+    Args:
+        step: whose parameters they are.
+
+    Raises:
+        MoonflowError: a window is larger than its model's context.
+    """
+    most, most_of_subs = context_of(model), min(map(context_of, sub_agents))
+    for name, given, context in (("window", window, most), ("sub_agent_window", sub_agent_window, most_of_subs)):
+        if given > context:
+            raise MoonflowError(f"{step}.{name} is {given}, and the model has a context of {context}: lower it")
+    window = window or most
+    return {"max_tokens": window, "sub_agent_tokens": sub_agent_window or min(window, most_of_subs)}
