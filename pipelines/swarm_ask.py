@@ -49,6 +49,7 @@ class Question:
     tools: tuple[str, ...]
     mcp: tuple[str, ...]
     limits: ChatLimits
+    request_timeout: float
     tool_timeout: float
     price_in: float | None
     price_out: float | None
@@ -80,7 +81,7 @@ def ask_swarm(asked: Question, trace: Path | None, *, as_json: bool) -> bool:
     prices, key = asked.prices, asked.key
     if not asked.text.strip():
         raise MoonflowError("the question is empty: ask something")
-    endpoint = ChatEndpoint(asked.endpoint, asked.model, key)
+    endpoint = ChatEndpoint(asked.endpoint, asked.model, key, asked.request_timeout)
     unique(asked.tools, "--tool")
     unique(asked.mcp, "--mcp")
     toolbox = Toolbox([function_tool(spec) for spec in asked.tools], asked.tool_timeout)
