@@ -44,7 +44,8 @@ from model.data.families.world import DRAWS
 from model.data.families.world.index import View
 from model.data.families.world.tasks import Drawn
 from model.data.samples.sample import Sample
-from model.evals.scorer import measuring_engine, standard_error
+from model.evals.score import standard_error
+from model.evals.scorer import measuring_engine
 from model.network.served import as_served
 from model.rl.environment import FAILED, Episode, derive_seed
 from model.rl.failures import attempt
