@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from components.evaluate.config import Config
-from components.evaluate.stage import SUB_AGENTS
+from components.evaluate.measuring import SUB_AGENTS
 from components.promote.export import EXPORTED_FROM
 from components.runtime.checkpoints import manifest as manifests
 from components.runtime.checkpoints.manifest import MANIFEST, Manifest, prefix_of

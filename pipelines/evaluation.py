@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from components.evaluate.config import evaluated_tasks
 from components.prepare_data.config import HELD_OUT_SEED
 from model.boundary.errors import MoonflowError
 from model.checkpoint.file_names import CONFIG
@@ -17,10 +18,14 @@ from model.checkpoint.load import load_image_config, load_model
 from model.codec.tokenizer import Tokenizer
 from model.data.samples.sample import Sample
 from model.evals.drawn import chosen, drawn, obstacle
+from model.evals.own_suites import own_chance, own_prompts, own_suite
 from model.evals.scorer import Evaluation, chance_levels, measuring_engine
 from model.evals.suites import Suite, available, held_out
 from model.network.config import load_config
 from model.network.served import as_served
+from model.rl.tasks.names import short_name
+from model.rl.tasks.own_tasks import OwnTasks
+from model.rl.tasks.process import TaskFailure
 from model.rl.tools.toolset import Toolset
 from model.rollout.endpoint import Endpoint, find_endpoint
 from model.rollout.protocol import RolloutEngine
@@ -30,7 +35,9 @@ from pipelines.evaluation_table import Reporter, Results, say
 FEWEST = 2  # tasks of a suite (``Suite.tasks``)
 
 
-def evaluate(given: str, names: Sequence[str], count: int | None, url: str, *, as_json: bool) -> bool:
+def evaluate(
+    given: str, names: Sequence[str], count: int | None, url: str, *, as_json: bool, own: Sequence[str] = ()
+) -> bool:
     """Run the suites and print their scores; returns whether they were finished, and not stopped by Ctrl-C.
 
     Args:
@@ -39,20 +46,39 @@ def evaluate(given: str, names: Sequence[str], count: int | None, url: str, *, a
         count: tasks of each suite; None: as many as the run's evaluate step has, or the default.
         url: of the server that has the checkpoint; "": it is loaded here.
         as_json: print one JSON object instead of the table.
+        own: the user's tasks, as ``module:name``, each a suite.
 
     Raises:
         MoonflowError: bad input, or an engine that is gone; what was finished by then is printed.
     """
-    suites, stderr = chosen(names), Console(stderr=True)
+    asked = evaluated_tasks(", ".join(own))
+    suites = chosen(names, [short_name(name) for name in asked])
     if count is not None and count < FEWEST:
         raise MoonflowError(f"--tasks is {count}: give {FEWEST} or more")
     endpoint = asyncio.run(find_endpoint(url)) if url else None
     swarm = any(suite.mode == "swarm" for suite in suites)
-    with located(given, weights=endpoint is None, swarm=swarm) as source:
-        wanted = count or source.config.samples
-        tasks = _tasks(source, suites, wanted)
-    subject = _Subject(source, endpoint)
-    passed_over = {suite.name: why for suite in suites if (why := subject.obstacle(suite, tasks[suite.name]))}
+    with OwnTasks([name for name in asked if not names or short_name(name) in names]) as own_tasks:
+        with located(given, weights=endpoint is None, swarm=swarm) as source:
+            wanted = count or source.config.samples
+            tasks = _tasks(source, suites, wanted)
+        return _measured(source, endpoint, suites, tasks, own_tasks, wanted, as_json=as_json)
+
+
+def _measured(
+    source: Source, endpoint: Endpoint | None, suites: list[Suite], tasks: dict[str, list[Sample]], own: OwnTasks,
+    wanted: int, *, as_json: bool,
+) -> bool:  # fmt: skip
+    """Run what can be run of the suites and of the user's tasks, and print it; whether it was finished."""
+    stderr, passed_over, ours = Console(stderr=True), dict[str, str](), set(tasks)
+    for task in own:
+        suites = [*suites, own_suite(task)]
+        try:
+            tasks[task.short_name] = list(own_prompts(task, wanted, source.config.max_failed_episodes))
+        except TaskFailure as failure:
+            tasks[task.short_name], passed_over[task.short_name] = [], str(failure)
+    subject = _Subject(source, endpoint, own)
+    found = {suite.name: subject.obstacle(suite, tasks[suite.name]) for suite in suites}
+    passed_over = {name: why for name, why in found.items() if why} | passed_over
     tasks = {name: samples for name, samples in tasks.items() if name not in passed_over}
     if not tasks:
         reasons = "; ".join(f"{name}: {why}" for name, why in passed_over.items())
@@ -63,7 +89,8 @@ def evaluate(given: str, names: Sequence[str], count: int | None, url: str, *, a
     notes = [f"{name} is passed over: {why}" for name, why in passed_over.items()]
     for suite in suites:
         if suite.name in tasks and (there := len(tasks[suite.name])) < suite.tasks(wanted):
-            notes.append(f"{suite.name}: the run's data has {there} of {suite.tasks(wanted)} tasks")
+            holder = "the run's data" if suite.name in ours else "the task"
+            notes.append(f"{suite.name}: {holder} has {there} of {suite.tasks(wanted)} tasks")
     for note in (*source.notes, *notes):
         say(stderr, f"note: {note}")
     stopped, broken = False, None
@@ -98,8 +125,8 @@ def _tasks(source: Source, suites: Sequence[Suite], count: int) -> dict[str, lis
 class _Subject:
     """A checkpoint, and the engine that speaks for it."""
 
-    def __init__(self, source: Source, endpoint: Endpoint | None) -> None:
-        self._source, self._endpoint = source, endpoint
+    def __init__(self, source: Source, endpoint: Endpoint | None, own: OwnTasks) -> None:
+        self._source, self._endpoint, self._own = source, endpoint, own
         self._tokenizer, self._images = Tokenizer.load(source.folder), load_image_config(source.folder)
         text = load_config(source.folder / CONFIG).text_config
         self._vocabulary, self._context = text.vocab_size, text.max_position_embeddings
@@ -130,8 +157,13 @@ class _Subject:
         config = self._source.config
         engine, sub_engine, context = self._engines()
         with Toolset(sandbox=config.sandbox) as toolset:
-            evaluation = Evaluation(self._tokenizer, self._images, toolset, config.temperature, config.seed)
-            results.chance = asyncio.run(chance_levels(results.tasks, toolset))
+            evaluation = Evaluation(
+                self._tokenizer, self._images, toolset, config.temperature, config.seed, own=self._own
+            )
+            own = {task.short_name: task for task in self._own if task.short_name in results.tasks}
+            ours = {name: samples for name, samples in results.tasks.items() if name not in own}
+            results.chance = asyncio.run(chance_levels(ours, toolset))
+            results.chance |= {name: own_chance(task, list(results.tasks[name])) for name, task in own.items()}
             asyncio.run(evaluation.episodes(engine, sub_engine, results.tasks, suites, context, reporter))
 
     def _engines(self) -> tuple[RolloutEngine, RolloutEngine, int]:

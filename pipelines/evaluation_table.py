@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from model.data.samples.sample import Sample
-from model.evals.scorer import Score, summarise
+from model.evals.score import Score, summarise
 from model.evals.suites import Suite
 from model.rl.environment import FAILED, Episode
 

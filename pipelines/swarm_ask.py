@@ -45,6 +45,7 @@ class Question:
     tools: tuple[str, ...]
     mcp: tuple[str, ...]
     limits: ChatLimits
+    request_timeout: float
     tool_timeout: float
     price_in: float | None
     price_out: float | None
@@ -60,7 +61,7 @@ def ask_swarm(asked: Question, trace: Path | None, *, as_json: bool) -> bool:
     prices, key = prices_of(asked.price_in, asked.price_out), key_of(asked.api_key_env, asked.endpoint)
     if not asked.text.strip():
         raise MoonflowError("the question is empty: ask something")
-    endpoint = ChatEndpoint(asked.endpoint, asked.model, key)
+    endpoint = ChatEndpoint(asked.endpoint, asked.model, key, asked.request_timeout)
     unique(asked.tools, "--tool")
     unique(asked.mcp, "--mcp")
     toolbox = Toolbox([function_tool(spec) for spec in asked.tools], asked.tool_timeout)

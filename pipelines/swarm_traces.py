@@ -126,7 +126,8 @@ def _print_lanes(trace: Trace, console: Console) -> None:
     )
     console.print(_lanes(trace, min(LANE, max(NARROWEST, console.width - 52))))
     key = ", ".join(f"{MARKS[kind][0]} {name}" for kind, name in KEY.items())
-    say(console, f"◆ critical path, ✗ no answer, {key}; the lanes are {seconds(_span(trace))} long")
+    missing = f" ({trace.unrecorded} of its {trace.critical_steps} steps left no message)" if trace.unrecorded else ""
+    say(console, f"◆ critical path{missing}, ✗ no answer, {key}; the lanes are {seconds(_span(trace))} long")
 
 
 def _lanes(trace: Trace, width: int) -> Table:
@@ -144,7 +145,7 @@ def _lanes(trace: Trace, width: int) -> Table:
         style = "bold" if place in critical else ""
         lane = _lane(agent, _span(trace), width)
         table.add_row(
-            mark, Text(who, style), lane, str(each.completions), str(each.tool_calls), figure(each.new_tokens)
+            mark, Text(who, style), lane, str(agent.turns), str(each.tool_calls), figure(each.new_tokens)
         )  # fmt: skip
     return table
 

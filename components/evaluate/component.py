@@ -15,6 +15,7 @@ def evaluate(
     metrics: dsl.Output[dsl.Metrics],
     card: dsl.Output[dsl.Markdown],
     samples: int,
+    samples_at_floor: int,
     samples_intermediate: int,
     tasks: str,
     temperature: float,

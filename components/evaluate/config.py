@@ -14,19 +14,37 @@ from model.evals.suites import SUITES
 from model.rl.tasks.names import parse_tasks, short_name
 
 
-def _tasks(text: str) -> str:
-    try:
-        names = parse_tasks(text)
-    except MoonflowError as error:
-        raise ValueError(str(error)) from None
+def evaluated_tasks(text: str) -> list[str]:
+    """Tasks of a user as ``module:name`` with commas between, each of which is a suite.
+
+    Raises:
+        MoonflowError: as `parse_tasks`, or one has the name of a suite of ours.
+    """
+    names = parse_tasks(text)
     known = {*SUITES, *(suite.family for suite in SUITES.values())}
     if taken := next((name for name in names if short_name(name) in known), ""):
-        raise ValueError(f"{taken}: there is a suite {short_name(taken)} already: give your task another name")
+        raise MoonflowError(f"{taken}: there is a suite {short_name(taken)} already: give your task another name")
+    return names
+
+
+def _tasks(text: str) -> str:
+    try:
+        evaluated_tasks(text)
+    except MoonflowError as error:
+        raise ValueError(str(error)) from None
     return text
 
 
 class Config(SwarmConfig, EpisodesConfig):
     samples: int = Field(64, ge=2, description="held-out tasks per suite for the final model (source: ours)")
+    samples_at_floor: int = Field(
+        600,
+        ge=0,
+        description="held-out tasks per suite for the final model, at most, where one of the gate's floors lies within "
+        "`sigmas` standard errors of its score: they are measured in parts, until it no longer does or the held-out "
+        "split ends; not more than `samples` = never. If only the rules change later, no more are measured (source: "
+        "ours)",
+    )
     samples_intermediate: int = Field(
         16,
         ge=2,
@@ -51,8 +69,8 @@ class Config(SwarmConfig, EpisodesConfig):
     max_batch: int = Field(128, ge=1, description="completions generated at the same time (source: ours)")
     # From here to `sigmas`: the gate's rules. When one changes, the scores are kept and only the gate decides again.
     floors: str = Field(
-        "digit_string=0.85, digit_count=0.7, fact_qa=0.6, array_tool=0.8, array_tool_image=0.3, sub_search=0.8, "
-        "wide_search=0.4",
+        "digit_string=0.85, digit_count=0.7, fact_qa=0.6, array_tool=0.85, array_tool_image=0.45, sub_search=0.9, "
+        "wide_search=0.45",
         json_schema_extra=AT_THE_END,
         description="scores that the final model must reach, as suite=value, ability/modality=value or, for the better "
         "mode of wide_search, family=value with commas between; empty = none (source: ours)",

@@ -130,6 +130,23 @@ def decide(
     return Verdict("hold" if failed else "promote", failed + passed, checks)
 
 
+def near_floors(rows: Sequence[Row], rules: Rules, candidate: str) -> list[str]:
+    """The candidate's suites that decide a floor which lies within the confidence interval of what is judged.
+
+    Of a family, that is the suite that is its best so far; of an ability, each of its suites.
+
+    Raises:
+        MoonflowError: a floor names nothing that was evaluated.
+    """
+    final = {row["suite"]: row for row in rows if row["step"] == candidate}
+    found: dict[str, None] = {}
+    for name, floor in rules.floors.items():
+        low, high = _floor(final, name, floor, rules.sigmas).interval
+        if low <= floor <= high and floor > 0:  # every score reaches 0
+            found |= dict.fromkeys(row["suite"] for row in _judged_by(final, name))
+    return list(found)
+
+
 def well_formed(scores: Mapping[str, Mapping[str, Any]]) -> tuple[float, int]:
     """Share of all episodes that ended with a readable answer, and their number. Documents that are longer than the
     model's context were not shown to it, and do not count."""
@@ -139,19 +156,25 @@ def well_formed(scores: Mapping[str, Mapping[str, Any]]) -> tuple[float, int]:
 
 
 def _floor(final: Mapping[str, Row], name: str, floor: float, sigmas: float) -> GateCheck:
-    chosen = [row for suite, row in final.items() if name in (suite, f"{row['ability']}/{row['modality']}")]
-    if not chosen:  # a family that is run in several ways: the best of them counts
-        ways = [row for suite, row in final.items() if suite in SUITES and SUITES[suite].family == name]
-        chosen = sorted(ways, key=lambda row: float(row["value"]))[-1:]
-    if not chosen and "/" not in name and name not in {*SUITES, *(suite.family for suite in SUITES.values())}:
+    if not (chosen := _judged_by(final, name)):
         # A user's task that broke: nothing shows that the model reaches its floor.
         return GateCheck("floor", name, 0.0, (0.0, 1.0), floor, 0.0, f"{name} was not evaluated, and has a floor")
-    if not chosen:
-        raise MoonflowError(f"evaluate: floors names {name!r}, which was not evaluated; choose from {', '.join(final)}")
     value = sum(row["value"] for row in chosen) / len(chosen)
     half = sigmas * math.hypot(*(_stderr(row) for row in chosen)) / len(chosen)
     text = f"{name} {value:.2f} {'>=' if value >= floor else '<'} {floor:g}"
     return GateCheck("floor", name, value, (value - half, value + half), floor, value, text)
+
+
+def _judged_by(final: Mapping[str, Row], name: str) -> list[Row]:
+    """The rows whose mean a floor is compared with; none if it names a user's task that was not evaluated."""
+    if chosen := [row for suite, row in final.items() if name in (suite, f"{row['ability']}/{row['modality']}")]:
+        return chosen
+    # A family that is run in several ways: the best of them counts.
+    if ways := [row for suite, row in final.items() if suite in SUITES and SUITES[suite].family == name]:
+        return [max(ways, key=lambda row: float(row["value"]))]
+    if "/" not in name and name not in {*SUITES, *(suite.family for suite in SUITES.values())}:
+        return []
+    raise MoonflowError(f"evaluate: floors names {name!r}, which was not evaluated; choose from {', '.join(final)}")
 
 
 def _compared(

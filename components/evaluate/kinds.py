@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Scores = Mapping[str, Mapping[str, Any]]
-"""Suite -> its `model.evals.scorer.Score` in JSON's terms; what was written before there were kinds has none."""
+"""Suite -> its `model.evals.score.Score` in JSON's terms; what was written before there were kinds has none."""
 
 
 def kind_rows(results: Mapping[str, Scores], steps: Sequence[str]) -> list[dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 Training started from an imported checkpoint, or from an untrained model. What a stage gained or lost is the difference
 between neighbouring checkpoints. The last checkpoint gets more tasks than the others, because the gate judges it; so
-does an imported one, with which the gate compares it.
+does an imported one, with which the gate compares it. Where the last one's score is too close to a floor to tell, it
+gets more still (`components.evaluate.more_tasks`).
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import asdict
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +19,28 @@ from components.evaluate.config import Config
 from components.evaluate.decision import DATA_CONTENT, DECISION, TABLE, as_record, as_table, find_champion
 from components.evaluate.floors import parse_floors
 from components.evaluate.gallery import Gallery, gallery_before, gallery_steps
-from components.evaluate.gate import Rules, decide, well_formed
+from components.evaluate.gate import Rules, decide, near_floors, well_formed
 from components.evaluate.kinds import kind_metrics, kind_rows
+from components.evaluate.measuring import Measuring
+from components.evaluate.more_tasks import MoreTasks, Outcomes, as_scores, outcomes_before, write_outcomes
 from components.evaluate.own_data import loss_metrics, losses_before, own_held_out, write_losses
 from components.evaluate.traces import TracedWatch
 from components.runtime.checkpoints import manifest as manifests
 from components.runtime.checkpoints.manifest import Manifest
-from components.runtime.sampler import SEEN, SGLangSampler, sglang_sampler
+from components.runtime.sampler import SEEN
 from components.runtime.step import StepContext
 from components.runtime.steps import IMPORTED, TRAINING_STEPS, UNTRAINED
 from model.boundary.errors import MoonflowError
-from model.checkpoint.load import load_checked_config, load_model
+from model.checkpoint.load import load_checked_config
 from model.data.samples.sample import Sample
 from model.evals.own_suites import own_chance, own_prompts, own_suite
-from model.evals.scorer import Evaluation, chance_levels, measuring_engine
+from model.evals.scorer import Evaluation, chance_levels
 from model.evals.suites import Suite, available, held_out
-from model.network.initial import new_model
-from model.network.multimodal import KimiK25
-from model.network.served import as_served
 from model.rl.tasks.names import parse_tasks
 from model.rl.tasks.own_tasks import PART, OwnTasks
 from model.rl.tasks.process import TaskFailure
 from model.rl.tools.toolset import Toolset
-from model.rollout.protocol import RolloutEngine
 
-SUB_AGENTS = "zero_vision_sft"  # the frozen sub-agents are those that PARL trains with
 RESULTS = "evals.json"
 
 
@@ -79,83 +76,86 @@ def _evaluated(
         tasks[task.short_name], chance[task.short_name] = list(prompts), own_chance(task, prompts)
 
     # 2. The checkpoints in the order of the recipe, as they would be served. What an earlier attempt has evaluated is
-    # not evaluated again; if only the gate's rules have changed, nothing is.
-    start = IMPORTED if IMPORTED in inputs else UNTRAINED
+    # not evaluated again.
+    start, final = IMPORTED if IMPORTED in inputs else UNTRAINED, trained[-1]
     steps = [start, *trained]
     before = context.checkpoints.latest()
-    results, losses = _evaluated_before(before), losses_before(before)
-    counts = dict.fromkeys(steps, config.samples_intermediate) | dict.fromkeys((trained[-1], IMPORTED), config.samples)
+    only_rules = before is not None and context.checkpoints.newest.complete
+    results, losses, outcomes = _evaluated_before(before), losses_before(before), outcomes_before(before)
+    counts = dict.fromkeys(steps, config.samples_intermediate) | dict.fromkeys((final, IMPORTED), config.samples)
     shown = gallery_steps(steps)
     shared = {suite.name: min(suite.tasks(counts[step]) for step in shown) for suite in suites}
     asked = {suite.name: tasks[suite.name] for suite in suites}
     gallery = Gallery(asked, shared, shown, data.tokenizer, data.image_config, gallery_before(before))
-
-    def served(step: str) -> KimiK25:
-        return as_served(load_model(context.fetch(inputs[step])), config.expert_precision)
-
     missing = [step for step in steps if step not in results]
-    frozen = served(SUB_AGENTS if SUB_AGENTS in inputs else trained[-1]) if missing else None
-    shape = load_checked_config(context.fetch(inputs[trained[-1]])).text_config if missing else None
+    shape = load_checked_config(context.fetch(inputs[final])).text_config if missing else None
     held = own_held_out(data, config.samples, shape.max_position_embeddings) if shape is not None else None
-    acting: SGLangSampler | None = None
-    helping: SGLangSampler | None = None
-    if config.endpoints:
-        acting = opened.enter_context(closing(sglang_sampler(config, config.endpoints, context, data)))
-    if config.sub_agent_endpoints and frozen is not None:
-        helping = opened.enter_context(
-            closing(sglang_sampler(config, config.sub_agent_endpoints, context, data, "sub-agents"))
-        )
-        asyncio.run(helping.publish(frozen))
-    with Toolset(sandbox=config.sandbox) as toolset:
-        chance |= asyncio.run(chance_levels(built_in, toolset))
-        evaluation = Evaluation(
-            data.tokenizer, data.image_config, toolset, config.temperature, config.seed, config.max_failed_episodes, own
-        )
-        for done, step in enumerate(steps):
-            if step in results:
-                continue
-            assert frozen is not None
-            chosen = {suite.name: tasks[suite.name][: suite.tasks(counts[step])] for suite in suites}
-            model = _untrained(context.fetch(inputs[trained[0]]), config.seed) if step == UNTRAINED else None
-            model = model or served(step)
-            if acting is not None:
-                asyncio.run(acting.publish(model))
-            engine: RolloutEngine = measuring_engine(model, config.max_batch) if acting is None else acting.engine
-            sub_engine = measuring_engine(frozen, config.max_batch) if helping is None else helping.engine
-            most = min(each.config.text_config.max_position_embeddings for each in (model, frozen))
-            shows = gallery.watch(step)
-            watch = None if shows is None else TracedWatch(context, step, shows)
-            scores = asyncio.run(evaluation.score(engine, sub_engine, chosen, suites, most, watch))
-            results[step] = {name: asdict(score) for name, score in scores.items()}
-            for name in chosen.keys() - results[step].keys():
-                context.warn(f"{name} is not in the scores of {step}: too many of its episodes failed; see the log")
-            metrics = _metrics(results[step], suites, tasks)
-            if held is not None:
-                losses[step] = {name: found.loss for name, found in held.likelihood(model).items()}
-                metrics |= loss_metrics(losses[step])
-            context.metrics.log(metrics, step=done)
-            context.progress.update(done + 1, len(steps))
-            _write(context.work, results)
-            write_losses(context.work, losses)
-            gallery.write(context.work)
-            context.publish(context.work, kind="evals", complete=False)
+    toolset = opened.enter_context(Toolset(sandbox=config.sandbox))
+    chance |= asyncio.run(chance_levels(built_in, toolset))
+    evaluation = Evaluation(
+        data.tokenizer, data.image_config, toolset, config.temperature, config.seed, config.max_failed_episodes, own
+    )
+    measuring = Measuring(config, inputs, context, data, evaluation, opened)
 
-    # 3. The gate, also against the model in service.
+    def save() -> None:
+        _write(context.work, results)
+        write_outcomes(context.work, outcomes)
+        write_losses(context.work, losses)
+        gallery.write(context.work)
+
+    def measured(step: str, found: Outcomes) -> None:
+        """Log and publish what is known of a checkpoint now."""
+        for name in [name for name in results.get(step, asked) if name not in found]:
+            context.warn(f"{name} is not in the scores of {step}: too many of its episodes failed; see the log")
+        results[step] = as_scores(found)
+        if step == final:
+            outcomes.clear()
+            outcomes.update(found)
+        figures = _metrics(results[step], suites, tasks) | loss_metrics(losses.get(step, {}))
+        context.metrics.log(figures, step=steps.index(step))
+        save()
+        context.publish(context.work, kind="evals", complete=False)
+
+    for done, step in enumerate(steps):
+        if step in results:
+            continue
+        chosen = {suite.name: tasks[suite.name][: suite.tasks(counts[step])] for suite in suites}
+        shows = gallery.watch(step)
+        found = measuring.outcomes(step, chosen, suites, None if shows is None else TracedWatch(context, step, shows))
+        if held is not None:
+            losses[step] = {name: each.loss for name, each in held.likelihood(measuring.model(step)).items()}
+        context.progress.update(done + 1, len(steps))
+        measured(step, found)
+
+    # 3. More tasks for the suites whose score cannot tell on which side of a floor it is. If only the gate's rules have
+    # changed, the scores stay as they are: what was published as complete is not measured any more.
+    more, rounds = MoreTasks(config, context, data, own), 0
+    while near := near_floors(_rows(results, [final], suites, tasks), rules, final):
+        close = [suite for suite in suites if suite.name in near]
+        if not (added := more.next_round(close, outcomes)):
+            break
+        if only_rules:
+            told = ", ".join(added)
+            context.warn(f"{told}: too few tasks to tell a floor; a new run measures more, corrected rules do not")
+            break
+        context.progress.update(len(steps) + rounds, len(steps) + rounds + 1)
+        asking = [suite for suite in close if suite.name in added]
+        measured(final, measuring.outcomes(final, added, asking, before=outcomes))
+        rounds += 1
+        context.progress.update(len(steps) + rounds, len(steps) + rounds)
+
+    # 4. The gate, also against the model in service.
     rows = _rows(results, steps, suites, tasks)
     content = manifests.read(context.store, inputs["data"]).content_sha256
     champion, about = find_champion(context.store, config.champion, content)
-    share = well_formed(results[trained[-1]])
-    verdict = decide(
-        rows, rules, candidate=trained[-1], start=start, well_formed=share, champion=champion
-    )  # fmt: skip
-    record = as_record(verdict, manifests.read(context.store, inputs[trained[-1]]), about)
+    share = well_formed(results[final])
+    verdict = decide(rows, rules, candidate=final, start=start, well_formed=share, champion=champion)
+    record = as_record(verdict, manifests.read(context.store, inputs[final]), about)
     (context.work / DECISION).write_text(json.dumps(record, indent=2) + "\n")
     (context.work / TABLE).write_text(as_table(record))
 
-    # 4. Everything that later steps and the report need, in the manifest itself.
-    _write(context.work, results)
-    write_losses(context.work, losses)
-    gallery.write(context.work)
+    # 5. Everything that later steps and the report need, in the manifest itself.
+    save()
     kinds = kind_rows(results, steps)
     extra = {
         "evals": rows,
@@ -163,7 +163,7 @@ def _evaluated(
         **({"kinds": kinds} if kinds else {}),
         "decision": verdict.decision,
         "reasons": verdict.reasons,
-        "candidate": trained[-1],
+        "candidate": final,
         "expert_precision": config.expert_precision,
         DATA_CONTENT: content,
         "rules": record["rules"],
@@ -175,11 +175,6 @@ def _evaluated(
     }
     tokens = sum(score["tokens"] for scores in results.values() for score in scores.values())
     return context.publish(context.work, kind="evals", complete=True, tokens_seen=tokens, extra=extra)
-
-
-def _untrained(checkpoint: Path, seed: int) -> KimiK25:
-    """Random weights in the shape of a checkpoint."""
-    return new_model(load_checked_config(checkpoint), seed=seed).eval()
 
 
 def _evaluated_before(partial: Path | None) -> dict[str, dict[str, dict[str, Any]]]:

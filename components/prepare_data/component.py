@@ -21,6 +21,7 @@ def prepare_data(
     long_videos: int,
     sources: str,
     eval_samples: int,
+    eval_samples_of: str,
     tokenizer_ranks: int,
     samples_per_shard: int,
     processes: int,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from components.runtime.config import NO_EFFECT, MixtureName, StepConfig
-from model.boundary.errors import MoonflowError
+from model.boundary.errors import MoonflowError, did_you_mean
+from model.data.order.mixtures import mixtures
 
 
 def _sources(text: str) -> str:
@@ -25,6 +26,23 @@ def _sources(text: str) -> str:
         if source.name in FAMILIES:
             raise ValueError(f"source {source.name!r} has the name of a built-in family: choose another name")
     return text
+
+
+def parse_counts(text: str) -> dict[str, int]:
+    """``"digit_string=600, wide_search=300"`` as a dictionary.
+
+    Raises:
+        MoonflowError: the text has another form, or a family has two counts.
+    """
+    found: dict[str, int] = {}
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        name, _, count = (piece.strip() for piece in part.partition("="))
+        if not name or not count.isdecimal() or int(count) < 1:
+            raise MoonflowError(f"{part!r} is not a count: write family=count, for example digit_string=600")
+        if name in found:
+            raise MoonflowError(f"{name!r} has two counts: leave one of them out")
+        found[name] = int(count)
+    return found
 
 
 HELD_OUT_SEED = 0
@@ -66,6 +84,12 @@ class Config(StepConfig):
         "left out; empty = none (source: ours)",
     )
     eval_samples: int = Field(128, ge=1, description="held-out samples of each family (source: ours)")
+    eval_samples_of: str = Field(
+        "",
+        description="held-out samples of single families, as family=count with commas between, where that is more than "
+        "eval_samples: those whose suites evaluate.floors names and evaluate.samples_at_floor measures further; "
+        "empty = none (source: ours)",
+    )
     tokenizer_ranks: int = Field(
         768,
         ge=256,
@@ -82,3 +106,15 @@ class Config(StepConfig):
     seed: int = Field(
         0, ge=0, description="seed of every training sample; held-out samples do not depend on it (source: ours)"
     )
+
+    @model_validator(mode="after")
+    def _known_families(self) -> Self:
+        made = mixtures(self.mixture).made
+        try:
+            unknown = next((name for name in parse_counts(self.eval_samples_of) if name not in made), "")
+        except MoonflowError as error:
+            raise ValueError(f"parameter 'eval_samples_of': {error}") from None
+        if unknown:
+            hint = did_you_mean(unknown, made) or f"; choose from {', '.join(made)}"
+            raise ValueError(f"parameter 'eval_samples_of': mixture {self.mixture} makes no {unknown!r}{hint}")
+        return self

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from components.prepare_data.codec import take_over
-from components.prepare_data.config import HELD_OUT_SEED, Config
+from components.prepare_data.config import HELD_OUT_SEED, Config, parse_counts
 from components.prepare_data.lengths import measured
 from components.prepare_data.user_data import entries, files_of, summary, write_part
 from components.prepare_data.workers import workers
@@ -62,7 +62,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
 
     # 1. What to make: every family's train and eval samples, cut into shards.
     counts = train_counts(config)
-    shards = list(plan(counts, config.eval_samples, config.samples_per_shard))
+    shards = list(plan(counts, config.eval_samples, config.samples_per_shard, parse_counts(config.eval_samples_of)))
     total = sum(shard.count for shard in shards)
     sources = parse_sources(config.sources)
     parts_of = {source.name: parts_at(source.uri) for source in sources}
@@ -145,13 +145,20 @@ def train_counts(config: Config) -> dict[str, int]:
     return counts
 
 
-def plan(counts: Mapping[str, int], eval_samples: int, samples_per_shard: int) -> Iterator[PlannedShard]:
-    """All shards. Train comes first: its image families take longest and should not be left for one process."""
+def plan(
+    counts: Mapping[str, int], eval_samples: int, samples_per_shard: int, more: Mapping[str, int] | None = None
+) -> Iterator[PlannedShard]:
+    """All shards. Train comes first: its image families take longest and should not be left for one process.
+
+    Args:
+        counts: family -> training samples.
+        eval_samples: held-out samples of a family; ``more`` says of which ones there are more.
+    """
     order = sorted(counts, key=lambda name: FAMILIES[name].modality == "text")
     splits: tuple[Split, ...] = ("train", "eval")
     for split in splits:
         for name in order:
-            count = counts[name] if split == "train" else eval_samples
+            count = counts[name] if split == "train" else max(eval_samples, (more or {}).get(name, 0))
             for number, start in enumerate(range(0, count, samples_per_shard)):
                 yield PlannedShard(name, split, number, start, min(samples_per_shard, count - start))
 

@@ -167,7 +167,7 @@ class EpisodesConfig(StepConfig):
         json_schema_extra=NO_EFFECT,
         description="largest share of episodes that may fail because a tool, a task or an engine's answer is "
         "broken; an evaluation counts them per checkpoint; failed episodes are not trained on, and a "
-        "larger share fails the step (source: ours)",
+        "larger share fails the step; a sub-agent that breaks fails no episode (source: ours)",
     )
     sandbox: str = Field(
         "strict",

@@ -26,7 +26,7 @@ from model.data.families.programs import UNTRAINED
 from model.data.order.mixtures import mixtures
 from model.data.samples.sample import Sample
 from model.evals.greedy import greedy_scores
-from model.evals.scorer import Score
+from model.evals.score import Score
 from model.evals.suites import SUITES as HELD_OUT
 from model.evals.suites import available, readable
 from model.train.fine_tuning import FineTuning, fine_tune

@@ -15,16 +15,20 @@ from model.evals.suites import SUITES, Suite
 from model.swarm.baselines import agent_tools
 
 
-def chosen(names: Sequence[str]) -> list[Suite]:
+def chosen(names: Sequence[str], own: Sequence[str] = ()) -> list[Suite]:
     """The suites of these names, in the order of the table; all if there are none.
+
+    Args:
+        own: names of the user's tasks, which are suites too and are not in the table.
 
     Raises:
         MoonflowError: there is no suite of a name.
     """
+    known = [*SUITES, *own]
     for name in names:
-        if name not in SUITES:
-            near = did_you_mean(name, SUITES)
-            raise MoonflowError(f"there is no suite {name[:100]!r}{near}; the suites are {', '.join(SUITES)}")
+        if name not in known:
+            near = did_you_mean(name, known)
+            raise MoonflowError(f"there is no suite {name[:100]!r}{near}; the suites are {', '.join(known)}")
     return [suite for suite in SUITES.values() if not names or suite.name in names]
 
 

@@ -26,7 +26,8 @@ from model.codec.image import ImageConfig, read_rgb
 from model.codec.tokenizer import Tokenizer
 from model.codec.video import decode_video
 from model.data.samples.sample import Sample
-from model.evals.scorer import reference_answer, task_score
+from model.evals.score import task_score
+from model.evals.scorer import reference_answer
 from model.rl.environment import Episode
 from model.rl.tools.toolset import environment_array
 

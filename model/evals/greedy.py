@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from model.data.batches.folder import DataFolder
 from model.data.samples.sample import Sample
-from model.evals.scorer import Evaluation, Score, chance_levels, measuring_engine
+from model.evals.score import Score
+from model.evals.scorer import Evaluation, chance_levels, measuring_engine
 from model.evals.suites import SUITES
 from model.network.multimodal import KimiK25
 from model.rl.tools.toolset import Toolset

@@ -55,7 +55,8 @@ class Episode:
             nothing is learned from it).
         correct: strict accuracy: whether the reward is full.
         metrics: figures of the environment, e.g. ``tool_calls``.
-        failure: one line that says what broke, in a failed episode or in a sub-agent of this one; "" if nothing did.
+        failure: one line that says what broke in a failed episode; "" if nothing did.
+        lost: one line on the first of its sub-agents that broke, which the episode survives; "" if none did.
         weight_versions: of each token, how often the engine had been given weights when it was sampled; 0 where the
             mask is False. An episode that was under way when weights changed has several. Empty if the engine does not
             count that.
@@ -74,6 +75,7 @@ class Episode:
     metrics: dict[str, float] = field(default_factory=dict)
     failure: str = ""
     weight_versions: list[int] = field(default_factory=list)
+    lost: str = ""
 
     @property
     def policy_tokens(self) -> int:

@@ -2,6 +2,8 @@
 
 A tool, a verifier, a sample or one answer of the engine may break in ways that nobody foresaw. That must not cost the
 other episodes of a step, so the step continues without the broken one, until more have failed than the allowed share.
+
+A sub-agent that breaks fails no episode: it is an observation of its orchestrator, which can go on without it.
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ log = logging.getLogger(__name__)
 
 LINE = 300  # characters of a failure that are kept
 NAMED = 3  # failures of one round that are logged one by one
+ASKED, LOST = "subtasks_assigned", "sub_agents_failed"
+"""Figures of an episode that may have sub-agents: how many were asked, and how many of these broke."""
+MANY = 0.5  # share of a round's episodes with sub-agents that may lose all of them without a warning (ours)
 
 
 async def attempt(episode: Awaitable[Episode], sample: Sample) -> Episode:
@@ -87,3 +92,17 @@ class FailureCount:
                 f"{self.allowed:g}; the first: {self.first}; fix its cause, or raise max_failed_episodes"
             )
         return len(failures)
+
+
+def warn_of_lost_sub_agents(episodes: Sequence[Episode]) -> None:
+    """Log a warning where in more than MANY of the episodes that asked sub-agents each of these broke.
+
+    Such a round teaches and measures what an orchestrator does alone.
+    """
+    asked = [episode for episode in episodes if episode.metrics.get(ASKED)]
+    alone = [episode for episode in asked if episode.metrics.get(LOST, 0.0) >= episode.metrics[ASKED]]
+    if alone and len(alone) > MANY * len(asked):
+        why = next((episode.lost for episode in alone if episode.lost), "")
+        log.warning(
+            "all sub-agents broke in %d of %d episodes that asked some; the first: %s", len(alone), len(asked), why
+        )

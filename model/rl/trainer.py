@@ -36,7 +36,7 @@ from model.optimizer.optimization import Optimization
 from model.parallel.ranks import Ranks
 from model.parallel.rows import rows_of_rank
 from model.rl.environment import Episode, derive_seed
-from model.rl.failures import FailureCount, attempt
+from model.rl.failures import FailureCount, attempt, warn_of_lost_sub_agents
 from model.rl.groups import Group, Reward, outcome, rewarded_groups, trained_episodes
 from model.rl.objective import ObjectiveConfig, PolicyLoss
 from model.rl.policy import sampled_policy
@@ -256,6 +256,7 @@ class RLTrainer:
         failures = FailureCount(settings.max_failed_episodes, settings.iterations * count * k, count=self.state.failed)
         failures.add(counted)
         self.state.failed = failures.count
+        warn_of_lost_sub_agents(episodes)
         groups, figures = rewarded_groups(t, samples, by_sample, self.reward, self.toggle)
         if settings.max_staleness:
             figures |= staleness([episode for group in groups for episode in group.episodes], self.published)

@@ -4,7 +4,7 @@ The orchestrator may use the task's tools by itself, create named sub-agents, an
 of one turn run at the same time. Each is a new conversation with a frozen engine, which sees the sub-agent's system
 prompt and the task, and has the task's tools. Only its final message comes back, as an observation, which is masked in
 training; the sub-agent's context never enters the orchestrator's. A sub-agent that breaks gives an observation too, and
-counts as a failure of the episode.
+is counted; the episode fails only where the orchestrator itself cannot go on.
 """
 
 from __future__ import annotations
@@ -176,10 +176,10 @@ async def run_swarm_episode(
 
     Returns:
         An episode whose metrics have ``critical_steps``, ``parallelism`` (the largest number of assignments at once),
-        ``subtasks_assigned``, ``subtasks_finished``, ``context_tokens`` (what the context of any of its agents held at
-        most), ``total_tokens`` (of all contexts; one that was shortened counts anew), ``seconds`` (wall-clock), and,
-        for a task of the world, ``parts``; ``failure`` says which sub-agent broke. An episode that fails is returned
-        too (`model.rl.failures.attempt`). Each has its ``trace``.
+        ``subtasks_assigned``, ``subtasks_finished``, ``sub_agents_failed`` (how many broke), ``context_tokens`` (what
+        the context of any of its agents held at most), ``total_tokens`` (of all contexts; one that was shortened counts
+        anew), ``seconds`` (wall-clock), and, for a task of the world, ``parts``; ``lost`` says which sub-agent broke.
+        An episode that fails is returned too (`model.rl.failures.attempt`). Each has its ``trace``.
 
     Raises:
         Unavailable: something that all episodes need is gone.
@@ -205,14 +205,14 @@ async def run_swarm_episode(
             )  # fmt: skip
         done.ended(episode.turns)
         figures = done.figures | _sizes(done, keeper, episode, sample) | {SECONDS: time.perf_counter() - begun}
-        episode = replace(episode, metrics=episode.metrics | figures, failure=done.failure)
+        episode = replace(episode, metrics=episode.metrics | figures, lost=done.failure)
         return await judged(episode, sample, toolset)
 
     episode = await attempt(played(), sample)
     main.ended(episode.finish_reason, episode.failure if episode.finish_reason == FAILED else "")
     trace = recorder.trace(
         about={"task": f"{sample.family}/{sample.key}"}, question=question, answer=episode.response,
-        expected=expected_of(sample.answer), outcome=episode.finish_reason, failure=episode.failure,
+        expected=expected_of(sample.answer), outcome=episode.finish_reason, failure=episode.failure or done.failure,
         reward=episode.reward, parts=reward_parts(done.figures),
         critical_steps=done.steps.spent, budget=limits.critical_steps,
     )  # fmt: skip

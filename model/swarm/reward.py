@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from model.rl.environment import Episode
+from model.rl.failures import LOST
 
 MAX_PARALLEL = 4  # concurrent assignments that earn the full r_parallel
 
@@ -49,6 +50,7 @@ class SwarmReward:
             "swarm/parallelism": figures["parallelism"],
             "swarm/critical_steps": figures["critical_steps"],
             "swarm/subtasks": figures["subtasks_assigned"],
+            "swarm/sub_agents_failed": figures[LOST],
             "swarm/auxiliary_scale": scale,
         }
         return total, parts | swarm | _by_parts(episode)

@@ -85,6 +85,7 @@ class Agent(_Record):
         task: what it was told to do.
         outcome: why it ended, as ``Episode.finish_reason``, e.g. "answer"; "" if nothing is known.
         failure: one line that says what broke; "" if nothing did.
+        asked: of a sub-agent: turns that it was asked for, one that broke included; 0 if nothing is known.
     """
 
     name: Name
@@ -94,12 +95,17 @@ class Agent(_Record):
     task: Text = ""
     outcome: Name = ""
     failure: Text = ""
+    asked: Count = 0
     steps: list[Step] = Field(default_factory=list)
 
     @property
     def completions(self) -> int:
-        """How many steps count for the critical path."""
         return sum(step.kind == "completion" for step in self.steps)
+
+    @property
+    def turns(self) -> int:
+        """How many steps count for the critical path: its completions, and a turn that broke, which left none."""
+        return max(self.asked, self.completions)
 
     @property
     def start(self) -> float:
@@ -199,13 +205,20 @@ class Trace(_Record):
     def critical_path(self) -> list[int]:
         """The places of the orchestrator and of the slowest agent of each group.
 
-        The slowest one took the most completions; if several took as many, it is the one that ended last.
+        The slowest one took the most turns; if several took as many, it is the one that ended last.
         """
 
         def slowness(place: int) -> tuple[int, float]:
-            return self.agents[place].completions, self.agents[place].end
+            return self.agents[place].turns, self.agents[place].end
 
         return [0, *(max(group, key=slowness) for group in self.groups)]
+
+    @property
+    def unrecorded(self) -> int:
+        """How many of the critical steps left nothing on the critical path: a turn that broke, or what was left of a
+        budget that could not hold the next turn."""
+        on_path = {step.critical_step for place in self.critical_path for step in self.agents[place].steps}
+        return max(0, self.critical_steps - len(on_path))
 
     @property
     def totals(self) -> Totals:
@@ -249,6 +262,7 @@ class AgentRecorder:
     steps: list[Step] = field(default_factory=list)
     outcome: str = ""
     failure: str = ""
+    asked: int = 0
 
     def completion(
         self, start: float, text: str, *, main_step: int, critical_step: int, prompt_tokens: int, new_tokens: int
@@ -273,9 +287,9 @@ class AgentRecorder:
         texts = {str(name): value if isinstance(value, str) else json.dumps(value) for name, value in arguments.items()}
         self._add("tool", start, main_step, critical_step, tool=tool, arguments=texts, result=result)
 
-    def ended(self, outcome: str, failure: str = "") -> None:
-        """Say why the agent ended."""
-        self.outcome, self.failure = outcome, failure
+    def ended(self, outcome: str, failure: str = "", asked: int = 0) -> None:
+        """Say why the agent ended, and for how many turns it was asked."""
+        self.outcome, self.failure, self.asked = outcome, failure, asked
 
     def _add(self, kind: Literal["completion", "tool"], start: float, main: int, critical: int, **said: Any) -> None:
         end = max(start, self.now())
@@ -350,6 +364,7 @@ class Recorder:
                 **agent.about,
                 outcome=agent.outcome,
                 failure=agent.failure,
+                asked=agent.asked,
                 steps=sorted(agent.steps, key=lambda step: step.start),
             )
             for agent in self._agents

@@ -15,6 +15,7 @@ from typing import Generic, NoReturn, Protocol, TypeVar
 from model.boundary.at_once import all_of
 from model.codec.chat import ToolCall
 from model.codec.tools import created
+from model.rl.failures import ASKED, LOST
 from model.swarm.critical_steps import CriticalSteps
 from model.swarm.trace import Recorder, Recording
 
@@ -84,7 +85,8 @@ class Swarm:
         recorder, main: write the trace; ``main`` is where the orchestrator stands.
         agents: name -> system prompt.
         parallelism: the largest number of assignments at once.
-        assigned, finished: how many assignments there were, and how many of them were answered.
+        assigned, finished, lost: how many assignments there were, how many of them were answered, and of how many the
+            sub-agent broke.
         failure: one line on the first sub-agent that broke; "" if none did.
         responded: turns of the orchestrator that were carried out.
         largest_sub, sub_tokens: tokens of the longest conversation of a sub-agent, and of all of them.
@@ -98,6 +100,7 @@ class Swarm:
     parallelism: int = 0
     assigned: int = 0
     finished: int = 0
+    lost: int = 0
     failure: str = ""
     responded: int = 0
     largest_sub: int = 0
@@ -109,8 +112,9 @@ class Swarm:
         return {
             "critical_steps": float(self.steps.spent),
             "parallelism": float(self.parallelism),
-            "subtasks_assigned": float(self.assigned),
+            ASKED: float(self.assigned),
             "subtasks_finished": float(self.finished),
+            LOST: float(self.lost),
         }
 
     def misspoke(self) -> None:
@@ -174,6 +178,7 @@ class Swarm:
         self.parallelism = max(self.parallelism, len(done))
         self.assigned += len(done)
         self.finished += sum(one.outcome == "answer" for one in done)
+        self.lost += sum(bool(one.failure) for one in done)
         self.largest_sub = max([self.largest_sub, *(one.tokens for one in done)])
         self.sub_tokens += sum(one.tokens for one in done)
         self.failure = self.failure or next((one.failure for one in done if one.failure), "")
@@ -185,7 +190,7 @@ class Swarm:
         begun = self.recorder.now()
         assignment.at.critical_step = self.main.critical_step + main
         done = await hands.work(assignment, number, allowed)
-        assignment.at.agent.ended(done.outcome, done.failure)
+        assignment.at.agent.ended(done.outcome, done.failure, done.steps)
         self.main.tool_call(begun, assignment.call, done.told, later=main - 1)
         return done
 

@@ -82,6 +82,15 @@ def evaluate(
         list[str] | None,
         typer.Option("--suite", help="Run only this suite, for example digit_string. May be repeated. Default: all."),
     ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task",
+            metavar="MODULE:NAME",
+            help="A task of your own, which is a suite beside ours; --suite may name it. PYTHONPATH names the folder "
+            "of its module. May be repeated.",
+        ),
+    ] = None,
     tasks: Annotated[
         int | None,
         typer.Option(help="Tasks of each suite, at least 2. Default: as in the run's evaluate step, else 64."),
@@ -108,6 +117,6 @@ def evaluate(
     """
     from pipelines.evaluation import evaluate as measure
 
-    if not measure(checkpoint, suite or (), tasks, engine, as_json=as_json):
+    if not measure(checkpoint, suite or (), tasks, engine, own=task or (), as_json=as_json):
         print("moonflow: stopped before all suites were finished", file=sys.stderr)
         raise Stopped(130)

@@ -41,6 +41,15 @@ def ask(
         int, typer.Option(min=64, max=16_777_216, help="Tokens of one agent's context; at most the server's.")
     ] = 131_072,
     parallel: Annotated[int, typer.Option(min=1, max=1000, help="Most sub-agents at work at once.")] = 16,
+    request_timeout: Annotated[
+        float,
+        typer.Option(
+            min=0.1,
+            max=86_400,
+            help="Seconds that one turn of an agent may take on the server, all tries together: raise it for a slow "
+            "model.",
+        ),
+    ] = 600,
     tool_timeout: Annotated[float, typer.Option(min=0.1, max=86_400, help="Seconds that one tool call may take.")] = 60,
     price_in: Annotated[
         float | None, typer.Option(min=0, help="US dollars per million tokens read; with --price-out, costs are shown.")
@@ -71,6 +80,7 @@ def ask(
         tuple(tool or ()),
         tuple(mcp or ()),
         ChatLimits(critical_steps, sub_agent_steps, max_tokens, parallel),
+        request_timeout,
         tool_timeout,
         price_in,
         price_out,

@@ -39,7 +39,8 @@ promoted (or passed, where a pipeline promotes nothing) and the seconds per run.
   tokenizer and the first weights are among them. `--first 0` begins with the profile's own seeds, `--first 6` adds
   five more runs to those of the folder.
 - The held-out tasks are the same in all runs. `--set evaluate.samples=600` measures on 600 tasks per suite;
-  `prepare_data.eval_samples` follows if it is smaller.
+  `prepare_data.eval_samples` follows if it is smaller. Without it, a suite that is close to its floor has more tasks
+  than the others (`evaluate.samples_at_floor`), and in some runs more than in others.
 - The gate has the profile's rules, but compares with no champion (`evaluate.champion` is empty), and a run that
   promotes has a GitOps repository of its own. So no run's decision depends on another run.
 - A run that fails or is held back is counted and named, and the next one begins. The same command continues after

@@ -15,7 +15,8 @@ from model.codec.tokenizer import Tokenizer
 from model.data.samples.tokenize import tokenize, tokenize_opening
 from model.evals.completion import BEYOND
 from model.evals.drawn import drawn
-from model.evals.scorer import Evaluation, Score
+from model.evals.score import Score
+from model.evals.scorer import Evaluation
 from model.evals.suites import SUITES
 from model.network.config import preset
 from model.network.initial import new_model

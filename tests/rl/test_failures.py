@@ -9,7 +9,7 @@ from model.boundary.at_once import all_of
 from model.boundary.errors import MoonflowError, Unavailable
 from model.data.samples.sample import Sample
 from model.rl.environment import Episode
-from model.rl.failures import FailureCount, attempt
+from model.rl.failures import FailureCount, attempt, warn_of_lost_sub_agents
 from tests.samples import make_episode
 
 SAMPLE = Sample("k-3", "fact_qa", "knowledge", "text", "s")
@@ -78,6 +78,21 @@ def test_an_episode_that_fails_leaves_the_others_alone() -> None:
         all_of(attempt(one, SAMPLE) for one in (good(0.02), raises(ValueError("a")), good(), raises(Panic("b"))))
     )
     assert [episode.finish_reason for episode in episodes] == ["answer", "failed", "answer", "failed"]
+
+
+def test_a_round_whose_sub_agents_all_broke_is_told_once_and_lost_ones_here_and_there_are_not(caplog: Any) -> None:
+    def asked(count: float, lost: float) -> Episode:
+        figures = {"subtasks_assigned": count, "sub_agents_failed": lost}
+        return make_episode(metrics=figures, lost="sub-agent of w-0: it broke" if lost else "")
+
+    few = [asked(4, 1), asked(2, 2), asked(1, 0), asked(0, 0)]
+    warn_of_lost_sub_agents(few)
+    warn_of_lost_sub_agents([make_episode()])
+    assert not caplog.messages and FailureCount(0.0, 4).add(few) == 0
+    warn_of_lost_sub_agents([*few, asked(3, 3), asked(2, 2)])
+    assert caplog.messages == [
+        "all sub-agents broke in 3 of 5 episodes that asked some; the first: sub-agent of w-0: it broke"
+    ]
 
 
 def test_where_the_engine_is_gone_the_other_episodes_have_ended_before_it_is_told() -> None:

@@ -83,7 +83,7 @@ def test_a_swarm_works_in_parallel_and_its_words_are_observations(play, speak, s
     assert len(episode.input_ids) + 3 * longest < metrics.pop("total_tokens") < len(episode.input_ids) + 4 * longest
     assert metrics == {
         "tool_calls": 4.0, "critical_steps": 5.0, "parallelism": 3.0,
-        "subtasks_assigned": 3.0, "subtasks_finished": 3.0,
+        "subtasks_assigned": 3.0, "subtasks_finished": 3.0, "sub_agents_failed": 0.0,
     }  # fmt: skip
     policy = [token for token, mine in zip(episode.input_ids, episode.policy_mask, strict=True) if mine]
     assert policy == create + assign + answer
@@ -169,7 +169,7 @@ def test_an_agent_whose_context_an_observation_fills_takes_no_further_step(play,
     assert episode.finish_reason == "context" and episode.metrics["critical_steps"] == 1
 
 
-def test_a_sub_agent_that_breaks_is_an_observation_and_a_failure_of_the_episode(
+def test_a_sub_agent_that_breaks_is_a_counted_observation_and_no_failure_of_the_episode(
     play, speak, scripted, searcher, tokenizer
 ) -> None:
     """One of three: the others are not cancelled."""
@@ -186,7 +186,8 @@ def test_a_sub_agent_that_breaks_is_an_observation_and_a_failure_of_the_episode(
     assert "assign_task:1\nLima" in text and "assign_task:3\nOman" in text
     assert (episode.finish_reason, episode.reward) == ("answer", 1.0)
     assert (episode.metrics["subtasks_assigned"], episode.metrics["subtasks_finished"]) == (3.0, 2.0)
-    assert episode.failure == "sub-agent of wide_search/w-0: TypeError: the reply is no completion"
+    assert episode.metrics["sub_agents_failed"] == 1.0 and not episode.failure
+    assert episode.lost == "sub-agent of wide_search/w-0: TypeError: the reply is no completion"
 
 
 def test_where_the_sub_agents_engine_is_gone_the_episode_cannot_go_on(play, speak) -> None:
@@ -251,8 +252,11 @@ def test_a_sub_agent_that_breaks_half_way_costs_the_steps_that_it_took(play, spe
             return [Completion(ids := speak("", SEARCH[:1], first=done), [0.0] * len(ids), "stop")]
 
     episode = play(speak("", [CREATE]), speak("", ASSIGN, first=1), speak(ANSWER), sub=Fragile())
-    assert episode.failure and episode.metrics["subtasks_finished"] == 2.0
+    assert episode.lost and episode.metrics["subtasks_finished"] == 2.0
     assert episode.metrics["critical_steps"] == 1 + (1 + 4) + 1
+    trace, broken = episode.trace, episode.trace.agents[2]
+    assert (broken.completions, broken.turns) == (3, 4)
+    assert trace.critical_path == [0, 2] and (trace.critical_steps, trace.unrecorded) == (7, 1)
 
 
 def test_the_windows_of_orchestrator_and_sub_agents_differ(play, speak, scripted) -> None:

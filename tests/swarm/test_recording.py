@@ -136,6 +136,7 @@ def test_what_broke_never_ended_or_was_too_long_is_in_the_trace(tokenizer, speak
     trace = traced(scripted.saying(*turns), Hurt(), tokenizer, toolset)
     assert [agent.outcome for agent in trace.agents] == ["answer", "turns", "failed", "answer"]
     assert [agent.completions for agent in trace.agents] == [3, 4, 0, 3] and trace.critical_path == [0, 1]
+    assert [agent.turns for agent in trace.agents] == [3, 4, 1, 3] and trace.unrecorded == 0
     assert "the reply is no completion" in trace.agents[2].failure and trace.agents[2].failure in trace.failure
     results = [step.result for step in trace.agents[0].steps if step.tool == "assign_task"]
     assert sorted(results) == [

@@ -12,7 +12,8 @@ from tests.samples import make_episode
 
 
 def episode(parallelism: float, assigned: float, finished: float, reward: float) -> Episode:
-    figures = {"parallelism": parallelism, "subtasks_assigned": assigned, "subtasks_finished": finished}
+    figures = {"parallelism": parallelism, "subtasks_assigned": assigned, "subtasks_finished": finished,
+               "sub_agents_failed": 0.0}  # fmt: skip
     return make_episode(reward=reward, metrics=figures | {"critical_steps": 5.0})
 
 

@@ -1,17 +1,19 @@
 """An OpenAI-compatible endpoint that speaks for all agents of a swarm (source: OpenAI's API reference).
 
 The ``openai`` package calls it and tries again, with growing pauses, on 408, 409, 429, 5xx, time-outs and lost
-connections. Answers are read here, as a server of anybody's may send anything.
+connections; one deadline holds for all tries of a request together, so that a server which hangs holds an agent no
+longer. Answers are read here, as a server of anybody's may send anything.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import httpx
 import openai
@@ -24,12 +26,15 @@ from model.rollout.endpoint import server_url
 from model.swarm.chat.tools import MAX_NAME, ToolError, as_arguments
 
 RETRIES = 5
-TIMEOUT_S = 600.0  # of one completion (ours)
+TIMEOUT_S = 600.0  # of one completion, all tries and pauses together: 32,000 tokens at 55 a second (ours)
 CONNECT_S = 10.0
+LISTING_S = 30.0  # of the question which models there are (ours)
 OTHERS = ("OpenAI-Organization", "OpenAI-Project")  # headers
 BYTES_PER_TOKEN = 3  # of texts that no server has counted yet; on the safe side (ours)
 PICTURE_TOKENS = 1_000  # of a picture that no server has counted: about one of a megapixel (ours)
 _PICTURE = re.compile(r'"data:image/[a-z+]+;base64,[A-Za-z0-9+/=]*"')
+
+T = TypeVar("T")
 
 
 class _Function(BaseModel):
@@ -98,6 +103,8 @@ class ChatEndpoint:
         url: base of the API; ``/v1`` is added to one without a path.
         model: the server's name for it; "" for the only one that it serves, which `context` looks up.
         key: sent as a bearer token; it is in no message and in no error. "" for none.
+        timeout_s: that one completion may take, all tries and the pauses between them together.
+        retries: tries after the first one.
     """
 
     url: str
@@ -114,7 +121,7 @@ class ChatEndpoint:
     async def __aenter__(self) -> ChatEndpoint:
         self._client = openai.AsyncOpenAI(
             base_url=self.url, api_key=self.key or "none", max_retries=self.retries,
-            timeout=openai.Timeout(self.timeout_s, connect=CONNECT_S),
+            timeout=openai.Timeout(None, connect=CONNECT_S),  # `_within` limits the whole
             # Not those of another provider, which the package would read from the environment.
             default_headers={name: openai.Omit() for name in OTHERS},  # type: ignore[misc]
         )  # fmt: skip
@@ -127,11 +134,13 @@ class ChatEndpoint:
         """Ask for the models that are served; how many tokens ours holds, None if the server does not say.
 
         Raises:
-            Transient: nothing answers.
-            MoonflowError: the key is refused, other models are served, or the only one is asked for and there are more.
+            Transient: nothing can be reached.
+            MoonflowError: it hangs, the key is refused, other models are served, or the only one is asked for and there
+                are more.
         """
         try:
-            raw = await self._client.with_options(max_retries=1, timeout=30).models.with_raw_response.list()
+            client = self._client.with_options(max_retries=1)
+            raw = await self._within(LISTING_S, client.models.with_raw_response.list())
             listed = read_json(raw.text)["data"]
             served = {str(one["id"]): one for one in listed}
         except (openai.APIConnectionError, openai.AuthenticationError, openai.PermissionDeniedError) as error:
@@ -158,13 +167,15 @@ class ChatEndpoint:
 
         Raises:
             Unavailable: nobody answers, the key is refused, or there is no such model.
-            MoonflowError: the server refuses the request or fails, or answers with no chat completion.
+            MoonflowError: the server refuses the request, fails, takes longer than ``timeout_s``, or answers with no
+                chat completion.
         """
         offered: dict[str, Any] = {"tools": list(tools)} if tools else {}
         try:
-            raw = await self._client.chat.completions.with_raw_response.create(
+            asking = self._client.chat.completions.with_raw_response.create(
                 model=self.model, messages=cast(Any, list(messages)), max_tokens=max_tokens, **offered
             )
+            raw = await self._within(self.timeout_s, asking)
         except openai.OpenAIError as error:
             self._fail(error, tools=bool(tools))
         try:
@@ -174,16 +185,23 @@ class ChatEndpoint:
             raise MoonflowError(f"{self.url} answered with no chat completion ({shown(str(wrong))})") from error
         return _reply(answer, messages, tools)
 
+    async def _within(self, seconds: float, answer: Awaitable[T]) -> T:
+        """Wait for an answer; MoonflowError if it takes longer."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await answer
+        except TimeoutError:
+            raise MoonflowError(
+                f"{self.url} gave no answer within {seconds:g} s: see whether it hangs or has too much to do; give a "
+                "slow model longer with --request-timeout, or ask it less at once with --parallel"
+            ) from None
+
     def _fail(self, error: openai.OpenAIError, tools: bool = False) -> NoReturn:
         """Raise an error of one line, without the key, which some servers repeat."""
         said = str(error)
         if isinstance(error, openai.APIStatusError):
             said = f"HTTP {error.status_code}: {_said(error)}"
         said = shown(" ".join((said.replace(self.key, "<key>") if self.key else said).split()), 300)
-        if isinstance(error, openai.APITimeoutError):
-            raise MoonflowError(
-                f"{self.url} gave no answer in {self.timeout_s:g} s, {self.retries + 1} times"
-            ) from None
         if isinstance(error, openai.APIConnectionError):
             raise Transient(f"{self.url} cannot be reached ({said}): is it running?") from None
         if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):

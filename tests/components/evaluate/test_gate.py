@@ -6,7 +6,7 @@ import pytest
 
 from components.evaluate.decision import as_record, as_table
 from components.evaluate.floors import parse_floors
-from components.evaluate.gate import Champion, Rules, Verdict, decide, well_formed
+from components.evaluate.gate import Champion, Rules, Verdict, decide, near_floors, well_formed
 from model.boundary.errors import MoonflowError
 from tests.components.eval_rows import eval_row
 from tests.published import manifest_of
@@ -50,6 +50,30 @@ def test_a_family_that_is_run_in_several_ways_is_judged_by_the_better_one(floor:
     verdict = judge([*ROWS, *ways], floors=f"wide_search={floor}")
     assert verdict.decision == decision
     assert any(reason.startswith("wide_search 0.65") for reason in verdict.reasons)
+
+
+WAYS = [eval_row("parl", "wide_search_single", 0.65), eval_row("parl", "wide_search_swarm", 0.6)]
+
+
+@pytest.mark.parametrize(
+    ("floors", "near"),
+    [
+        ("digit_string=0.86", ["digit_string"]),  # 0.95 with a standard error of 0.05
+        ("digit_string=0.84, photo=0.46", []),
+        ("wide_search=0.6", ["wide_search_single"]),  # the better one, of its own family
+        ("wide_search=0.5", []),
+        ("knowledge/image=0.62", ["digit_string", "photo", "wide_search_single", "wide_search_swarm"]),
+        ("photo=0.3, digit_string=1", ["photo", "digit_string"]),
+        ("chart=0.97", ["chart"]),  # 30 right ones of 30 do not show that 0.97 is reached
+        ("chart=0.5", []),
+        ("reasoning_gym=0", []),
+    ],
+)
+def test_a_floor_is_near_what_its_interval_holds(floors: str, near: list[str]):
+    rows = [*ROWS, *WAYS, *(eval_row("parl", name, value, 0.0, modality="text", n=30) for name, value in (
+        ("chart", 1.0), ("reasoning_gym", 0.0),
+    ))]  # fmt: skip
+    assert near_floors(rows, Rules(parse_floors(floors), 2.0, 0.0, 0.9), "parl") == near
 
 
 def test_holds_when_a_suite_falls_below_the_untrained_model():

@@ -27,7 +27,13 @@ def settings(iterations: int, every: int) -> RLSettings:
 
 
 def episode(reward: float, parallelism: float = 0.0, answer: str = "") -> SwarmEpisode:
-    metrics = {"parallelism": parallelism, "critical_steps": 3.0, "subtasks_assigned": 0.0, "subtasks_finished": 0.0}
+    metrics = {
+        "parallelism": parallelism,
+        "critical_steps": 3.0,
+        "subtasks_assigned": 0.0,
+        "subtasks_finished": 0.0,
+        "sub_agents_failed": 0.0,
+    }
     played = make_episode(reward=reward, metrics=metrics)
     return SwarmEpisode(**vars(played), trace=recorded(2).model_copy(update={"reward": reward, "answer": answer}))
 

@@ -109,6 +109,36 @@ def test_another_seed_changes_the_training_samples_and_no_held_out_one(tmp_path:
         assert (written[0] == written[1]) == (split == "eval")
 
 
+def test_more_held_out_samples_of_a_family_leave_all_others_as_they_are(tmp_path: Path) -> None:
+    counts = {"fact_qa": 30, "digit_string": 30}
+    few, many = list(plan(counts, 3, 20)), list(plan(counts, 3, 20, {"digit_string": 5, "fact_qa": 2}))
+    longer = next(shard for shard in many if (shard.split, shard.family) == ("eval", "digit_string"))
+    assert [shard for shard in many if shard not in few] == [longer] and len(many) == len(few)
+    shorter = next(shard for shard in few if shard.name == longer.name)
+    kept = []
+    for shard in (shorter, longer):
+        (tmp_path / "eval").mkdir(exist_ok=True)
+        write(shard, tmp_path, Config())
+        kept.append(list(read_shard(tmp_path / shard.name)))
+    assert kept[1][:3] == kept[0] and len(kept[1]) == 5
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [
+        ("digit_strin=600", "makes no 'digit_strin'; did you mean digit_string"),
+        ("scene_box=600", "mixture short makes no 'scene_box'"),
+        ("digit_string", "write family=count"),
+        ("digit_string=many", "write family=count"),
+        ("digit_string=0", "write family=count"),
+        ("fact_qa=5,fact_qa=6", "two counts"),
+    ],
+)
+def test_a_wrong_count_of_held_out_samples_is_one_line(counts: str, told: str) -> None:
+    with pytest.raises(MoonflowError, match=told):
+        Config.parse({"eval_samples_of": counts}, "mine.toml: [prepare_data]")
+
+
 def test_names_cost_the_same_tokens_wherever_they_stand() -> None:
     """What makes copying learnable: a query and an answer repeat the question's very tokens."""
     tokenizer = Tokenizer.train(tokenizer_texts(Config()), 768)

@@ -10,7 +10,7 @@ from components.sft_arm.config import Config
 from components.sft_arm.stage import final_metrics, held_out_tasks
 from model.boundary.errors import MoonflowError
 from model.data.batches.folder import DataFolder
-from model.evals.scorer import KindScore, Score
+from model.evals.score import KindScore, Score
 from tests.tiny_folders import write_data_folder
 
 CONFIG = Config(program_samples=3, samples=2)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -56,7 +58,8 @@ def test_assignments_of_a_turn_overlap_and_only_the_final_messages_come_back() -
     assert results(orchestrator[-1]) == ["finder created", *(place.upper() for place in PLACES)]
     # create 1 + (assign 1 + slowest sub-agent 2) + answer 1
     assert swarm.figures == {
-        "critical_steps": 5.0, "parallelism": 4.0, "subtasks_assigned": 4.0, "subtasks_finished": 4.0
+        "critical_steps": 5.0, "parallelism": 4.0, "subtasks_assigned": 4.0, "subtasks_finished": 4.0,
+        "sub_agents_failed": 0.0,
     }  # fmt: skip
     sub_agent = next(body for body in script.requests if is_sub_agent(body))
     assert [message["role"] for message in sub_agent["messages"]] == ["system", "user"]
@@ -238,6 +241,35 @@ def test_a_server_that_dies_under_a_sub_agent_ends_the_question() -> None:
     main = turns(*SWARM)
     with pytest.raises(Unavailable, match="refuses the key"):
         ask(Script(answer))
+
+
+def test_a_server_that_hangs_holds_an_agent_for_one_deadline_whatever_the_tries() -> None:
+    """It is busy, then it hangs: under one of two sub-agents, of which the orchestrator is told, then under that."""
+    ended, tries = threading.Event(), Counter[str]()
+
+    def answer(body: dict[str, Any]) -> Any:
+        if (is_sub_agent(body) and task_of(body) == "peru") or results(body)[-1:] == ["CHAD"]:
+            tries[task_of(body)] += 1
+            if tries[task_of(body)] == 1:
+                return 503, {"detail": "busy"}
+            ended.wait(60)
+            return say("late")
+        return main(body)
+
+    main, swarms = turns(use(CREATE), use(*ASSIGN[:2], first=1)), []
+
+    async def asked(url: str) -> None:
+        async with ChatEndpoint(url, MODEL, timeout_s=1.5) as endpoint:
+            swarms.append(ChatSwarm(endpoint, Toolbox([tool()]), ChatLimits()))
+            with pytest.raises(MoonflowError, match=rf"{url}/v1 gave no answer within 1.5 s: .*--request-timeout"):
+                await swarms[0].ask("capitals?")
+
+    with chatting(Script(answer)) as url:
+        asyncio.run(asked(url))
+        ended.set()
+    assert tries == {"peru": 2, "capitals?": 2} and swarms[0].figures["sub_agents_failed"] == 1.0
+    agents = {agent.task: agent for agent in swarms[0].trace.agents}
+    assert "gave no answer within 1.5 s" in agents["peru"].failure and agents["chad"].outcome == "answer"
 
 
 def test_a_dead_endpoint_is_one_line() -> None:
