@@ -21,7 +21,7 @@ from model.data.families.world import DRAWS
 from model.data.families.world.index import View
 from model.data.families.world.tasks import Drawn
 from model.data.samples.sample import Sample
-from model.evals.scorer import standard_error
+from model.evals.score import standard_error
 from model.rl.environment import FAILED, Episode, derive_seed
 from model.rl.failures import attempt
 from model.rl.tools.toolset import Toolset
