@@ -59,6 +59,7 @@ class Episode:
         weight_versions: of each token, how often the engine had been given weights when it was sampled; 0 where the
             mask is False. An episode that was under way when weights changed has several. Empty if the engine does not
             count that.
+        seed: from which its turns' seeds are derived.
     """
 
     input_ids: list[int]
@@ -74,6 +75,7 @@ class Episode:
     metrics: dict[str, float] = field(default_factory=dict)
     failure: str = ""
     weight_versions: list[int] = field(default_factory=list)
+    seed: int = 0
 
     @property
     def policy_tokens(self) -> int:
@@ -195,6 +197,7 @@ async def converse(
         reason,
         metrics={"tool_calls": float(calls)},
         weight_versions=versions if counted else [],
+        seed=seed,
     )
 
 
