@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from contextlib import closing
 
 from components.joint_rl.config import Config
+from components.joint_rl.episodes import EpisodePages
 from components.runtime.checkpoints.manifest import Manifest
 from components.runtime.sampler import SEEN, sampler
 from components.runtime.step import StepContext
@@ -98,7 +99,8 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
             model, prompts, rollout, publish, settings,
             pad_id=data.tokenizer.pad_id, tokenizer_folder=data.path, services=context, toggle=Toggle(),
             ptx=ptx(data, weight=config.ptx_weight, rows=config.ptx_rows, tokens=context_tokens, seed=config.seed),
-            tasks=prompts, successes=kept if config.kept_successes else None, ranks=context.ranks,
+            tasks=prompts, watch=EpisodePages(context, data.tokenizer, config.iterations),
+            successes=kept if config.kept_successes else None, ranks=context.ranks,
         ).train()  # fmt: skip
     return context.checkpoints.newest
 
