@@ -16,11 +16,13 @@ from pipelines.post_train import post_train
 from pipelines.pretrain import pretrain
 from pipelines.profile import Profile
 from pipelines.sft_ablation import sft_ablation
+from pipelines.visual_rl import visual_rl
 
 BUILDERS = {
     "k25": k25,
     "pretrain": pretrain,
     "post_train": post_train,
+    "visual_rl": visual_rl,
     "fusion_ablation": fusion_ablation,
     "sft_ablation": sft_ablation,
 }
