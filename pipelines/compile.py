@@ -18,11 +18,13 @@ from pipelines.profile import Profile
 from pipelines.sft_ablation import sft_ablation
 from pipelines.swarm_ablation import swarm_ablation
 from pipelines.toggle_ablation import toggle_ablation
+from pipelines.visual_rl import visual_rl
 
 BUILDERS = {
     "k25": k25,
     "pretrain": pretrain,
     "post_train": post_train,
+    "visual_rl": visual_rl,
     "fusion_ablation": fusion_ablation,
     "sft_ablation": sft_ablation,
     "toggle_ablation": toggle_ablation,

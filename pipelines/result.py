@@ -29,6 +29,7 @@ LABELS = {
     "mid_train": "mid",
     "zero_vision_sft": "sft",
     "joint_rl": "rl",
+    "rejection_sft": "rft",
     "parl": "parl",
 }
 """Column titles that fit a terminal of 80 columns."""

@@ -27,7 +27,8 @@ Event = Mapping[str, Any]
 
 STAGE_LABELS = {
     **STARTS, "vit_pretrain": "ViT", "joint_pretrain": "joint", "mid_train": "mid-train",
-    "zero_vision_sft": "zero-vision SFT", "joint_rl": "joint RL", "parl": "PARL",
+    "zero_vision_sft": "zero-vision SFT", "joint_rl": "joint RL",
+    "rejection_sft": "rejection SFT", "parl": "PARL",
 }  # fmt: skip
 SIGMAS = 2.0  # a difference counts when it exceeds two standard errors of itself (ours)
 _PAGE = Path(__file__).with_name("report.html")

@@ -62,6 +62,19 @@ class Config(RLConfig):
         description="precision of the routed experts in rollouts and training: full, as they are, or int4, rounded "
         "as an INT4 export rounds them (source: K2-Thinking's post-training; default ours)",
     )
+    kept_successes: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="successful episodes that are kept in the checkpoint for rejection_sft, at most; a newer one takes "
+        "the place of the oldest; 0 = none (source: ours)",
+    )
+    kept_per_prompt: int = Field(
+        2, ge=1, description="kept episodes of the same prompt, at most; equal ones are kept once (source: ours)"
+    )
+    kept_reward: float = Field(
+        1.0, gt=0, le=1, description="reward that an episode must earn to be kept (source: ours)"
+    )
     checkpoint_every: int = Field(
         10, ge=0, description="rounds between saved states; 0 = only at the end (source: ours)"
     )

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from contextlib import closing
 
 from components.joint_rl.config import Config
+from components.joint_rl.episodes import EpisodePages
 from components.runtime.checkpoints.manifest import Manifest
 from components.runtime.sampler import SEEN, sampler
 from components.runtime.step import StepContext
@@ -18,6 +19,7 @@ from model.network.served import as_served
 from model.rl.environment import Episode, run_episode
 from model.rl.prompts import PromptPool
 from model.rl.ptx import ptx
+from model.rl.successes import Successes
 from model.rl.tasks.mixture import TaskMixture
 from model.rl.tasks.names import parse_task_shares, takes_all
 from model.rl.tasks.own_tasks import OwnTasks
@@ -92,11 +94,13 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
             micro_batch_tokens=config.micro_batch_tokens, max_failed_episodes=config.max_failed_episodes,
             max_staleness=config.max_staleness,
         )  # fmt: skip
+        kept = Successes(config.kept_successes, config.kept_per_prompt, config.kept_reward)
         RLTrainer(
             model, prompts, rollout, publish, settings,
             pad_id=data.tokenizer.pad_id, tokenizer_folder=data.path, services=context, toggle=Toggle(),
             ptx=ptx(data, weight=config.ptx_weight, rows=config.ptx_rows, tokens=context_tokens, seed=config.seed),
-            tasks=prompts, ranks=context.ranks,
+            tasks=prompts, watch=EpisodePages(context, data.tokenizer, config.iterations),
+            successes=kept if config.kept_successes else None, ranks=context.ranks,
         ).train()  # fmt: skip
     return context.checkpoints.newest
 

@@ -33,7 +33,10 @@ STEPS = (
 )
 
 TRAINING_STEPS = STEPS[1:7]
-"""The steps of which each trains a checkpoint."""
+"""The steps of the whole recipe of which each trains a checkpoint."""
+
+CHECKPOINT_STEPS = (*TRAINING_STEPS[:-1], "rejection_sft", TRAINING_STEPS[-1])
+"""The same and those that only other pipelines have, in an order that holds in each of them."""
 
 UNTRAINED = "init"
 """The name that evaluations give to the model before any training: random weights."""
@@ -46,19 +49,25 @@ PIPELINES = {
     "k25": STEPS,
     "pretrain": (*STEPS[: STEPS.index("zero_vision_sft")], "evaluate", "finish"),
     "post_train": (IMPORTED, STEPS[0], *STEPS[STEPS.index("zero_vision_sft") :]),
+    "visual_rl": (
+        IMPORTED, STEPS[0], *STEPS[STEPS.index("zero_vision_sft") : STEPS.index("parl")], "rejection_sft", "evaluate",
+        "finish",
+    ),
     "fusion_ablation": ("prepare_data", "fusion_arm", "finish"),
     "sft_ablation": (IMPORTED, "prepare_data", "sft_arm", "finish"),
     "toggle_ablation": (IMPORTED, "prepare_data", "zero_vision_sft", "toggle_arm", "finish"),
     "swarm_ablation": (IMPORTED, "prepare_data", "swarm_start", "swarm_arm", "finish"),
-}
+}  # fmt: skip
 """The steps of each pipeline. A module of ``pipelines`` with that name has its DAG."""
 
-ALL_STEPS = tuple(dict.fromkeys((IMPORTED, *(step for steps in PIPELINES.values() for step in steps))))
+ALL_STEPS = tuple(
+    dict.fromkeys((IMPORTED, STEPS[0], *CHECKPOINT_STEPS, *(step for steps in PIPELINES.values() for step in steps)))
+)
 """Every step; those of any one pipeline are in its order."""
 
 
 AGREE = (
-    *(("prepare_data", step, "mixture") for step in (*STEPS[1:5], "sft_arm", "swarm_start")),
+    *(("prepare_data", step, "mixture") for step in (*STEPS[1:5], "rejection_sft", "sft_arm", "swarm_start")),
     ("promote", "serve", "environment"),
     ("evaluate", "promote", "expert_precision"),
 )
@@ -73,7 +82,7 @@ def disagreement(configs: Mapping[str, StepConfig]) -> str:
             first, second = getattr(configs[step], name), getattr(configs[later], name)
             if first != second:
                 return f"{step}.{name} is {first!r} and {later}.{name} is {second!r}: give both the same value"
-    return _missing_source(configs) or _missing_family(configs)
+    return _missing_source(configs) or _missing_family(configs) or _nothing_kept(configs)
 
 
 def _missing_source(configs: Mapping[str, StepConfig]) -> str:
@@ -87,6 +96,13 @@ def _missing_source(configs: Mapping[str, StepConfig]) -> str:
                 f"zero_vision_sft.sources names {name!r}, and prepare_data.sources has "
                 f"{', '.join(given) or 'none'}: give it there too, as {name}=URI"
             )
+    return ""
+
+
+def _nothing_kept(configs: Mapping[str, StepConfig]) -> str:
+    """A rejection_sft for which joint_rl keeps no episodes."""
+    if "rejection_sft" in configs and "joint_rl" in configs and not getattr(configs["joint_rl"], "kept_successes", 0):
+        return "joint_rl.kept_successes is 0, and rejection_sft trains on what is kept: give it at least 1"
     return ""
 
 

@@ -21,6 +21,8 @@ from model.network.config import ModelConfig
 from model.network.multimodal import KimiK25
 
 OPTIMIZER, STATE = file_name(), "training_state.json"
+SUCCESSES = "successes"
+"""The folder in a checkpoint with the successful episodes that its training kept (``model.rl.successes``)."""
 
 
 class HasNamedState(Protocol):
@@ -84,7 +86,7 @@ def load_training_state(folder: Path, optimizer: HasNamedState) -> dict[str, Any
 
 def serves(name: str) -> bool:
     """Whether a checkpoint's file of that name is part of the model, and not only of its training."""
-    return name != STATE and not is_slices(name)
+    return name != STATE and not is_slices(name) and not name.startswith(f"{SUCCESSES}/")
 
 
 def read_state(folder: Path) -> dict[str, Any]:

@@ -100,6 +100,7 @@ class AsyncSaver:
         index: int,
         tokens_seen: int,
         complete: bool,
+        files: Mapping[str, bytes] | None = None,
     ) -> None:
         """Start to save checkpoint ``index``; returns when everything is copied, or if it is ``complete``, durable.
 
@@ -107,6 +108,7 @@ class AsyncSaver:
             weights: the model's ``state_dict``, whole; only the first rank's are saved.
             optimizer: this rank's part of the optimizer's state, by key (``model.checkpoint.slices``).
             state: JSON-able loop state; torch's random state is added.
+            files: path in the checkpoint -> content of what else belongs to it; only the first rank's are saved.
 
         Raises:
             MoonflowError: the save before this one failed; or this one failed and is ``complete``.
@@ -122,7 +124,7 @@ class AsyncSaver:
         def work() -> None:
             try:
                 _yield_to_training()
-                self._write(folder, config, weights, slices, text, publication)
+                self._write(folder, config, weights, slices, text, publication, files or {})
             except BaseException as error:
                 self._error = error
             finally:
@@ -170,9 +172,13 @@ class AsyncSaver:
         slices: list[Slice],
         text: str,
         publication: Publication,
+        files: Mapping[str, bytes],
     ) -> None:
         first = weights if self._first else None
         write_checkpoint(folder, config, first, self._tokenizer_folder, slices, text, self._rank, self._world)
+        for path, content in files.items() if self._first else ():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(content)
         if self._world == 1:
             publication.publish(folder)
             return

@@ -1,10 +1,12 @@
 """Runs held-out tasks and scores them (source: ours).
 
-All episodes of all suites run at once, and the engine batches them. `model.evals.score` says what a score is.
+The episodes of all suites begin in turn, ``IN_FLIGHT`` are under way at once, and the engine batches them.
+`model.evals.score` says what a score is.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +36,10 @@ from model.rollout.protocol import RolloutEngine
 from model.swarm.orchestrator import SwarmLimits, run_swarm_episode
 
 log = logging.getLogger(__name__)
+
+IN_FLIGHT = 192
+"""Episodes under way at once: more than a batch of the engine, so that those whose tools run leave no row empty, and
+fewer than the sandbox has sessions, each of which waits for its episode's next turn (ours)."""
 
 
 def measuring_engine(model: KimiK25, max_batch: int) -> EmbeddedEngine:
@@ -149,11 +155,12 @@ class Evaluation:
         Raises:
             Unavailable: something that all episodes need is gone.
         """
-        first = first or {}
+        first, places = first or {}, asyncio.Semaphore(IN_FLIGHT)
 
         async def one(suite: Suite, sample: Sample, number: int) -> Episode:
-            running = self._episode(engine, sub_engine, suite, sample, number, max_tokens)
-            episode = await attempt(running, sample)
+            async with places:
+                running = self._episode(engine, sub_engine, suite, sample, number, max_tokens)
+                episode = await attempt(running, sample)
             if watch is not None:
                 watch.ended(suite, episode)
             return episode

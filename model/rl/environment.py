@@ -60,6 +60,7 @@ class Episode:
         weight_versions: of each token, how often the engine had been given weights when it was sampled; 0 where the
             mask is False. An episode that was under way when weights changed has several. Empty if the engine does not
             count that.
+        seed: from which its turns' seeds are derived.
     """
 
     input_ids: list[int]
@@ -76,6 +77,7 @@ class Episode:
     failure: str = ""
     weight_versions: list[int] = field(default_factory=list)
     lost: str = ""
+    seed: int = 0
 
     @property
     def policy_tokens(self) -> int:
@@ -197,6 +199,7 @@ async def converse(
         reason,
         metrics={"tool_calls": float(calls)},
         weight_versions=versions if counted else [],
+        seed=seed,
     )
 
 

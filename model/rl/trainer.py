@@ -42,6 +42,7 @@ from model.rl.objective import ObjectiveConfig, PolicyLoss
 from model.rl.policy import sampled_policy
 from model.rl.ptx import PTX
 from model.rl.rounds import Rounds, staleness
+from model.rl.successes import Successes
 from model.rl.tasks.mixture import TaskMixture
 from model.rl.toggle import Toggle
 from model.train.cross_entropy import CrossEntropy
@@ -133,6 +134,7 @@ class RLTrainer:
         ptx: None trains on the episodes alone.
         tasks: counts what fails in a user's tasks, from which ``prompts`` draws; None: there are none.
         watch: is told of each round on every rank; None: nobody is.
+        successes: keeps successful episodes, which are saved with each checkpoint; None: none are kept.
 
     Raises:
         MoonflowError: the settings do not fit the ranks; or a checkpoint is damaged.
@@ -154,9 +156,10 @@ class RLTrainer:
         ptx: PTX | None = None,
         tasks: TaskMixture | None = None,
         watch: Watch | None = None,
+        successes: Successes | None = None,
         ranks: Ranks | None = None,
     ) -> None:
-        self.ranks, self.watch = ranks or Ranks(), watch
+        self.ranks, self.watch, self.successes = ranks or Ranks(), watch, successes
         if settings.max_staleness and self.ranks.world > 1:
             raise MoonflowError(
                 f"max_staleness = {settings.max_staleness} works in one process only, and here are {self.ranks.world}: "
@@ -177,6 +180,8 @@ class RLTrainer:
                 toggle.load(saved["toggle"])
             if tasks is not None:
                 tasks.load(saved["data_position"]["tasks"])
+            if successes is not None:
+                successes.load(found)
             if ptx is not None:
                 position = StreamState(**saved["data_position"]["pretraining"])
         self.published = 0  # how often this process gave the engine weights
@@ -317,6 +322,8 @@ class RLTrainer:
         self.state.tokens_seen += tokens
         figures |= {"tokens/seen": self.state.tokens_seen, "tokens/s": tokens / (rollout_s + train_s)}
         figures |= {"seconds/rollout": rollout_s, "seconds/train": train_s}
+        if self.successes is not None:
+            figures |= self.successes.add(self.state.iteration, groups)
         self.services.metrics.log(figures, self.state.iteration)
         newest = {"tokens_per_s": figures["tokens/s"]}
         if "reward/mean" in figures:  # not if every episode of the round failed
@@ -343,6 +350,7 @@ class RLTrainer:
             index=-(-t // every) - 1 if every else 0,
             tokens_seen=self.state.tokens_seen,
             complete=t == self.settings.iterations,
+            files=self.successes.files() if self.successes is not None else None,
         )
 
 

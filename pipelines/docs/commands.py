@@ -10,7 +10,16 @@ import typer
 from components.runtime.config import StepConfig, bounds
 from components.runtime.launcher.placement import Placement
 from components.runtime.steps import PIPELINES
-from pipelines import fusion_ablation, k25, post_train, pretrain, sft_ablation, swarm_ablation, toggle_ablation
+from pipelines import (
+    fusion_ablation,
+    k25,
+    post_train,
+    pretrain,
+    sft_ablation,
+    swarm_ablation,
+    toggle_ablation,
+    visual_rl,
+)  # fmt: skip
 from pipelines.cli import app
 from pipelines.docs import engines, start
 from pipelines.docs.markdown import cell, table
@@ -21,6 +30,7 @@ DAGS = {
     "k25": k25,
     "pretrain": pretrain,
     "post_train": post_train,
+    "visual_rl": visual_rl,
     "fusion_ablation": fusion_ablation,
     "sft_ablation": sft_ablation,
     "swarm_ablation": swarm_ablation,

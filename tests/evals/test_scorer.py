@@ -13,6 +13,7 @@ from model.codec.image import ImageConfig
 from model.data.batches.folder import DataFolder
 from model.data.families.programs import KINDS
 from model.data.samples.sample import Sample
+from model.evals import scorer
 from model.evals.score import KindScore, Score, interval, score_of, standard_error, summarise
 from model.evals.scorer import Evaluation, chance_level, reference_answer
 from model.evals.suites import SUITES, Suite, available, held_out
@@ -208,6 +209,37 @@ def test_a_watch_sees_every_episode_and_suite_until_something_that_all_need_is_g
         with pytest.raises(Unavailable, match="the engine is gone"):
             asyncio.run(evaluation.episodes(gone, gone, tasks, suites, 512, seen))
         assert list(seen.suites) == ["fact_qa"]
+
+
+class Crowd:
+    """An engine that counts the requests which wait for it at the same time."""
+
+    def __init__(self, engine: Reciter) -> None:
+        self.engine, self.now, self.most = engine, 0, 0
+
+    async def generate(self, requests: list[Request]) -> list[Completion]:
+        self.now += len(requests)
+        self.most = max(self.most, self.now)
+        await asyncio.sleep(0)
+        self.now -= len(requests)
+        return await self.engine.generate(requests)
+
+    async def update_weights(self, checkpoint: Path) -> None:
+        raise NotImplementedError
+
+
+def test_a_bounded_number_of_episodes_is_under_way_and_each_keeps_its_place(tokenizer, monkeypatch):
+    """Or thousands of prompts are in memory, and a sandbox session waits until all other first turns are done."""
+    monkeypatch.setattr(scorer, "IN_FLIGHT", 2)
+    tasks, main = {"fact_qa": eval_samples("fact_qa", 6)}, Reciter()
+    for sample in tasks["fact_qa"]:
+        teach(main, sample, tokenizer)
+    crowd = Crowd(main)
+    with Toolset() as toolset:
+        evaluation = Evaluation(tokenizer, IMAGES, toolset, temperature=0.0, seed=0)
+        found = asyncio.run(evaluation.episodes(crowd, crowd, tasks, [SUITES["fact_qa"]], 512))
+    assert crowd.most == 2
+    assert [episode.response for episode in found["fact_qa"]] == [sample.answer for sample in tasks["fact_qa"]]
 
 
 class Gone:

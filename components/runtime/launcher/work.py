@@ -19,7 +19,9 @@ LAYOUT = "MOONFLOW_LAYOUT"
 WORKER = "components.runtime.launcher.worker"
 GROUP = "components.runtime.launcher.group"
 
-PARALLEL_STEPS = frozenset({"vit_pretrain", "joint_pretrain", "mid_train", "zero_vision_sft", "joint_rl", "parl"})
+PARALLEL_STEPS = frozenset(
+    {"vit_pretrain", "joint_pretrain", "mid_train", "zero_vision_sft", "joint_rl", "rejection_sft", "parl"}
+)
 """Steps whose stage divides its work among ranks: those that train. A second rank of another step would repeat the same
 work and compete for the same output."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from model.data.order.mixtures import Mixture
 from model.data.order.schedule import Schedule
 from model.data.samples.problems import MAX_BROKEN, Problem, attempt, one_line
 from model.data.samples.sample import Sample, Split
-from model.data.samples.shard_source import LocalShards, ShardSource
+from model.data.samples.shard_source import JoinedShards, LocalShards, ShardSource
 from model.data.samples.shards import Shard
 from model.data.user.user_data import line_of
 
@@ -59,6 +60,24 @@ class DataFolder:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self.tokenizer = Tokenizer.load(self.path)
+
+    def with_family(self, name: str, entries: Sequence[dict[str, Any]], source: ShardSource) -> DataFolder:
+        """This data with one more family to train on, whose shards lie elsewhere.
+
+        Args:
+            entries: its shards, ``{"shard": name, "samples": count}``.
+            source: of these shards.
+
+        Raises:
+            MoonflowError: the data has a family of that name.
+        """
+        if name in self.index["families"]:
+            raise MoonflowError(f"{self.path}/index.json has a family {name!r} already: give yours another name")
+        joined = copy(self)
+        joined.index = {**self.index, "families": {**self.index["families"], name: {"train": list(entries)}}}
+        joined.source = JoinedShards(self.source, source, [entry["shard"] for entry in entries])
+        joined._lengths = dict(self._lengths)
+        return joined
 
     def families(self) -> list[str]:
         """The names of all families, sorted."""

@@ -195,6 +195,17 @@ class Environment(TypedDict):
     records: NotRequired[dict[str, str]]
 
 
+class SampledEpisode(TypedDict):
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    token_ids: list[int]
+    sampled: list[Annotated[list[int], Field(min_length=2, max_length=2)]]
+    reward: NotRequired[float]
+    parts: NotRequired[dict[str, float]]
+    task: NotRequired[str]
+    round: NotRequired[int]
+    seed: NotRequired[int]
+
+
 class Record(TypedDict):
     __pydantic_config__ = STRICT  # type: ignore[misc]
     key: str
@@ -210,6 +221,7 @@ class Record(TypedDict):
     reward: NotRequired[str]
     rubric: NotRequired[str]
     environment: NotRequired[Environment]
+    episode: NotRequired[SampledEpisode]
     media: NotRequired[list[str]]
 
 
@@ -232,4 +244,8 @@ def read_record(text: bytes, where: str) -> Record:
         raise MoonflowError(f"{where}: {first_faults(error)}; see model/data/samples/sample.py") from None
     if record.get("segments") and record.get("messages"):
         raise MoonflowError(f"{where}: it has both segments and messages: make two samples of it")
+    if record.get("episode") and not record.get("messages"):
+        raise MoonflowError(
+            f"{where}: it has an episode and no messages, which it begins with: add the task's messages"
+        )
     return record

@@ -2,8 +2,9 @@
 
 A sample is either a *document* (``segments``: the loss covers the text marked so) or a *conversation*
 (``messages``: the loss covers the assistant's turns). Tasks for RL and evaluation are conversations with an
-``answer`` and the name of the ``reward`` that checks it. A sample that is neither or both, or has another form, is
-refused where it is read (``model.data.samples.record``).
+``answer`` and the name of the ``reward`` that checks it. A conversation with an ``episode`` is trained on as it was
+sampled: the loss covers the tokens of the policy. A sample that is neither or both, or has another form, is refused
+where it is read (``model.data.samples.record``).
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ class Sample:
             offline world (``model.data.families.world.index.View``), or ``{"array": ...}`` for programs. An array is
             the name of an image (``img``) or video (``images``) of ``media``, or nested lists of 0-255, [H, W] or
             [H, W, 3]; ``{"images": [...]}`` has several such pictures (``model.rl.tools.toolset.environment_array``).
+        episode: what a policy made of the task: ``token_ids``, those of the prompt with all media pads first, and
+            ``sampled``, the ranges [begin, end) of those that the policy wrote; ``reward``, ``parts``, ``task``,
+            ``round`` and ``seed`` say where it comes from (``model.rl.successes``).
         media: file extension in the shard (``png``, ``1.png``, ``mp4``) -> encoded bytes.
     """
 
@@ -59,6 +63,7 @@ class Sample:
     reward: str = ""
     rubric: str = ""
     environment: dict[str, Any] = field(default_factory=dict)
+    episode: dict[str, Any] = field(default_factory=dict)
     media: dict[str, bytes] = field(default_factory=dict)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -28,6 +29,29 @@ class ShardSource(Protocol):
     def prefetch(self, shard: str) -> None:
         """Say that the shard will be opened soon, so that it can be fetched; returns at once and never raises."""
         ...
+
+
+class JoinedShards:
+    """Shards of two sources.
+
+    Args:
+        first: of all shards but ``names``.
+        second: of the shards ``names``.
+    """
+
+    def __init__(self, first: ShardSource, second: ShardSource, names: Iterable[str]) -> None:
+        self._first, self._second, self._names = first, second, frozenset(names)
+
+    def open(self, shard: str) -> BinaryIO:
+        """As ``ShardSource.open``."""
+        return self._of(shard).open(shard)
+
+    def prefetch(self, shard: str) -> None:
+        """As ``ShardSource.prefetch``."""
+        self._of(shard).prefetch(shard)
+
+    def _of(self, shard: str) -> ShardSource:
+        return self._second if shard in self._names else self._first
 
 
 class LocalShards:

@@ -41,16 +41,14 @@ class TokenizedSample:
 
 
 def tokenize(sample: Sample, tokenizer: Tokenizer, image_config: ImageConfig) -> TokenizedSample:
-    """The whole sample: a document as ``[BOS] segments [EOS]``, a conversation by the chat template.
+    """The whole sample: a document as ``[BOS] segments [EOS]``, a conversation by the chat template, an episode as it
+    was sampled, token by token.
 
     Raises:
-        MoonflowError: naming the sample, when it is empty, its turns cannot be rendered or a medium is missing.
+        MoonflowError: naming the sample, when it is empty, its turns cannot be rendered, a medium is missing, or its
+            episode does not continue its prompt.
     """
-    try:
-        encoded = _encode(sample, tokenizer)
-        return replace(expand_media(encoded, sample.media, tokenizer, image_config), key=sample.key)
-    except MoonflowError as error:
-        raise MoonflowError(f"sample {sample.key} of {sample.family}: {error}") from error
+    return replace(_tokenized(sample, tokenizer, image_config, pixels=True), key=sample.key)
 
 
 def count_tokens(sample: Sample, tokenizer: Tokenizer, image_config: ImageConfig) -> tuple[int, int]:
@@ -58,10 +56,7 @@ def count_tokens(sample: Sample, tokenizer: Tokenizer, image_config: ImageConfig
 
     Raises as ``tokenize``, except that it does not notice damage after a medium's header.
     """
-    try:
-        expanded = expand_media(_encode(sample, tokenizer), sample.media, tokenizer, image_config, pixels=False)
-    except MoonflowError as error:
-        raise MoonflowError(f"sample {sample.key} of {sample.family}: {error}") from error
+    expanded = _tokenized(sample, tokenizer, image_config, pixels=False)
     return len(expanded.input_ids), int((expanded.input_ids == tokenizer.media_pad_id).sum())
 
 
@@ -98,6 +93,40 @@ def tokenize_opening(
         return expand_media(encoded, sample.media, tokenizer, image_config, pixels)
     except MoonflowError as error:
         raise MoonflowError(f"sample {sample.key} of {sample.family}: {error}") from error
+
+
+def _tokenized(sample: Sample, tokenizer: Tokenizer, image_config: ImageConfig, pixels: bool) -> TokenizedSample:
+    try:
+        if not sample.episode:
+            return expand_media(_encode(sample, tokenizer), sample.media, tokenizer, image_config, pixels)
+    except MoonflowError as error:
+        raise MoonflowError(f"sample {sample.key} of {sample.family}: {error}") from error
+    prompt = tokenize_prompt(sample, tokenizer, image_config, sample.thinks, pixels)
+    try:
+        return _continued(prompt, sample.episode["token_ids"], sample.episode["sampled"], tokenizer)
+    except MoonflowError as error:
+        raise MoonflowError(f"sample {sample.key} of {sample.family}: {error}") from error
+
+
+def _continued(
+    prompt: TokenizedSample, ids: Sequence[int], sampled: Sequence[Sequence[int]], tokenizer: Tokenizer
+) -> TokenizedSample:
+    """The prompt with the rest of its episode. Nothing is decoded and encoded again, which could give other tokens."""
+    begun = len(prompt.input_ids)
+    if list(ids[:begun]) != prompt.input_ids.tolist():
+        raise MoonflowError(
+            "its episode does not begin with the tokens of its prompt: it was sampled with another tokenizer or other "
+            "image settings than this data's; sample it again"
+        )
+    if not all(0 <= token < tokenizer.vocab_size for token in ids) or tokenizer.media_pad_id in ids[begun:]:
+        raise MoonflowError("its episode has a token that is not in the vocabulary, or a media pad without a medium")
+    edges = [begun, *(edge for span in sampled for edge in span), len(ids)]
+    if not sampled or edges != sorted(edges):
+        raise MoonflowError("the sampled ranges of its episode are not in order between its prompt and its end")
+    mask = torch.zeros(len(ids), dtype=torch.bool)
+    for begin, end in sampled:
+        mask[begin:end] = True
+    return replace(prompt, input_ids=torch.tensor(ids, dtype=torch.int64), loss_mask=mask)
 
 
 def _encode(sample: Sample, tokenizer: Tokenizer) -> Encoded:

@@ -25,10 +25,11 @@ import numpy as np
 
 from model.boundary.errors import MoonflowError
 from model.rl.tools.isolation import Isolation
-from model.rl.tools.sandbox_server import HEAD, QUESTION_BYTES, START_S, pixels_question
+from model.rl.tools.sandbox_server import HEAD, QUESTION_BYTES, pixels_question
 
 ROOT = Path(__file__).resolve().parents[3]
 SUFFIX_CHARS = 64  # room for the end of a cut output: "... [n more characters]"
+PLACE_S = 600.0  # in which a session gets a place, where others have them all until their episodes end (ours)
 _REASON_S = 5.0  # in which the server reaps a process and says why it ended (ours)
 _STOP_S = 10.0  # in which the server ends by itself (ours)
 _RETRY_S = 0.02  # pause after a session found no room
@@ -78,12 +79,12 @@ class Session:
 
     async def __aenter__(self) -> Session:
         try:
-            async with asyncio.timeout(START_S):
+            async with asyncio.timeout(PLACE_S):
                 await self._connect()
                 await self._ask(pixels_question(self._pixels))
         except TimeoutError:
             self._hang_up(
-                f"no session in {START_S:.0f} s: {self._why}, or the machine is overloaded; run fewer at once"
+                f"no session in {PLACE_S:.0f} s: {self._why}, or the machine is overloaded; run fewer at once"
             )
             self.refusal = self._why
         except _Dead as dead:

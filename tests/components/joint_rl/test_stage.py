@@ -14,6 +14,7 @@ from model.checkpoint.load import load_model
 from model.data.families import FAMILIES
 from model.data.samples.shards import write_shard
 from model.network.multimodal import KimiK25
+from model.rl.successes import Kept
 from model.rl.trainer import RLTrainer
 from model.rollout.embedded import EmbeddedEngine
 from tests.step_services import FolderServices
@@ -29,8 +30,9 @@ def test_joint_rl_covers_abilities_and_modalities_and_ends_complete(
     rl_inputs: dict[str, str], tmp_path: Path, precision: str
 ) -> None:
     services = FolderServices(tmp_path)
-    config = CONFIG.model_copy(update={"expert_precision": precision})
+    config = CONFIG.model_copy(update={"expert_precision": precision, "kept_successes": 3})
     output = stage.run(config, rl_inputs, services)
+    assert len(Kept.of(output)) <= 3 and list(services.files) == [f"episodes/round-0000{t}.html" for t in (1, 2)]
     assert [complete for *_, complete in services.saved] == [False, True] and output == tmp_path / "saved-1"
     assert (output / "training_state.json").is_file() and load_model(output) is not None
     seen = {key for row in services.logged.values() for key in row}

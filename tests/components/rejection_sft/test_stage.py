@@ -1,0 +1,107 @@
+"""Fine-tuning on successes: what is read, what becomes of a killed run, and of a policy that never succeeded."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from components.rejection_sft import stage
+from components.rejection_sft.config import Config
+from model.boundary.errors import MoonflowError
+from model.checkpoint.folder import SUCCESSES, read_state
+from model.checkpoint.load import load_model
+from model.data.batches.folder import DataFolder
+from model.data.families import FAMILIES
+from model.data.order.mixtures import TRAJECTORIES
+from model.data.samples.sample import Sample
+from model.data.samples.tokenize import tokenize_prompt
+from model.network.config import preset
+from model.network.initial import new_model
+from model.rl.groups import Group
+from model.rl.successes import Successes
+from tests.samples import make_episode
+from tests.step_services import FolderServices, Killed
+from tests.tiny_folders import write_training_folder
+from tests.training import save_checkpoint
+
+CONFIG = Config(steps=6, rows=1, tokens_per_row=256, learning_rate=1e-2, products="float32", checkpoint_every=2)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_training_folder(tmp_path_factory.mktemp("data"), TRAJECTORIES, count=12)
+
+
+def right_answer(folder: DataFolder, task: Sample) -> Group:
+    """What a policy that reads the picture would have sampled."""
+    tokenizer = folder.tokenizer
+    prompt = tokenize_prompt(task, tokenizer, folder.image_config).input_ids.tolist()
+    said = [*tokenizer.encode(str(task.answer)), tokenizer.im_end_id]
+    mask = [False] * len(prompt) + [True] * len(said)
+    return Group(task, [make_episode(input_ids=[*prompt, *said], policy_mask=mask, reward=1.0)], [0.0])
+
+
+def policy(data: Path, folder: Path, count: int | None) -> Path:
+    """A checkpoint that keeps so many successes; None: its training kept none at all."""
+    save_checkpoint(folder, new_model(preset("tiny"), seed=5), data, None, {})
+    successes = Successes(100, 2, 1.0)
+    samples = (FAMILIES["digit_string"].sample(0, "train", number) for number in range(200))
+    tasks = islice((sample for sample in samples if sample.reward), count or 0)  # the others are captions
+    successes.add(1, [right_answer(DataFolder(data), task) for task in tasks])
+    for name, content in successes.files().items() if count is not None else ():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def inputs(data: Path, folder: Path) -> dict[str, str]:
+    return {"data": str(data), "parent": str(folder), "successes": str(folder)}
+
+
+def test_successes_have_their_share_of_the_tokens_and_a_killed_run_ends_with_the_same_weights(
+    data: Path, tmp_path: Path
+) -> None:
+    given, whole = inputs(data, policy(data, tmp_path / "policy", 8)), FolderServices(tmp_path / "whole")
+    output = stage.run(CONFIG, given, whole)
+    tokens = read_state(output)["data_position"]["tokens"]
+    assert 0.2 < tokens[SUCCESSES] / sum(tokens.values()) < 0.8
+    assert whole.logged[0] == {"successes/kept": 8.0, "successes/used": 8.0} and not whole.warnings
+    assert any("loss/vision" in row for row in whole.logged.values()), "their pictures are seen"
+
+    with pytest.raises(Killed):
+        stage.run(CONFIG, given, FolderServices(tmp_path / "again", kill_at=5))
+    again = FolderServices(tmp_path / "again")
+    resumed = load_model(stage.run(CONFIG, given, again)).state_dict()
+    assert 0 not in again.logged
+    assert all(torch.equal(value, resumed[name]) for name, value in load_model(output).state_dict().items())
+
+
+@pytest.mark.parametrize(("count", "row"), [(0, 256), (2, 16)])
+def test_without_a_success_that_fits_the_checkpoint_is_passed_on(
+    data: Path, tmp_path: Path, count: int, row: int
+) -> None:
+    folder, services = policy(data, tmp_path / "policy", count), FolderServices(tmp_path / "run")
+    output = stage.run(CONFIG.model_copy(update={"tokens_per_row": row}), inputs(data, folder), services)
+    assert services.warnings == [
+        f"none of {count} successes fits into a row of {row} tokens: the checkpoint is passed on as it is"
+    ]
+    assert services.saved == [(0, 0, True)]
+    before, after = load_model(folder).state_dict(), load_model(output).state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_a_checkpoint_whose_training_kept_nothing_is_an_error_that_names_the_parameter(
+    data: Path, tmp_path: Path
+) -> None:
+    folder = policy(data, tmp_path / "policy", None)
+    with pytest.raises(MoonflowError, match="did not keep successes; set joint_rl.kept_successes"):
+        stage.run(CONFIG, inputs(data, folder), FolderServices(tmp_path / "run"))
+
+
+def test_a_family_cannot_be_added_under_a_name_that_is_there(data: Path) -> None:
+    folder = DataFolder(data)
+    with pytest.raises(MoonflowError, match="has a family 'fact_qa' already"):
+        folder.with_family("fact_qa", [], folder.source)
