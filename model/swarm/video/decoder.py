@@ -211,7 +211,8 @@ class _View:
             ],
             "cuts": [self.seconds[n] for n, value in enumerate(self._changes) if value >= CUT],
             "brightness": [(at, round(value, 4)) for at, value in zip(self.seconds, self._bright, strict=True)],
-            "motion": [(at, round(value, 4)) for at, value in zip(self.seconds, self._motion, strict=True)],
+            # What comes before a part's first frame is in another part.
+            "motion": [(at, round(value, 4)) for at, value in zip(self.seconds, self._motion, strict=True)][1:],
         }
 
 

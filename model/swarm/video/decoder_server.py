@@ -43,7 +43,8 @@ def _answer(asked: dict[str, Any], data: Any) -> dict[str, Any]:
     try:
         if asked["part"] is None:
             return probe(data, asked["cpu_s"])
-        return sample(data, *asked["part"], asked["frames"], asked["size"], asked["cpu_s"])
+        start, end = asked["part"]
+        return sample(data, start, end, asked["frames"], asked["size"], asked["cpu_s"])
     except Unreadable as error:
         return {"error": str(error)}
     except MemoryError:
@@ -112,7 +113,8 @@ def main() -> None:
     warm_up()
     walls = _walls()
     while True:
-        readable = select.select([channel, *(child.ended for child in children)], [], [], 1.0)[0]
+        waited: list[Any] = [channel, *(child.ended for child in children)]
+        readable = select.select(waited, [], [], 1.0)[0]
         for child in [child for child in children if child.ended in readable]:
             _reap(child)
             children.remove(child)
