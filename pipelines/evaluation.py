@@ -26,6 +26,7 @@ from model.network.served import as_served
 from model.rl.tasks.names import short_name
 from model.rl.tasks.own_tasks import OwnTasks
 from model.rl.tasks.process import TaskFailure
+from model.rl.tasks.task import TaskSample
 from model.rl.tools.toolset import Toolset
 from model.rollout.endpoint import Endpoint, find_endpoint
 from model.rollout.protocol import RolloutEngine
@@ -160,10 +161,15 @@ class _Subject:
             evaluation = Evaluation(
                 self._tokenizer, self._images, toolset, config.temperature, config.seed, own=self._own
             )
-            own = {task.short_name: task for task in self._own if task.short_name in results.tasks}
+            prompts = {
+                task: [sample for sample in results.tasks[task.short_name] if isinstance(sample, TaskSample)]
+                for task in self._own
+                if task.short_name in results.tasks
+            }
+            own = [task.short_name for task in prompts]
             ours = {name: samples for name, samples in results.tasks.items() if name not in own}
             results.chance = asyncio.run(chance_levels(ours, toolset))
-            results.chance |= {name: own_chance(task, list(results.tasks[name])) for name, task in own.items()}
+            results.chance |= {task.short_name: own_chance(task, samples) for task, samples in prompts.items()}
             asyncio.run(evaluation.episodes(engine, sub_engine, results.tasks, suites, context, reporter))
 
     def _engines(self) -> tuple[RolloutEngine, RolloutEngine, int]:

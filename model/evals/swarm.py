@@ -137,7 +137,7 @@ def row(way: str, family: str, size: int, tasks: Sequence[Task], episodes: Seque
     found["parts"] = round(mean(each.sample.environment["parts"] for each in tasks), 1)
     found |= {"f1": round(mean(rewards), 4), "stderr": round(standard_error(rewards), 4)}
     found["answered"] = round(mean(episode.finish_reason == "answer" for episode in episodes), 4)
-    found["failed"] = sum(bool(episode.failure) for episode in episodes)
+    found["failed"] = sum(bool(episode.failure or episode.lost) for episode in episodes)
     if whole:
         found |= {name: round(mean(metrics[name] for metrics in whole), 3) for name in FIGURES}
         found["delegated"] = round(mean(metrics["subtasks_assigned"] > 0 for metrics in whole), 4)
