@@ -63,6 +63,7 @@ def figures_of(result: Result) -> dict[str, float | None]:
     """What the swarm of one run gains over the best single agent of the same checkpoint; None where a row is missing.
 
     - ``f1_gain_points``, ``easy_overhead``: as ``model.swarm.ways.summary``.
+    - ``easy_f1``, ``wide_f1``: F1 of the swarm on easy tasks, and at the largest number of parts.
     - ``wide_f1_points``, ``wide_steps_ratio``, ``wide_seconds_ratio``: at the largest number of parts, the swarm's F1
       minus that agent's in points, and that agent's steps and seconds by the swarm's.
     - ``growth``: seconds of the swarm at the largest number of parts by those at the smallest from ``FLAT_FROM`` on.
@@ -75,6 +76,8 @@ def figures_of(result: Result) -> dict[str, float | None]:
     wide, flat = sizes[-1], [size for size in sizes if size >= FLAT_FROM]
     found = {name: result["summary"].get(name) for name in ("f1_gain_points", "easy_overhead")}
     at = {way: {name: _mean(table, way, name, wide) for name in MEASURES} for way in (SWARM, best)}
+    easy = [row["f1"] for row in table if row["way"] == SWARM and row["family"] == EASY]
+    found |= {"easy_f1": fmean(easy) if easy else None, "wide_f1": at[SWARM]["f1"]}
     found["wide_f1_points"] = _minus(at[SWARM]["f1"], at[best]["f1"])
     found["wide_steps_ratio"] = _ratio(at[best]["critical_steps"], at[SWARM]["critical_steps"])
     found["wide_seconds_ratio"] = _ratio(at[best]["seconds"], at[SWARM]["seconds"])

@@ -58,7 +58,8 @@ RESULTS = [result(), result(seed=1, gain=0.2)]
 def test_figures_are_of_the_best_single_agent_and_of_the_wide_end() -> None:
     found = figures_of(RESULTS[0])
     assert found == pytest.approx({
-        "f1_gain_points": 10.0, "easy_overhead": 1.0, "wide_f1_points": 10.0, "wide_steps_ratio": 32 / 5,
+        "f1_gain_points": 10.0, "easy_overhead": 1.0, "easy_f1": 1.0, "wide_f1": 0.6,
+        "wide_f1_points": 10.0, "wide_steps_ratio": 32 / 5,
         "wide_seconds_ratio": 3.2 / 0.66, "context_ratio": 200 / 116, "growth": 0.66 / 0.54,
         "halved_swarm_points": 0.0, "halved_single_points": 30.0,
     })  # fmt: skip
@@ -89,6 +90,9 @@ def test_the_claims_are_judged_by_the_mean_and_show_each_seed_and_those_that_did
     assert verdicts[0].figures == f"15.00 ± {half:.2f}: 10.00, 20.00 points; seed 2 did not finish"
     worse = claims(compare([result(gain=0.05), result(seed=1, gain=0.06)], {}))
     assert worse[0].holds is False and worse[1].holds is True and worse[5].holds is None
+    nothing = result(gain=-0.5)
+    nothing["table"] = [{**each, "f1": 0.0} for each in nothing["table"]]
+    assert [claim.holds for claim in claims(compare([nothing], {}))[1:4]] == [False] * 3
     slow = claims(compare([result(gain=-0.1)], {"swarm_arm-trained-0": rounds(0.4, 0.2)}))
     assert slow[1].holds is False and slow[5].holds is False
     assert [claim.holds for claim in claims(compare([result("forced")], {}))] == [None] * 6
