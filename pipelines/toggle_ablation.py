@@ -13,7 +13,6 @@ from __future__ import annotations
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
-from components.ablation.toggle.arms import cells
 from components.finish.component import finish
 from components.import_checkpoint.component import import_checkpoint
 from components.prepare_data.component import prepare_data
@@ -24,7 +23,7 @@ from pipelines.profile import Profile
 
 
 def toggle_ablation(profile: Profile) -> BaseComponent:
-    """Build the pipeline for a profile: the checkpoint before once, and ``run.seeds`` of each other arm."""
+    """Build the pipeline for a profile: the checkpoint before once, ``run.seeds`` of each other chosen arm."""
 
     def recipe(task: MakeTask) -> None:
         with dsl.ExitHandler(task(finish), name="ablation"):
@@ -33,7 +32,7 @@ def toggle_ablation(profile: Profile) -> BaseComponent:
             data = task(prepare_data, tokenizer=base).outputs["data"]
             start = task(zero_vision_sft, data=data, parent=base).outputs["checkpoint"]
             # Texts, not records: KFP would turn a record's values into texts, and the seed is a number.
-            with dsl.ParallelFor(cells(profile.run.seeds), name="arms and seeds", parallelism=AT_ONCE) as cell:
+            with dsl.ParallelFor(profile.cells("toggle_arm"), name="arms and seeds", parallelism=AT_ONCE) as cell:
                 task(toggle_arm, cell=cell, data=data, parent=start)
 
     title = f"Toggle and RL without length budgets, on the same prompts ({profile.run.name})."

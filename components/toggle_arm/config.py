@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from components.ablation.toggle.arms import LARGER, cells
 from components.runtime.config import HIGHEST_RATE, EpisodesConfig
@@ -65,3 +65,14 @@ class Config(EpisodesConfig):
     )
     samples: int = Field(600, ge=2, description="held-out tasks of each family after training (source: ours)")
     max_batch: int = Field(128, ge=1, description="completions generated at the same time (source: ours)")
+
+    @model_validator(mode="after")
+    def _prompts_meet_both_phases(self) -> Self:
+        """Prompts come back every ``prompts / prompts_per_iteration`` rounds."""
+        rounds, rest = divmod(self.prompts, self.prompts_per_iteration)
+        if not rest and rounds and rounds % (2 * self.every) == 0 and self.iterations > rounds:
+            raise ValueError(
+                f"prompts = {self.prompts} come back every {rounds} rounds, a whole number of Toggle's cycles of "
+                f"{2 * self.every}: some would always meet a budget and others never; give another number of prompts"
+            )
+        return self

@@ -1,8 +1,8 @@
 """One arm of the Toggle ablation: what do length budgets do to RL? (source: K2.5 paper, Toggle)
 
 All arms start from the same checkpoint and see the same prompts, again and again: a budget is measured when its prompt
-is first answered correctly, and binds when it comes back. The arm ``before`` trains nothing and is measured as the
-others are.
+is first answered correctly, and binds from then on, in the rounds that have budgets. The arm ``before`` trains nothing
+and is measured as the others are.
 """
 
 from __future__ import annotations

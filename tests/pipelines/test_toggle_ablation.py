@@ -12,6 +12,7 @@ from components.ablation.toggle.arms import ARMS, FAMILIES, TRAINED_ON, cells
 from components.runtime.steps import PIPELINES, config_class
 from model.boundary.errors import MoonflowError
 from model.data.order.mixtures import mixtures
+from pipelines.compile import compile_ir
 from pipelines.dag import pipeline_parameters
 from pipelines.profile import load_profile
 from tests.pipelines import shipped
@@ -29,12 +30,22 @@ def test_one_cold_start_and_one_loop_over_the_arms() -> None:
     assert fields == set(config_class("toggle_arm").model_fields) - {"arm", "seed"}
 
 
+def test_the_loop_runs_the_chosen_arms_alone(tmp_path: Path) -> None:
+    compile_ir(load_profile("claims-toggle", ["run.seeds=2", "run.arms=toggle"]), tmp_path / "pipeline.yaml")
+    spec = shipped.documents(tmp_path / "pipeline.yaml")[0]
+    dags = [component["dag"]["tasks"] for component in spec["components"].values() if "dag" in component]
+    (loop,) = (task for tasks in dags for task in tasks.values() if "parameterIterator" in task)
+    assert json.loads(loop["parameterIterator"]["items"]["raw"]) == ["toggle-0", "toggle-1"]
+
+
 def test_the_profile_tells_its_tasks_and_refuses_what_does_not_fit() -> None:
     profile = load_profile("claims-toggle", ["run.seeds=2"])
     assert tuple(profile.steps) == PIPELINES["toggle_ablation"]
     assert profile.task_names == [
         "import_checkpoint", "prepare_data", "zero_vision_sft", *(f"toggle_arm-{cell}" for cell in cells(2)), "finish",
     ]  # fmt: skip
+    chosen = load_profile("claims-toggle", ["run.seeds=2", "run.arms=toggle"])
+    assert [name for name in chosen.task_names if "arm" in name] == ["toggle_arm-toggle-0", "toggle_arm-toggle-1"]
     with pytest.raises(MoonflowError, match="toggle_arm names 'free_arithmetic'.*or the mixture thinking"):
         load_profile("claims-toggle", ["prepare_data.mixture=broad", "zero_vision_sft.mixture=broad"])
 

@@ -42,7 +42,7 @@ ARMS = {
     )
 }
 
-FAMILIES = {"free_arithmetic": "trained on", "free_reading": "never trained on"}
+FAMILIES = {"free_arithmetic": "trained on by RL", "free_reading": "not trained on by RL"}
 """Families that the arms are measured on; the first gives the prompts of training."""
 TRAINED_ON, TRANSFER = FAMILIES
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from components.ablation.claim import Claim, by_seed
@@ -15,13 +16,17 @@ PRICE = 1.0  # points of accuracy that this may cost
 def claims(found: Mapping[str, Any]) -> list[Claim]:
     """The verdicts on what ``comparison.compare`` found."""
     toggle, budget = (found["against_free"].get(name, {}) for name in (TOGGLE, BUDGET))
-    return [
+    lost = "".join(
+        f"; {name}: seed {seed} did not finish" for name, arm in found["arms"].items() for seed in arm["missing"]
+    )
+    verdicts = [
         _saves(f"Toggle saves {SAVED:g}% of the tokens or more, at {PRICE:g} point of accuracy or less",
                toggle.get(TRAINED_ON), SAVED),
         _rigid(found["budget"], toggle.get(TRAINED_ON), budget.get(TRAINED_ON)),
-        _saves(f"it transfers: on a family that it was not trained on, Toggle saves tokens, at {PRICE:g} point or less",
-               toggle.get(TRANSFER), 0.0),
+        _saves("it transfers: on a family that RL did not train on, Toggle saves tokens, at "
+               f"{PRICE:g} point or less", toggle.get(TRANSFER), 0.0),
     ]  # fmt: skip
+    return [replace(claim, figures=f"{claim.figures}{lost}".removeprefix("; ")) for claim in verdicts]
 
 
 def _saves(text: str, row: Mapping[str, Any] | None, least: float) -> Claim:
@@ -35,8 +40,8 @@ def _saves(text: str, row: Mapping[str, Any] | None, least: float) -> Claim:
 
 def _rigid(tokens: int, toggle: Mapping[str, Any] | None, budget: Mapping[str, Any] | None) -> Claim:
     text = (
-        f"with room for {LARGER * tokens} tokens instead of {tokens}, Toggle loses nothing, and RL under budgets in "
-        f"every round loses more than {PRICE:g} point"
+        f"with room for {LARGER * tokens} tokens instead of {tokens}, Toggle loses at most {PRICE:g} point, and RL "
+        "under budgets in every round more"
     )
     if toggle is None or budget is None:
         return Claim(text, None, "")

@@ -6,6 +6,7 @@ points, 0 to 100, lengths in tokens.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -27,19 +28,20 @@ def compare(results: Sequence[Result], events: Events) -> dict[str, Any]:
 
     Args:
         results: ``extra["ablation"]`` of each finished arm and seed.
-        events: not used; every ablation is given them.
+        events: task name -> rows of its ``metrics.jsonl``.
 
     Returns:
-        ``budget``: tokens of the smaller budget; ``arms``: by name its seeds, and by family each of ``MEASURES`` with
-        the standard deviation over seeds; ``against_free``: by arm and family, ``saved`` (per cent of free's tokens)
-        and the differences ``accuracy`` and ``at_budget``, of each seed, with their mean and its 95% half width;
-        ``runs``: the results as they came.
+        ``budget``: tokens of the smaller budget; ``arms``: by name its seeds, those that were begun by any arm and that
+        it did not finish (``missing``), and by family each of ``MEASURES`` with the standard deviation over seeds;
+        ``against_free``: by arm and family, ``saved`` (per cent of free's tokens) and the differences ``accuracy`` and
+        ``at_budget``, of each seed, with their mean and its 95% half width; ``runs``: the results as they came.
     """
     by_arm = {name: {r["seed"]: r for r in results if r["arm"] == name} for name in ARMS}
     present = {name: runs for name, runs in by_arm.items() if runs}
+    begun = _begun(results, events)
     return {
         "budget": results[0]["budget"],
-        "arms": {name: _arm(runs) for name, runs in present.items()},
+        "arms": {name: _arm(runs, begun if ARMS[name].trained else []) for name, runs in present.items()},
         "against_free": {
             name: _against(present[FREE], runs)
             for name, runs in present.items()
@@ -49,10 +51,19 @@ def compare(results: Sequence[Result], events: Events) -> dict[str, Any]:
     }
 
 
-def _arm(runs: Runs) -> dict[str, Any]:
+def _begun(results: Sequence[Result], events: Events) -> list[int]:
+    """The seeds of which a trained arm has published anything."""
+    trained = [name for name, arm in ARMS.items() if arm.trained]
+    tasks = {f"{STEP}-{r['arm']}-{r['seed']}" for r in results} | set(events)
+    found = (re.fullmatch(rf"{STEP}-({'|'.join(trained)})-(\d+)", task) for task in tasks)
+    return sorted({int(match[2]) for match in found if match})
+
+
+def _arm(runs: Runs, begun: Sequence[int]) -> dict[str, Any]:
     ordered = [runs[seed] for seed in sorted(runs)]
     return {
         "seeds": sorted(runs),
+        "missing": [seed for seed in begun if seed not in runs],
         "families": {
             family: {name: spread([run["answers"][family][name] for run in ordered]) for name in MEASURES}
             for family in FAMILIES

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from components.toggle_arm.config import Config
 from components.toggle_arm.stage import Repeated, final_metrics, summary
 from model.boundary.errors import MoonflowError
 from model.rl.environment import FAILED, Episode
@@ -22,6 +23,12 @@ def test_a_longer_answer_counts_as_wrong_at_the_smaller_budget_and_a_failed_epis
     assert final_metrics({"free_reading": found})["answers/free_reading/at_budget"] == 25.0
     with pytest.raises(MoonflowError, match="1 of 2 episodes failed.*a/1: gone"):
         summary([SHORT, BROKEN], budget=8, allowed=0.2)
+
+
+def test_prompts_that_come_back_in_step_with_the_phases_are_refused() -> None:
+    Config.parse({"prompts": 160}, "here")
+    with pytest.raises(MoonflowError, match="come back every 8 rounds.*cycles of 4"):
+        Config.parse({"prompts": 128}, "here")
 
 
 def test_prompts_come_again_in_their_order() -> None:

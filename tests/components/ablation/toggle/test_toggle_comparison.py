@@ -71,6 +71,13 @@ def test_without_an_arm_its_claims_are_unknown_and_the_rest_is_shown() -> None:
     assert all(claim.holds is None for claim in claims(compare(RESULTS[:1], {})))
 
 
+def test_a_seed_that_an_arm_did_not_finish_is_named_in_every_verdict() -> None:
+    some = [each for each in RESULTS if (each["arm"], each["seed"]) != ("toggle", 1)]
+    for found in (compare(some, {}), compare(RESULTS[:-3], {"toggle_arm-toggle-1": []})):
+        assert found["arms"]["toggle"]["missing"] == [1] and found["arms"]["before"]["missing"] == []
+        assert all("toggle: seed 1 did not finish" in claim.figures for claim in claims(found))
+
+
 def test_the_page_shows_tables_verdicts_and_curves() -> None:
     found = ablations.compare(RESULTS, {})
     rows = [{"step": step, "tokens/response": 90.0 - step, "accuracy/mean": 0.5} for step in (1, 2, 3)]
