@@ -32,7 +32,9 @@ START_S = 30.0
 
 
 @dataclass
-class _Child:
+class Child:
+    """A process that reads a part; its number, and when it has to have ended."""
+
     pid: int
     ended: int  # a descriptor that can be read when it has ended
     pipe: int
@@ -73,7 +75,7 @@ def _read_part(asked: dict[str, Any], pipe: int, walls: Confinement) -> None:
     _write(json.dumps(_answer(asked, data)), 0)
 
 
-def _start(message: bytes, pipe: int, walls: Confinement) -> _Child:
+def _start(message: bytes, pipe: int, walls: Confinement) -> Child:
     asked = json.loads(message)
     if (pid := os.fork()) == 0:
         status = 1
@@ -81,10 +83,10 @@ def _start(message: bytes, pipe: int, walls: Confinement) -> _Child:
             _read_part(asked, pipe, walls)
             status = 0
         os._exit(status)
-    return _Child(pid, os.pidfd_open(pid), pipe, time.monotonic() + START_S + SLOWER * asked["cpu_s"])
+    return Child(pid, os.pidfd_open(pid), pipe, time.monotonic() + START_S + SLOWER * asked["cpu_s"])
 
 
-def _reap(child: _Child, unfiltered: str) -> None:
+def reap(child: Child, unfiltered: str) -> None:
     """Write how a process ended: 0, its status, or minus the signal's number; "late" if it was ended by the clock."""
     status = os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1])
     with suppress(OSError):  # the client reads no more
@@ -112,14 +114,14 @@ def _walls() -> Confinement:
 
 def main() -> None:
     die_with(int(sys.argv[1]))
-    channel, children = socket.socket(fileno=0), list[_Child]()
+    channel, children = socket.socket(fileno=0), list[Child]()
     warm_up()
     walls = _walls()
     while True:
         waited: list[Any] = [channel, *(child.ended for child in children)]
         readable = select.select(waited, [], [], 1.0)[0]
         for child in [child for child in children if child.ended in readable]:
-            _reap(child, walls.isolation.seccomp)
+            reap(child, walls.isolation.seccomp)
             children.remove(child)
         for child in children:
             if time.monotonic() > child.deadline:

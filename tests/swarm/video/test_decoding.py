@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.swarm.video.decoder_server import _Child, _reap
+from model.swarm.video.decoder_server import Child, reap
 from model.swarm.video.decoding import Clip, Decoder, Header, Undecodable
 from tests.odd_media import noise, video
 
@@ -180,9 +180,9 @@ def test_how_a_process_ended_is_told_even_when_its_answer_fills_the_pipe() -> No
                 os.write(theirs, b"x" * 4096)
         except BlockingIOError:
             os._exit(0)
-    child = _Child(pid, os.pidfd_open(pid), theirs, deadline=0.0)
+    child = Child(pid, os.pidfd_open(pid), theirs, deadline=0.0)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     os.set_blocking(theirs, True)
-    _reap(child, "no library")
+    reap(child, "no library")
     with os.fdopen(ours, "rb") as pipe:
         assert pipe.read().rpartition(b"\n")[2] == b'[0, "no library"]'
