@@ -33,6 +33,8 @@ WHY = {
     "empty": "the orchestrator's last turn was empty: ask again, or use another model",
 }
 
+WHEN_LATE = "give a slow model longer with --request-timeout, or ask it less at once with --parallel"
+
 
 @dataclass(frozen=True)
 class Question:
@@ -61,7 +63,7 @@ def ask_swarm(asked: Question, trace: Path | None, *, as_json: bool) -> bool:
     prices, key = prices_of(asked.price_in, asked.price_out), key_of(asked.api_key_env, asked.endpoint)
     if not asked.text.strip():
         raise MoonflowError("the question is empty: ask something")
-    endpoint = ChatEndpoint(asked.endpoint, asked.model, key, asked.request_timeout)
+    endpoint = ChatEndpoint(asked.endpoint, asked.model, key, asked.request_timeout, when_late=WHEN_LATE)
     unique(asked.tools, "--tool")
     unique(asked.mcp, "--mcp")
     toolbox = Toolbox([function_tool(spec) for spec in asked.tools], asked.tool_timeout)

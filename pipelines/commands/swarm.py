@@ -107,6 +107,14 @@ def video(
     frames: Annotated[int, typer.Option(min=1, max=128, help="Most frames of a part that its sub-agent sees.")] = 8,
     frame_size: Annotated[int, typer.Option(min=28, max=2048, help="Most pixels of a frame's longer side.")] = 448,
     at_once: Annotated[int, typer.Option(min=1, max=1000, help="Most parts that are watched at once.")] = 8,
+    request_timeout: Annotated[
+        float,
+        typer.Option(
+            min=0.1,
+            max=86_400,
+            help="Seconds that one answer may take on the server, all tries together: raise it for a slow model.",
+        ),
+    ] = 600,
     sequential: Annotated[
         bool,
         typer.Option(
@@ -142,7 +150,7 @@ def video(
 
     limits = VideoLimits(part_seconds, frames, frame_size, max_tokens, at_once)
     asked = VideoQuestion(
-        tuple(files), question, endpoint, model, api_key_env, limits, sequential, price_in, price_out
+        tuple(files), question, endpoint, model, api_key_env, limits, request_timeout, sequential, price_in, price_out
     )  # fmt: skip
     if not watch_videos(asked, out, trace, as_json=as_json):
         raise typer.Exit(1)

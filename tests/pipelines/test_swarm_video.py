@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from model.swarm.trace import Trace
+from model.swarm.video import analysis, decoding
+from pipelines import swarm_video
 from pipelines.cli import main
 from tests.chat_server import Script, chatting, say
 from tests.http_server import nobody
@@ -74,7 +76,7 @@ def test_each_failure_costs_its_part_and_all_else_is_in_the_report(
     assert (found["events"], found["answer"][:8], found["outcome"]) == (8, "at 00:01", "answer")
     # Six parts, of which one is refused, and once more one at a time; and the orchestrator.
     assert found["prompt_tokens"] == 100 * (5 + 5 + 1) and found["cost"] == pytest.approx(11 * 0.0003)
-    assert found["speedup_measured"] and found["sequential_s"] > 0 and "(measured: " in out
+    assert found["speedup_is"] == "measured" and found["sequential_s"] > 0 and "(measured: " in out
     assert "8 events; 3 files (1 unreadable), 4 of 6 parts watched, 1 failed, 1 unreadable" in out
     for line in ("clip1.mp4 00:01-00:02: ", "broken.mp4: it cannot be decoded", "clip2.mp4 00:02-00:03: its answer"):
         assert f"not watched: {line}" in out
@@ -115,6 +117,7 @@ def test_what_cannot_be_asked_is_one_line(moonflow: Any, tmp_path: Path) -> None
             ((), "cannot be reached"),
             (("--price-in", "3"), "together"),
             (("--out", "."), "--out"),
+            (("--frames", "128", "--frame-size", "2048"), "give --frames 13 or --frame-size 655, or less"),
         ]:
             status, out, err = moonflow(url, "clip1.mp4", *arguments)
             assert (status, out) == (2, "") and told in err and len(err.splitlines()) == 1, arguments
@@ -122,6 +125,61 @@ def test_what_cannot_be_asked_is_one_line(moonflow: Any, tmp_path: Path) -> None
     with chatting(script) as url:
         status, _, err = moonflow(url, "clip1.mp4")
     assert status == 2 and "has a, b: name one with --model" in err and script.requests == []
+
+
+def test_a_server_that_hangs_is_asked_no_more_after_three_rounds(moonflow: Any) -> None:
+    """Two parts at once are asked in each round; what hangs is let go by the clock."""
+    script = Script(lambda body: say("none"), seconds=1.0)
+    with chatting(script) as url:
+        status, out, err = moonflow(
+            url, "clip1.mp4", "clip2.mp4", "clip1.mp4", "--part-seconds", "1", "--at-once", "2",
+            "--request-timeout", "0.2", "--sequential", "--json",
+        )  # fmt: skip
+        assert happens(lambda: script.running == 0)
+    assert status == 1 and "nothing was found" in err and len(script.requests) <= 7
+    parts = json.loads(out.splitlines()[-1])["parts"]
+    assert set(parts) == {"failed", "not asked"} and 3 <= parts["failed"] <= 7
+    assert "not asked any more, as" in out and "fewer parts at once with --at-once" in out and "--parallel" not in out
+
+
+def test_the_speed_up_is_not_measured_by_parts_that_end_in_another_way(moonflow: Any) -> None:
+    script = Script(lambda body: (400, {"error": {"message": "no"}}) if len(script.requests) > 4 else watcher(body))
+    with chatting(script) as url:
+        status, out, _ = moonflow(url, "clip1.mp4", "--part-seconds", "1", "--sequential", "--json", "--out", "r.html")
+    assert status == 0 and len(script.requests) == 5, "three parts, the orchestrator, and one part again"
+    found = json.loads(out.splitlines()[-1])
+    assert found["sequential_s"] is None and found["speedup_is"] == "at most"
+    assert "parts at a time" not in out and "one part at a time: at most " in out
+    told = "not measured: clip1.mp4 00:00 ended as failed, before as answer)"
+    assert told in out and told in Path("r.html").read_text() and "speed-up, at most" in Path("r.html").read_text()
+
+
+@pytest.mark.parametrize("broken", ["render", "merge"])
+def test_an_error_that_nobody_foresaw_keeps_what_can_be_kept(
+    moonflow: Any, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError
+
+    where = (swarm_video.page, "render") if broken == "render" else (analysis, "merging_task")
+    monkeypatch.setattr(*where, fail)
+    with chatting(Script(watcher)) as url, pytest.raises(ZeroDivisionError):
+        moonflow(url, "clip1.mp4", "--out", "r.html", "--trace", "t.json")
+    assert [agent.outcome for agent in Trace.from_json(Path("t.json").read_text()).agents] == [
+        "answer" if broken == "render" else "stopped",
+        "answer",
+    ]
+    assert broken == "render" or "flicker" in Path("r.html").read_text()
+
+
+def test_a_decoder_without_its_filter_is_named(moonflow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "pyseccomp.py").write_text("raise ImportError")
+    (tmp_path / "lib" / "model").symlink_to(decoding.ROOT / "model")
+    monkeypatch.setattr(decoding, "ROOT", tmp_path / "lib")
+    with chatting(Script(watcher)) as url:
+        status, out, _ = moonflow(url, "clip1.mp4")
+    assert status == 0 and "less confined, without seccomp: libseccomp is not installed" in out
 
 
 def test_a_signal_ends_all_and_keeps_what_was_found(moonflow: Any) -> None:

@@ -1,7 +1,7 @@
 """The page of videos that a swarm has watched: timeline, key frames, charts, events and parts (source: ours).
 
 ``video.html`` lays it out. All texts come from files and models; the template escapes them, and the page's own policy
-lets a browser load nothing. Its size is bounded, whatever was found.
+lets a browser load nothing. Its size is bounded, whatever was found; that of its pictures by `Found.keep_pictures`.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from pathlib import Path
 from markupsafe import Markup
 
 from components.runtime.pages import template
-from components.runtime.pages.charts import COLOURS, line_chart
+from components.runtime.pages.charts import COLOURS, line_chart, thinned
 from components.runtime.pages.episode import seconds
+from model.boundary.untrusted_text import cut
 from model.swarm.chat.board import Board
-from model.swarm.video.answers import Event, clock
-from model.swarm.video.results import READ, Found, Video
+from model.swarm.video.answers import clock
+from model.swarm.video.results import READ, Found, Part, Video
 
 _PAGE = Path(__file__).with_name("video.html")
 EVENTS, ROWS, FAILURES = 3_000, 2_000, 100  # that the page shows
-PICTURES, PICTURE_BYTES = 120, 6_000_000
+PIECES, FEWEST_PIECES, TITLE = 4_000, 40, 160  # of all timelines, of one, and characters of what a pointer shows
 BINS = 20  # of events over time in a short file
 STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1_800, 3_600, 7_200, 14_400, 43_200, 86_400)  # seconds of a scale
 
@@ -74,9 +75,8 @@ def render(found: Found, board: Board, *, question: str, model: str, endpoint: s
     """The page, with no script, font or picture from elsewhere."""
     span = max((video.seconds for video in found.videos), default=0.0) or 1.0
     shown = _most_important(found)
-    pictures, unshown_pictures = _pictures(found)
     rows = [(video.name, part) for video in found.videos for part in video.parts]
-    failures = list(found.failures())
+    failures, notes = list(found.failures()), list(found.notes())
     longest = sorted(found.videos, key=lambda video: -video.seconds)[:COLOURS]
     charted = [video for video in found.videos if video.parts and video in longest]
     return template.render(
@@ -84,11 +84,14 @@ def render(found: Found, board: Board, *, question: str, model: str, endpoint: s
         title="videos", found=found, board=board, question=question, model=model, endpoint=endpoint, stopped=stopped,
         about="" if board.counted else "about ", length=sum(video.seconds for video in found.videos),
         watched=sum(part.outcome in READ for part in found.parts), read=READ,
-        failures=failures[:FAILURES], more_failures=max(0, len(failures) - FAILURES),
+        unwatched=[
+            ("What was not watched", failures[:FAILURES], max(0, len(failures) - FAILURES)),
+            ("What was watched in part", notes[:FAILURES], max(0, len(notes) - FAILURES)),
+        ],
         marks=[(100 * at / span, clock(at)) for at in scale(span)],
         tracks=[_track(found, number, shown, span) for number in range(len(found.videos))],
         unshown=len(found.events) - len(shown),
-        pictures=pictures, unshown_pictures=unshown_pictures,
+        pictures=_pictures(found),
         charts=_charts(charted), charted=len(charted), uncharted=len(found.videos) > COLOURS,
         rows=rows[:ROWS], unshown_rows=max(0, len(rows) - ROWS), seconds=seconds, clock=clock,
     )  # fmt: skip
@@ -107,11 +110,8 @@ def scale(span: float) -> list[float]:
 
 def _track(found: Found, number: int, shown: set[int], span: float) -> Track:
     video = found.videos[number]
-    pieces = []
-    for part in video.parts:
-        css = "lost" if part.outcome not in READ else "quiet" if part.outcome == "still" else ""
-        title = f"{clock(part.start)}–{clock(part.end)} {part.failure or part.note}".strip()
-        pieces.append(Place(100 * part.start / span, 100 * (part.end - part.start) / span, title, css))
+    joined = math.ceil(len(video.parts) / max(FEWEST_PIECES, PIECES // len(found.videos))) or 1
+    pieces = [_piece(video.parts[first : first + joined], span) for first in range(0, len(video.parts), joined)]
     own = [chapter for chapter in found.merged.chapters if chapter.file == number]
     ends = [*(chapter.seconds for chapter in own[1:]), video.seconds]
     chapters = [
@@ -129,29 +129,30 @@ def _track(found: Found, number: int, shown: set[int], span: float) -> Track:
     return Track(video.name, pieces, chapters, marks)
 
 
+def _piece(parts: Sequence[Part], span: float) -> Place:
+    """Neighbouring parts as one piece, which looks like the worst of them."""
+    lost = [part for part in parts if part.outcome not in READ]
+    css = "lost" if lost else "quiet" if all(part.outcome == "still" for part in parts) else ""
+    start, end = parts[0].start, parts[-1].end
+    told = next((part.failure or part.note for part in [*lost, *parts] if part.failure or part.note), "")
+    count = f"{len(lost)} of {len(parts)} parts not watched; " if lost and len(parts) > 1 else ""
+    title = cut(f"{clock(start)}–{clock(end)} {count}{told}".strip(), TITLE)
+    return Place(100 * start / span, 100 * (end - start) / span, title, css)
+
+
 def _at(at: float, video: Video) -> str:
     return clock(at, tenths=video.seconds < 60)
 
 
-def _pictures(found: Found) -> tuple[list[Picture], int]:
-    """Key frames in the order of the files, those of the most important events; and how many are left out."""
-    all_of_them: list[tuple[int, Picture]] = []
-    for video in found.videos:
-        for part in video.parts:
-            for frame in part.keys:
-                event = _nearest(part.events, frame.seconds)
-                picture = Picture(frame.jpeg, video.name, _at(frame.seconds, video), event.text if event else "")
-                all_of_them.append((event.importance if event else 0, picture))
-    kept, room = set[int](), PICTURE_BYTES
-    for place in sorted(range(len(all_of_them)), key=lambda place: -all_of_them[place][0])[:PICTURES]:
-        if len(all_of_them[place][1].jpeg) <= room:
-            room -= len(all_of_them[place][1].jpeg)
-            kept.add(place)
-    return [all_of_them[place][1] for place in sorted(kept)], len(all_of_them) - len(kept)
-
-
-def _nearest(events: Sequence[Event], at: float) -> Event | None:
-    return min(events, key=lambda event: abs(event.seconds - at), default=None)
+def _pictures(found: Found) -> list[Picture]:
+    """The key frames that were kept, in the order of the files."""
+    return [
+        Picture(frame.jpeg, video.name, _at(frame.seconds, video), event.text if event else "")
+        for video in found.videos
+        for part in video.parts
+        for frame in part.keys
+        for event in [part.event_near(frame.seconds)]
+    ]
 
 
 def _charts(videos: Sequence[Video]) -> list[tuple[str, str, Markup]]:
@@ -159,7 +160,7 @@ def _charts(videos: Sequence[Video]) -> list[tuple[str, str, Markup]]:
     unit, name = (60.0, "minutes") if max((video.seconds for video in videos), default=0.0) > 120 else (1.0, "seconds")
 
     def chart(values: dict[str, list[tuple[float, float]]], label: str) -> Markup:
-        series = {name: [(at / unit, value) for at, value in points] for name, points in values.items()}
+        series = {name: [(at / unit, value) for at, value in thinned(points)] for name, points in values.items()}
         return line_chart(series, x_label=name, y_label=label)
 
     names = {id(video): f"{number + 1}. {video.name[:24]}" for number, video in enumerate(videos)}

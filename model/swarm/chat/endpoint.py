@@ -37,6 +37,10 @@ _PICTURE = re.compile(r'"data:image/[a-z+]+;base64,[A-Za-z0-9+/=]*"')
 T = TypeVar("T")
 
 
+class Late(MoonflowError):
+    """The server gave no answer in time: it hangs, or has too much to do."""
+
+
 class _Function(BaseModel):
     name: str
     arguments: str | dict[str, Any] | None = ""
@@ -105,6 +109,7 @@ class ChatEndpoint:
         key: sent as a bearer token; it is in no message and in no error. "" for none.
         timeout_s: that one completion may take, all tries and the pauses between them together.
         retries: tries after the first one.
+        when_late: what the user can do if ``timeout_s`` is too short, with the options of the command that asks.
     """
 
     url: str
@@ -112,6 +117,7 @@ class ChatEndpoint:
     key: str = field(default="", repr=False)
     timeout_s: float = TIMEOUT_S
     retries: int = RETRIES
+    when_late: str = ""
 
     def __post_init__(self) -> None:
         self.url = _base(self.url)
@@ -135,8 +141,8 @@ class ChatEndpoint:
 
         Raises:
             Transient: nothing can be reached.
-            MoonflowError: it hangs, the key is refused, other models are served, or the only one is asked for and there
-                are more.
+            Late: it hangs.
+            MoonflowError: the key is refused, other models are served, or the only one is asked for and there are more.
         """
         try:
             client = self._client.with_options(max_retries=1)
@@ -167,15 +173,15 @@ class ChatEndpoint:
 
         Raises:
             Unavailable: nobody answers, the key is refused, or there is no such model.
-            MoonflowError: the server refuses the request, fails, takes longer than ``timeout_s``, or answers with no
-                chat completion.
+            Late: it takes longer than ``timeout_s``.
+            MoonflowError: the server refuses the request, fails, or answers with no chat completion.
         """
         offered: dict[str, Any] = {"tools": list(tools)} if tools else {}
         try:
             asking = self._client.chat.completions.with_raw_response.create(
                 model=self.model, messages=cast(Any, list(messages)), max_tokens=max_tokens, **offered
             )
-            raw = await self._within(self.timeout_s, asking)
+            raw = await self._within(self.timeout_s, asking, self.when_late)
         except openai.OpenAIError as error:
             self._fail(error, tools=bool(tools))
         try:
@@ -185,16 +191,14 @@ class ChatEndpoint:
             raise MoonflowError(f"{self.url} answered with no chat completion ({shown(str(wrong))})") from error
         return _reply(answer, messages, tools)
 
-    async def _within(self, seconds: float, answer: Awaitable[T]) -> T:
-        """Wait for an answer; MoonflowError if it takes longer."""
+    async def _within(self, seconds: float, answer: Awaitable[T], advice: str = "") -> T:
+        """Wait for an answer; Late, with the advice, if it takes longer."""
         try:
             async with asyncio.timeout(seconds):
                 return await answer
         except TimeoutError:
-            raise MoonflowError(
-                f"{self.url} gave no answer within {seconds:g} s: see whether it hangs or has too much to do; give a "
-                "slow model longer with --request-timeout, or ask it less at once with --parallel"
-            ) from None
+            told = f"{self.url} gave no answer within {seconds:g} s: see whether it hangs or has too much to do"
+            raise Late(told + (f"; {advice}" if advice else "")) from None
 
     def _fail(self, error: openai.OpenAIError, tools: bool = False) -> NoReturn:
         """Raise an error of one line, without the key, which some servers repeat."""

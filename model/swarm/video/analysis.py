@@ -1,8 +1,8 @@
 """Videos watched by a swarm: a sub-agent per part, all at the same time, then one orchestrator's turn that merges what
 they found (source: K2.5 paper, the agent swarm that watches 24 hours of a game; that the parts are fixed: ours).
 
-What breaks in one part costs that part. Only a server that refuses the key or has no such model, or that nobody reaches
-several times in a row, ends the asking; what was found until then is kept.
+What breaks in one part costs that part. Only a server that refuses the key or has no such model, or that is away
+(`model.swarm.video.outage`), ends the asking; what was found until then is kept.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from pathlib import Path
 from model.boundary.at_once import all_of
 from model.boundary.errors import MoonflowError, Transient, Unavailable
 from model.swarm.chat.board import AgentState, Board
-from model.swarm.chat.endpoint import ChatEndpoint, Reply
+from model.swarm.chat.endpoint import ChatEndpoint, Late, Reply
 from model.swarm.critical_steps import CriticalSteps
 from model.swarm.trace import AgentRecorder, Recorder, Recording, Trace
 from model.swarm.video import answers
 from model.swarm.video.answers import Event, clock, read_events, read_merged
 from model.swarm.video.decoding import MAX_FILE_S, Clip, Decoder, Frame, Undecodable
+from model.swarm.video.outage import Outage
 from model.swarm.video.prompts import ORCHESTRATOR, WATCHER, merging_task, part_messages, part_task
 from model.swarm.video.results import KEYS, READ, Found, Part, Video, split
 
 CONTEXT = 32_768  # tokens, of a server that does not say (ours)
 TURN_SHARE = 4  # of a context, for one answer, as in `model.swarm.chat`
 EVENT_BYTES = 2  # of events, for each token of the orchestrator's context: it leaves room for question and answer
-AWAY = 3  # parts in a row that reach no server, after which no other is asked (ours)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class VideoSwarm:
         self.found = Found([Video(path) for path in files])
         self._main = self._recorder.agent("orchestrator", system_prompt=ORCHESTRATOR, task=question)
         self._over = ""  # why no other part is asked
-        self._away = 0  # parts in a row that reached no server
+        self._outage = Outage()
         self._outcome = "stopped"
 
     async def watch(self, *, sequential: bool = False) -> None:
@@ -132,6 +132,7 @@ class VideoSwarm:
                 await self._watched(video, part, state, at)
         finally:
             part.outcome = part.outcome or "stopped"
+            self.found.keep_pictures(part)
             outcome = "answer" if part.outcome in READ else part.outcome
             at.ended(outcome, part.failure)
             told = "; ".join(f"{clock(event.seconds)} {event.text}" for event in part.events) or part.failure
@@ -149,14 +150,8 @@ class VideoSwarm:
             reply = await self._asked(video, part, clip, state, at)
             part.prompt_tokens, part.new_tokens = reply.prompt_tokens, reply.new_tokens
             self._read(part, clip, reply)
-            self._away = 0
         except Undecodable as error:
             part.outcome, part.failure = "undecodable", str(error)
-        except Unavailable as error:
-            part.outcome, part.failure = "failed", str(error)
-            self._away += 1
-            if not isinstance(error, Transient) or self._away >= AWAY:
-                self._over = f"not asked any more, as {error}"
         except MoonflowError as error:
             part.outcome, part.failure = "failed", str(error)
         except Exception as error:  # a reply that nobody foresaw
@@ -184,6 +179,12 @@ class VideoSwarm:
         try:
             messages = part_messages(self._task(video, part), clip.frames)
             reply = await self._endpoint.complete(messages, [], self._answer_tokens)
+            self._outage.answered()
+        except (Unavailable, Late) as error:
+            away = isinstance(error, Transient | Late)
+            if not away or self._outage.failed(began, time.monotonic()):
+                self._over = f"not asked any more, as {error}"
+            raise
         finally:
             part.answer_s = time.monotonic() - began
         self._count(state, reply)
@@ -223,8 +224,14 @@ class VideoSwarm:
             self._outcome, found.failure = "failed", str(error)
 
     async def _one_at_a_time(self) -> None:
-        """Watch the same parts again, one after the other; only how long that takes is kept."""
-        again = [(video, part) for video in self.found.videos for part in video.parts if part.outcome != "not asked"]
+        """Watch the same parts again, one after the other; only how long that takes is kept.
+
+        It ends at the first part that ends in another way than before: the two times could not be compared.
+        """
+        if self._over:
+            self.found.unmeasured = self._over
+            return
+        again = [(video, part) for video in self.found.videos for part in video.parts]
         state = self.board.add("one at a time", f"{len(again)} parts again, to measure the speed-up")
         self._steps.budget += len(again)
         at = self._recorder.agent(
@@ -234,12 +241,19 @@ class VideoSwarm:
         began, outcome = time.monotonic(), "stopped"
         try:
             for video, part in again:
-                await self._watched(video, Part(part.start, part.end), state, at)
+                second = Part(part.start, part.end)
+                await self._watched(video, second, state, at)
                 self._steps.spend(1)
+                if second.outcome != part.outcome or self._over:
+                    outcome = "failed"
+                    self.found.unmeasured = (
+                        self._over or f"{_name(video, part)} ended as {second.outcome}, before as {part.outcome}"
+                    )
+                    return
             outcome = "answer"
             self.found.sequential_s = time.monotonic() - began
         finally:
-            at.ended(outcome)
+            at.ended(outcome, self.found.unmeasured)
             self.board.end(state, outcome)
 
     def _task(self, video: Video, part: Part) -> str:

@@ -22,11 +22,15 @@ WORDS = {"low": 1, "minor": 1, "medium": 3, "normal": 3, "high": 5, "major": 5, 
 _CLOCK = r"(?:(?P<h>\d{1,3}):)?(?P<m>\d{1,3}):(?P<s>\d{1,2}(?:[.,]\d{1,3})?)"
 _SECONDS = r"(?P<only>\d{1,7}(?:\.\d{1,3})?)\s*(?:s|sec|seconds)?"
 _TIME = re.compile(rf"(?:{_CLOCK}|{_SECONDS})")
-_BULLET = r"(?:[-*•>|]|\d{1,3}[.)])?\s*[\[(*`]*"
+_BULLET = r"(?:[-*•>|]|\d{1,3}(?:\)|\.(?!\d)))?\s*[\[(*`]*"  # 12.5 is a time, and not number 12 of a list
 _START = re.compile(rf"{_BULLET}(?:{_CLOCK}|(?P<only>\d{{1,7}}(?:\.\d{{1,3}})?)\s*s?(?=\s*\|))")
 _UNTIL = re.compile(r"\s*(?:-|–|to)\s*\d{1,3}(?::\d{1,2}){1,2}(?:[.,]\d{1,3})?")
 _KEY = re.compile(r"[-*`|]*\s*key(?:\s+frames?)?\s*[:=|]", re.IGNORECASE)
-_NOTHING = re.compile(r"\W*(?:none|nothing|no events?)\b", re.IGNORECASE)
+# The words of a whole line: a refusal such as "nothing can be seen, as I have no pictures" is not one of them.
+_NOTHING = re.compile(
+    r"(?:events? )?(?:none|nothing(?: happens| happened| to report| of note)?|no events?(?: happen| happened| occur)?)"
+    r"(?: (?:here|in (?:this|the) (?:part|video|clip)))?"
+)
 _CHAPTER = re.compile(r"[-*|]?\s*chapter\s*[|:]\s*(?:file\s*)?(?P<file>\d{1,5})\s*\|(?P<rest>.*)", re.IGNORECASE)
 _SECTION = re.compile(r"[#*]*\s*(?P<name>summary|answer|chapters)\s*[*]*\s*:\s*[*]*(?P<rest>.*)", re.IGNORECASE)
 
@@ -96,7 +100,7 @@ def read_events(text: str, start: float, end: float) -> tuple[list[Event], list[
             keys += [at for each in _TIME.finditer(line, found.end()) if (at := _seconds(each)) is not None]
         elif (event := _line(line, start, end)) is not None:
             events.append(event)
-    if not events and not _NOTHING.search(bounded[:200]):
+    if not events and not any(_NOTHING.fullmatch(_words(line)) for line in _lines(bounded)):
         raise Unreadable
     events = sorted(events, key=lambda event: -event.importance)[:MAX_EVENTS]
     return sorted(events, key=lambda event: event.seconds), keys[:MAX_KEYS]
@@ -105,6 +109,11 @@ def read_events(text: str, start: float, end: float) -> tuple[list[Event], list[
 def _lines(text: str) -> list[str]:
     """Lines without the blanks around them; a regular expression may try each place of one, so they are bounded."""
     return [line.strip()[:MAX_LINE] for line in text.splitlines()[:MAX_LINES]]
+
+
+def _words(line: str) -> str:
+    """A line's words in small letters, without what stands around them."""
+    return " ".join(re.findall(r"\w+", line.lower()))
 
 
 def _line(line: str, start: float, end: float) -> Event | None:

@@ -2,8 +2,8 @@
 
 It never sees a video: the forked process maps the file into memory, then gives up all but the pipe to which it writes
 one JSON object. It can open no file and no connection, and has limits of memory and processor time; this program ends
-it after a time by the clock, and then writes to the same pipe why it ended. So the last line is never the hostile
-process's own.
+it after a time by the clock, and then writes to the same pipe why it ended, and why it had no seccomp filter. So the
+last line is never the hostile process's own.
 
 Its standard input is a socket of whole messages: each is a question in JSON, and brings the pipe. When the socket or
 the client ends, all ends.
@@ -11,6 +11,7 @@ the client ends, all ends.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
@@ -31,7 +32,9 @@ START_S = 30.0
 
 
 @dataclass
-class _Child:
+class Child:
+    """A process that reads a part; its number, and when it has to have ended."""
+
     pid: int
     ended: int  # a descriptor that can be read when it has ended
     pipe: int
@@ -72,7 +75,7 @@ def _read_part(asked: dict[str, Any], pipe: int, walls: Confinement) -> None:
     _write(json.dumps(_answer(asked, data)), 0)
 
 
-def _start(message: bytes, pipe: int, walls: Confinement) -> _Child:
+def _start(message: bytes, pipe: int, walls: Confinement) -> Child:
     asked = json.loads(message)
     if (pid := os.fork()) == 0:
         status = 1
@@ -80,15 +83,17 @@ def _start(message: bytes, pipe: int, walls: Confinement) -> _Child:
             _read_part(asked, pipe, walls)
             status = 0
         os._exit(status)
-    return _Child(pid, os.pidfd_open(pid), pipe, time.monotonic() + START_S + SLOWER * asked["cpu_s"])
+    return Child(pid, os.pidfd_open(pid), pipe, time.monotonic() + START_S + SLOWER * asked["cpu_s"])
 
 
-def _reap(child: _Child) -> None:
+def reap(child: Child, unfiltered: str) -> None:
     """Write how a process ended: 0, its status, or minus the signal's number; "late" if it was ended by the clock."""
     status = os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1])
     with suppress(OSError):  # the client reads no more
+        # The pipe may be full of what the process wrote, and this program must not wait for the client.
+        fcntl.fcntl(child.pipe, fcntl.F_SETPIPE_SZ, 2 * fcntl.fcntl(child.pipe, fcntl.F_GETPIPE_SZ))
         os.set_blocking(child.pipe, False)
-        _write("\n" + json.dumps("late" if child.late else status), child.pipe)
+        _write("\n" + json.dumps(["late" if child.late else status, unfiltered]), child.pipe)
     os.close(child.pipe)
     os.close(child.ended)
 
@@ -109,14 +114,14 @@ def _walls() -> Confinement:
 
 def main() -> None:
     die_with(int(sys.argv[1]))
-    channel, children = socket.socket(fileno=0), list[_Child]()
+    channel, children = socket.socket(fileno=0), list[Child]()
     warm_up()
     walls = _walls()
     while True:
         waited: list[Any] = [channel, *(child.ended for child in children)]
         readable = select.select(waited, [], [], 1.0)[0]
         for child in [child for child in children if child.ended in readable]:
-            _reap(child)
+            reap(child, walls.isolation.seccomp)
             children.remove(child)
         for child in children:
             if time.monotonic() > child.deadline:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import signal
 import socket
@@ -23,6 +24,8 @@ ROOT = Path(__file__).resolve().parents[3]
 CPU_S = 60.0  # processor seconds for one part (ours); a minute of 1080p takes about 10
 MEMORY_MB = 2048  # of one part, beyond the file (ours); the index of a day's video takes several hundred
 MAX_ANSWER = 64 << 20  # bytes of one answer
+# Of one answer: a frame of noise has 1.04 bytes of JPEG in base64 for each pixel, headers and brightness come besides.
+PIXEL_BYTES, FRAME_BYTES, OTHER_BYTES = 1.2, 1_000, 1 << 20
 MAX_FILE_S = 30 * 86_400.0  # a longer video is read up to there
 WHY = {signal.SIGXCPU: "its decoding takes over {cpu_s:g} processor seconds", signal.SIGKILL: "its decoder was killed"}
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -75,6 +78,18 @@ class Clip(_Told):
 Answer = TypeVar("Answer", bound=_Told)
 
 
+def check_frames(frames: int, size: int) -> None:
+    """Raises MoonflowError if so many frames of ``size`` x ``size`` pixels may be more than a decoder can answer."""
+    room = MAX_ANSWER - OTHER_BYTES
+    if frames * (FRAME_BYTES + PIXEL_BYTES * size**2) > room:
+        fewer = int(room / (FRAME_BYTES + PIXEL_BYTES * size**2))
+        smaller = int(math.sqrt((room / frames - FRAME_BYTES) / PIXEL_BYTES))
+        raise MoonflowError(
+            f"--frames {frames} of --frame-size {size} are more than a decoder can answer with: give --frames {fewer} "
+            f"or --frame-size {smaller}, or less"
+        )
+
+
 class Decoder:
     """Reads videos in other processes. Use it as an async context manager; its end ends all of them.
 
@@ -83,6 +98,7 @@ class Decoder:
 
     Attributes:
         free: held while a part is decoded; who measures that takes it first, and then asks for the part.
+        unfiltered: why decoders have no seccomp filter; "" if they have one, or none has ended yet.
     """
 
     def __init__(self, at_once: int | None = None, cpu_s: float = CPU_S, memory_mb: int = MEMORY_MB) -> None:
@@ -91,6 +107,7 @@ class Decoder:
         self._server: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
         self._numbers = count()
+        self.unfiltered = ""
 
     async def __aenter__(self) -> Decoder:
         return self
@@ -120,7 +137,7 @@ class Decoder:
         said = await self._said(json.dumps(asked).encode())
         answer, _, status = said.rpartition(b"\n")
         try:
-            ended = json.loads(status)
+            ended, self.unfiltered = json.loads(status)
             if ended != 0:
                 raise Undecodable(self._why(ended))
             told = json.loads(answer)

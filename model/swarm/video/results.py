@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from model.swarm.video.decoding import Frame, Header
 READ = ("answer", "still")  # outcomes of parts that were watched
 MAX_PARTS = 2_000  # of one file (ours): 33 hours in minutes
 KEYS = 3  # frames that are kept of a part (ours)
+PICTURES, PICTURE_BYTES = 120, 6_000_000  # that are kept of all parts: what a page can hold (ours)
 
 
 @dataclass
@@ -27,7 +29,8 @@ class Part:
         keys: frames that are kept, those that say most.
         shown: how many frames the sub-agent saw.
         brightness, motion: as `model.swarm.video.decoding.Clip`.
-        decoding_s, answer_s: seconds of its own work, without waiting for others.
+        decoding_s, answer_s: seconds without waiting for a place or a core here; those of the answer contain whatever
+            the server lets it wait, and the pauses between tries.
     """
 
     start: float
@@ -48,6 +51,10 @@ class Part:
     @property
     def seconds(self) -> float:
         return self.decoding_s + self.answer_s
+
+    def event_near(self, at: float) -> Event | None:
+        """The event that is nearest to a time; None if there is none."""
+        return min(self.events, key=lambda event: abs(event.seconds - at), default=None)
 
 
 @dataclass
@@ -82,7 +89,9 @@ class Found:
         merged: what the orchestrator made of it. left_out: events that it did not see.
         failure: why there is no summary; "" if there is one.
         wall_s: seconds from the first part's begin to the last one's end.
-        sequential_s: seconds of the same parts, one at a time; None if that was not measured.
+        sequential_s: seconds of the same parts, one at a time; None if that was not measured. unmeasured: why not,
+            though it was tried; else "".
+        lost_pictures: frames of less important events, which were given up for others.
     """
 
     videos: list[Video]
@@ -91,6 +100,11 @@ class Found:
     failure: str = ""
     wall_s: float = 0.0
     sequential_s: float | None = None
+    unmeasured: str = ""
+    lost_pictures: int = 0
+    # Frames that are kept, the least important one first: (importance, minus the place in the order of coming, ...).
+    _pictures: list[tuple[int, int, Part, Frame]] = field(default_factory=list)
+    _picture_bytes: int = 0
 
     @property
     def parts(self) -> list[Part]:
@@ -107,8 +121,8 @@ class Found:
 
     @property
     def speedup(self) -> float | None:
-        """Over one part at a time: measured if `sequential_s` is known, else estimated by `own_s`; None if there is
-        nothing to compare."""
+        """Over one part at a time: measured if `sequential_s` is known, else at most what `own_s` says, as parts that
+        share a server or cores each take longer; None if there is nothing to compare."""
         one_at_a_time = self.own_s if self.sequential_s is None else self.sequential_s
         return one_at_a_time / self.wall_s if self.wall_s > 0 and one_at_a_time > 0 else None
 
@@ -119,24 +133,50 @@ class Found:
             return ""
         if self.sequential_s is not None:
             return f"{self.speedup:.1f} times (measured: {self.sequential_s:.1f} s with one part at a time)"
+        why = f"not measured: {self.unmeasured}" if self.unmeasured else "--sequential measures it"
         return (
-            f"{self.speedup:.1f} times (estimated: the parts' own seconds, {self.own_s:.1f} s, over the wall-clock; "
-            "--sequential measures it)"
+            f"at most {self.speedup:.1f} times (estimated: the parts' own seconds, {self.own_s:.1f} s, over the "
+            f"wall-clock; {why})"
         )
+
+    def keep_pictures(self, part: Part) -> None:
+        """Keep the frames of a part that has ended, within PICTURES and PICTURE_BYTES of all parts: those of the most
+        important events, and of equal ones the first that came."""
+        fitting = [frame for frame in part.keys if len(frame.jpeg) <= PICTURE_BYTES]
+        self.lost_pictures += len(part.keys) - len(fitting)
+        part.keys = fitting
+        for frame in fitting:
+            event = part.event_near(frame.seconds)
+            came = self.lost_pictures + len(self._pictures)
+            heapq.heappush(self._pictures, (event.importance if event else 0, -came, part, frame))
+            self._picture_bytes += len(frame.jpeg)
+        while len(self._pictures) > PICTURES or self._picture_bytes > PICTURE_BYTES:
+            _, _, other, frame = heapq.heappop(self._pictures)
+            other.keys = [kept for kept in other.keys if kept is not frame]
+            self._picture_bytes -= len(frame.jpeg)
+            self.lost_pictures += 1
 
     def failures(self) -> Iterator[str]:
         """What could not be watched or read, each in one line."""
         for video in self.videos:
             if video.failure:
                 yield f"{video.name}: {video.failure}"
+            for part in video.parts:
+                if part.outcome not in READ:
+                    yield f"{_where(video, part)}: {part.failure or part.outcome or 'not watched'}"
+
+    def notes(self) -> Iterator[str]:
+        """What was watched, but not all of it, each in one line."""
+        for video in self.videos:
             if video.note:
                 yield f"{video.name}: {video.note}"
             for part in video.parts:
-                where = f"{video.name} {clock(part.start)}-{clock(part.end)}"
-                if part.outcome not in READ:
-                    yield f"{where}: {part.failure or part.outcome or 'not watched'}"
-                elif part.note:
-                    yield f"{where}: {part.note}"
+                if part.outcome in READ and part.note:
+                    yield f"{_where(video, part)}: {part.note}"
+
+
+def _where(video: Video, part: Part) -> str:
+    return f"{video.name} {clock(part.start)}-{clock(part.end)}"
 
 
 def split(seconds: float, part_seconds: float) -> tuple[list[Part], str]:

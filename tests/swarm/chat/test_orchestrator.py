@@ -259,9 +259,9 @@ def test_a_server_that_hangs_holds_an_agent_for_one_deadline_whatever_the_tries(
     main, swarms = turns(use(CREATE), use(*ASSIGN[:2], first=1)), []
 
     async def asked(url: str) -> None:
-        async with ChatEndpoint(url, MODEL, timeout_s=1.5) as endpoint:
+        async with ChatEndpoint(url, MODEL, timeout_s=1.5, when_late="raise --x") as endpoint:
             swarms.append(ChatSwarm(endpoint, Toolbox([tool()]), ChatLimits()))
-            with pytest.raises(MoonflowError, match=rf"{url}/v1 gave no answer within 1.5 s: .*--request-timeout"):
+            with pytest.raises(MoonflowError, match=rf"{url}/v1 gave no answer within 1.5 s: .*; raise --x"):
                 await swarms[0].ask("capitals?")
 
     with chatting(Script(answer)) as url:

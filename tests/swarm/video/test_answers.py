@@ -37,6 +37,9 @@ def test_times_are_written_as_people_read_them() -> None:
         ("| 01:15 | 4 | a goal |", GOAL),
         ("0:01:15.0-0:01:20 | 4/5 | a goal", GOAL),
         ("75 | 4 | a goal", GOAL),
+        ("75.0 | 4 | a goal", GOAL),
+        ("1. 75.0 | 4 | a goal", GOAL),
+        ("1)01:15 | 4 | a goal", GOAL),
         ("01:15 - a goal", Event(75.0, 3, "a goal")),
         ("01:15: a goal", Event(75.0, 3, "a goal")),
         ("01:15 | high | a goal | by number 9", Event(75.0, 5, "a goal | by number 9")),
@@ -64,7 +67,9 @@ def test_key_frames_are_named_in_a_line_or_in_json() -> None:
     ]
 
 
-@pytest.mark.parametrize("text", ["none", "None.", " - nothing happens", "No events"])
+@pytest.mark.parametrize(
+    "text", ["none", "None.", " - nothing happens", "No events", "I looked.\n**None.**\nKEY: none"]
+)
 def test_a_part_may_have_no_event(text: str) -> None:
     assert read_events(text, 0, 60) == ([], [])
 
@@ -75,6 +80,7 @@ def test_a_part_may_have_no_event(text: str) -> None:
         "", "I see a man.", "01:15", "01:15 | 4", "01:15 | 4 |", "[]", "{}", '{"time": "01:15"}', '{"event": "x"}',
         '[{"time": {}, "event": "x"}]', '{"time": NaN, "event": "x"}', '{"time": 1e400, "event": "x"}', "[" * 100_000,
         '{"a":' * 10_000, '{"events": {"time": 1}}', '{"events": [1, "x", null, [[]]]}', "\ud800", "<tool_call>",
+        "Nothing can be seen, as I get no pictures.", "No event can be named: I am not able to watch videos.",
     ],
 )  # fmt: skip
 def test_an_answer_without_an_event_is_refused(text: str) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model.swarm.video.decoder_server import Child, reap
 from model.swarm.video.decoding import Clip, Decoder, Header, Undecodable
 from tests.odd_media import noise, video
 
@@ -168,3 +169,20 @@ def test_what_cannot_be_read_is_said_in_one_line(told: dict[str, Any], name: str
 
 def test_a_file_whose_end_is_not_found_in_time_says_so(told: dict[str, Any]) -> None:
     assert told["no time for a header"].cut
+
+
+def test_how_a_process_ended_is_told_even_when_its_answer_fills_the_pipe() -> None:
+    ours, theirs = os.pipe()
+    if (pid := os.fork()) == 0:
+        os.set_blocking(theirs, False)
+        try:
+            while True:
+                os.write(theirs, b"x" * 4096)
+        except BlockingIOError:
+            os._exit(0)
+    child = Child(pid, os.pidfd_open(pid), theirs, deadline=0.0)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    os.set_blocking(theirs, True)
+    reap(child, "no library")
+    with os.fdopen(ours, "rb") as pipe:
+        assert pipe.read().rpartition(b"\n")[2] == b'[0, "no library"]'

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from components.runtime.pages.charts import line_chart, picture, smoothed, ticks
+from components.runtime.pages.charts import line_chart, picture, smoothed, thinned, ticks
 from components.runtime.pages.numbers import duration, figure
 
 
@@ -26,6 +26,12 @@ def test_figures_are_short(value: float, text: str):
 def test_smoothing_keeps_a_straight_line():
     line = [(float(i), 2.0 * i) for i in range(200)]
     assert [y for _, y in smoothed(line)] == pytest.approx([y for _, y in line])
+
+
+def test_thinning_keeps_the_means_of_neighbours():
+    points = [(float(i), float(i % 3)) for i in range(10)]
+    assert thinned(points, 4) == [(1.0, 1.0), (4.0, 1.0), (7.0, 1.0), (9.0, 0.0)]
+    assert thinned(points, 10) == points and thinned([], 10) == []
 
 
 def test_a_chart_leaves_out_what_cannot_be_drawn():

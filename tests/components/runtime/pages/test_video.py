@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from model.swarm.critical_steps import CriticalSteps
 from model.swarm.trace import Recorder
 from model.swarm.video.answers import Chapter, Event, Merged
 from model.swarm.video.decoding import Frame
-from model.swarm.video.results import Found, Part, Video
+from model.swarm.video.results import PICTURES, Found, Part, Video
 from tests.components.finish.page import Page
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'{{ 7 * 7 }}"
@@ -65,14 +66,37 @@ def test_hostile_texts_stay_texts_and_the_page_loads_nothing() -> None:
 
 def test_the_page_is_bounded_and_says_what_it_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(video, "EVENTS", 100)
-    monkeypatch.setattr(video, "PICTURE_BYTES", 10_000)
+    monkeypatch.setattr(video, "PIECES", 2)
+    monkeypatch.setattr(video, "FEWEST_PIECES", 2)
     many = [Event(at / 100, 1 + (at == 7), f"event {at}") for at in range(600)]
     picture = Frame(seconds=0.0, jpeg="A" * 1_000)
-    parts = [part(60 * number, keys=[picture]) for number in range(40)]
+    parts = [part(60 * number, keys=[picture]) for number in range(PICTURES + 30)]
     parts[0].events = many
-    text = page_of(Found([Video(Path("a.mp4"), parts=parts)]))
+    parts[-1].outcome, parts[-1].failure = "failed", "HTTP 500 " * 99
+    found = Found([Video(Path("a.mp4"), parts=parts)])
+    for each in parts:
+        found.keep_pictures(each)
+    text = page_of(found)
     assert "The 500 least important events are not" in text and "event 7<" in text
-    assert text.count("<img") == 10 and "30 are left out" in text
+    assert text.count("<img") == PICTURES and "30 are left out" in text
+    pieces = re.findall(r'class="piece (\w*)" style="left:([\d.]+)%;width:([\d.]+)%" title="([^"]*)"', text)
+    assert [piece[:3] for piece in pieces] == [("", "0.000", "50.000"), ("lost", "50.000", "50.000")]
+    assert pieces[1][3].startswith("1:15:00–2:30:00 1 of 75 parts not watched; HTTP 500") and len(pieces[1][3]) < 200
+
+
+def test_a_day_of_video_is_drawn_in_seconds() -> None:
+    parts = [part(60 * number, brightness=[(60 * number + n / 4, 0.5) for n in range(240)]) for number in range(1440)]
+    began = time.process_time()
+    text = page_of(Found([Video(Path("a.mp4"), parts=parts)]))
+    assert time.process_time() - began < 10 and "Brightness" in text
+
+
+def test_what_was_watched_in_part_is_not_among_what_was_not_watched() -> None:
+    parts = [part(0, note="only key frames"), part(60, outcome="failed", failure="HTTP 500")]
+    texts = Page(page_of(Found([Video(Path("a.mp4"), parts=parts, note="only its first part")]))).texts
+    lost, partly = texts.index("What was not watched"), texts.index("What was watched in part")
+    assert lost < texts.index("a.mp4 01:00-02:00: HTTP 500") < partly < texts.index("a.mp4: only its first part")
+    assert partly < texts.index("a.mp4 00:00-01:00: only key frames")
 
 
 @pytest.mark.parametrize("found", [Found([]), Found([Video(Path("a.mp4"), failure="it is empty")])])
