@@ -148,7 +148,7 @@ def _evaluated(
     rows = _rows(results, steps, suites, tasks)
     content = manifests.read(context.store, inputs["data"]).content_sha256
     champion, about = find_champion(context.store, config.champion, content)
-    share = well_formed(results[final])
+    share = well_formed(results[final], {suite.name: suite.tasks(config.samples) for suite in suites})
     verdict = decide(rows, rules, candidate=final, start=start, well_formed=share, champion=champion)
     record = as_record(verdict, manifests.read(context.store, inputs[final]), about)
     (context.work / DECISION).write_text(json.dumps(record, indent=2) + "\n")
