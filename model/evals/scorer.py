@@ -119,17 +119,18 @@ class Evaluation:
         found = {name: list(done) for name, done in earlier.items()}
         for name, part in ran.items():
             found[name] = found.get(name, []) + [outcome_of(*pair) for pair in zip(tasks[name], part, strict=True)]
-        own = [name for name in ran if _is_own(tasks[name])]
-        for name in own:
+        own = [task.short_name for task in self.own or ()]
+        for name in [name for name in own if name in ran]:
             for episode in [episode for episode in ran[name] if episode.failure][:NAMED]:
                 log.warning("an episode failed: %s", episode.failure)
             if too_many(broken := _broken(found[name]), len(found[name]), self.max_failed_episodes):
                 log.warning("suite %s is left out: %d of %d episodes failed", name, broken, len(found[name]))
                 del found[name]
         others = [one for name, part in found.items() if name not in own for one in part]
+        past = [one for name, part in earlier.items() if name not in own for one in part]
         episodes = [episode for name, part in ran.items() if name not in own for episode in part]
-        already = _broken(others) - sum(bool(episode.failure) for episode in episodes)
-        FailureCount(self.max_failed_episodes, len(others), already).add(episodes)
+        first_failure = next((one.failure for one in past if one.failure), "")
+        FailureCount(self.max_failed_episodes, len(others), _broken(past), first_failure).add(episodes)
         return found
 
     async def episodes(
@@ -205,11 +206,7 @@ class Evaluation:
 
 
 def _broken(outcomes: Sequence[Outcome]) -> int:
-    return sum(one.broke for one in outcomes)
-
-
-def _is_own(samples: Sequence[Sample]) -> bool:
-    return bool(samples) and isinstance(samples[0], TaskSample)
+    return sum(bool(one.failure) for one in outcomes)
 
 
 async def chance_level(samples: Sequence[Sample], toolset: Toolset) -> float:
