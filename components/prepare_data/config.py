@@ -15,6 +15,7 @@ def _sources(text: str) -> str:
     if not text.strip():
         return text
     # These import torch: only a run with user data waits for it.
+    from model.checkpoint.folder import SUCCESSES
     from model.data.families import FAMILIES
     from model.data.user.user_data import parse_sources
 
@@ -25,6 +26,8 @@ def _sources(text: str) -> str:
     for source in named:
         if source.name in FAMILIES:
             raise ValueError(f"source {source.name!r} has the name of a built-in family: choose another name")
+        if source.name == SUCCESSES:
+            raise ValueError(f"source {source.name!r} has the name of the episodes that joint_rl keeps: choose another")
     return text
 
 
