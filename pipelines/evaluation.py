@@ -159,8 +159,9 @@ class _Subject:
         engine, sub_engine, context = self._engines()
         with Toolset(sandbox=config.sandbox) as toolset:
             evaluation = Evaluation(
-                self._tokenizer, self._images, toolset, config.temperature, config.seed, own=self._own
-            )
+                self._tokenizer, self._images, toolset, config.temperature, config.seed,
+                own=self._own, max_batch=config.max_batch,
+            )  # fmt: skip
             prompts = {
                 task: [sample for sample in results.tasks[task.short_name] if isinstance(sample, TaskSample)]
                 for task in self._own

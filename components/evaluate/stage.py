@@ -93,8 +93,9 @@ def _evaluated(
     toolset = opened.enter_context(Toolset(sandbox=config.sandbox))
     chance |= asyncio.run(chance_levels(built_in, toolset))
     evaluation = Evaluation(
-        data.tokenizer, data.image_config, toolset, config.temperature, config.seed, config.max_failed_episodes, own
-    )
+        data.tokenizer, data.image_config, toolset, config.temperature, config.seed, config.max_failed_episodes, own,
+        config.max_batch,
+    )  # fmt: skip
     measuring = Measuring(config, inputs, context, data, evaluation, opened)
 
     def save() -> None:

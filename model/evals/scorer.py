@@ -1,7 +1,7 @@
 """Runs held-out tasks and scores them (source: ours).
 
-The episodes of all suites begin in turn, ``IN_FLIGHT`` are under way at once, and the engine batches them.
-`model.evals.score` says what a score is.
+The episodes of all suites begin in turn, more than the engine's batch are under way at once, and the engine batches
+them. `model.evals.score` says what a score is.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,9 +38,13 @@ from model.swarm.orchestrator import SwarmLimits, run_swarm_episode
 
 log = logging.getLogger(__name__)
 
+PROGRAMS = "ipython"  # the tool that runs programs of a model
 IN_FLIGHT = 192
-"""Episodes under way at once: more than a batch of the engine, so that those whose tools run leave no row empty, and
-fewer than the sandbox has sessions, each of which waits for its episode's next turn (ours)."""
+"""Episodes whose model may write programs, under way at once: fewer than the sandbox has sessions, each of which waits
+for its episode's next turn (ours)."""
+AHEAD = 1.5
+"""Episodes under way for each completion that the engine generates at once, so that those whose tools run leave no row
+empty (ours)."""
 
 
 def measuring_engine(model: KimiK25, max_batch: int) -> EmbeddedEngine:
@@ -67,6 +72,8 @@ class Evaluation:
         max_failed_episodes: share of a checkpoint's episodes that may fail; more are an error, or in a
             user's task the end of its suite.
         own: the tasks of the user, which judge their answers; None: there are none.
+        max_batch: completions that the engine generates at the same time. AHEAD times as many episodes are under way,
+            but IN_FLIGHT at least; of those whose model may write programs, IN_FLIGHT at most.
     """
 
     tokenizer: Tokenizer
@@ -76,6 +83,7 @@ class Evaluation:
     seed: int
     max_failed_episodes: float = 0.0
     own: OwnTasks | None = None
+    max_batch: int = 1
 
     async def score(
         self,
@@ -156,10 +164,11 @@ class Evaluation:
         Raises:
             Unavailable: something that all episodes need is gone.
         """
-        first, places = first or {}, asyncio.Semaphore(IN_FLIGHT)
+        first, places = first or {}, asyncio.Semaphore(max(IN_FLIGHT, int(AHEAD * self.max_batch)))
+        sessions = asyncio.Semaphore(IN_FLIGHT)
 
         async def one(suite: Suite, sample: Sample, number: int) -> Episode:
-            async with places:
+            async with sessions if PROGRAMS in sample.tools else nullcontext(), places:
                 running = self._episode(engine, sub_engine, suite, sample, number, max_tokens)
                 episode = await attempt(running, sample)
             if watch is not None:
