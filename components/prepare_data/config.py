@@ -56,8 +56,8 @@ class Config(StepConfig):
     mixture: MixtureName = Field(
         "short",
         description="families to make and their shares of the samples: short, for a pre-training of minutes, broad, "
-        "for one of half an hour, or swarm, for a cold start before PARL in the offline world; "
-        "model/data/order/mixtures.py lists them (source: ours)",
+        "for one of half an hour, thinking, for a cold start for RL under length budgets, or swarm, for one before "
+        "PARL in the offline world; model/data/order/mixtures.py lists them (source: ours)",
     )
     text_samples: int = Field(
         24_000, ge=100, description="training samples of all text families together (source: ours)"
