@@ -138,18 +138,22 @@ def test_an_episode_that_does_not_fit_its_prompt_is_refused(
         tokenize(replace(task, episode={**whole, **change}), tokenizer, ImageConfig())
 
 
+class Alone(Ranks):
+    """A rank of any number that plays all episodes."""
+
+    def share(self, work: Sequence[Any]) -> Sequence[Any]:
+        return work
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_only_the_first_rank_packs_the_successes(
-    rank: int, tokenizer: Tokenizer, tokenizer_folder: Path, tmp_path: Path
+    rank: int, tokenizer: Tokenizer, tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Saver:
-        def save(self, *_: object, files: dict[str, bytes] | None, **__: object) -> None:
-            self.files = files
-
-    rl = keeping(trainer(tokenizer, tokenizer_folder, FolderServices(tmp_path), SETTINGS))
-    rl.ranks, rl.state.iteration, saver = Ranks(rank, 2), SETTINGS.iterations, Saver()
-    asyncio.run(rl._save(saver))  # type: ignore[arg-type]
-    assert (saver.files is None) == (rank > 0)
+    packed: list[int] = []
+    monkeypatch.setattr(Successes, "files", lambda self: packed.append(rank))
+    settings, services = replace(SETTINGS, iterations=1), FolderServices(tmp_path, ranks=Alone(rank))
+    keeping(trainer(tokenizer, tokenizer_folder, services, settings, ranks=Alone(rank))).train()
+    assert packed == [0] * (rank == 0)
 
 
 def test_a_run_that_died_has_kept_the_same_and_a_run_that_keeps_none_has_no_file_of_it(
