@@ -47,7 +47,7 @@ def evaluate(
         count: tasks of each suite; None: as many as the run's evaluate step has, or the default.
         url: of the server that has the checkpoint; "": it is loaded here.
         as_json: print one JSON object instead of the table.
-        own: the user's tasks, as ``module:name``, each a suite.
+        own: the user's tasks, as ``module:name``, each a suite that is run whatever ``names`` are.
 
     Raises:
         MoonflowError: bad input, or an engine that is gone; what was finished by then is printed.
@@ -58,7 +58,7 @@ def evaluate(
         raise MoonflowError(f"--tasks is {count}: give {FEWEST} or more")
     endpoint = asyncio.run(find_endpoint(url)) if url else None
     swarm = any(suite.mode == "swarm" for suite in suites)
-    with OwnTasks([name for name in asked if not names or short_name(name) in names]) as own_tasks:
+    with OwnTasks(asked) as own_tasks:
         with located(given, weights=endpoint is None, swarm=swarm) as source:
             wanted = count or source.config.samples
             tasks = _tasks(source, suites, wanted)
@@ -159,8 +159,9 @@ class _Subject:
         engine, sub_engine, context = self._engines()
         with Toolset(sandbox=config.sandbox) as toolset:
             evaluation = Evaluation(
-                self._tokenizer, self._images, toolset, config.temperature, config.seed, own=self._own
-            )
+                self._tokenizer, self._images, toolset, config.temperature, config.seed,
+                own=self._own, max_batch=config.max_batch,
+            )  # fmt: skip
             prompts = {
                 task: [sample for sample in results.tasks[task.short_name] if isinstance(sample, TaskSample)]
                 for task in self._own

@@ -66,7 +66,12 @@ class Config(SwarmConfig, EpisodesConfig):
         "or int4, as an INT4 export has them; promote exports only the precision that was measured "
         "(source: ours)",
     )
-    max_batch: int = Field(128, ge=1, description="completions generated at the same time (source: ours)")
+    max_batch: int = Field(
+        128,
+        ge=1,
+        description="completions generated at the same time; half as many more episodes are under way, or 192 if that "
+        "is more; of those that may run programs 192 at most, since the sandbox has room for so many (source: ours)",
+    )
     # From here to `sigmas`: the gate's rules. When one changes, the scores are kept and only the gate decides again.
     floors: str = Field(
         "digit_string=0.85, digit_count=0.7, fact_qa=0.6, array_tool=0.85, array_tool_image=0.45, sub_search=0.9, "

@@ -147,12 +147,20 @@ def near_floors(rows: Sequence[Row], rules: Rules, candidate: str) -> list[str]:
     return list(found)
 
 
-def well_formed(scores: Mapping[str, Mapping[str, Any]]) -> tuple[float, int]:
-    """Share of all episodes that ended with a readable answer, and their number. Documents that are longer than the
-    model's context were not shown to it, and do not count."""
-    beyond = sum(score["n"] * score["figures"].get(BEYOND, 0.0) for score in scores.values())
-    count = sum(score["n"] for score in scores.values()) - round(beyond)
-    return sum(score["answered"] * score["n"] for score in scores.values()) / count, count
+def well_formed(scores: Mapping[str, Mapping[str, Any]], asked: Mapping[str, int]) -> tuple[float, int]:
+    """Share of the episodes that ended with a readable answer, and their number.
+
+    Documents that are longer than the model's context were not shown to it, and do not count.
+
+    Args:
+        scores: suite -> its `model.evals.score.Score` in JSON's terms.
+        asked: suite -> tasks that it has at most in this share. Which suites get more tasks depends on their floors,
+            and must not change what another rule sees.
+    """
+    weights = {name: min(score["n"], asked[name]) for name, score in scores.items()}
+    beyond = sum(weights[name] * score["figures"].get(BEYOND, 0.0) for name, score in scores.items())
+    count = sum(weights.values()) - round(beyond)
+    return sum(score["answered"] * weights[name] for name, score in scores.items()) / count, count
 
 
 def _floor(final: Mapping[str, Row], name: str, floor: float, sigmas: float) -> GateCheck:

@@ -93,8 +93,9 @@ def _evaluated(
     toolset = opened.enter_context(Toolset(sandbox=config.sandbox))
     chance |= asyncio.run(chance_levels(built_in, toolset))
     evaluation = Evaluation(
-        data.tokenizer, data.image_config, toolset, config.temperature, config.seed, config.max_failed_episodes, own
-    )
+        data.tokenizer, data.image_config, toolset, config.temperature, config.seed, config.max_failed_episodes, own,
+        config.max_batch,
+    )  # fmt: skip
     measuring = Measuring(config, inputs, context, data, evaluation, opened)
 
     def save() -> None:
@@ -148,7 +149,7 @@ def _evaluated(
     rows = _rows(results, steps, suites, tasks)
     content = manifests.read(context.store, inputs["data"]).content_sha256
     champion, about = find_champion(context.store, config.champion, content)
-    share = well_formed(results[final])
+    share = well_formed(results[final], {suite.name: suite.tasks(config.samples) for suite in suites})
     verdict = decide(rows, rules, candidate=final, start=start, well_formed=share, champion=champion)
     record = as_record(verdict, manifests.read(context.store, inputs[final]), about)
     (context.work / DECISION).write_text(json.dumps(record, indent=2) + "\n")

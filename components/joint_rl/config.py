@@ -70,7 +70,10 @@ class Config(RLConfig):
         "the place of the oldest; 0 = none (source: ours)",
     )
     kept_per_prompt: int = Field(
-        2, ge=1, description="kept episodes of the same prompt, at most; equal ones are kept once (source: ours)"
+        2,
+        ge=1,
+        description="kept episodes of the same prompt, at most; a newer one takes the place of the oldest, and equal "
+        "ones are kept once (source: ours)",
     )
     kept_reward: float = Field(
         1.0, gt=0, le=1, description="reward that an episode must earn to be kept (source: ours)"

@@ -15,6 +15,7 @@ def _sources(text: str) -> str:
     if not text.strip():
         return text
     # These import torch: only a run with user data waits for it.
+    from model.checkpoint.folder import SUCCESSES
     from model.data.families import FAMILIES
     from model.data.user.user_data import parse_sources
 
@@ -25,6 +26,8 @@ def _sources(text: str) -> str:
     for source in named:
         if source.name in FAMILIES:
             raise ValueError(f"source {source.name!r} has the name of a built-in family: choose another name")
+        if source.name == SUCCESSES:
+            raise ValueError(f"source {source.name!r} has the name of the episodes that joint_rl keeps: choose another")
     return text
 
 
@@ -53,8 +56,8 @@ class Config(StepConfig):
     mixture: MixtureName = Field(
         "short",
         description="families to make and their shares of the samples: short, for a pre-training of minutes, broad, "
-        "for one of half an hour, or swarm, for a cold start before PARL in the offline world; "
-        "model/data/order/mixtures.py lists them (source: ours)",
+        "for one of half an hour, thinking, for a cold start for RL under length budgets, or swarm, for one before "
+        "PARL in the offline world; model/data/order/mixtures.py lists them (source: ours)",
     )
     text_samples: int = Field(
         24_000, ge=100, description="training samples of all text families together (source: ours)"

@@ -152,8 +152,32 @@ class MixtureConfig(TrainingConfig):
     mixture: MixtureName = Field(
         "short",
         description="families to read and their shares of the tokens: short, for a pre-training of minutes, broad, for "
-        "one of half an hour, or swarm, for a cold start before PARL in the offline world; the same as "
-        "prepare_data.mixture (source: ours)",
+        "one of half an hour, thinking, for a cold start for RL under length budgets, or swarm, for one before PARL in "
+        "the offline world; the same as prepare_data.mixture (source: ours)",
+    )
+
+
+class FineTuningConfig(MixtureConfig):
+    """Base of the steps that fine-tune on conversations (``model.train.fine_tuning``)."""
+
+    tokens_per_row: int = Field(
+        512, ge=64, description="sequence length in tokens; what is longer is left out (source: ours)"
+    )
+    rows: int = Field(8, ge=1, description="sequences per optimizer step (source: ours)")
+    products: str = Field(
+        "bfloat16",
+        pattern="^(float32|bfloat16)$",
+        description="precision of matrix products: float32, or bfloat16 unless the CPU has no instructions for it; "
+        "weights are float32 (source: ours)",
+    )
+    expert_precision: str = Field(
+        "full",
+        pattern="^(full|int4)$",
+        description="precision of the routed experts in the forward pass: full, as they are, or int4, rounded as an "
+        "INT4 export rounds them (source: K2-Thinking's post-training; default ours)",
+    )
+    checkpoint_every: int = Field(
+        0, ge=0, description="optimizer steps between saved states; 0 = only at the end (source: ours)"
     )
 
 

@@ -41,8 +41,9 @@ def greedy_scores(
     context = model.config.text_config.max_position_embeddings
     with Toolset(sandbox=sandbox) as toolset:
         evaluation = Evaluation(
-            data.tokenizer, data.image_config, toolset, temperature=0.0, seed=0, max_failed_episodes=max_failed_episodes
-        )
+            data.tokenizer, data.image_config, toolset, temperature=0.0, seed=0,
+            max_failed_episodes=max_failed_episodes, max_batch=max_batch,
+        )  # fmt: skip
         suites = [SUITES[name] for name in tasks]
         scores = asyncio.run(evaluation.score(engine, engine, tasks, suites, context))
         return scores, asyncio.run(chance_levels(tasks, toolset))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from model.evals.scorer import reference_answer
 from model.evals.suites import Suite
@@ -53,7 +54,7 @@ def own_prompts(task: TaskProcess, count: int, allowed: float) -> list[TaskSampl
     return samples
 
 
-def own_chance(task: TaskProcess, samples: list[TaskSample]) -> float:
+def own_chance(task: TaskProcess, samples: Sequence[TaskSample]) -> float:
     """The task's own level of chance, or the score of the best constant answer on the first GUESSED prompts.
 
     A verdict that fails adds 0, as its episode would.

@@ -30,7 +30,7 @@ class Outcome:
         value: its score, from 0 to 1; 0 without an answer.
         answered: whether its episode ended with an answer.
         tokens: sampled in it.
-        broke: whether something broke in it (`model.rl.failures`).
+        failure: what broke in it, in one line (`model.rl.failures`); "" if nothing did.
         metrics: what its environment measured; None if what broke ended the episode.
         called: whether it called a tool.
         kind: of a task of image programs, its kind; "" of another.
@@ -39,7 +39,7 @@ class Outcome:
     value: float
     answered: bool
     tokens: int
-    broke: bool = False
+    failure: str = ""
     metrics: dict[str, float] | None = field(default_factory=dict)
     called: bool = False
     kind: str = ""
@@ -99,7 +99,7 @@ def outcome_of(sample: Sample, episode: Episode) -> Outcome:
         value=task_score(sample, episode),
         answered=episode.finish_reason == "answer",
         tokens=episode.policy_tokens,
-        broke=bool(episode.failure),
+        failure=episode.failure,
         metrics=None if episode.finish_reason == FAILED else measured,
         called=episode.metrics.get("tool_calls", 0.0) > 0,
         kind=kind_of(sample),
@@ -122,7 +122,7 @@ def score_of(outcomes: Sequence[Outcome]) -> Score:
         n=n,
         answered=sum(one.answered for one in outcomes) / n,
         tokens=sum(one.tokens for one in outcomes),
-        failed=sum(one.broke for one in outcomes),
+        failed=sum(bool(one.failure) for one in outcomes),
         figures={name: sum(m.get(name, 0.0) for m in measured) / len(measured) for name in names},
         correct=sum(value == 1.0 for value in values),
         interval=interval(values),

@@ -1,7 +1,7 @@
 """Runs held-out tasks and scores them (source: ours).
 
-The episodes of all suites begin in turn, ``IN_FLIGHT`` are under way at once, and the engine batches them.
-`model.evals.score` says what a score is.
+The episodes of all suites begin in turn, more than the engine's batch are under way at once, and the engine batches
+them. `model.evals.score` says what a score is.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,9 +38,13 @@ from model.swarm.orchestrator import SwarmLimits, run_swarm_episode
 
 log = logging.getLogger(__name__)
 
+PROGRAMS = "ipython"  # the tool that runs programs of a model
 IN_FLIGHT = 192
-"""Episodes under way at once: more than a batch of the engine, so that those whose tools run leave no row empty, and
-fewer than the sandbox has sessions, each of which waits for its episode's next turn (ours)."""
+"""Episodes whose model may write programs, under way at once: fewer than the sandbox has sessions, each of which waits
+for its episode's next turn (ours)."""
+AHEAD = 1.5
+"""Episodes under way for each completion that the engine generates at once, so that those whose tools run leave no row
+empty (ours)."""
 
 
 def measuring_engine(model: KimiK25, max_batch: int) -> EmbeddedEngine:
@@ -67,6 +72,8 @@ class Evaluation:
         max_failed_episodes: share of a checkpoint's episodes that may fail; more are an error, or in a
             user's task the end of its suite.
         own: the tasks of the user, which judge their answers; None: there are none.
+        max_batch: completions that the engine generates at the same time. AHEAD times as many episodes are under way,
+            but IN_FLIGHT at least; of those whose model may write programs, IN_FLIGHT at most.
     """
 
     tokenizer: Tokenizer
@@ -76,6 +83,7 @@ class Evaluation:
     seed: int
     max_failed_episodes: float = 0.0
     own: OwnTasks | None = None
+    max_batch: int = 1
 
     async def score(
         self,
@@ -119,17 +127,18 @@ class Evaluation:
         found = {name: list(done) for name, done in earlier.items()}
         for name, part in ran.items():
             found[name] = found.get(name, []) + [outcome_of(*pair) for pair in zip(tasks[name], part, strict=True)]
-        own = [name for name in ran if _is_own(tasks[name])]
-        for name in own:
+        own = [task.short_name for task in self.own or ()]
+        for name in [name for name in own if name in ran]:
             for episode in [episode for episode in ran[name] if episode.failure][:NAMED]:
                 log.warning("an episode failed: %s", episode.failure)
             if too_many(broken := _broken(found[name]), len(found[name]), self.max_failed_episodes):
                 log.warning("suite %s is left out: %d of %d episodes failed", name, broken, len(found[name]))
                 del found[name]
         others = [one for name, part in found.items() if name not in own for one in part]
+        past = [one for name, part in earlier.items() if name not in own for one in part]
         episodes = [episode for name, part in ran.items() if name not in own for episode in part]
-        already = _broken(others) - sum(bool(episode.failure) for episode in episodes)
-        FailureCount(self.max_failed_episodes, len(others), already).add(episodes)
+        first_failure = next((one.failure for one in past if one.failure), "")
+        FailureCount(self.max_failed_episodes, len(others), _broken(past), first_failure).add(episodes)
         return found
 
     async def episodes(
@@ -155,10 +164,11 @@ class Evaluation:
         Raises:
             Unavailable: something that all episodes need is gone.
         """
-        first, places = first or {}, asyncio.Semaphore(IN_FLIGHT)
+        first, places = first or {}, asyncio.Semaphore(max(IN_FLIGHT, int(AHEAD * self.max_batch)))
+        sessions = asyncio.Semaphore(IN_FLIGHT)
 
         async def one(suite: Suite, sample: Sample, number: int) -> Episode:
-            async with places:
+            async with sessions if PROGRAMS in sample.tools else nullcontext(), places:
                 running = self._episode(engine, sub_engine, suite, sample, number, max_tokens)
                 episode = await attempt(running, sample)
             if watch is not None:
@@ -205,11 +215,7 @@ class Evaluation:
 
 
 def _broken(outcomes: Sequence[Outcome]) -> int:
-    return sum(one.broke for one in outcomes)
-
-
-def _is_own(samples: Sequence[Sample]) -> bool:
-    return bool(samples) and isinstance(samples[0], TaskSample)
+    return sum(bool(one.failure) for one in outcomes)
 
 
 async def chance_level(samples: Sequence[Sample], toolset: Toolset) -> float:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -77,47 +77,60 @@ class Successes:
 
     Args:
         most: how many are kept; a newer one takes the place of the oldest.
-        per_prompt: how many of them have the same prompt.
+        per_prompt: how many of them have the same prompt; a newer one takes the place of that prompt's oldest.
         least_reward: what an episode must earn.
     """
 
     def __init__(self, most: int, per_prompt: int, least_reward: float) -> None:
         self._most, self._per_prompt, self._least = most, per_prompt, least_reward
-        self._kept: list[Sample] = []
+        self._kept: dict[str, Sample] = {}  # by their digests
 
     def add(self, iteration: int, groups: Sequence[Group]) -> dict[str, float]:
         """Keep the successes of a round, the first one being 1; ``successes/kept`` and ``successes/new`` as figures.
 
-        Of each prompt the first episodes are taken, in the order of their seeds; one with the tokens of another that is
-        kept for the same prompt is passed over.
+        Of each prompt the first episodes of the round are taken, in the order of their seeds; one with the tokens of
+        another that is kept for the same prompt is passed over.
         """
-        of_prompt = Counter(sample.episode["task"] for sample in self._kept)
-        known = {_digest(sample) for sample in self._kept}
-        new: list[Sample] = []
+        taken = Counter[str]()
+        new: dict[str, Sample] = {}
         for number, group in enumerate(groups):
             prompt = _prompt(group.sample)
             for place, (episode, advantage) in enumerate(zip(group.episodes, group.advantages, strict=True)):
-                if not self._succeeds(episode) or of_prompt[prompt] >= self._per_prompt:
+                if not self._succeeds(episode) or taken[prompt] >= self._per_prompt:
+                    continue
+                digest = _digest(prompt, episode.input_ids)
+                if digest in self._kept or digest in new:
                     continue
                 key = f"{iteration:06d}-{number:04d}-{place:03d}"
                 sample = as_sample(key, group.sample, episode, advantage, iteration)
-                if (digest := _digest(sample)) in known or not _can_be_written(sample):
-                    continue
-                known.add(digest)
-                of_prompt[prompt] += 1
-                new.append(sample)
-        self._kept = [*self._kept, *new][-self._most :]
+                if _can_be_written(sample):
+                    taken[prompt] += 1
+                    new[digest] = sample
+        self._kept = self._newest({**self._kept, **new})
         return {"successes/kept": float(len(self._kept)), "successes/new": float(len(new))}
 
     def files(self) -> dict[str, bytes]:
         """Path in a checkpoint -> content."""
-        entries = [{"shard": SHARD, "samples": len(self._kept)}]
+        kept = list(self._kept.values())
+        entries = [{"shard": SHARD, "samples": len(kept)}]
         index = {"families": {SUCCESSES: {"train": entries}}}
-        return {INDEX: (json.dumps(index) + "\n").encode(), SHARD: write_shard(self._kept)}
+        return {INDEX: (json.dumps(index) + "\n").encode(), SHARD: write_shard(kept)}
 
     def load(self, checkpoint: Path) -> None:
         """Continue from a checkpoint. Raises MoonflowError if what it keeps cannot be read."""
-        self._kept = list(Kept.of(checkpoint).samples())
+        samples = Kept.of(checkpoint).samples()
+        self._kept = {_digest(sample.episode["task"], sample.episode["token_ids"]): sample for sample in samples}
+
+    def _newest(self, kept: Mapping[str, Sample]) -> dict[str, Sample]:
+        """The newest of each prompt, and of these the newest of all, the oldest first."""
+        of_prompt = Counter[str]()
+        found: list[tuple[str, Sample]] = []
+        for digest, sample in reversed(list(kept.items())):
+            prompt = sample.episode["task"]
+            if of_prompt[prompt] < self._per_prompt:
+                of_prompt[prompt] += 1
+                found.append((digest, sample))
+        return dict(reversed(found[: self._most]))
 
     def _succeeds(self, episode: Episode) -> bool:
         return episode.finish_reason == "answer" and episode.policy_tokens > 0 and episode.reward >= self._least
@@ -149,9 +162,9 @@ def _prompt(task: Sample) -> str:
     return f"{task.family}/{task.key}"
 
 
-def _digest(kept: Sample) -> str:
+def _digest(prompt: str, token_ids: Sequence[int]) -> str:
     """Of a prompt and the tokens of its episode."""
-    return hashlib.sha256(json.dumps([kept.episode["task"], kept.episode["token_ids"]]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([prompt, list(token_ids)]).encode()).hexdigest()
 
 
 def _can_be_written(sample: Sample) -> bool:

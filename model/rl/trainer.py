@@ -350,7 +350,7 @@ class RLTrainer:
             index=-(-t // every) - 1 if every else 0,
             tokens_seen=self.state.tokens_seen,
             complete=t == self.settings.iterations,
-            files=self.successes.files() if self.successes is not None else None,
+            files=self.successes.files() if self.successes is not None and self.ranks.rank == 0 else None,
         )
 
 

@@ -87,8 +87,8 @@ def evaluate(
         typer.Option(
             "--task",
             metavar="MODULE:NAME",
-            help="A task of your own, which is a suite beside ours; --suite may name it. PYTHONPATH names the folder "
-            "of its module. May be repeated.",
+            help="A task of your own, a suite that is always run; --suite with its name leaves ours out. PYTHONPATH "
+            "names the folder of its module. May be repeated.",
         ),
     ] = None,
     tasks: Annotated[

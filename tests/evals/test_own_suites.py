@@ -8,8 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from model.boundary.errors import MoonflowError
 from model.codec.image import ImageConfig
 from model.evals.own_suites import own_chance, own_prompts, own_suite
+from model.evals.score import Outcome
 from model.evals.scorer import Evaluation
 from model.rl.environment import FAILED
 from model.rl.failures import attempt
@@ -58,6 +60,19 @@ def test_a_suite_whose_verdicts_fail_is_left_out_and_the_others_have_their_score
     assert scores.keys() == {"Say"}
     assert (scores["Say"].value, scores["Say"].n, scores["Say"].correct) == (pytest.approx(1 / 6), 6, 1)
     assert scores["Say"].figures["part/length"] == 1.0 and math.isclose(own_chance(good, tasks["Say"]), 1 / 6)
+
+
+def test_broken_tasks_of_earlier_rounds_count_where_they_did_and_keep_their_reason(own: OwnTasks) -> None:
+    engine = ScriptedEngine(lambda request: [])
+    evaluation = Evaluation(tiny_tokenizer(), ImageConfig(), None, 0.0, 0, 0.0, own)  # type: ignore[arg-type]
+    past = [Outcome(0.0, False, 0, failure="fact_qa/7: a verifier broke")] * 3 + [Outcome(1.0, True, 1)] * 60
+
+    def again(name: str) -> dict[str, list[Outcome]]:
+        return asyncio.run(evaluation.outcomes(engine, engine, {}, [], 512, None, {name: past}))
+
+    assert again("Say") == {"Say": past}  # 3 broken ones of a user's task are passed over
+    with pytest.raises(MoonflowError, match="3 of 63 episodes failed.*the first: fact_qa/7: a verifier broke;"):
+        again("fact_qa")
 
 
 def test_held_out_prompts_that_cannot_be_made_are_left_out_until_too_many_are(own: OwnTasks) -> None:

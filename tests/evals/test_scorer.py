@@ -228,18 +228,23 @@ class Crowd:
         raise NotImplementedError
 
 
-def test_a_bounded_number_of_episodes_is_under_way_and_each_keeps_its_place(tokenizer, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "max_batch", "most"), [("fact_qa", 1, 2), ("fact_qa", 4, 6), ("array_tool", 1, 2), ("array_tool", 4, 2)]
+)
+def test_a_bounded_number_of_episodes_is_under_way_and_each_keeps_its_place(
+    name: str, max_batch: int, most: int, tokenizer, monkeypatch
+):
     """Or thousands of prompts are in memory, and a sandbox session waits until all other first turns are done."""
     monkeypatch.setattr(scorer, "IN_FLIGHT", 2)
-    tasks, main = {"fact_qa": eval_samples("fact_qa", 6)}, Reciter()
-    for sample in tasks["fact_qa"]:
+    tasks, main = {name: eval_samples(name, 8)}, Reciter()
+    for sample in tasks[name]:
         teach(main, sample, tokenizer)
     crowd = Crowd(main)
     with Toolset() as toolset:
-        evaluation = Evaluation(tokenizer, IMAGES, toolset, temperature=0.0, seed=0)
-        found = asyncio.run(evaluation.episodes(crowd, crowd, tasks, [SUITES["fact_qa"]], 512))
-    assert crowd.most == 2
-    assert [episode.response for episode in found["fact_qa"]] == [sample.answer for sample in tasks["fact_qa"]]
+        evaluation = Evaluation(tokenizer, IMAGES, toolset, temperature=0.0, seed=0, max_batch=max_batch)
+        found = asyncio.run(evaluation.episodes(crowd, crowd, tasks, [SUITES[name]], 512))
+    assert crowd.most == most
+    assert [episode.response for episode in found[name]] == [str(sample.answer) for sample in tasks[name]]
 
 
 class Gone:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from components.mid_train.stage import shapes
-from components.runtime.steps import PIPELINES, STEPS
+from components.runtime.config import meaning
+from components.runtime.steps import PIPELINES, STEPS, config_class
 from model.boundary.errors import MoonflowError
 from model.data.order.mixtures import MIXTURES
 from model.evals.suites import SUITES
@@ -83,7 +84,9 @@ def test_a_floor_or_question_without_tasks_is_told_before_the_first_step() -> No
         load_profile("tiny", ["serve.family=ocr_text"])
     broad = [f"{step}.mixture=broad" for step in (*STEPS[:4], "zero_vision_sft")]
     load_profile("tiny", [*broad, "evaluate.floors=digit_tally=0.5", "serve.family=ocr_text"])
-    assert set(MIXTURES) == {"short", "broad", "swarm"}
+    for step in ("prepare_data", "zero_vision_sft"):
+        described = meaning(config_class(step).model_fields["mixture"])
+        assert all(f"{name}, for" in described for name in MIXTURES)
 
 
 @pytest.mark.long

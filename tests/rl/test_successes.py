@@ -15,6 +15,7 @@ from model.codec.image import ImageConfig
 from model.codec.tokenizer import Tokenizer
 from model.data.samples.sample import Sample
 from model.data.samples.tokenize import count_tokens, tokenize, tokenize_prompt
+from model.parallel.ranks import Ranks
 from model.rl.environment import Episode
 from model.rl.groups import Group
 from model.rl.successes import INDEX, SHARD, Kept, Successes, ranges
@@ -57,8 +58,10 @@ def test_of_each_prompt_few_right_answers_are_kept_each_once_and_the_newest_of_a
         "reward": 1.0, "parts": {"advantage": 0.5, "tool_calls": 2.0}, "round": 1, "seed": 9, "sampled": [[1, 2]],
     }  # fmt: skip
     again = successes.add(2, [group("b", answer(6), answer(7), answer(8)), group("c", answer(6))])
-    assert again == {"successes/kept": 4.0, "successes/new": 2.0}
-    assert told(kept(successes, tmp_path)) == [("f/a", 7), ("f/b", 6), ("f/b", 7), ("f/c", 6)]
+    assert again == {"successes/kept": 4.0, "successes/new": 3.0}
+    assert told(kept(successes, tmp_path)) == [("f/a", 7), ("f/b", 7), ("f/b", 8), ("f/c", 6)]
+    successes.add(3, [group("b", answer(9), answer(8))])
+    assert told(kept(successes, tmp_path)) == [("f/a", 7), ("f/b", 8), ("f/c", 6), ("f/b", 9)]
 
 
 def test_what_json_cannot_hold_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -133,6 +136,24 @@ def test_an_episode_that_does_not_fit_its_prompt_is_refused(
         change = {"token_ids": [*whole["token_ids"], tokenizer.media_pad_id if extra == "pad" else extra]}
     with pytest.raises(MoonflowError, match=f"sample k of f: .*{says}"):
         tokenize(replace(task, episode={**whole, **change}), tokenizer, ImageConfig())
+
+
+class Alone(Ranks):
+    """A rank of any number that plays all episodes."""
+
+    def share(self, work: Sequence[Any]) -> Sequence[Any]:
+        return work
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_only_the_first_rank_packs_the_successes(
+    rank: int, tokenizer: Tokenizer, tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed: list[int] = []
+    monkeypatch.setattr(Successes, "files", lambda self: packed.append(rank))
+    settings, services = replace(SETTINGS, iterations=1), FolderServices(tmp_path, ranks=Alone(rank))
+    keeping(trainer(tokenizer, tokenizer_folder, services, settings, ranks=Alone(rank))).train()
+    assert packed == [0] * (rank == 0)
 
 
 def test_a_run_that_died_has_kept_the_same_and_a_run_that_keeps_none_has_no_file_of_it(

@@ -113,8 +113,18 @@ def test_documents_beyond_the_context_count_neither_as_answers_nor_as_malformed(
         "photo": {"answered": 0.9, "n": 60, "figures": {}},
         "needle": {"answered": 0.5, "n": 40, "figures": {"beyond_context": 0.5}},
     }
-    share, count = well_formed(scores)
+    share, count = well_formed(scores, {"photo": 64, "needle": 64})
     assert count == 80 and share == pytest.approx((54 + 20) / 80)
+
+
+def test_more_tasks_of_one_suite_weigh_no_more_among_well_formed_answers():
+    def measured(n: int) -> tuple[float, int]:
+        scores = {"photo": {"answered": 0.5, "n": n}, "chart": {"answered": 1.0, "n": 64}}
+        return well_formed(
+            {name: {**score, "figures": {}} for name, score in scores.items()}, {"photo": 64, "chart": 64}
+        )
+
+    assert measured(600) == measured(64) == (0.75, 128)
 
 
 def test_holds_when_too_few_answers_are_well_formed():
