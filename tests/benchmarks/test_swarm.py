@@ -40,6 +40,9 @@ def test_a_gain_is_that_over_the_best_single_agent_and_rows_that_broke_give_no_f
         "best_single": "hide_tool_result", "f1_gain_points": 20.0, "critical_steps_ratio": 3.0, "wall_clock_ratio": 3.0,
         "easy_overhead": 1.5,
     }  # fmt: skip
+    before = [*rows, row("untrained_discard_all", 0.7, 40), row("untrained_single", 1.0, 2, "world_easy")]
+    assert swarm.summary(before)["best_single"] == "untrained_discard_all"
+    assert swarm.summary(before)["f1_gain_points"] == 10.0
     broken = [{"way": way, "family": "world_wide", "f1": 0.0} for way in ("swarm", *swarm.SINGLE)]
     assert set(swarm.summary(broken).values()) == {None}
 
