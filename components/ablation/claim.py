@@ -27,7 +27,7 @@ class Claim:
         return f"{self.text}: {self.verdict}" + (f" ({self.figures})" if self.figures else "")
 
 
-def by_seed(cell: Mapping[str, Any]) -> str:
-    """``+21.0 ± 4.0: +20.0, +22.0``: the mean of ``cell``, its 95% half width, and each seed."""
-    half = "" if cell["half"] is None else f" ± {cell['half']:.1f}"
-    return f"{cell['mean']:+.1f}{half}: " + ", ".join(f"{value:+.1f}" for value in cell["seeds"].values())
+def by_seed(cell: Mapping[str, Any], form: str = "+.1f") -> str:
+    """``+21.0 ± 4.0: +20.0, +22.0``: the mean of ``cell``, its 95% half width, each seed; ``form`` is a number's."""
+    half = "" if cell["half"] is None else f" ± {cell['half']:{form.removeprefix('+')}}"
+    return f"{cell['mean']:{form}}{half}: " + ", ".join(f"{value:{form}}" for value in cell["seeds"].values())

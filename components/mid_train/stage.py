@@ -7,7 +7,8 @@ from components.runtime.checkpoints.manifest import Manifest
 from components.runtime.step import StepContext
 from model.checkpoint.folder import load_parent
 from model.data.batches.folder import DataFolder
-from model.data.order.mixtures import Mixture, blend, mixtures
+from model.data.order.mixtures import mixtures
+from model.data.order.shares import Mixture, blend
 from model.network.yarn import original_window
 from model.optimizer.optimization import Optimization
 from model.train.loop import train

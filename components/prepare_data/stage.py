@@ -31,7 +31,7 @@ from model.codec.image import ImageConfig
 from model.codec.tokenizer import Tokenizer
 from model.data.families import FAMILIES, lengthened
 from model.data.families.family import Family
-from model.data.families.world import Delegation, world_families
+from model.data.families.world import Delegation, world_family
 from model.data.order.lengths import write_lengths
 from model.data.order.mixtures import mixtures
 from model.data.samples.sample import Sample, Split
@@ -168,7 +168,8 @@ def families(config: Config) -> dict[str, Family]:
     made, world = lengthened(config.long_documents, config.long_videos), mixtures(config.mixture).world
     if world is None:
         return made
-    chosen = world_families(world.sizes, Delegation(world.delegated, mixed=True))
+    delegation = Delegation(world.delegated, True, world.delegated_up_to)
+    chosen = [world_family(name, sizes, delegation=delegation) for name, sizes in world.sizes.items()]
     return made | {family.name: family for family in chosen}
 
 

@@ -12,7 +12,8 @@ from components.runtime.step import StepContext
 from model.checkpoint.folder import SUCCESSES, load_parent
 from model.checkpoint.saving import AsyncSaver
 from model.data.batches.folder import DataFolder
-from model.data.order.mixtures import mixtures, with_shares
+from model.data.order.mixtures import mixtures
+from model.data.order.shares import with_shares
 from model.network.multimodal import KimiK25
 from model.rl.successes import Kept
 from model.train.fine_tuning import FineTuning, fine_tune

@@ -9,7 +9,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from model.boundary.errors import MoonflowError
-from model.data.order.mixtures import MIXTURES, mixtures, parse_shares
+from model.data.order.mixtures import MIXTURES, mixtures
+from model.data.order.shares import parse_shares
 from model.evals.suites import SUITES
 from model.rl.tasks.names import parse_tasks, short_name
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,16 +31,18 @@ from model.evals.swarm import (
 )
 from model.network.multimodal import KimiK25
 from model.network.served import as_served
-from model.rl.failures import FailureCount
+from model.rl.environment import Episode
+from model.rl.failures import FailureCount, warn_of_lost_sub_agents
+from model.rl.ptx import WITHOUT_DELEGATION
 from model.rl.tools.toolset import Toolset
 from model.rl.trainer import RLSettings
 from model.swarm.orchestrator import SwarmLimits
 from model.swarm.reward import SwarmReward
 from model.swarm.training import SwarmTask, train_orchestrator, windows
-from model.swarm.ways import EASY, EASY_WAYS, SINGLE, SWARM, WAYS, summary
+from model.swarm.ways import AGENTS, EASY, EASY_WAYS, FORCED, SWARM, WAYS, summary
 
 RESULTS = "results.json"
-COMPARED = (SWARM, *SINGLE)
+COMPARED = (SWARM, *AGENTS)
 """The ways that every arm is measured in, and that are played again in windows of half the size."""
 
 
@@ -58,7 +60,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     practise(model, frozen, data, limits, config, context)
 
     # 3. Measure: the swarm, and what it is compared with; then both again in windows of half the size.
-    ways = WAYS if config.arm == TRAINED else COMPARED
+    ways = WAYS if config.arm == TRAINED else (*COMPARED, *([FORCED] if ARMS[config.arm].forced else []))
     limits = replace(limits, critical_steps=config.measured_steps)
     table = measure(model, frozen, data, limits, ways, config)
     halved = list[dict[str, Any]]()
@@ -99,7 +101,7 @@ def practise(
     )  # fmt: skip
     task = SwarmTask(
         config.families.split(","), limits, "must_delegate" if arm.forced else "swarm", config.ptx_weight,
-        config.ptx_rows,
+        config.ptx_rows, WITHOUT_DELEGATION,
     )  # fmt: skip
     episodes = config.prompts_per_iteration * config.samples_per_prompt
     acting, helping = EmbeddedSampler(as_served(model, "full"), episodes), EmbeddedSampler(frozen, 2 * episodes)
@@ -128,7 +130,12 @@ def measure(
     engines = of_checkpoint(acting, helping, helping, data.tokenizer)
     with Toolset(sandbox=config.sandbox, latency=dict.fromkeys(SLOW_TOOLS, config.latency)) as toolset:
         players = Players(data.tokenizer, data.image_config, toolset, limits)
-        return list(measured(groups, config.tasks, lambda task: ways, engines, players, failures.add))
+
+        def told(episodes: Sequence[Episode]) -> None:
+            failures.add(episodes)
+            warn_of_lost_sub_agents(episodes)
+
+        return list(measured(groups, config.tasks, lambda task: ways, engines, players, told))
 
 
 def final_metrics(result: Mapping[str, Any]) -> dict[str, float]:
@@ -141,5 +148,6 @@ def final_metrics(result: Mapping[str, Any]) -> dict[str, float]:
             for name in ("f1", "critical_steps", "seconds", "context_tokens", "delegated"):
                 if name in row:
                     found[f"{windows_}{name}/{row['way']}/{row['family']}/n{row['size']}"] = float(row[name])
-    found["episodes/failed"] = float(sum(row["failed"] for row in (*result["table"], *result["halved"])))
+    for name in ("failed", "lost"):
+        found[f"episodes/{name}"] = float(sum(row[name] for row in (*result["table"], *result["halved"])))
     return found

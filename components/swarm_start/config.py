@@ -26,7 +26,10 @@ class Config(TrainingConfig):
     steps: int = Field(300, ge=1, description="optimizer steps (source: ours)")
     learning_rate: float = Field(1e-3, gt=0, le=HIGHEST_RATE, description="peak learning rate (source: ours)")
     tokens_per_row: int = Field(
-        2048, ge=64, description="sequence length in tokens; longer trajectories are left out (source: ours)"
+        2048,
+        ge=64,
+        description="sequence length in tokens; longer trajectories are left out; with fewer than 2048, more of those "
+        "of one agent than of a swarm (source: ours)",
     )
     rows: int = Field(2, ge=1, description="sequences per optimizer step (source: ours)")
     products: str = Field(

@@ -1,7 +1,8 @@
 """The cold start of a swarm: text-only SFT on trajectories of the offline world (source: K2.5 section 2.2; data ours).
 
-Nearly all of them are the work of one agent or of a sub-agent; a few delegate, in all ways, so that PARL finds the
-syntax and learns by itself when and how widely to use it. All arms of a seed start from this checkpoint.
+Nearly all of them are the work of one agent or of a sub-agent; of each kind and size of task that fits into a row, the
+same few delegate, in all ways, so that PARL finds the syntax and learns by itself when and how widely to use it. All
+arms of a seed start from this checkpoint.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from dataclasses import replace
 from components.runtime.checkpoints.manifest import Manifest
 from components.runtime.step import StepContext
 from components.vit_pretrain.config import Config
-from model.data.order.mixtures import blend, mixtures
+from model.data.order.mixtures import mixtures
+from model.data.order.shares import blend
 from model.optimizer.optimization import Optimization
 from model.train.first_weights import first_weights
 from model.train.loop import train

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field
 
 from components.runtime.config import HIGHEST_RATE, FineTuningConfig
 from model.boundary.errors import MoonflowError
-from model.data.order.mixtures import parse_shares
+from model.data.order.shares import parse_shares
 
 
 def _shares(text: str) -> str:

@@ -12,7 +12,8 @@ from components.runtime.checkpoints.manifest import Manifest
 from components.runtime.step import StepContext
 from components.zero_vision_sft.config import Config
 from model.checkpoint.folder import load_parent
-from model.data.order.mixtures import mixtures, parse_shares, with_shares
+from model.data.order.mixtures import mixtures
+from model.data.order.shares import parse_shares, with_shares
 from model.train.fine_tuning import FineTuning, fine_tune
 
 log = logging.getLogger(__name__)

@@ -29,7 +29,7 @@ from model.rollout.protocol import RolloutEngine
 from model.swarm.baselines import MODES, Mode
 from model.swarm.orchestrator import SwarmLimits, run_swarm_episode
 from model.swarm.scripted import ScriptedOrchestrator, Worked
-from model.swarm.ways import EASY, EASY_WAYS, ORACLE, UNTRAINED
+from model.swarm.ways import EASY, EASY_WAYS, ORACLE, UNTRAINED, UNTRAINED_SINGLE
 
 FIGURES = ("critical_steps", "seconds", "context_tokens", "total_tokens", "parallelism")
 SLOW_TOOLS = ("search", "open_page", "download")
@@ -84,7 +84,7 @@ def of_checkpoint(
     def engines(way: str, task: Task) -> tuple[RolloutEngine, RolloutEngine]:
         if way == ORACLE:
             return ScriptedOrchestrator(task.worked, tokenizer, knows_parts=True), sub_engine
-        return (untrained or engine) if way == UNTRAINED else engine, sub_engine
+        return (untrained or engine) if way in (UNTRAINED, *UNTRAINED_SINGLE) else engine, sub_engine
 
     return engines
 
@@ -112,7 +112,7 @@ def measured(
 async def play(way: str, tasks: Sequence[Task], engines: Engines, players: Players) -> list[Episode]:
     """The episodes of one way to do the tasks, greedy."""
     gate = asyncio.Semaphore(players.at_once)
-    mode: Mode = next((mode for mode in MODES if mode == way), "swarm")
+    mode: Mode = next((mode for mode in MODES if mode == way.removeprefix("untrained_")), "swarm")
 
     async def one(number: int, task: Task) -> Episode:
         async with gate:
@@ -129,7 +129,8 @@ async def play(way: str, tasks: Sequence[Task], engines: Engines, players: Playe
 def row(way: str, family: str, size: int, tasks: Sequence[Task], episodes: Sequence[Episode]) -> dict[str, Any]:
     """One line of the table: means over the tasks; figures are of the episodes that did not break.
 
-    ``size`` is the number of parts that was asked for, ``parts`` the mean of those that the tasks have.
+    ``size`` is the number of parts that was asked for, ``parts`` the mean of those that the tasks have. ``failed`` is
+    the number of the episodes that broke, ``lost`` of those in which a sub-agent broke.
     """
     rewards = [episode.reward for episode in episodes]
     whole = [episode.metrics for episode in episodes if episode.finish_reason != FAILED]
@@ -137,7 +138,8 @@ def row(way: str, family: str, size: int, tasks: Sequence[Task], episodes: Seque
     found["parts"] = round(mean(each.sample.environment["parts"] for each in tasks), 1)
     found |= {"f1": round(mean(rewards), 4), "stderr": round(standard_error(rewards), 4)}
     found["answered"] = round(mean(episode.finish_reason == "answer" for episode in episodes), 4)
-    found["failed"] = sum(bool(episode.failure or episode.lost) for episode in episodes)
+    found["failed"] = sum(bool(episode.failure) for episode in episodes)
+    found["lost"] = sum(bool(episode.lost) for episode in episodes)
     if whole:
         found |= {name: round(mean(metrics[name] for metrics in whole), 3) for name in FIGURES}
         found["delegated"] = round(mean(metrics["subtasks_assigned"] > 0 for metrics in whole), 4)

@@ -6,11 +6,12 @@ Source: K2.5 section on Agent Swarm. The sub-agents' answers are observations; o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from model.boundary.errors import MoonflowError
 from model.data.batches.folder import DataFolder
+from model.data.order.shares import Mixture
 from model.data.samples.sample import Sample
 from model.network.multimodal import KimiK25
 from model.network.served import as_served
@@ -18,7 +19,7 @@ from model.parallel.ranks import Ranks
 from model.rl.environment import Episode
 from model.rl.groups import Group
 from model.rl.prompts import PromptPool
-from model.rl.ptx import ptx
+from model.rl.ptx import PRETRAINING, ptx
 from model.rl.tools.toolset import Toolset
 from model.rl.trainer import RLSettings, RLTrainer
 from model.rollout.protocol import RolloutEngine
@@ -67,7 +68,7 @@ class SwarmTask:
     Attributes:
         families: of the prompts, in turn. They never ask to work in parallel.
         mode: of the episodes: "swarm", or "must_delegate", in which the orchestrator has no tools of its own.
-        ptx_weight, ptx_rows: as ``model.rl.ptx.ptx``.
+        ptx_weight, ptx_rows, ptx_mixture: as ``model.rl.ptx.ptx``.
     """
 
     families: Sequence[str]
@@ -75,6 +76,7 @@ class SwarmTask:
     mode: Mode = "swarm"
     ptx_weight: float = 0.0
     ptx_rows: int = 1
+    ptx_mixture: Mixture = field(default_factory=lambda: PRETRAINING)
 
 
 def train_orchestrator(
@@ -104,7 +106,8 @@ def train_orchestrator(
         await acting.publish(as_served(policy, settings.expert_precision))
 
     pretraining = ptx(
-        data, weight=task.ptx_weight, rows=task.ptx_rows, tokens=context_of(model), seed=settings.seed
+        data, weight=task.ptx_weight, rows=task.ptx_rows, tokens=context_of(model), seed=settings.seed,
+        mixture=task.ptx_mixture,
     )  # fmt: skip
     RLTrainer(
         model, prompts, rollout, publish, settings,

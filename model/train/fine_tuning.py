@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from model.data.batches.folder import DataFolder
-from model.data.order.mixtures import Mixture
+from model.data.order.shares import Mixture
 from model.network.multimodal import KimiK25
 from model.optimizer.optimization import Optimization
 from model.parallel.ranks import Ranks

@@ -4,9 +4,10 @@
     python tests/benchmarks/swarm.py --scripted [--json]
 
 A checkpoint is a folder, a run's folder or an address, as for ``moonflow evaluate``. ``model/swarm/ways.py`` says how
-the tasks are played, and what the figures of the last line under ``--json`` mean. ``--untrained`` adds the swarm of
-another checkpoint. Every call of a tool really takes ``--latency`` seconds. ``--scripted`` has scripted agents on both
-sides, which make no mistake: an upper bound of what the world, the window and the budget allow, and no trained model.
+the tasks are played, and what the figures of the last line under ``--json`` mean. ``--untrained`` adds the swarm and
+the single agents of another checkpoint. Every call of a tool really takes ``--latency`` seconds. ``--scripted`` has
+scripted agents on both sides, which make no mistake: an upper bound of what the world, the window and the budget
+allow, and no trained model.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from model.rl.tools.toolset import Toolset
 from model.rollout.protocol import RolloutEngine
 from model.swarm.orchestrator import SwarmLimits
 from model.swarm.scripted import ScriptedOrchestrator, ScriptedSingle, ScriptedSubAgents
-from model.swarm.ways import EASY, FORCED, ORACLE, SINGLE, SWARM, UNTRAINED, WAYS, summary
+from model.swarm.ways import EASY, FORCED, ORACLE, SINGLE, SWARM, UNTRAINED, UNTRAINED_SINGLE, WAYS, summary
 from pipelines.checkpoint_source import located
 from tests.benchmarks.world_cost import trained
 
@@ -63,7 +64,9 @@ def scripted(tokenizer: Tokenizer, limits: SwarmLimits) -> Engines:
 def ways(untrained: bool, task: Task, is_scripted: bool) -> Iterator[str]:
     """How a task is played. A scripted agent cannot delegate parts that it has no tool to find."""
     for way in WAYS:
-        if (way != UNTRAINED or untrained) and not (way == FORCED and is_scripted and task.worked.begin):
+        if (way not in (UNTRAINED, *UNTRAINED_SINGLE) or untrained) and not (
+            way == FORCED and is_scripted and task.worked.begin
+        ):
             yield way
 
 
@@ -100,7 +103,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("checkpoint", nargs="?", help="a checkpoint's folder, a run's folder, or an address")
-    add("--untrained", help="another checkpoint, whose swarm is measured too")
+    add("--untrained", help="another checkpoint, whose swarm and single agents are measured too")
     add("--scripted", action="store_true", help="scripted agents, which make no mistake; no checkpoint")
     add("--json", action="store_true", help="print nothing but the JSON object")
     add("--families", default="world_wide", help="families of the tasks, with commas between; easy tasks are added")

@@ -6,9 +6,10 @@ import json
 
 import pytest
 
-from model.evals.swarm import held_out_task
+from model.evals.swarm import FIGURES, held_out_task, row
 from tests.benchmarks import swarm
 from tests.corpus import small_tokenizer
+from tests.samples import make_episode
 
 
 @pytest.mark.slow
@@ -30,18 +31,32 @@ def test_scripted_agents_find_everything_and_the_swarm_takes_fewer_steps(
 
 
 def test_a_gain_is_that_over_the_best_single_agent_and_rows_that_broke_give_no_figure() -> None:
-    def row(way: str, f1: float, steps: float, family: str = "world_wide") -> dict[str, object]:
+    def line(way: str, f1: float, steps: float, family: str = "world_wide") -> dict[str, object]:
         return {"way": way, "family": family, "f1": f1, "critical_steps": steps, "seconds": steps / 10}
 
-    rows = [row("swarm", 0.9, 8), row("swarm", 0.7, 8), row("single", 0.5, 20), row("hide_tool_result", 0.6, 24),
-            row("discard_all", 0.4, 40), row("swarm", 1.0, 3, "world_easy"),
-            row("single", 1.0, 2, "world_easy")]  # fmt: skip
+    rows = [line("swarm", 0.9, 8), line("swarm", 0.7, 8), line("single", 0.5, 20), line("hide_tool_result", 0.6, 24),
+            line("discard_all", 0.4, 40), line("swarm", 1.0, 3, "world_easy"),
+            line("single", 1.0, 2, "world_easy")]  # fmt: skip
     assert swarm.summary(rows) == {
         "best_single": "hide_tool_result", "f1_gain_points": 20.0, "critical_steps_ratio": 3.0, "wall_clock_ratio": 3.0,
         "easy_overhead": 1.5,
     }  # fmt: skip
+    before = [*rows, line("untrained_discard_all", 0.7, 40), line("untrained_single", 1.0, 2, "world_easy")]
+    assert swarm.summary(before)["best_single"] == "untrained_discard_all"
+    assert swarm.summary(before)["f1_gain_points"] == 10.0
     broken = [{"way": way, "family": "world_wide", "f1": 0.0} for way in ("swarm", *swarm.SINGLE)]
     assert set(swarm.summary(broken).values()) == {None}
+
+
+def test_episodes_that_broke_and_those_that_lost_a_sub_agent_are_counted_apart() -> None:
+    figures = dict.fromkeys((*FIGURES, "subtasks_assigned"), 1.0)
+    episodes = [
+        make_episode(finish_reason="failed", failure="a page broke"),
+        make_episode(metrics=figures, lost="a sub-agent broke"),
+        make_episode(metrics=figures),
+    ]
+    found = row("swarm", "world_wide", 2, [held_out_task("world_wide", 2, 0)] * 3, episodes)
+    assert (found["failed"], found["lost"], found["delegated"]) == (1, 1, 1.0)
 
 
 def test_nothing_is_measured_without_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:

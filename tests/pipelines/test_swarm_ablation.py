@@ -14,9 +14,13 @@ import pytest
 from components.ablation.swarm.arms import ARMS
 from components.runtime.steps import PIPELINES, component_of, config_class
 from model.boundary.errors import MoonflowError
-from model.swarm.ways import SINGLE, SWARM, WAYS
+from model.codec.image import ImageConfig
+from model.data.samples.tokenize import count_tokens
+from model.evals.swarm import groups_of, held_out_task
+from model.swarm.ways import AGENTS, FORCED, SWARM, WAYS
 from pipelines.dag import pipeline_parameters
 from pipelines.profile import load_profile
+from tests.corpus import small_tokenizer
 from tests.pipelines import shipped
 from tests.pipelines.commands import complete, processes
 from tests.tiny_folders import write_checkpoint
@@ -81,6 +85,15 @@ def test_the_profiles_tell_their_tasks_and_refuse_what_does_not_fit() -> None:
     assert load_profile("claims-sft", ["run.arms=text", "run.seeds=1"]).cells("sft_arm") == ["text-0"]
 
 
+def test_half_of_the_smoke_runs_window_holds_every_prompt_that_it_measures() -> None:
+    steps = load_profile("claims-swarm-smoke").steps
+    arm = steps["swarm_arm"]
+    groups = groups_of(arm.measured_families.split(","), map(int, arm.sizes.split(",")))
+    for task in (held_out_task(family, size, index) for family, size in groups for index in range(arm.tasks)):
+        prompt = count_tokens(task.sample, small_tokenizer(), ImageConfig())[0]
+        assert prompt + arm.max_new_tokens <= min(arm.window, arm.sub_agent_window) // 2, task.sample.key
+
+
 @pytest.mark.long
 @pytest.mark.services
 @pytest.mark.timeout(1800)
@@ -98,7 +111,8 @@ def test_a_whole_run_compares_its_arms(tmp_path: Path) -> None:
     assert found["name"] == "swarm" and set(found["arms"]) == {"trained", "forced"}
     for run in found["runs"]:
         wide = {row["way"] for row in run["table"] if row["family"] == "world_wide"}
-        assert wide == (set(WAYS) if run["arm"] == "trained" else {SWARM, *SINGLE}) and run["windows"] == [256, 256]
+        assert wide == (set(WAYS) if run["arm"] == "trained" else {SWARM, *AGENTS, FORCED})
+        assert run["windows"] == [512, 512] and all(row["failed"] == 0 for row in (*run["table"], *run["halved"]))
         assert {row["size"] for row in run["table"]} == {1, 2, 4} and bool(run["halved"]) == (run["arm"] == "trained")
     assert "| swarm before PARL | 4 |" in (run_dir / "table.md").read_text()
     page = (run_dir / "report.html").read_text()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from model.data.order.mixtures import Mixture
+from model.data.order.shares import Mixture
 
 BEFORE = "before"
 PROGRAMS, NARROW_PROGRAMS = "image_program", "narrow_program_image"  # families

@@ -7,16 +7,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from components.ablation.claim import TONES
 from components.ablation.swarm.arms import ARMS, TRAINED
 from components.ablation.swarm.claims import claims
 from components.ablation.swarm.comparison import STEP, Events
 from components.ablation.swarm.table import WAYS, sentences, tables
 from components.runtime.pages import template
 from components.runtime.pages.charts import Points, line_chart
+from model.swarm.ways import SINGLE
 
 _PAGE = Path(__file__).with_name("swarm.html")
-TONES = {True: "yes", False: "no", None: "plain"}
-DRAWN = [way for way in WAYS if way != "must_delegate"]  # a chart has six colours
+DRAWN = ("swarm", "untrained_swarm", "oracle_split", *SINGLE)  # a chart has six colours
 
 
 def render(found: Mapping[str, Any], events: Events, extra: Mapping[str, Any]) -> str:
@@ -30,7 +31,8 @@ def render(found: Mapping[str, Any], events: Events, extra: Mapping[str, Any]) -
     verdicts = claims(found)
     told = {str(claim) for claim in verdicts}
     charts = [
-        *((title, "the arm trained, means over seeds", line_chart(by_parts(found, measure), x_label="N", y_label=unit))
+        *((title, f"the arm {drawn_arm(found)}, means over seeds",
+           line_chart(by_parts(found, measure), x_label="N", y_label=unit))
           for title, measure, unit in (
               ("Item-F1", "f1", "item-F1"), ("Time", "seconds", "seconds a task"),
               ("Critical steps", "critical_steps", "steps a task"), ("Largest context", "context_tokens", "tokens"),
@@ -39,6 +41,8 @@ def render(found: Mapping[str, Any], events: Events, extra: Mapping[str, Any]) -
           for title, metric, unit in (
               ("Reward without bonuses", "reward/perf", "reward"),
               ("Parallel work", "swarm/parallelism", "assignments at once"),
+              ("Subtasks", "swarm/subtasks", "subtasks an episode"),
+              ("Finished subtasks", "reward/finish", "share of the subtasks"),
           )),
     ]  # fmt: skip
     return template.render(
@@ -53,10 +57,14 @@ def render(found: Mapping[str, Any], events: Events, extra: Mapping[str, Any]) -
     )
 
 
+def drawn_arm(found: Mapping[str, Any]) -> str:
+    """``trained``, or the first arm if there is none."""
+    return TRAINED if TRAINED in found["arms"] else str(next(iter(found["arms"])))
+
+
 def by_parts(found: Mapping[str, Any], measure: str) -> dict[str, Points]:
-    """Way -> (N, mean over seeds) of a measure for the arm ``trained``, or for the first one if there is none."""
-    arms = found["arms"]
-    rows = arms.get(TRAINED, next(iter(arms.values())))["table"]
+    """Way -> (N, mean over seeds) of a measure for the arm that is drawn."""
+    rows = found["arms"][drawn_arm(found)]["table"]
     return {
         WAYS[way]: [(r["size"], r[measure]["mean"]) for r in rows if r["way"] == way and r["size"] > 1 and r[measure]]
         for way in DRAWN

@@ -8,7 +8,7 @@ from typing import Any
 from components.ablation.spread import spread
 from components.ablation.swarm.arms import ARMS
 from components.ablation.swarm.claims import claims
-from components.ablation.swarm.comparison import values
+from components.ablation.swarm.comparison import BROKEN, values
 from components.ablation.tables import Table
 
 MEASURES = {
@@ -16,17 +16,21 @@ MEASURES = {
     "context_tokens": ("largest context", 0), "delegated": ("delegate", 2),
 }  # fmt: skip
 """Measure -> what it is called, and its digits."""
+BROKE = {"failed": "episodes that broke", "lost": "with a sub-agent that broke"}
+"""What has a column where it is not 0: counts over all seeds."""
 OF_ARMS = {
     "f1_gain_points": ("points of F1 over the best single agent", 1), "wide_steps_ratio": ("steps ratio, largest N", 2),
     "wide_seconds_ratio": ("seconds ratio, largest N", 2), "easy_overhead": ("easy overhead", 2),
-    "reward_first": ("reward without bonuses, first quarter", 3), "reward_last": ("last quarter", 3),
-    "subtasks_last": ("subtasks an episode, last quarter", 2),
+    "reward_first": ("reward once the bonuses are gone, first half", 3), "reward_last": ("second half", 3),
+    "subtasks_last": ("subtasks an episode, last quarter", 2), "finish_last": ("of them finished", 2),
 }  # fmt: skip
 """Figure of an arm -> what it is called, and its digits."""
 WAYS = {
     "swarm": "swarm", "untrained_swarm": "swarm before PARL", "must_delegate": "must delegate",
     "oracle_split": "oracle split", "single": "one agent", "hide_tool_result": "one agent, results hidden",
-    "discard_all": "one agent, starts again",
+    "discard_all": "one agent, starts again", "untrained_single": "one agent before PARL",
+    "untrained_hide_tool_result": "one agent before PARL, results hidden",
+    "untrained_discard_all": "one agent before PARL, starts again",
 }  # fmt: skip
 
 
@@ -35,8 +39,10 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
     made = [Table("The arms", ["arm", *(told for told, _ in OF_ARMS.values())], _of_arms(found))]
     for name, arm in found["arms"].items():
         for key, title in (("table", "by number of parts N"), ("halved", "in windows of half the size")):
-            head = ["way", "N", *(told for told, _ in MEASURES.values())]
-            made.append(Table(f"{name}: {title}", head, [_row(row) for row in arm[key]]))
+            broken = [each for each in BROKEN if any(row[each] for row in arm[key])]
+            head = ["way", "N", *(told for told, _ in MEASURES.values()), *(BROKE[each] for each in broken)]
+            rows = [[*_row(row), *(str(row[each]) for each in broken)] for row in arm[key]]
+            made.append(Table(f"{name}: {title}", head, rows))
     return [table for table in made if table.rows]
 
 

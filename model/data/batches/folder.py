@@ -19,8 +19,8 @@ from model.data.batches.maker import MixtureRecipe
 from model.data.batches.stream import MixtureStream, StreamState
 from model.data.order.family_order import FamilyShards
 from model.data.order.lengths import Lengths, measure, read_lengths
-from model.data.order.mixtures import Mixture
 from model.data.order.schedule import Schedule
+from model.data.order.shares import Mixture
 from model.data.samples.problems import MAX_BROKEN, Problem, attempt, one_line
 from model.data.samples.sample import Sample, Split
 from model.data.samples.shard_source import JoinedShards, LocalShards, ShardSource

@@ -5,13 +5,11 @@ Source: the classes of data are K2.5's, the shares ours. Nothing heavy is import
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from model.boundary.errors import MoonflowError, did_you_mean
-
-Mixture = dict[str, float]
+from model.data.order.shares import Mixture
 
 
 @dataclass(frozen=True)
@@ -19,12 +17,15 @@ class WorldTasks:
     """What the tasks of the offline world are like, where a mixture has a share of them.
 
     Attributes:
-        sizes: numbers of parts.
-        delegated: share of the reference trajectories that delegate, in all ways and whatever the task is.
+        sizes: by family, the numbers of parts N, of the trajectories and of PARL's prompts.
+        delegated: share of the reference trajectories that delegate, in all ways.
+        delegated_up_to: by family, the largest N of which any does. Where one agent's work is too long to be read, what
+            is left would teach to delegate such tasks always.
     """
 
-    sizes: tuple[int, ...]
+    sizes: Mapping[str, tuple[int, ...]]
     delegated: float
+    delegated_up_to: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -268,9 +269,9 @@ THINKING_TRAJECTORIES: Mixture = {
 }
 
 # A cold start for PARL. Three quarters of what is read is the work of single agents and sub-agents in the offline
-# world. A twentieth of its trajectories delegates, so that RL finds the syntax there, and decides by itself when and
-# how widely to use it. All of broad's families keep a share, so that nothing is lost; wide_search, of which half
-# delegates, a small one.
+# world. A twentieth of what is read of each family and N delegates, so that RL finds the syntax there, and decides by
+# itself when and how widely to use it. All of broad's families keep a share, so that nothing is lost; wide_search, of
+# which half delegates, a small one.
 WORLD_SAMPLES: Mixture = {
     "world_wide": 14,
     "world_deep": 6,
@@ -300,7 +301,19 @@ SWARM_TRAJECTORIES: Mixture = {
     "dialogue": 0.4,
 }
 
-SWARM_TASKS = WorldTasks(sizes=(2, 3, 4, 6, 8), delegated=0.05)
+# Rows of 2,048 tokens hold most of one agent's work up to these N, and next to none of the sizes above: those are for
+# PARL's prompts, and are not read. Sizes between, whose work fits now and then, are left out.
+SWARM_TASKS = WorldTasks(
+    sizes={
+        "world_wide": (2, 3, 4, 8),
+        "world_deep": (2, 3, 4, 6, 8),
+        "world_document": (2, 4, 8),
+        "world_bulk": (2, 4, 8),
+        "world_easy": (1,),
+    },
+    delegated=0.05,
+    delegated_up_to={"world_wide": 4, "world_document": 2, "world_bulk": 2},
+)
 
 MIXTURES = {
     "short": Mixtures(
@@ -355,43 +368,3 @@ def mixtures(name: str) -> Mixtures:
         hint = did_you_mean(name, MIXTURES)
         raise MoonflowError(f"there is no mixture {name[:100]!r}{hint or ':'} choose from {known}")
     return MIXTURES[name]
-
-
-def blend(*parts: tuple[Mixture, float]) -> Mixture:
-    """One mixture of several, in which each has its given share."""
-    blended: Mixture = {}
-    for mixture, share in parts:
-        total = sum(mixture.values())
-        for name, weight in mixture.items():
-            blended[name] = blended.get(name, 0.0) + share * weight / total
-    return blended
-
-
-def parse_shares(text: str) -> Mixture:
-    """``"support=0.3, notes=0.2"`` as a dictionary: the user's sources and their shares of the tokens.
-
-    Raises:
-        MoonflowError: the text has another form, a name is given twice, or the shares are more than 1 in sum.
-    """
-    shares: Mixture = {}
-    for entry in filter(None, (part.strip() for part in text.split(","))):
-        match = re.fullmatch(r"([a-z][a-z0-9_]*) *= *([0-9.]{1,9})", entry)
-        try:
-            share = float(match[2]) if match else 0.0
-        except ValueError:
-            share = 0.0
-        if not match or not 0 < share <= 1:
-            raise MoonflowError(f"{entry!r} is not a share: write name=share, a share of the tokens above 0, at most 1")
-        if match[1] in shares:
-            raise MoonflowError(f"{match[1]!r} has two shares: leave one of them out")
-        shares[match[1]] = share
-    if (whole := sum(shares.values())) > 1 + 1e-6:
-        raise MoonflowError(f"the shares are {whole:g} in sum: give at most 1, which is your data alone")
-    return shares
-
-
-def with_shares(mixture: Mixture, shares: Mapping[str, float]) -> Mixture:
-    """The mixture and the sources that have a share of it; the sources alone, if their shares are 1 in sum."""
-    rest = 1 - sum(shares.values())
-    parts = [(dict.fromkeys([name], 1.0), share) for name, share in shares.items()]
-    return blend(*([(mixture, rest)] if rest > 1e-6 else []), *parts)

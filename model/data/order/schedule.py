@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from model.boundary.errors import MoonflowError
-from model.data.order.mixtures import TEXT, VISION, Mixture, blend
+from model.data.order.mixtures import TEXT, VISION
+from model.data.order.shares import Mixture, blend
 
 Between = Literal["constant", "linear"]
 

@@ -9,7 +9,8 @@ import pytest
 
 from components.swarm_arm import stage
 from components.swarm_arm.config import Config
-from model.swarm.ways import SINGLE, SWARM
+from model.rl.ptx import PRETRAINING
+from model.swarm.ways import AGENTS, EASY_AGENTS, SWARM
 from tests.step_services import FolderServices
 
 CONFIG = Config(
@@ -37,20 +38,27 @@ def test_an_arm_trains_from_its_start_and_measures_the_ways_it_is_compared_in(
     rl_inputs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     modes: list[str] = []
+    pretraining: list[set[str]] = []
     train = stage.train_orchestrator
 
     def noted(model: Any, data: Any, task: Any, *others: Any, **more: Any) -> None:
         modes.append(task.mode)
+        pretraining.append(set(task.ptx_mixture))
         train(model, data, task, *others, **more)
 
     monkeypatch.setattr(stage, "train_orchestrator", noted)
     services = Services(tmp_path)
     stage.run(CONFIG, {"data": rl_inputs["data"], "parent": rl_inputs["policy"]}, services)  # type: ignore[arg-type]
     assert modes == ["must_delegate"] and [complete for *_, complete in services.saved] == [False]
+    # Half of wide_search delegates, whatever an arm rewards. The step parl has it in its pre-training loss.
+    assert pretraining == [set(PRETRAINING) - {"wide_search"}] and "wide_search" in PRETRAINING
     rows = services.result["table"]
     assert [(row["family"], row["way"]) for row in rows] == [
-        ("world_easy", SWARM), ("world_easy", "single"), *(("world_wide", way) for way in (SWARM, *SINGLE)),
+        *(("world_easy", way) for way in (SWARM, *EASY_AGENTS)),
+        *(("world_wide", way) for way in (SWARM, *AGENTS, "must_delegate")),
     ]  # fmt: skip
     assert services.result["halved"] == [] and services.result["windows"] == [256, 256]
-    assert {"f1/single/world_wide/n2", "swarm/easy_overhead", "episodes/failed"} <= set(services.logged[2])
+    assert {"f1/single/world_wide/n2", "swarm/easy_overhead", "episodes/failed", "episodes/lost"} <= set(
+        services.logged[2]
+    )
     assert {"reward/perf", "reward/parallel"} <= set(services.logged[1])

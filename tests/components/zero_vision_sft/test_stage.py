@@ -20,7 +20,8 @@ from model.checkpoint.load import load_model
 from model.codec.image import ImageConfig, encode_png
 from model.data.batches.folder import DataFolder
 from model.data.order.lengths import write_lengths
-from model.data.order.mixtures import TEXT, TRAJECTORIES, VISION, with_shares
+from model.data.order.mixtures import TEXT, TRAJECTORIES, VISION
+from model.data.order.shares import with_shares
 from model.data.samples.tokenize import tokenize
 from model.data.user.user_data import UserSource
 from model.evals.likelihood import HeldOut

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from components.swarm_start.config import Config as StartConfig
 from model.boundary.errors import MoonflowError
+from model.codec.image import ImageConfig
 from model.data.families import FAMILIES, thinking, world
+from model.data.families.world import Delegation
 from model.data.order.mixtures import LONG_TEXT, MIXTURES, TEXT, VISION, mixtures
+from model.data.samples.tokenize import count_tokens
 from model.evals.suites import SUITES
+from tests.corpus import small_tokenizer
 
 ALL = pytest.mark.parametrize("name", MIXTURES)
 
@@ -49,6 +54,22 @@ def test_the_swarms_cold_start_reads_the_world_most_and_keeps_a_share_of_all_els
     assert of_world / sum(shares.values()) == pytest.approx(0.75) and set(broad) < set(shares)
     assert mixtures("short").world is None and mixtures("broad").world is None
     assert {suite.family for suite in SUITES.values()} <= set(FAMILIES)
+
+
+def test_what_the_swarms_cold_start_can_read_delegates_as_often_whatever_the_size_of_the_task() -> None:
+    tasks = mixtures("swarm").world
+    assert tasks is not None and tasks.delegated == 0.05
+    often = Delegation(0.5, mixed=True, up_to=tasks.delegated_up_to)  # as often as not: a small sample shows the bias
+    assert set(tasks.sizes) == set(world.DRAWS)
+    for name, sizes in tasks.sizes.items():
+        for size in sizes:
+            family, read = world.world_family(name, [size], delegation=often), []
+            for index in range(24):
+                sample = family.sample(0, "train", index)
+                if count_tokens(sample, small_tokenizer(), ImageConfig())[0] <= StartConfig().tokens_per_row:
+                    read.append(sample.environment["mode"] == "swarm")
+            few = len(read) <= 2  # next to none: the tasks are larger than a row
+            assert few and not any(read) or 0.25 <= sum(read) / len(read) <= 0.75, (name, size, len(read), sum(read))
 
 
 @ALL

@@ -9,8 +9,8 @@ the last template of the pages.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -46,14 +46,18 @@ class Delegation:
         mixed: whether these show the syntax alone, and not when or how widely to delegate: then easy tasks are among
             them, and a turn gives away one part, some or all. Otherwise a turn gives away all parts, and an easy task
             is always done by one agent.
+        up_to: by family, the largest number of parts with which any is a swarm's; a family without one has no bound.
     """
 
     share: float = 0.5
     mixed: bool = False
+    up_to: Mapping[str, int] = field(default_factory=dict)
 
-    def chosen(self, name: str, rng: np.random.Generator) -> bool:
-        """Whether a task of the family ``name`` is answered by a swarm."""
-        return (self.mixed or name != "world_easy") and rng.random() < self.share
+    def chosen(self, name: str, size: int, rng: np.random.Generator) -> bool:
+        """Whether a task of the family ``name`` with ``size`` parts is answered by a swarm."""
+        if not self.mixed and name == "world_easy" or size > self.up_to.get(name, size):
+            return False
+        return rng.random() < self.share
 
     def at_once(self, parts: int, rng: np.random.Generator) -> int:
         """How many of the parts are given away in one turn."""
@@ -65,8 +69,9 @@ def world_sample(
     index: int,
 ) -> Sample:  # fmt: skip
     """A task, answered by one agent or by a swarm."""
-    drawn = DRAWS[name](rng, split, int(rng.choice(sizes)), view)
-    swarm = delegation.chosen(name, rng)
+    size = int(rng.choice(sizes))
+    drawn = DRAWS[name](rng, split, size, view)
+    swarm = delegation.chosen(name, size, rng)
     agent, system_prompt = _named(rng)
     if swarm:
         talk, text, _ = by_swarm(drawn.plan, view, agent, system_prompt, delegation.at_once(drawn.size, rng))
@@ -134,9 +139,4 @@ def world_family(
 WORLD_PART = Family("world_part", "agentic", "text", "task", partial(part_sample, View()), sources)
 
 
-def world_families(sizes: Sequence[int] = SIZES, delegation: Delegation | None = None) -> tuple[Family, ...]:
-    """All families, with tasks of these numbers of parts and these trajectories. Raises as ``world_family``."""
-    return (*(world_family(name, sizes, delegation=delegation) for name in DRAWS), WORLD_PART)
-
-
-FAMILIES = world_families()
+FAMILIES = (*map(world_family, DRAWS), WORLD_PART)

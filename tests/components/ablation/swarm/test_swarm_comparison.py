@@ -16,13 +16,13 @@ from model.swarm.ways import summary
 from tests.components.finish.page import Page
 
 SIZES = (2, 4, 16)
-STEPS = {"swarm": 5.0, "single": 4.0, "hide_tool_result": 6.0, "discard_all": 7.0}  # of two parts
+STEPS = {"swarm": 5.0, "single": 4.0, "hide_tool_result": 6.0, "discard_all": 7.0, "must_delegate": 5.0}  # of two parts
 
 
 def row(way: str, size: int, f1: float, family: str = "world_wide", **more: Any) -> dict[str, Any]:
-    steps = STEPS[way] if way == "swarm" else STEPS[way] * size / 2
+    steps = STEPS[way] if way in ("swarm", "must_delegate") else STEPS[way.removeprefix("untrained_")] * size / 2
     found = {"way": way, "family": family, "size": size, "f1": f1, "critical_steps": steps, "seconds": steps / 10}
-    return found | {"context_tokens": 100.0 + size, "delegated": 0.0, "failed": 0} | more
+    return found | {"context_tokens": 100.0 + size, "delegated": 0.0, "failed": 0, "lost": 0} | more
 
 
 def result(arm: str = "trained", seed: int = 0, gain: float = 0.1) -> dict[str, Any]:
@@ -40,17 +40,19 @@ def result(arm: str = "trained", seed: int = 0, gain: float = 0.1) -> dict[str, 
     return {"name": "swarm", "arm": arm, "seed": seed, "table": table, "halved": halved, "summary": summary(table)}
 
 
-def rounds(*rewards: float) -> list[dict[str, float]]:
-    scale = [max(0.0, 1 - t / (len(rewards) - 1)) for t in range(len(rewards))]
+def rounds(*rewards: float, parallel: float = 2.0) -> list[dict[str, float]]:
+    """Bonuses that fall to 0 in a third of the rounds."""
+    scale = [max(0.0, 1 - 3 * t / len(rewards)) for t in range(len(rewards))]
     return [
-        {"step": t + 1, "reward/perf": reward, "swarm/auxiliary_scale": scale[t], "swarm/subtasks": 2.0 * t}
+        {"step": t + 1, "reward/perf": reward, "swarm/auxiliary_scale": scale[t], "swarm/subtasks": 2.0 * t,
+         "swarm/parallelism": parallel, "reward/parallel": parallel / 4, "reward/finish": 0.5}
         for t, reward in enumerate(rewards)
     ] + [{"step": len(rewards), "swarm/f1_gain_points": 1.0}]  # fmt: skip
 
 
 EVENTS = {
     "swarm_start-0": [], "swarm_start-1": [], "swarm_start-2": [],
-    "swarm_arm-trained-0": rounds(0.1, 0.2, 0.2, 0.4), "swarm_arm-trained-1": rounds(0.2, 0.2, 0.2, 0.5),
+    "swarm_arm-trained-0": rounds(0.1, 0.2, 0.2, 0.3, 0.4, 0.4), "swarm_arm-trained-1": rounds(*[0.2] * 5, 0.5),
 }  # fmt: skip
 RESULTS = [result(), result(seed=1, gain=0.2)]
 
@@ -58,7 +60,8 @@ RESULTS = [result(), result(seed=1, gain=0.2)]
 def test_figures_are_of_the_best_single_agent_and_of_the_wide_end() -> None:
     found = figures_of(RESULTS[0])
     assert found == pytest.approx({
-        "f1_gain_points": 10.0, "easy_overhead": 1.0, "easy_f1": 1.0, "wide_f1": 0.6,
+        "f1_gain_points": 10.0, "easy_overhead": 1.0, "easy_f1": 1.0, "easy_f1_points": 0.0, "wide_f1": 0.6,
+        "swarm_f1": 0.6, "must_delegate_f1": None, "halved_swarm_f1": 0.6, "halved_single_f1": 0.2,
         "wide_f1_points": 10.0, "wide_steps_ratio": 32 / 5,
         "wide_seconds_ratio": 3.2 / 0.66, "context_ratio": 200 / 116, "growth": 0.66 / 0.54,
         "halved_swarm_points": 0.0, "halved_single_points": 30.0,
@@ -77,9 +80,14 @@ def test_figures_whose_rows_are_missing_or_broke_are_unknown() -> None:
     assert found["wide_steps_ratio"] == pytest.approx(6.4) and found["f1_gain_points"] is None
 
 
-def test_the_reward_without_bonuses_is_that_of_the_first_and_the_last_quarter() -> None:
-    found = rounds_of(rounds(0.1, 0.3, 0.3, 0.3, 0.3, 0.3, 0.4, 0.6))
-    assert found == {"reward_first": 0.2, "reward_last": 0.5, "subtasks_last": 13.0, "bonuses_last": 0.0}
+def test_the_reward_without_bonuses_is_that_of_the_rounds_that_have_none_and_of_those_before() -> None:
+    found = rounds_of(rounds(9.0, 0.3, 0.5, 0.1, 0.3, 0.5, 0.6, 0.8, 1.0))
+    assert found == pytest.approx({
+        "reward_before": 3.266666, "reward_first": 0.3, "reward_last": 0.8, "subtasks_last": 15.0,
+        "parallelism_last": 2.0, "finish_last": 0.5, "bonuses_earned": 1.0,
+    }, rel=1e-5)  # fmt: skip
+    never = [{**each, "swarm/auxiliary_scale": 1.0} for each in rounds(0.1, 0.2, 0.3)]
+    assert rounds_of(never)["reward_first"] is rounds_of(never)["reward_last"] is None
     assert set(rounds_of([]).values()) == {None}
 
 
@@ -90,12 +98,74 @@ def test_the_claims_are_judged_by_the_mean_and_show_each_seed_and_those_that_did
     assert verdicts[0].figures == f"15.00 ± {half:.2f}: 10.00, 20.00 points; seed 2 did not finish"
     worse = claims(compare([result(gain=0.05), result(seed=1, gain=0.06)], {}))
     assert worse[0].holds is False and worse[1].holds is True and worse[5].holds is None
+    slow = claims(compare([result(gain=-0.1)], {"swarm_arm-trained-0": rounds(0.4, 0.2, 0.2, 0.2, 0.1, 0.1)}))
+    assert slow[1].holds is False and slow[5].holds is False
+    # It rises while there are bonuses, and falls when they are gone.
+    only_with = claims(compare(RESULTS[:1], {"swarm_arm-trained-0": rounds(0.1, 0.9, 0.3, 0.3, 0.5, 0.5)}))
+    assert only_with[5].holds is False
+
+
+def test_a_swarm_that_gives_up_meets_no_claim_about_time_or_contexts() -> None:
     nothing = result(gain=-0.5)
     nothing["table"] = [{**each, "f1": 0.0} for each in nothing["table"]]
-    assert [claim.holds for claim in claims(compare([nothing], {}))[1:4]] == [False] * 3
-    slow = claims(compare([result(gain=-0.1)], {"swarm_arm-trained-0": rounds(0.4, 0.2)}))
-    assert slow[1].holds is False and slow[5].holds is False
-    assert [claim.holds for claim in claims(compare([result("forced")], {}))] == [None] * 6
+    assert [claim.holds for claim in claims(compare([nothing], {}))[1:5]] == [False] * 4
+    less = result(gain=-0.02)  # two points below the agent, in no time
+    less["table"] = [
+        {**each, "f1": 0.98} if each["size"] == 1 and each["way"] == "swarm" else each for each in less["table"]
+    ]
+    assert [claim.holds for claim in claims(compare([less], {}))[2:4]] == [False] * 2
+    blind = result()  # in half the window it loses less than the agent, which still finds more
+    blind["halved"] = [{**each, "f1": 0.01 if each["way"] == "swarm" else 0.2} for each in blind["halved"]]
+    blind["table"] = [{**each, "f1": 0.1} if each["way"] == "swarm" else each for each in blind["table"]]
+    assert claims(compare([blind], {}))[4].holds is False
+
+
+def test_the_best_single_agent_may_be_that_of_before_parl() -> None:
+    before = result()
+    before["table"] += [row("untrained_single", size, 0.58, context_tokens=90.0) for size in SIZES]
+    before["table"].append(row("untrained_single", 1, 1.0, "world_easy", critical_steps=2.5))
+    before["summary"] = summary(before["table"])
+    found = figures_of(before)
+    assert found["f1_gain_points"] == pytest.approx(2.0) and found["wide_f1_points"] == pytest.approx(2.0)
+    assert claims(compare([before], EVENTS))[0].holds is False
+
+
+def test_the_figures_of_a_claim_are_of_the_same_seeds_and_the_others_are_named() -> None:
+    broken = result(seed=1)
+    for each in broken["table"]:
+        if each["way"] == "swarm" and each["size"] == 16:
+            del each["seconds"]
+    told = claims(compare([result(), broken], EVENTS))[1].figures
+    assert told.startswith("0.60: 0.60 F1; 10.00: 10.00 points of F1; 6.40: 6.40 times the steps;")
+    assert told.endswith("; seed 1 is left out: it has no figure for times the seconds; seed 2 did not finish")
+
+
+def test_beside_other_arms_the_claims_are_about_these_alone() -> None:
+    forced = [result("forced", gain=0.05), result("trained", gain=0.1)]
+    for run, f1 in zip(forced, (0.4, 0.5), strict=True):
+        run["table"] += [row("must_delegate", size, f1) for size in SIZES]
+    events = {
+        "swarm_arm-trained-0": rounds(*[0.2] * 6), "swarm_arm-no_parallel-0": rounds(*[0.2] * 6, parallel=1.0),
+        "swarm_arm-no_finish-0": [{**each, "swarm/subtasks": 30.0} for each in rounds(*[0.2] * 6)],
+        "swarm_arm-constant-0": rounds(*[0.2] * 6, parallel=4.0),
+    }  # fmt: skip
+    others = [result("no_parallel"), result("no_finish", gain=0.05), result("constant", gain=0.05)]
+    verdicts = claims(compare([*forced, *others], events))
+    assert [claim.text.split(":")[0] for claim in verdicts] == ["no_parallel", "no_finish", "constant", "forced"]
+    assert [claim.holds for claim in verdicts] == [True] * 4
+    assert verdicts[0].figures == "1.00: 1.00 assignments at once, against trained's 2.00: 2.00 assignments at once"
+    same = [result(arm) for arm in ("trained", "no_parallel", "no_finish", "constant")]
+    alike = {f"swarm_arm-{run['arm']}-0": rounds(*[0.2] * 6) for run in same}
+    assert [claim.holds for claim in claims(compare(same, alike))] == [False] * 3
+    assert [claim.holds for claim in claims(compare([result("forced")], {}))] == [None]
+
+
+def test_episodes_and_sub_agents_that_broke_have_columns_where_there_are_any() -> None:
+    broken = result()
+    broken["table"][2] |= {"lost": 3}
+    assert "with a sub-agent that broke" in tables(compare([broken], {}))[1].head
+    assert "episodes that broke" not in tables(compare([broken], {}))[1].head
+    assert tables(compare([broken], {}))[1].rows[2][-1] == "3"
 
 
 def test_the_tables_have_each_arm_each_way_and_each_number_of_parts() -> None:
@@ -117,7 +187,7 @@ def test_an_arm_of_which_no_seed_finished_is_shown_too() -> None:
     found = compare([result("no_finish")], {"swarm_arm-forced-0": rounds(0.1, 0.2), "swarm_arm-no_finish-0": []})
     assert set(found["arms"]) == {"no_finish", "forced"} and found["arms"]["forced"]["missing"] == [0]
     assert sentences(found)[1].endswith("must delegate; seed 0 did not finish")
-    assert tables(found)[0].rows[1] == ["forced", *[""] * 7]
+    assert tables(found)[0].rows[1] == ["forced", *[""] * 8]
     assert not any("/forced" in name for name in metrics(found))
     assert "did not finish" in render(found, {}, {})
 
@@ -127,9 +197,10 @@ def test_the_page_is_whole_draws_its_curves_and_loads_nothing() -> None:
     page = Page(ablations.of(found).render(found, EVENTS, {"run_id": "<swarm>", "error": "seed 2: out of <memory>"}))
     text = " ".join(page.texts)
     assert "<swarm>" in text and "out of <memory>" in text and "one agent, starts again" in text and "holds" in text
+    assert "Finished subtasks" in text and "the arm trained, means" in text
     assert "Reward without bonuses" in text and "Largest context" in text
     assert not page.addresses
-    Page(render(compare([result("forced")], {}), {}, {}))
+    assert "the arm forced, means" in " ".join(Page(render(compare([result("forced")], {}), {}, {})).texts)
 
 
 def test_metrics_name_figure_arm_way_and_number_of_parts() -> None:
