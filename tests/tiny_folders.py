@@ -16,6 +16,7 @@ from model.data.samples.sample import Sample
 from model.data.samples.shards import write_shard
 from model.network.config import preset
 from model.network.initial import new_model
+from model.network.yarn import extend_context
 from tests.corpus import small_tokenizer
 from tests.training import save_checkpoint
 
@@ -67,9 +68,12 @@ def write_training_folder(
     return folder
 
 
-def write_checkpoint(folder: Path, seed: int = 0) -> Path:
-    """The tiny preset with random weights, for inference only."""
+def write_checkpoint(folder: Path, seed: int = 0, window: int = 0) -> Path:
+    """The tiny preset with random weights, for inference only; ``window``: its context, if it is to be longer."""
     tokenizer_folder = folder.parent / f"{folder.name}-tokenizer"
     tiny_tokenizer().save(tokenizer_folder)
-    save_checkpoint(folder, new_model(preset("tiny"), seed=seed), tokenizer_folder, None, {})
+    model = new_model(preset("tiny"), seed=seed)
+    if window:
+        extend_context(model, window)
+    save_checkpoint(folder, model, tokenizer_folder, None, {})
     return folder

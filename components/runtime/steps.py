@@ -83,7 +83,7 @@ def disagreement(configs: Mapping[str, StepConfig]) -> str:
             first, second = getattr(configs[step], name), getattr(configs[later], name)
             if first != second:
                 return f"{step}.{name} is {first!r} and {later}.{name} is {second!r}: give both the same value"
-    return _missing_source(configs) or _missing_family(configs) or _nothing_kept(configs)
+    return _missing_source(configs) or _missing_family(configs)
 
 
 def _missing_source(configs: Mapping[str, StepConfig]) -> str:
@@ -100,8 +100,11 @@ def _missing_source(configs: Mapping[str, StepConfig]) -> str:
     return ""
 
 
-def _nothing_kept(configs: Mapping[str, StepConfig]) -> str:
-    """A rejection_sft for which joint_rl keeps no episodes."""
+def nothing_kept(configs: Mapping[str, StepConfig]) -> str:
+    """What is wrong if joint_rl keeps no episodes for a rejection_sft, "" if it keeps some.
+
+    All values must be known, and not the texts alone, which the first step of a run is sent.
+    """
     if "rejection_sft" in configs and "joint_rl" in configs and not getattr(configs["joint_rl"], "kept_successes", 0):
         return "joint_rl.kept_successes is 0, and rejection_sft trains on what is kept: give it at least 1"
     return ""

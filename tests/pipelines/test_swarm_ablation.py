@@ -100,7 +100,7 @@ def test_half_of_the_smoke_runs_window_holds_every_prompt_that_it_measures() -> 
 def test_a_whole_run_compares_its_arms(tmp_path: Path) -> None:
     """Long: two minutes of CPU, most of it the start of processes. It learns nothing."""
     (tmp_path / "base").mkdir()
-    write_checkpoint(tmp_path / "base")
+    write_checkpoint(tmp_path / "base", window=512)
     run_dir, source = tmp_path / "run", ("--set", f"import_checkpoint.source={tmp_path / 'base'}")
     printed = complete(run_dir, *source, profile="claims-swarm-smoke", timeout=1500)
     assert "swarm_start-0: done" in printed and "swarm_arm-forced-0: done" in printed

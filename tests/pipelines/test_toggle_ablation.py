@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from components.ablation.toggle.arms import ARMS, FAMILIES, TRAINED_ON, cells
+from components.prepare_data.config import parse_counts
 from components.runtime.steps import PIPELINES, config_class
 from model.boundary.errors import MoonflowError
 from model.data.order.mixtures import mixtures
@@ -47,7 +48,10 @@ def test_the_profile_tells_its_tasks_and_refuses_what_does_not_fit() -> None:
     chosen = load_profile("claims-toggle", ["run.seeds=2", "run.arms=toggle"])
     assert [name for name in chosen.task_names if "arm" in name] == ["toggle_arm-toggle-0", "toggle_arm-toggle-1"]
     with pytest.raises(MoonflowError, match="toggle_arm names 'free_arithmetic'.*or the mixture thinking"):
-        load_profile("claims-toggle", ["prepare_data.mixture=broad", "zero_vision_sft.mixture=broad"])
+        load_profile(
+            "claims-toggle",
+            ["prepare_data.mixture=broad", "zero_vision_sft.mixture=broad", "prepare_data.eval_samples_of="],
+        )
 
 
 def test_the_prompts_of_training_are_a_part_of_what_is_made_and_budgets_bind_more_than_once() -> None:
@@ -55,7 +59,7 @@ def test_the_prompts_of_training_are_a_part_of_what_is_made_and_budgets_bind_mor
     data, arm, shares = values["prepare_data"], values["toggle_arm"], mixtures("thinking").text_samples
     assert arm["prompts"] < data["text_samples"] * shares[TRAINED_ON] / sum(shares.values())
     assert arm["iterations"] * arm["prompts_per_iteration"] >= 3 * arm["prompts"]
-    assert data["eval_samples"] >= arm["samples"]
+    assert parse_counts(data["eval_samples_of"]) == dict.fromkeys(FAMILIES, arm["samples"])
 
 
 @pytest.mark.long
