@@ -342,7 +342,7 @@ def test_what_is_not_signed_as_asked_is_not_served(
 
 @pytest.mark.slow
 def test_a_killed_evaluation_goes_on_after_its_last_checkpoint(inputs: dict[str, str], monkeypatch: pytest.MonkeyPatch):
-    real, asked = Evaluation.score, []
+    real, asked = Evaluation.outcomes, []
 
     async def dies_at_the_third(*arguments):
         if len(asked) == 2:
@@ -350,7 +350,7 @@ def test_a_killed_evaluation_goes_on_after_its_last_checkpoint(inputs: dict[str,
         asked.append(1)
         return await real(*arguments)
 
-    monkeypatch.setattr(Evaluation, "score", dies_at_the_third)
+    monkeypatch.setattr(Evaluation, "outcomes", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         evaluated(inputs)
     calls = []
@@ -359,7 +359,7 @@ def test_a_killed_evaluation_goes_on_after_its_last_checkpoint(inputs: dict[str,
         calls.append(1)
         return await real(*arguments)
 
-    monkeypatch.setattr(Evaluation, "score", counts)
+    monkeypatch.setattr(Evaluation, "outcomes", counts)
     evals = evaluated(inputs)
     assert len(calls) == 5  # of seven, two were kept
     assert {row["step"] for row in evals.extra["evals"]} == {"init", *TRAINING_STEPS}
