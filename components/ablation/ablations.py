@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from components.ablation import fusion, sft, swarm, toggle
+from components.ablation.curves import Events
 from components.ablation.fusion import comparison as fusion_comparison
 from components.ablation.fusion import page as fusion_page
 from components.ablation.fusion import table as fusion_table
@@ -22,7 +23,6 @@ from components.ablation.toggle import page as toggle_page
 from components.ablation.toggle import table as toggle_table
 
 Found = Mapping[str, Any]
-Events = Mapping[str, Sequence[Mapping[str, float]]]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
@@ -21,3 +21,9 @@ def half_width(values: Sequence[float]) -> float | None:
 
     n = len(values)
     return float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * stdev(values) / math.sqrt(n) if n > 1 else None
+
+
+def as_text(found: Mapping[str, Any], digits: int = 1) -> str:
+    """``84.2 ± 1.0``: the mean and the standard deviation of what ``spread`` returned."""
+    sd = "" if found["sd"] is None else f" ± {found['sd']:.{digits}f}"
+    return f"{found['mean']:.{digits}f}{sd}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -18,3 +18,12 @@ class Table:
         """The lines without the title; cells are Markdown."""
         for cells in (self.head, ["---"] * len(self.head), *self.rows):
             yield f"| {' | '.join(cells)} |"
+
+
+def document(opening: str, tables: Iterable[Table], sentences: Iterable[str]) -> str:
+    """Markdown: the opening, each table below its title, then the sentences as a list."""
+    lines = [opening, ""]
+    for table in tables:
+        lines += [f"**{table.title}**", "", *table.markdown(), ""]
+    lines += [f"- {sentence}" for sentence in sentences]
+    return "\n".join(lines) + "\n"

@@ -56,7 +56,7 @@ class Config(StepConfig):
     mixture: MixtureName = Field(
         "short",
         description="families to make and their shares of the samples: short, for a pre-training of minutes, broad, "
-        "for one of half an hour, thinking, for a cold start for RL under length budgets, or swarm, for one before "
+        "for one of an hour, thinking, for a cold start for RL under length budgets, or swarm, for one before "
         "PARL in the offline world; model/data/order/mixtures.py lists them (source: ours)",
     )
     text_samples: int = Field(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
+from components.ablation.curves import curves
 from components.ablation.fusion.arms import ARMS, COLUMNS
 from components.ablation.fusion.comparison import MEASURES, STEP, Event
 from components.ablation.fusion.table import rows, sentences
@@ -25,13 +25,13 @@ def render(found: Mapping[str, Any], events: Mapping[str, Sequence[Event]], extr
         events: task name -> rows of its ``metrics.jsonl``.
         extra: any of ``run_id`` and ``error`` (why the run ended early).
     """
-    text = curves(events, "held_out/text")
+    text = curves(events, STEP, ARMS, "held_out/text")
     charts = (
         ("Held-out text loss", "mean over the text families", text),
         ("The same, minus the early arm's", "the paper's dip shows as a rise and a fall", against_early(text)),
-        ("Held-out vision loss", "mean over the vision families", curves(events, "held_out/vision")),
-        ("Training loss, text", "mean over the batch's text targets", curves(events, "loss/text")),
-        ("Training loss, vision", "from where vision begins", curves(events, "loss/vision")),
+        ("Held-out vision loss", "mean over the vision families", curves(events, STEP, ARMS, "held_out/vision")),
+        ("Training loss, text", "mean over the batch's text targets", curves(events, STEP, ARMS, "loss/text")),
+        ("Training loss, vision", "from where vision begins", curves(events, STEP, ARMS, "loss/vision")),
     )
     drawn = [(title, note, _drawing(series)) for title, note, series in charts]
     return template.render(
@@ -49,21 +49,6 @@ def render(found: Mapping[str, Any], events: Mapping[str, Sequence[Event]], extr
 def _drawing(series: Mapping[str, Points]) -> str:
     shown = {name: late_enough(points) for name, points in series.items()}
     return line_chart(shown, x_label="optimizer step", y_label="nats a token")
-
-
-def curves(events: Mapping[str, Sequence[Event]], metric: str) -> dict[str, Points]:
-    """Arm -> mean over its seeds of a metric by optimizer step, where all of its seeds have it."""
-    found: dict[str, Points] = {}
-    for name in ARMS:
-        runs = [
-            {row["step"]: row[metric] for row in rows if metric in row}
-            for task, rows in events.items()
-            if task.startswith(f"{STEP}-{name}-")
-        ]
-        if runs:
-            common = sorted(set.intersection(*(set(run) for run in runs)))
-            found[name] = [(step, fmean(run[step] for run in runs)) for step in common]
-    return found
 
 
 def against_early(series: Mapping[str, Points]) -> dict[str, Points]:

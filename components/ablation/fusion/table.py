@@ -8,7 +8,10 @@ from typing import Any
 
 from components.ablation.fusion.arms import ARMS, COLUMNS
 from components.ablation.fusion.comparison import MEASURES, chance, verdict
+from components.ablation.spread import as_text
 from components.ablation.tables import Table
+
+DIGITS = {"score": 1, "loss": 3}
 
 
 @dataclass(frozen=True)
@@ -110,14 +113,12 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _value(spread: Mapping[str, Any], measure: str) -> str:
-    digits = 1 if measure == "score" else 3
-    sd = "" if spread["sd"] is None else f" ± {spread['sd']:.{digits}f}"
-    return f"{spread['mean']:.{digits}f}{sd}"
+def _value(found: Mapping[str, Any], measure: str) -> str:
+    return as_text(found, DIGITS[measure])
 
 
 def _difference(found: Mapping[str, Any], measure: str) -> str:
-    digits = 1 if measure == "score" else 3
+    digits = DIGITS[measure]
     if found["mean"] is None:
         return ""
     half = "" if found["half"] is None else f" ± {found['half']:.{digits}f}"

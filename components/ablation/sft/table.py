@@ -8,7 +8,8 @@ from typing import Any
 from components.ablation.sft.arms import ARMS, TWINS, VISION
 from components.ablation.sft.claims import claims
 from components.ablation.sft.comparison import GROUPS, vision_rows
-from components.ablation.tables import Table
+from components.ablation.spread import as_text
+from components.ablation.tables import Table, document
 
 MEASURES = {"success": "success", "tool_calls": "tool-call rate"}
 
@@ -40,11 +41,8 @@ def printed(found: Mapping[str, Any]) -> Table:
 
 def markdown(found: Mapping[str, Any]) -> str:
     """The tables, then the sentences, as Markdown."""
-    lines = ["Points, 0 to 100, on held-out tasks; ± is the standard deviation over seeds.", ""]
-    for each in tables(found):
-        lines += [f"**{each.title}**", "", *each.markdown(), ""]
-    lines += [f"- {line}" for line in sentences(found)]
-    return "\n".join(lines) + "\n"
+    opening = "Points, 0 to 100, on held-out tasks; ± is the standard deviation over seeds."
+    return document(opening, tables(found), sentences(found))
 
 
 def sentences(found: Mapping[str, Any]) -> list[str]:
@@ -76,6 +74,4 @@ def _cells(arms: Mapping[str, Any], name: str) -> list[str]:
 def _cell(arm: Mapping[str, Any], name: str, measure: str) -> str:
     if name not in arm["rows"]:
         return ""
-    found = arm["rows"][name][measure]
-    sd = "" if found["sd"] is None else f" ± {found['sd']:.1f}"
-    return f"{found['mean']:.1f}{sd}"
+    return as_text(arm["rows"][name][measure])

@@ -1,8 +1,9 @@
 """What a swarm ablation says about the claims: the rule of each, whether it held, and the figures in words (ours).
 
-Where ``trained`` is the only arm, they are about what its swarm gains; beside other arms, about what each of them
-lacks against it. A claim is judged by means over the seeds that have all of its figures; each of these seeds is shown,
-and the others are named. A swarm that finds nothing, or less than one agent, meets no claim about speed.
+Where ``trained`` is the only arm, the claims say what its swarm gains. Otherwise there is one claim for each other arm:
+what it lacks, compared with ``trained``. A claim is judged by means over the seeds that have all of its figures; each
+of these seeds is shown, and the others are named. A swarm that finds nothing, or less than one agent, meets no claim
+about speed.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ def _claim(
     kept = [({seed: seeds[seed] for seed in whole}, unit) for seeds, unit in each]
     told = [f"{_told(seeds)} {unit}" for seeds, unit in kept if whole]
     if len(arms) > 1:
-        told = [f"{first}, against trained's {second}" for second, first in zip(told[::2], told[1::2], strict=True)]
+        told = [f"{first}, in trained {second}" for second, first in zip(told[::2], told[1::2], strict=True)]
     told += [_lacking(seed, arms, each) for seed in sorted(begun - set(whole), key=int)]
     holds = rule(*(fmean(seeds.values()) for seeds, _ in kept)) if whole else None
     return Claim(text, holds, "; ".join(told))

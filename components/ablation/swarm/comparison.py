@@ -1,4 +1,4 @@
-"""The figures of a swarm ablation: each arm's swarm beside what it is compared with, seed by seed (source: ours).
+"""The figures of a swarm ablation: each arm's swarm and what it is compared with, seed by seed (source: ours).
 
 ``table`` puts the figures into words, ``claims`` judges by them, ``page`` shows them.
 """
@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from components.ablation.curves import Events
 from components.ablation.spread import spread
 from components.ablation.swarm.arms import ARMS, START
 from model.swarm.ways import EASY, FORCED, SWARM, best_easy, best_single
@@ -22,7 +23,6 @@ FLAT_FROM = 4  # the number of parts from which on time should be nearly the sam
 Result = Mapping[str, Any]
 Rows = Sequence[Mapping[str, Any]]
 Event = Mapping[str, float]
-Events = Mapping[str, Sequence[Event]]
 
 
 def compare(results: Sequence[Result], events: Events) -> dict[str, Any]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from components.ablation.claim import TONES
+from components.ablation.curves import Events, curves
 from components.ablation.swarm.arms import ARMS, TRAINED
 from components.ablation.swarm.claims import claims
-from components.ablation.swarm.comparison import STEP, Events
+from components.ablation.swarm.comparison import STEP
 from components.ablation.swarm.table import WAYS, sentences, tables
 from components.runtime.pages import template
 from components.runtime.pages.charts import Points, line_chart
@@ -37,7 +37,7 @@ def render(found: Mapping[str, Any], events: Events, extra: Mapping[str, Any]) -
               ("Item-F1", "f1", "item-F1"), ("Time", "seconds", "seconds a task"),
               ("Critical steps", "critical_steps", "steps a task"), ("Largest context", "context_tokens", "tokens"),
           )),
-        *((title, "means over seeds", line_chart(by_round(events, metric), x_label="round", y_label=unit))
+        *((title, "means over seeds", line_chart(curves(events, STEP, ARMS, metric), x_label="round", y_label=unit))
           for title, metric, unit in (
               ("Reward without bonuses", "reward/perf", "reward"),
               ("Parallel work", "swarm/parallelism", "assignments at once"),
@@ -69,18 +69,3 @@ def by_parts(found: Mapping[str, Any], measure: str) -> dict[str, Points]:
         WAYS[way]: [(r["size"], r[measure]["mean"]) for r in rows if r["way"] == way and r["size"] > 1 and r[measure]]
         for way in DRAWN
     }
-
-
-def by_round(events: Events, metric: str) -> dict[str, Points]:
-    """Arm -> mean over its seeds of a metric by round, where all of its seeds have it."""
-    found: dict[str, Points] = {}
-    for name in ARMS:
-        runs = [
-            {row["step"]: row[metric] for row in rows if metric in row}
-            for task, rows in events.items()
-            if task.startswith(f"{STEP}-{name}-")
-        ]
-        if runs:
-            common = sorted(set.intersection(*(set(run) for run in runs)))
-            found[name] = [(step, fmean(run[step] for run in runs)) for step in common]
-    return found

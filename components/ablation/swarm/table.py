@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from components.ablation.spread import spread
+from components.ablation.spread import as_text, spread
 from components.ablation.swarm.arms import ARMS
 from components.ablation.swarm.claims import claims
 from components.ablation.swarm.comparison import BROKEN, values
-from components.ablation.tables import Table
+from components.ablation.tables import Table, document
 
 MEASURES = {
     "f1": ("item-F1", 2), "critical_steps": ("critical steps", 1), "seconds": ("seconds", 2),
@@ -35,7 +35,7 @@ WAYS = {
 
 
 def tables(found: Mapping[str, Any]) -> list[Table]:
-    """The arms beside each other; then each arm by number of parts, and again in windows of half the size."""
+    """One table of all arms; then for each arm the ways by number of parts, and again in windows of half the size."""
     made = [Table("The arms", ["arm", *(told for told, _ in OF_ARMS.values())], _of_arms(found))]
     for name, arm in found["arms"].items():
         for key, title in (("table", "by number of parts N"), ("halved", "in windows of half the size")):
@@ -53,11 +53,8 @@ def printed(found: Mapping[str, Any]) -> Table:
 
 def markdown(found: Mapping[str, Any]) -> str:
     """The tables, then the sentences, as Markdown."""
-    lines = ["Held-out tasks of the offline world; ± is the standard deviation over seeds.", ""]
-    for each in tables(found):
-        lines += [f"**{each.title}**", "", *each.markdown(), ""]
-    lines += [f"- {line}" for line in sentences(found)]
-    return "\n".join(lines) + "\n"
+    opening = "Held-out tasks of the offline world; ± is the standard deviation over seeds."
+    return document(opening, tables(found), sentences(found))
 
 
 def sentences(found: Mapping[str, Any]) -> list[str]:
@@ -85,7 +82,4 @@ def _row(row: Mapping[str, Any]) -> list[str]:
 
 
 def _cell(value: Mapping[str, Any] | None, digits: int) -> str:
-    if value is None:
-        return ""
-    sd = "" if value["sd"] is None else f" ± {value['sd']:.{digits}f}"
-    return f"{value['mean']:.{digits}f}{sd}"
+    return "" if value is None else as_text(value, digits)

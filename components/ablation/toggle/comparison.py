@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from components.ablation.curves import Events
 from components.ablation.spread import half_width, spread
 from components.ablation.toggle.arms import ARMS, FAMILIES, FREE
 
@@ -20,7 +21,6 @@ MEASURES = ("accuracy", "at_budget", "tokens")
 
 Result = Mapping[str, Any]
 Runs = Mapping[int, Result]
-Events = Mapping[str, Sequence[Mapping[str, float]]]
 
 
 def compare(results: Sequence[Result], events: Events) -> dict[str, Any]:

@@ -5,16 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from components.ablation.claim import TONES
+from components.ablation.curves import Events, curves
 from components.ablation.toggle.arms import ARMS
 from components.ablation.toggle.claims import claims
-from components.ablation.toggle.comparison import STEP, Events
+from components.ablation.toggle.comparison import STEP
 from components.ablation.toggle.table import sentences, tables
 from components.runtime.pages import template
-from components.runtime.pages.charts import Points, line_chart
+from components.runtime.pages.charts import line_chart
 
 _PAGE = Path(__file__).with_name("toggle.html")
 CURVES = (
@@ -34,7 +34,7 @@ def render(found: Mapping[str, Any], events: Events, extra: Mapping[str, Any]) -
     verdicts = claims(found)
     told = {str(claim) for claim in verdicts}
     charts = [
-        (title, note, line_chart(curves(events, metric), x_label="round", y_label=unit))
+        (title, note, line_chart(curves(events, STEP, ARMS, metric), x_label="round", y_label=unit))
         for title, note, metric, unit in CURVES
     ]
     return template.render(
@@ -47,18 +47,3 @@ def render(found: Mapping[str, Any], events: Events, extra: Mapping[str, Any]) -
         charts=[chart for chart in charts if chart[2]],
         sentences=[line for line in sentences(found) if line not in told],
     )
-
-
-def curves(events: Events, metric: str) -> dict[str, Points]:
-    """Arm -> mean over its seeds of a metric by round, where all of its seeds have it."""
-    found: dict[str, Points] = {}
-    for name, arm in ARMS.items():
-        runs = [
-            {row["step"]: row[metric] for row in rows if metric in row}
-            for task, rows in events.items()
-            if arm.trained and task.startswith(f"{STEP}-{name}-")
-        ]
-        if runs:
-            common = sorted(set.intersection(*(set(run) for run in runs)))
-            found[name] = [(step, fmean(run[step] for run in runs)) for step in common]
-    return found

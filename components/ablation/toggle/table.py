@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from components.ablation.tables import Table
+from components.ablation.spread import as_text
+from components.ablation.tables import Table, document
 from components.ablation.toggle.arms import ARMS, FAMILIES, LARGER
 from components.ablation.toggle.claims import claims
 
@@ -24,12 +25,8 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
 def _row(found: Mapping[str, Any], name: str, family: str) -> list[str]:
     cells = found["arms"][name]["families"][family]
     saved = found["against_free"].get(name, {}).get(family)
-    return [name, *(_spread(cells[measure]) for measure in ("accuracy", "at_budget", "tokens")),
+    return [name, *(as_text(cells[measure]) for measure in ("accuracy", "at_budget", "tokens")),
             f"{saved['saved']['mean']:.1f}" if saved else ""]  # fmt: skip
-
-
-def _spread(cell: Mapping[str, Any]) -> str:
-    return f"{cell['mean']:.1f}" + ("" if cell["sd"] is None else f" ± {cell['sd']:.1f}")
 
 
 def printed(found: Mapping[str, Any]) -> Table:
@@ -39,11 +36,8 @@ def printed(found: Mapping[str, Any]) -> Table:
 
 def markdown(found: Mapping[str, Any]) -> str:
     """The tables, then the sentences, as Markdown."""
-    lines = ["Points, 0 to 100, and tokens, on held-out tasks; ± is the standard deviation over seeds.", ""]
-    for each in tables(found):
-        lines += [f"**{each.title}**", "", *each.markdown(), ""]
-    lines += [f"- {line}" for line in sentences(found)]
-    return "\n".join(lines) + "\n"
+    opening = "Points, 0 to 100, and tokens, on held-out tasks; ± is the standard deviation over seeds."
+    return document(opening, tables(found), sentences(found))
 
 
 def sentences(found: Mapping[str, Any]) -> list[str]:

@@ -126,7 +126,7 @@ LONG_TEXT: Mixture = {
 
 LONG_VISION: Mixture = {**VISION, "video_needle": 5}
 
-# Shares of samples of a pre-training of half an hour. Reading needs the most different ones.
+# Shares of samples of a pre-training of an hour. Reading needs the most different ones.
 BROAD_TEXT_SAMPLES: Mixture = {
     "code_window": 20,
     "prose_window": 12,

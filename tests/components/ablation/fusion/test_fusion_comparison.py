@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from components.ablation.curves import curves
 from components.ablation.fusion.arms import ARMS, COLUMNS
-from components.ablation.fusion.comparison import compare
-from components.ablation.fusion.page import against_early, curves, render
+from components.ablation.fusion.comparison import STEP, compare
+from components.ablation.fusion.page import against_early, render
 from components.ablation.fusion.table import markdown, sentences
 from components.ablation.spread import half_width
 from tests.components.finish.page import Page
@@ -78,16 +79,8 @@ def test_a_dip_and_its_end_are_found() -> None:
     assert dips["late"][0]["rise"] == pytest.approx(-0.1) and dips["late"][0]["recovered"] == 0.8
 
 
-def test_curves_are_means_of_what_all_seeds_have() -> None:
-    rows = {
-        "fusion_arm-mid-0": [{"step": 0, "x": 1.0}, {"step": 1, "x": 3.0}],
-        "fusion_arm-mid-1": [{"step": 1, "x": 5.0}],
-    }
-    assert curves(rows, "x") == {"mid": [(1, 4.0)]}
-
-
 def test_a_dip_shows_against_the_early_arm() -> None:
-    against = against_early(curves(events(), "held_out/text"))
+    against = against_early(curves(events(), STEP, ARMS, "held_out/text"))
     assert list(against) == list(ARMS)
     assert {value for name in ("early", "late") for _, value in against[name]} == {0.0}
     assert dict(against["mid"])[50] == 0.0

@@ -153,7 +153,7 @@ def test_beside_other_arms_the_claims_are_about_these_alone() -> None:
     verdicts = claims(compare([*forced, *others], events))
     assert [claim.text.split(":")[0] for claim in verdicts] == ["no_parallel", "no_finish", "constant", "forced"]
     assert [claim.holds for claim in verdicts] == [True] * 4
-    assert verdicts[0].figures == "1.00: 1.00 assignments at once, against trained's 2.00: 2.00 assignments at once"
+    assert verdicts[0].figures == "1.00: 1.00 assignments at once, in trained 2.00: 2.00 assignments at once"
     same = [result(arm) for arm in ("trained", "no_parallel", "no_finish", "constant")]
     alike = {f"swarm_arm-{run['arm']}-0": rounds(*[0.2] * 6) for run in same}
     assert [claim.holds for claim in claims(compare(same, alike))] == [False] * 3
