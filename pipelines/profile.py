@@ -46,8 +46,12 @@ class RunSettings(StepConfig):
         description="the model's shape, a file's name in model/network/presets; required, except in pipelines that "
         "start from a checkpoint, whose shape they have",
     )
-    seeds: int = Field(
-        3, ge=1, description="runs of each arm of an ablation, seeds 0, 1, ...; other pipelines have one run"
+    seeds: int = Field(3, ge=1, description="runs of each arm of an ablation; other pipelines have one run")
+    first_seed: int = Field(
+        0,
+        ge=0,
+        description="the seed of the first of these runs; the next has one more, so that a report can leave out "
+        "seeds that settings were chosen with",
     )
     arms: str = Field(
         "", description="arms of an ablation to run, with commas and no blanks between; empty = all of them"
@@ -65,6 +69,11 @@ class RunSettings(StepConfig):
         "lost pods are tried again, unless its Argo has the retryPolicy OnFailure or Always; a step itself waits for a "
         "service that is down",
     )
+
+    @property
+    def every_seed(self) -> range:
+        """The seeds of an ablation's arms."""
+        return range(self.first_seed, self.first_seed + self.seeds)
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,7 @@ class Profile:
     def cells(self, step: str) -> list[str]:
         """The tasks of a step that runs several times, as the pipeline's loop names them: those of the chosen arms."""
         config, chosen = self.steps[step], self.run.arms.split(",")
-        every = config.cells(self.run.seeds)
+        every = config.cells(self.run.every_seed)
         return [cell for cell in every if not self.run.arms or "arm" not in config.looped or _arm(cell) in chosen]
 
     def require_parallel(self) -> None:
@@ -207,7 +216,7 @@ def _arm(cell: str) -> str:
 
 def _check_arms(source: str, run: RunSettings, steps: Mapping[str, StepConfig]) -> None:
     """MoonflowError if an arm is chosen that the pipeline does not have."""
-    known = [_arm(cell) for config in steps.values() if "arm" in config.looped for cell in config.cells(run.seeds)]
+    known = [_arm(cell) for config in steps.values() if "arm" in config.looped for cell in config.cells(run.every_seed)]
     for arm in filter(None, run.arms.split(",") if run.arms else ()):
         if arm not in known:
             there = f"choose from {', '.join(dict.fromkeys(known))}" if known else "leave arms out"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -47,8 +47,8 @@ class StepConfig(BaseModel):
     profile."""
 
     @classmethod
-    def cells(cls, seeds: int) -> list[str]:
-        """The values of ``looped`` in each of those tasks, as the pipeline's loop names them, for ``run.seeds``."""
+    def cells(cls, seeds: Iterable[int]) -> list[str]:
+        """The values of ``looped`` in each of those tasks, as the pipeline's loop names them, for these seeds."""
         return []
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 from pydantic import Field
@@ -14,7 +15,7 @@ class Config(EpisodesConfig):
     looped: ClassVar[tuple[str, ...]] = ("arm", "seed")
 
     @classmethod
-    def cells(cls, seeds: int) -> list[str]:
+    def cells(cls, seeds: Iterable[int]) -> list[str]:
         return cells(seeds)
 
     arm: str = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field
@@ -30,7 +31,7 @@ class Config(EpisodesConfig):
     looped: ClassVar[tuple[str, ...]] = ("arm", "seed")
 
     @classmethod
-    def cells(cls, seeds: int) -> list[str]:
+    def cells(cls, seeds: Iterable[int]) -> list[str]:
         return cells(seeds)
 
     arm: str = Field(

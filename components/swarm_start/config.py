@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 from pydantic import Field
 
-from components.ablation.swarm.arms import seeds
+from components.ablation.swarm.arms import starts
 from components.runtime.config import HIGHEST_RATE, MixtureName, TrainingConfig
 
 
@@ -14,8 +15,8 @@ class Config(TrainingConfig):
     looped: ClassVar[tuple[str, ...]] = ("seed",)
 
     @classmethod
-    def cells(cls, count: int) -> list[str]:
-        return seeds(count)
+    def cells(cls, seeds: Iterable[int]) -> list[str]:
+        return starts(seeds)
 
     seed: int = Field(0, ge=0, description="seed of the data order (source: ours)")
     mixture: MixtureName = Field(

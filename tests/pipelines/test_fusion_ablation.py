@@ -31,7 +31,7 @@ def compiled() -> dict[str, Any]:
 def test_one_loop_over_all_arms_and_seeds(compiled: dict[str, Any]) -> None:
     dags = {name: component["dag"]["tasks"] for name, component in compiled["components"].items() if "dag" in component}
     (loop,) = (task for tasks in dags.values() for task in tasks.values() if "parameterIterator" in task)
-    assert json.loads(loop["parameterIterator"]["items"]["raw"]) == cells(3) and len(cells(3)) == 9
+    assert json.loads(loop["parameterIterator"]["items"]["raw"]) == cells(range(3)) and len(cells(range(3))) == 9
     assert loop["iteratorPolicy"]["parallelismLimit"] == 2
     assert loop["dependentTasks"] == ["prepare-data"]
     (arm,) = dags[loop["componentRef"]["name"]].values()
@@ -53,7 +53,7 @@ def test_the_loop_gives_arm_and_seed_and_the_user_the_rest(compiled: dict[str, A
 def test_the_profile_tells_its_tasks_and_refuses_what_the_loop_gives(tmp_path: Path) -> None:
     profile = load_profile("fusion", ["run.seeds=2"])
     assert tuple(profile.steps) == PIPELINES["fusion_ablation"]
-    assert profile.task_names == ["prepare_data", *(f"fusion_arm-{cell}" for cell in cells(2)), "finish"]
+    assert profile.task_names == ["prepare_data", *(f"fusion_arm-{cell}" for cell in cells(range(2))), "finish"]
     path = tmp_path / "resolved.toml"
     path.write_text(profile.as_toml())
     again = load_profile(str(path))

@@ -31,7 +31,7 @@ def compiled() -> dict[str, Any]:
 def test_one_loop_over_the_checkpoint_before_and_all_arms_and_seeds(compiled: dict[str, Any]) -> None:
     dags = {name: component["dag"]["tasks"] for name, component in compiled["components"].items() if "dag" in component}
     (loop,) = (task for tasks in dags.values() for task in tasks.values() if "parameterIterator" in task)
-    assert json.loads(loop["parameterIterator"]["items"]["raw"]) == cells(3) and len(cells(3)) == 7
+    assert json.loads(loop["parameterIterator"]["items"]["raw"]) == cells(range(3)) and len(cells(range(3))) == 7
     assert loop["iteratorPolicy"]["parallelismLimit"] == 2
     assert sorted(loop["dependentTasks"]) == ["import-checkpoint", "prepare-data"]
     (arm,) = dags[loop["componentRef"]["name"]].values()
@@ -54,7 +54,7 @@ def test_the_profile_tells_its_tasks_and_refuses_what_does_not_fit(tmp_path: Pat
     profile = load_profile("claims-sft", ["run.seeds=2"])
     assert tuple(profile.steps) == PIPELINES["sft_ablation"]
     assert profile.task_names == [
-        "import_checkpoint", "prepare_data", *(f"sft_arm-{cell}" for cell in cells(2)), "finish",
+        "import_checkpoint", "prepare_data", *(f"sft_arm-{cell}" for cell in cells(range(2))), "finish",
     ]  # fmt: skip
     path = tmp_path / "resolved.toml"
     path.write_text(profile.as_toml())
@@ -112,7 +112,7 @@ def test_a_whole_run_compares_its_arms(tmp_path: Path) -> None:
 
     with closing(sqlite3.connect(run_dir / "mlflow.db")) as database:
         runs = dict(database.execute("select name, status from runs where lifecycle_stage = 'active'"))
-        arms = [f"sft_arm-{cell}" for cell in cells(1)]
+        arms = [f"sft_arm-{cell}" for cell in cells(range(1))]
         assert runs == dict.fromkeys(("claims-sft-smoke", "import_checkpoint", "prepare_data", *arms), "FINISHED")
         query = "select distinct runs.name, metrics.key from metrics join runs using (run_uuid)"
         keys: dict[str, set[str]] = {}

@@ -5,6 +5,7 @@ Every arm sees the same number of vision and of text tokens, but the vision toke
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -73,6 +74,6 @@ ARMS = {
 }
 
 
-def cells(seeds: int) -> list[str]:
+def cells(seeds: Iterable[int]) -> list[str]:
     """All arms with all seeds, as the pipeline's loop names them: ``early-0``, ``mid-0``, ..."""
-    return [f"{arm}-{seed}" for seed in range(seeds) for arm in ARMS]
+    return [f"{arm}-{seed}" for seed in seeds for arm in ARMS]

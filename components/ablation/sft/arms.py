@@ -6,6 +6,7 @@ are: texts alone, or half of them hand-made trajectories that show the picture, 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from model.data.order.shares import Mixture
@@ -58,7 +59,7 @@ VISION = {
 SUITES = (*TWINS, *VISION)
 
 
-def cells(seeds: int) -> list[str]:
+def cells(seeds: Iterable[int]) -> list[str]:
     """The checkpoint before once, and the other arms with all seeds, as the pipeline's loop names them."""
     trained = [arm.name for arm in ARMS.values() if arm.trained]
-    return [f"{BEFORE}-0", *(f"{arm}-{seed}" for seed in range(seeds) for arm in trained)]
+    return [f"{BEFORE}-0", *(f"{arm}-{seed}" for seed in seeds for arm in trained)]

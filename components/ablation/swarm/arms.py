@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from model.boundary.errors import MoonflowError
@@ -52,14 +53,14 @@ ARMS = {
 }
 
 
-def seeds(count: int) -> list[str]:
+def starts(seeds: Iterable[int]) -> list[str]:
     """The seeds, as the pipeline's outer loop names them."""
-    return [str(seed) for seed in range(count)]
+    return [str(seed) for seed in seeds]
 
 
-def cells(count: int) -> list[str]:
+def cells(seeds: Iterable[int]) -> list[str]:
     """Every arm with every seed, as their tasks are named."""
-    return [f"{arm}-{seed}" for seed in range(count) for arm in ARMS]
+    return [f"{arm}-{seed}" for seed in seeds for arm in ARMS]
 
 
 def seed_of(uri: str) -> int:

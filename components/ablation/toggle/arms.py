@@ -6,6 +6,7 @@ correct answer that is longer than its prompt's budget earns nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from model.rl.toggle import Toggle, ToggleConfig
@@ -47,7 +48,7 @@ FAMILIES = {"free_arithmetic": "trained on by RL", "free_reading": "not trained 
 TRAINED_ON, TRANSFER = FAMILIES
 
 
-def cells(seeds: int) -> list[str]:
+def cells(seeds: Iterable[int]) -> list[str]:
     """The checkpoint before once, and the other arms with all seeds, as the pipeline's loop names them."""
     trained = [arm.name for arm in ARMS.values() if arm.trained]
-    return [f"{BEFORE}-0", *(f"{arm}-{seed}" for seed in range(seeds) for arm in trained)]
+    return [f"{BEFORE}-0", *(f"{arm}-{seed}" for seed in seeds for arm in trained)]

@@ -49,8 +49,8 @@ def test_columns_name_suites_and_families_that_exist() -> None:
 
 
 def test_a_cell_is_an_arm_and_a_seed() -> None:
-    assert Config.cells(2) == cells(2) == ["early-0", "mid-0", "late-0", "early-1", "mid-1", "late-1"]
-    for cell in cells(2):
+    assert Config.cells(range(2)) == cells(range(2)) == ["early-0", "mid-0", "late-0", "early-1", "mid-1", "late-1"]
+    for cell in cells(range(2)):
         assert Config.task_name("fusion_arm", of_cell(cell, ARMS)) == f"fusion_arm-{cell}"
     assert Config.parse(of_cell("late-12", ARMS), "here").model_dump()["seed"] == 12
     for wrong in ("early", "soon-1", "early-x", "early-1-2"):

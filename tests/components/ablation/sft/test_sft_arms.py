@@ -40,8 +40,8 @@ def test_the_suites_are_of_images_and_vision_ones_call_no_tool() -> None:
 
 
 def test_the_checkpoint_before_is_one_cell_and_the_others_have_every_seed() -> None:
-    assert Config.cells(2) == cells(2) == ["before-0", "text-0", "narrow-0", "text-1", "narrow-1"]
-    for cell in cells(2):
+    assert Config.cells(range(2)) == cells(range(2)) == ["before-0", "text-0", "narrow-0", "text-1", "narrow-1"]
+    for cell in cells(range(2)):
         assert Config.task_name("sft_arm", of_cell(cell, ARMS)) == f"sft_arm-{cell}"
         Config.parse(of_cell(cell, ARMS), "here")
     with pytest.raises(MoonflowError, match="before, text, narrow, a dash and a number"):

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from components.ablation.swarm.arms import ARMS, cells, seed_of, seeds
+from components.ablation.swarm.arms import ARMS, cells, seed_of, starts
 from components.swarm_arm.config import Config as ArmConfig
 from components.swarm_start.config import Config as StartConfig
 from model.boundary.errors import MoonflowError
@@ -21,8 +21,12 @@ def test_an_arm_takes_one_thing_away_and_the_first_none() -> None:
 
 
 def test_tasks_are_named_by_arm_and_seed_and_an_arm_has_the_seed_of_its_cold_start() -> None:
-    assert StartConfig.cells(2) == seeds(2) == ["0", "1"]
-    assert ArmConfig.cells(2) == cells(2) and cells(2)[0] == "trained-0" and len(cells(2)) == 2 * len(ARMS)
+    assert StartConfig.cells(range(2)) == starts(range(2)) == ["0", "1"]
+    assert (
+        ArmConfig.cells(range(2)) == cells(range(2))
+        and cells(range(2))[0] == "trained-0"
+        and len(cells(range(2))) == 2 * len(ARMS)
+    )
     name = StartConfig.task_name("swarm_start", {"seed": 12})
     assert name == "swarm_start-12" and seed_of(f"s3://store/run/{name}/3") == 12
     with pytest.raises(MoonflowError, match="no output of swarm_start"):

@@ -109,8 +109,10 @@ def test_the_arms_differ_in_their_budgets_alone() -> None:
 
 def test_every_cell_is_a_task_and_every_family_thinks() -> None:
     assert (
-        Config.cells(2) == cells(2) == ["before-0", *(f"{a}-{s}" for s in (0, 1) for a in ("free", "toggle", "budget"))]
+        Config.cells(range(2))
+        == cells(range(2))
+        == ["before-0", *(f"{a}-{s}" for s in (0, 1) for a in ("free", "toggle", "budget"))]
     )
-    for cell in cells(2):
+    for cell in cells(range(2)):
         Config.parse(of_cell(cell, ARMS), "here")
     assert all(MADE[name].sample(0, "eval", 0).thinks for name in FAMILIES)
