@@ -65,8 +65,8 @@ def test_the_profiles_tell_their_tasks_and_refuse_what_does_not_fit() -> None:
     profile = load_profile("claims-swarm", ["run.seeds=2"])
     assert tuple(profile.steps) == PIPELINES["swarm_ablation"]
     assert profile.task_names == [
-        "import_checkpoint", "prepare_data", "swarm_start-0", "swarm_start-1", "swarm_arm-trained-0",
-        "swarm_arm-trained-1", "finish",
+        "import_checkpoint", "prepare_data", "swarm_start-1", "swarm_start-2", "swarm_arm-trained-1",
+        "swarm_arm-trained-2", "finish",
     ]  # fmt: skip
     every = load_profile("claims-swarm-ablations").task_names
     assert {name for name in every if name.endswith("-1")} == {"swarm_start-1", *(f"swarm_arm-{a}-1" for a in ARMS)}
