@@ -25,7 +25,7 @@ def test_one_cold_start_and_one_loop_over_the_arms() -> None:
     compiled = shipped.compiled("claims-toggle")[0]
     dags = {name: component["dag"]["tasks"] for name, component in compiled["components"].items() if "dag" in component}
     (loop,) = (task for tasks in dags.values() for task in tasks.values() if "parameterIterator" in task)
-    assert json.loads(loop["parameterIterator"]["items"]["raw"]) == cells(range(3)) and len(cells(range(3))) == 10
+    assert json.loads(loop["parameterIterator"]["items"]["raw"]) == cells(range(1, 4)) and len(cells(range(3))) == 10
     assert sorted(loop["dependentTasks"]) == ["prepare-data", "zero-vision-sft"]
     fields = {p.field for p in pipeline_parameters(load_profile("claims-toggle")) if p.step == "toggle_arm"}
     assert fields == set(config_class("toggle_arm").model_fields) - {"arm", "seed"}
