@@ -36,7 +36,7 @@ def test_the_loop_runs_the_chosen_arms_alone(tmp_path: Path) -> None:
     spec = shipped.documents(tmp_path / "pipeline.yaml")[0]
     dags = [component["dag"]["tasks"] for component in spec["components"].values() if "dag" in component]
     (loop,) = (task for tasks in dags for task in tasks.values() if "parameterIterator" in task)
-    assert json.loads(loop["parameterIterator"]["items"]["raw"]) == ["toggle-0", "toggle-1"]
+    assert json.loads(loop["parameterIterator"]["items"]["raw"]) == ["toggle-1", "toggle-2"]
 
 
 def test_the_profile_tells_its_tasks_and_refuses_what_does_not_fit() -> None:
@@ -46,11 +46,11 @@ def test_the_profile_tells_its_tasks_and_refuses_what_does_not_fit() -> None:
         "import_checkpoint",
         "prepare_data",
         "zero_vision_sft",
-        *(f"toggle_arm-{cell}" for cell in cells(range(2))),
+        *(f"toggle_arm-{cell}" for cell in cells(range(1, 3))),
         "finish",
     ]
     chosen = load_profile("claims-toggle", ["run.seeds=2", "run.arms=toggle"])
-    assert [name for name in chosen.task_names if "arm" in name] == ["toggle_arm-toggle-0", "toggle_arm-toggle-1"]
+    assert [name for name in chosen.task_names if "arm" in name] == ["toggle_arm-toggle-1", "toggle_arm-toggle-2"]
     with pytest.raises(MoonflowError, match="toggle_arm names 'free_arithmetic'.*or the mixture thinking"):
         load_profile(
             "claims-toggle",
