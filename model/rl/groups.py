@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from model.data.samples.sample import Sample
-from model.rl.environment import FAILED, Episode
+from model.rl.environment import FAILED, PART, Episode
 from model.rl.objective import advantages, token_weights
-from model.rl.tasks.own_tasks import PART
 from model.rl.tasks.task import TaskSample
 from model.rl.toggle import Toggle
 
