@@ -77,5 +77,6 @@ def verdict(said: str) -> Verdict:
     if isinstance(found, dict) and isinstance(found.get(FAULT), str):
         raise MoonflowError(f"the true answer cannot be examined: {found[FAULT]}")
     value = found.get(SCORE) if isinstance(found, dict) else None
-    usable = isinstance(value, int | float) and math.isfinite(value)
-    return {SCORE: min(1.0, max(0.0, float(value))) if usable else 0.0}
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return {SCORE: 0.0}
+    return {SCORE: min(1.0, max(0.0, float(value)))}

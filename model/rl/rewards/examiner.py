@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from typing import Any
 
 from model.rl.rewards import mathematics, puzzles
@@ -44,6 +45,7 @@ def main() -> None:
     for truth, response in _WARM:
         answer(json.dumps([MATH, response, truth]), {})
     sandbox_server.main(answer)
+    os._exit(0)  # the kernel frees SymPy's many objects faster than Python
 
 
 if __name__ == "__main__":

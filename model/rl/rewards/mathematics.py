@@ -59,18 +59,25 @@ def examine(response: str, answer: str) -> float:
     said = read(response)
     if said is None or not worked_out(said, truth):
         return 0.0
+    if isinstance(_value(truth), Integer | Float) and "/" in (stated(response) or "").replace("frac", "/"):
+        return 0.0  # SymPy has divided where it read
     return float(equal(truth, said, timeout_seconds=None))
 
 
 def read(text: str) -> Any:
     """The expression that a text ends with: its last ``\\boxed{}``, else what math-verify finds; None if none."""
-    boxed = last_box(text)
-    if boxed is not None:
-        text = f"${boxed}$"
-    elif not _MATH.search(text) and not _WORD.search(_COMMAND.sub(" ", text)):
-        text = f"${text.strip().rstrip('.')}$"
+    if (alone := stated(text)) is not None:
+        text = f"${alone}$"
     found = parse(text, _TARGETS, fallback_mode="no_fallback", parsing_timeout=None)
     return found[0] if found else None
+
+
+def stated(text: str) -> str | None:
+    """The expression in the last box of a text, or the whole text if it is nothing else; None if there is prose."""
+    if (boxed := last_box(text)) is not None:
+        return boxed
+    bare = text.strip().rstrip(".").strip("$")
+    return None if _MATH.search(bare) or _WORD.search(_COMMAND.sub(" ", bare)) else bare
 
 
 def last_box(text: str) -> str | None:
@@ -94,7 +101,7 @@ def worked_out(said: Any, truth: Any) -> bool:
     if isinstance(truth, Integer | Float):
         return operations(said) == 0
     if operations(truth) <= FRACTION and getattr(truth, "is_rational", False):
-        return operations(said) <= FRACTION
+        return operations(said) <= FRACTION and not any(node.is_Add for node in _nodes(said))
     return operations(said) <= 2 * operations(truth) + MORE
 
 

@@ -2,8 +2,8 @@
 
 Some scorers give the response to Python's ``eval`` or SymPy's ``parse_expr``, with the problem and its solution in
 reach: "entry['answer']" would be right. What these are given must therefore be a literal of Python, or an expression of
-numbers, single letters and the functions listed here; anything else earns nothing. So does "Integral(2*x, x)", which a
-scorer that differentiates it would accept.
+numbers, single letters and the functions listed here; anything else is no answer. So "Integral(2*x, x)" is none,
+which a scorer that differentiates it would accept.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def examine(response: str, problem: Mapping[str, Any]) -> float:
     if name in LITERALS and not _is_literal(response):
         return float(response == entry["answer"].strip() or response in entry["metadata"].get("valid_answers", ()))
     if name in EXPRESSIONS and not is_expression(response):
-        return 0.0
+        response = ""
     return float(scorer(name)(response, entry))
 
 
