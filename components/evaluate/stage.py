@@ -36,8 +36,9 @@ from model.data.samples.sample import Sample
 from model.evals.own_suites import own_chance, own_prompts, own_suite
 from model.evals.scorer import Evaluation, chance_levels
 from model.evals.suites import Suite, available, held_out
+from model.rl.environment import PART
 from model.rl.tasks.names import parse_tasks
-from model.rl.tasks.own_tasks import PART, OwnTasks
+from model.rl.tasks.own_tasks import OwnTasks
 from model.rl.tasks.process import TaskFailure
 from model.rl.tools.toolset import Toolset
 

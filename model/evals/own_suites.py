@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from model.evals.scorer import reference_answer
 from model.evals.suites import Suite
+from model.rl.rewards.verdict import SCORE
 from model.rl.tasks.own_tasks import too_many
 from model.rl.tasks.process import TaskFailure, TaskProcess
-from model.rl.tasks.prompt import SCORE
 from model.rl.tasks.task import TaskSample
 
 log = logging.getLogger(__name__)

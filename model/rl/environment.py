@@ -7,7 +7,7 @@ the encoded tool results, and so on. Nothing is decoded and encoded again, so th
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -20,11 +20,14 @@ from model.codec.image import ImageConfig
 from model.codec.tokenizer import Tokenizer
 from model.data.samples.sample import Sample
 from model.data.samples.tokenize import TokenizedSample, tokenize_prompt
+from model.rl.rewards.verdict import SCORE
 from model.rl.tools.toolset import Toolset
-from model.rl.verifier import verify
+from model.rl.verifier import verdict
 from model.rollout.protocol import Completion, Request, RolloutEngine
 
 FAILED = "failed"
+PART = "part/"
+"""What the names of a score's parts begin with in ``Episode.metrics``."""
 
 Respond = Callable[[AssistantTurn], Awaitable[list[Message]]]
 Shorten = Callable[[list[int], list[bool], list[float], list[int]], None]
@@ -253,8 +256,16 @@ Scoring = Callable[[Episode, Sample, Toolset], Awaitable[Episode]]
 
 async def judged(episode: Episode, sample: Sample, toolset: Toolset) -> Episode:
     """The episode with its reward: the task's verifier judges the final answer; no answer earns 0."""
-    reward = await verify(sample, episode.response, toolset) if episode.finish_reason == "answer" else 0.0
-    return replace(episode, reward=reward, correct=reward >= 1.0)
+    if episode.finish_reason != "answer":
+        return replace(episode, reward=0.0, correct=False)
+    return with_verdict(episode, await verdict(sample, episode.response, toolset))
+
+
+def with_verdict(episode: Episode, said: Mapping[str, float]) -> Episode:
+    """The episode with a verdict: its ``score`` is the reward, its parts are metrics."""
+    parts = {f"{PART}{name}": value for name, value in said.items() if name != SCORE}
+    reward = said[SCORE]
+    return replace(episode, reward=reward, correct=reward >= 1.0, metrics=episode.metrics | parts)
 
 
 async def run_episode(

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import comb
 
 import numpy as np
 
 from model.data.samples.sample import Sample
-from model.rl.environment import FAILED, Episode
+from model.rl.environment import FAILED, PART, Episode
 from model.rl.objective import advantages, token_weights
-from model.rl.tasks.own_tasks import PART
 from model.rl.tasks.task import TaskSample
 from model.rl.toggle import Toggle
 
@@ -70,6 +70,7 @@ def rewarded_groups(
         for key, value in _figures(sample, members, values, [figures for _, figures in rewarded]):
             parts.setdefault(key, []).append(value)
     figures = {key: float(np.mean(values)) for key, values in parts.items()}
+    figures |= _pass_at(groups)
     if toggle is not None:
         figures["toggle/budget_phase"] = float(toggle.budget_phase(iteration))
     return groups, figures
@@ -89,6 +90,26 @@ def trained_episodes(groups: Sequence[Group]) -> list[tuple[Episode, float, floa
     ]
 
 
+def pass_at(k: int, n: int, correct: int) -> float:
+    """The chance that of k samples at least one is right, where ``correct`` of n were: 1 - C(n - correct, k) / C(n, k).
+
+    It is the mean over all choices of k of the n samples, so it is unbiased (Chen et al., arXiv 2107.03374).
+    """
+    return 1.0 - comb(n - correct, k) / comb(n, k)
+
+
+def _pass_at(groups: Sequence[Group]) -> dict[str, float]:
+    """``accuracy/pass_at_<k>`` for k = 1, 2, 4 ... and the largest group's size: means over the prompts that have k
+    episodes."""
+    tried = [(len(group.episodes), sum(episode.correct for episode in group.episodes)) for group in groups]
+    most = max((n for n, _ in tried), default=0)
+    sizes = sorted({most, *(2**power for power in range(most.bit_length()))}) if most else []
+    return {
+        f"accuracy/pass_at_{k}": float(np.mean([pass_at(k, n, correct) for n, correct in tried if n >= k]))
+        for k in sizes
+    }
+
+
 def _figures(
     sample: Sample, episodes: list[Episode], values: list[float], parts: list[dict[str, float]]
 ) -> Iterator[tuple[str, float]]:
@@ -96,6 +117,7 @@ def _figures(
         yield "reward/mean", episode.reward
         yield f"reward/{sample.ability}", episode.reward
         yield f"reward/{sample.modality}", episode.reward
+        yield f"reward/{sample.ability}/{sample.modality}", episode.reward
         yield "reward/trained", value
         yield "accuracy/mean", float(episode.correct)
         yield "tokens/response", float(episode.policy_tokens)
@@ -103,9 +125,11 @@ def _figures(
         yield "episode/answered", float(episode.finish_reason == "answer")
         yield "policy/entropy", -sum(episode.logprobs) / max(1, episode.policy_tokens)
         yield "episode/tool_calls", episode.metrics["tool_calls"]
-        if isinstance(sample, TaskSample):
+        own = isinstance(sample, TaskSample)
+        if own:
             yield f"reward/task/{sample.family}", episode.reward
-            for name in episode.metrics:
-                if name.startswith(PART):
-                    yield f"reward/task/{sample.family}/{name.removeprefix(PART)}", episode.metrics[name]
+        room = f"task/{sample.family}" if own else f"part/{sample.reward}"
+        for name in episode.metrics:
+            if name.startswith(PART):
+                yield f"reward/{room}/{name.removeprefix(PART)}", episode.metrics[name]
         yield from figures.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from model.boundary.errors import MoonflowError
 from model.data.samples.sample import Sample
-from model.rl.rewards import TESTS, score
+from model.rl.rewards import EXAMINED, TESTS, score
 from model.rl.tools.toolset import environment_array
 from model.rl.verifier import checked_tests
 
@@ -29,11 +29,13 @@ def check_task(sample: Sample) -> None:
     try:
         if sample.reward == TESTS:
             checked_tests(sample.answer)
+        elif sample.reward in EXAMINED:
+            EXAMINED[sample.reward](sample.answer)
         else:
             score(sample.reward, "0", sample.answer)
-    except (MoonflowError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+    except (MoonflowError, TypeError, ValueError, AttributeError, ArithmeticError, LookupError) as error:
         raise MoonflowError(
             f"sample {sample.key}: reward {sample.reward!r} cannot judge by its answer ({error}): fix the answer; "
-            "model/rl/rewards.py and model/rl/verifier.py say what it must be"
+            "the table of rewards in model/rl/README.md says what it must be"
         ) from None
     environment_array(sample)

@@ -263,8 +263,7 @@ class RLTrainer:
         self.state.failed = failures.count
         warn_of_lost_sub_agents(episodes)
         groups, figures = rewarded_groups(t, samples, by_sample, self.reward, self.toggle)
-        if settings.max_staleness:
-            figures |= staleness([episode for group in groups for episode in group.episodes], self.published)
+        figures |= staleness([episode for group in groups for episode in group.episodes], self.published)
         failed = sum(bool(episode.failure) for episode in episodes)
         return groups, figures | {"episodes/failed": float(failed)} | of_tasks
 

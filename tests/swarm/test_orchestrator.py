@@ -84,6 +84,7 @@ def test_a_swarm_works_in_parallel_and_its_words_are_observations(play, speak, s
     assert metrics == {
         "tool_calls": 4.0, "critical_steps": 5.0, "parallelism": 3.0,
         "subtasks_assigned": 3.0, "subtasks_finished": 3.0, "sub_agents_failed": 0.0,
+        "part/precision": 1.0, "part/recall": 1.0,
     }  # fmt: skip
     policy = [token for token, mine in zip(episode.input_ids, episode.policy_mask, strict=True) if mine]
     assert policy == create + assign + answer

@@ -38,7 +38,7 @@ class Sample:
         tools: names of the declared tools, as in ``model.codec.tools.TOOLS``.
         declared_tools: declarations of a user's tools in OpenAI's form, which follow ``tools``. Nothing can run them.
         answer: ground truth, JSON-able; its form is what ``reward`` expects.
-        reward: name of the verifier: one of ``model.rl.rewards.REWARDS``, or ``tests`` (``model.rl.verifier``).
+        reward: name of the verifier, one of ``model.rl.rewards.NAMES``; the README of ``model.rl`` lists them.
         rubric: what a judge should look at in an answer; a text for a model or a person.
         environment: what the task's tools act on: ``{"records": {...}}`` to search, ``{"world": {...}}`` for the
             offline world (``model.data.families.world.index.View``), or ``{"array": ...}`` for programs. An array is

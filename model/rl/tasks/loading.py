@@ -11,6 +11,7 @@ from typing import Any
 
 from model.boundary.errors import MoonflowError, did_you_mean
 from model.data.samples.sample import ABILITIES
+from model.rl.rewards import NAMES
 from model.rl.tasks.task import MAX_NEW_TOKENS, TIMEOUT_S, About, Task
 
 SPLITS = ("train", "eval")
@@ -54,14 +55,16 @@ def load(name: str) -> Task:
             task = task()
         except Exception as error:
             raise MoonflowError(f"{name}: calling it without arguments raises {told(error)}") from error
-    missing = [method for method in ("prompt", "verify") if not callable(getattr(task, method, None))]
+    wanted = ("prompt",) if getattr(task, "reward", "") else ("prompt", "verify")
+    missing = [method for method in wanted if not callable(getattr(task, method, None))]
     if missing:
         raise MoonflowError(f"{name} is no task: it has no method {' and no method '.join(missing)}")
     return task  # type: ignore[no-any-return]
 
 
 def _is_task(found: Any) -> bool:
-    return callable(getattr(found, "prompt", None)) and callable(getattr(found, "verify", None))
+    judged = callable(getattr(found, "verify", None)) or bool(getattr(found, "reward", ""))
+    return callable(getattr(found, "prompt", None)) and judged
 
 
 def about(name: str, task: Task) -> About:
@@ -73,6 +76,11 @@ def about(name: str, task: Task) -> About:
     ability = getattr(task, "ability", "reasoning")
     if ability not in ABILITIES:
         raise MoonflowError(f"{name}: ability is {ability!r}: choose one of {', '.join(ABILITIES)}")
+    reward = getattr(task, "reward", "") or ""
+    if reward and reward not in NAMES:
+        raise MoonflowError(f"{name}: reward is {reward!r}: choose one of {', '.join(NAMES)}, or write verify")
+    if reward and callable(getattr(task, "verify", None)):
+        raise MoonflowError(f"{name}: it has a reward and a method verify: leave one of them out")
 
     def number(field: str, default: Any, allowed: Callable[[Any], bool], wanted: str) -> Any:
         value = getattr(task, field, default)
@@ -99,6 +107,7 @@ def about(name: str, task: Task) -> About:
         chance=number(
             "chance", None, lambda value: isinstance(value, int | float) and 0 <= value <= 1, "a score from 0 to 1"
         ),
+        reward=reward,
     )
 
 

@@ -8,14 +8,11 @@ from dataclasses import replace
 from types import TracebackType
 
 from model.data.samples.sample import Sample
-from model.rl.environment import Episode, judged
+from model.rl.environment import Episode, judged, with_verdict
 from model.rl.tasks.process import TaskProcess
-from model.rl.tasks.prompt import SCORE
 from model.rl.tasks.task import TaskSample
 from model.rl.tools.toolset import Toolset
 
-PART = "part/"
-"""What the names of a score's parts begin with in ``Episode.metrics``."""
 FEW = 4
 """Failures of a task that are always passed over singly (ours)."""
 
@@ -67,9 +64,8 @@ class OwnTasks:
         """
         if not isinstance(sample, TaskSample):
             return await judged(episode, sample, toolset)
+        if sample.judged_by:
+            return await judged(episode, replace(sample, reward=sample.judged_by), toolset)
         if episode.finish_reason != "answer":
             return episode
-        verdict = await self._tasks[sample.reward].verdict(sample, episode.response)
-        score = verdict.pop(SCORE)
-        parts = {f"{PART}{name}": value for name, value in verdict.items()}
-        return replace(episode, reward=score, correct=score == 1.0, metrics=episode.metrics | parts)
+        return with_verdict(episode, await self._tasks[sample.reward].verdict(sample, episode.response))

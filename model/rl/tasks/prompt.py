@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,13 @@ from PIL import Image
 from model.boundary.errors import MoonflowError, did_you_mean
 from model.codec.image import encode_png, image_size
 from model.data.samples.sample import Split
+from model.rl.rewards.verdict import SCORE
+from model.rl.task_check import check_task
 from model.rl.tasks.names import short_name
 from model.rl.tasks.task import MAX_TURNS, MAX_TURNS_WITH_TOOLS, About, Environment, Prompt, TaskSample
 
 TOOLS = ("ipython", "search")
 ROLES = ("system", "user")
-SCORE = "score"
 _PART = re.compile(r"[a-z]\w{0,59}", re.ASCII | re.IGNORECASE)
 
 
@@ -47,7 +49,7 @@ def as_sample(name: str, about: About, prompt: Any, seed: int, split: Split, ind
         json.dumps(answer, allow_nan=False)
     except (ValueError, TypeError, RecursionError) as error:
         raise MoonflowError(f"answer: JSON cannot hold it ({error})") from None
-    return TaskSample(
+    sample = TaskSample(
         key=f"{split}-{seed}-{index}",
         family=short_name(name),
         ability=about.ability,  # type: ignore[arg-type]  # checked where the task was loaded
@@ -65,7 +67,11 @@ def as_sample(name: str, about: About, prompt: Any, seed: int, split: Split, ind
         index=index,
         max_new_tokens=about.max_new_tokens,
         max_turns=about.max_turns or (MAX_TURNS_WITH_TOOLS if tools else MAX_TURNS),
+        judged_by=about.reward,
     )
+    if about.reward:
+        check_task(replace(sample, reward=about.reward))
+    return sample
 
 
 def as_verdict(found: Any) -> dict[str, float]:

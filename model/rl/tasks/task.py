@@ -61,6 +61,8 @@ class Task(Protocol):
       tools.
     - ``timeout_s``: seconds that ``prompt`` and ``verify`` may take, 10 by default.
     - ``chance``: the score of a guess. Without it, it is that of the best constant answer.
+    - ``reward``: a built-in reward (`model.rl.rewards`) that compares the response with the prompt's ``answer``, in
+      place of ``verify``.
     """
 
     def prompt(self, seed: int, split: str, index: int) -> Prompt:
@@ -80,6 +82,7 @@ class About:
         counts: split -> number of prompts; None: without end.
         chance: the score of a guess; None: it is to be measured.
         timeout_s: seconds.
+        reward: the built-in reward that judges; "": the task's own verifier does.
     """
 
     ability: str
@@ -88,6 +91,7 @@ class About:
     max_turns: int | None
     timeout_s: float
     chance: float | None
+    reward: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,7 @@ class TaskSample(Sample):
     Attributes:
         seed, split, index: the prompt's arguments, from which the verifier's process makes it again.
         max_new_tokens, max_turns: limits of its episodes.
+        judged_by: as ``About.reward``.
     """
 
     seed: int = 0
@@ -104,3 +109,4 @@ class TaskSample(Sample):
     index: int = 0
     max_new_tokens: int = MAX_NEW_TOKENS
     max_turns: int = MAX_TURNS
+    judged_by: str = ""

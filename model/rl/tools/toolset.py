@@ -99,6 +99,13 @@ def call_error(call: ToolCall, tools: Sequence[str]) -> str | None:
     return TOOLS[call.name].refusal(call.arguments)
 
 
+class Examiner(Sandbox):
+    """The sandbox in which libraries judge what a policy wrote: `model.rl.rewards.examiner`."""
+
+    module = "model.rl.rewards.examiner"
+    bounds = Limits(session_cpu_s=2.0, memory_mb=512)  # of one answer, which takes milliseconds (ours)
+
+
 class EpisodeTools:
     """The tools of one episode, whose programs share one session. Use it as an async context manager."""
 
@@ -175,7 +182,7 @@ async def _notebook(sandbox: Sandbox, sample: Sample, pixels: np.ndarray | None)
 
 
 class Toolset:
-    """Makes the tools of each episode; owns the sandbox server that its episodes share.
+    """Makes the tools of each episode; owns the sandbox servers that its episodes share.
 
     Args:
         limits, sandbox: as for `Sandbox`.
@@ -195,6 +202,7 @@ class Toolset:
             if not math.isfinite(seconds) or seconds < 0:
                 raise MoonflowError(f"latency of {name} is {seconds}: give seconds, 0 or more")
         self._sandbox, self._latency = Sandbox(limits, sandbox), dict(latency or {})
+        self._examiner = Examiner(Examiner.bounds, sandbox)
 
     def episode(self, sample: Sample, config: ImageConfig = RELEASED) -> EpisodeTools:
         """The tools of one episode of a task; ``config`` says which frames of a video its programs find."""
@@ -207,8 +215,16 @@ class Toolset:
         """
         return _notebook(self._sandbox, sample, None)
 
+    def examining(self, sample: Sample) -> AbstractAsyncContextManager[Session]:
+        """A session in which the library of the task's reward judges one answer (`model.rl.rewards.examined`).
+
+        Entering it raises as `EpisodeTools.call`.
+        """
+        return _notebook(self._examiner, sample, None)
+
     def close(self) -> None:
         self._sandbox.close()
+        self._examiner.close()
 
     def __enter__(self) -> Toolset:
         return self

@@ -39,6 +39,8 @@ def test_what_is_no_task_is_one_line(name: str, told: str) -> None:
     ("name", "told"),
     [
         ("WrongAbility", "ability is 'visual': choose one of knowledge"),
+        ("WrongReward", "reward is 'bleu': choose one of exact, .*, tests, or write verify"),
+        ("TwoJudges", "it has a reward and a method verify: leave one of them out"),
         ("WrongTimeout", "timeout_s is 0: give a number of seconds"),
         ("WrongCount", r"count\('train'\) is 0.5: return how many"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -14,8 +15,12 @@ from pathlib import Path
 import pytest
 
 from model.boundary.errors import MoonflowError
+from model.rl.environment import Episode
+from model.rl.tasks.own_tasks import OwnTasks
 from model.rl.tasks.process import HANGS, TaskFailure, TaskProcess
+from model.rl.tools.toolset import Toolset
 from tests.rl.tasks.user_tasks import HERE, REST
+from tests.samples import make_episode
 from tests.waiting import happens
 
 
@@ -53,6 +58,23 @@ def test_a_verifier_that_breaks_is_one_line_and_judges_the_next_answer(
         moody.verify(sample, response)
     assert "\n" not in str(caught.value)
     assert moody.verify(sample, "print") == {"score": 1.0}
+
+
+def test_a_task_may_leave_the_verdict_to_a_built_in_reward() -> None:
+    async def scored(tasks: OwnTasks, name: str, said: str) -> Episode:
+        with Toolset() as toolset:
+            return await tasks.scored(
+                make_episode(response=said), tasks[f"{HERE}:{name}"].prompt(1, "eval", 1), toolset
+            )
+
+    with OwnTasks([f"{HERE}:Near", f"{HERE}:Tested"]) as tasks:
+        near = asyncio.run(scored(tasks, "Near", "(30, 40)"))
+        assert near.reward == pytest.approx(2 / 3) and not near.correct
+        assert near.metrics == pytest.approx({"part/precision": 1.0, "part/recall": 0.5})
+        assert tasks[f"{HERE}:Near"].verify(tasks[f"{HERE}:Near"].prompt(1, "eval", 1), "30 40 90 90")["score"] == 1.0
+        with pytest.raises(TaskFailure, match="reward 'points' cannot judge by its answer .it must be 2 numbers"):
+            tasks[f"{HERE}:Near"].prompt(1, "eval", 2)
+        assert asyncio.run(scored(tasks, "Tested", "f = lambda n: n + 1")).correct
 
 
 def test_prompts_are_the_same_in_a_new_process(moody: TaskProcess) -> None:
@@ -130,7 +152,9 @@ def test_a_task_ends_with_the_step_that_is_killed_in_the_middle_of_a_hang(tmp_pa
     script.write_text(
         textwrap.dedent(f"""
         import threading
-        from model.rl.tasks.process import TaskProcess
+        from model.rl.environment import Episode
+from model.rl.tasks.own_tasks import OwnTasks
+from model.rl.tasks.process import TaskProcess
 
         if __name__ == "__main__":
             task = TaskProcess("{HERE}:Moody")

@@ -126,6 +126,31 @@ class NoVerifier:
         return {}
 
 
+class Near:
+    """A built-in reward judges. A third prompt has no answer that it could compare with."""
+
+    reward = "points"
+
+    def prompt(self, seed: int, split: str, index: int) -> dict:
+        answer = [[30, 40], [90, 90]] if index < 2 else "nowhere"
+        return {"messages": [{"role": "user", "content": "Point at the stars."}], "answer": answer}
+
+
+class Tested(Near):
+    reward = "tests"
+
+    def prompt(self, seed: int, split: str, index: int) -> dict:
+        return {"messages": [{"role": "user", "content": "Write f."}], "answer": {"f(1)": "2", "f(2)": "3"}}
+
+
+class WrongReward(Near):
+    reward = "bleu"
+
+
+class TwoJudges(Say):
+    reward = "number"
+
+
 class WrongAbility(Say):
     ability = "visual"
 

@@ -105,7 +105,7 @@ def wording(rng: np.random.Generator, options: Sequence[str], split: Split) -> s
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """The answer of a task that asks for a table; see ``model.rl.rewards.item_f1``."""
+    """The answer of a task that asks for a table; see ``model.rl.rewards.tables.item_f1``."""
     return {"columns": list(columns), "rows": [list(row) for row in rows]}
 
 

@@ -38,7 +38,9 @@ def test_a_wide_search_asks_for_what_is_true() -> None:
         assert [row[0] for row in sample.answer["rows"]] == re.findall(
             r"^\d+:(.*)$", sample.messages[0]["content"], re.M
         )
-        assert sample.reward == "item_f1" and rewards.row_f1(sample.messages[-1]["content"], sample.answer) == 1.0
+        assert (
+            sample.reward == "item_f1" and rewards.score("row_f1", sample.messages[-1]["content"], sample.answer) == 1.0
+        )
 
 
 def test_a_deep_search_has_one_winner_and_the_answer_is_its_value() -> None:
@@ -103,7 +105,7 @@ def test_where_delegation_is_mixed_a_turn_gives_away_one_part_some_or_all_and_ea
         sizes = [len(group) for group in groups]
         assert {call for group in groups for call in group} == {"assign_task"} and last == []
         assert sum(sizes) == 4 and sizes[0] == max(sizes)
-        assert rewards.row_f1(sample.messages[-1]["content"], sample.answer) == 1.0
+        assert rewards.score("row_f1", sample.messages[-1]["content"], sample.answer) == 1.0
         at_once.add(sizes[0])
     assert at_once == {1, 2, 3, 4}
     few = Delegation(0.2, mixed=True)
