@@ -22,6 +22,7 @@ def parl(
     learning_rate: float,
     critical_steps: int,
     families: str,
+    tasks: str,
     sub_agent_steps: int,
     max_new_tokens: int,
     window: int,

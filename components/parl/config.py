@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from components.runtime.config import HIGHEST_RATE, RLConfig, SwarmConfig, SwarmFamilies
+from components.runtime.config import HIGHEST_RATE, RLConfig, SwarmConfig, SwarmFamilies, TaskShares
 
 
 class Config(SwarmConfig, RLConfig):
@@ -20,6 +20,12 @@ class Config(SwarmConfig, RLConfig):
         description="families of the prompts, in turn, with commas and no blanks between: wide_search, and those of "
         "the offline world, which the data must have: world_wide, world_deep, world_document, world_bulk and "
         "world_easy (source: ours)",
+    )
+    tasks: TaskShares = Field(
+        "",
+        description="tasks of your own package, as module:name=share with commas between: the share of the prompts "
+        "that each of them has, 1 in sum for your tasks alone; empty = none; model/rl/tasks/README.md writes one "
+        "(source: ours)",
     )
     sub_agent_steps: int = Field(3, ge=1, description="completions of one sub-agent (source: ours)")
     max_new_tokens: int = Field(

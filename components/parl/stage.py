@@ -15,13 +15,16 @@ from model.data.batches.folder import DataFolder
 from model.data.samples.sample import Sample
 from model.network.multimodal import KimiK25
 from model.network.served import as_served
+from model.rl.tasks.mixture import TaskMixture
+from model.rl.tasks.names import parse_task_shares, takes_all
+from model.rl.tasks.own_tasks import OwnTasks
 from model.rl.tools.toolset import Toolset
 from model.rl.trainer import RLSettings
 from model.rollout.protocol import RolloutEngine
 from model.swarm.orchestrator import SwarmLimits
 from model.swarm.reward import SwarmReward
 from model.swarm.schedule import SubAgentSchedule
-from model.swarm.training import SwarmTask, train_orchestrator, windows
+from model.swarm.training import SwarmTask, swarm_prompts, train_orchestrator, windows
 
 
 def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
@@ -37,15 +40,16 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     helping = sampler(config, config.sub_agent_endpoints, frozen, 2 * episodes, context, data, "sub-agents")
     larger = _frozen(config.larger_sub_agents, config, context, data) if config.larger_sub_agents else None
 
-    # 2. Prompts: tasks of the train shards that a swarm can divide, and the limits of an episode.
+    # 2. Prompts: tasks of the train shards that a swarm can divide, tasks of the user's own in their shares, and the
+    # limits of an episode.
+    shares = parse_task_shares(config.tasks)
+    pool = None if takes_all(shares) else swarm_prompts(data, config.families.split(","), config.seed)
     sub_agents = [frozen, *([larger] if larger is not None else [])]
     limits = SwarmLimits(
         config.critical_steps, config.sub_agent_steps, config.max_new_tokens,
         **windows("parl", model, sub_agents, config.window, config.sub_agent_window),
     )  # fmt: skip
-    task = SwarmTask(
-        config.families.split(","), limits, ptx_weight=config.ptx_weight, ptx_rows=config.ptx_rows
-    )  # fmt: skip
+    task = SwarmTask(limits, ptx_weight=config.ptx_weight, ptx_rows=config.ptx_rows)
 
     # 3. Train: the auxiliary rewards are gone before the end, so the last rounds see the outcome alone.
     reward = SwarmReward.until(
@@ -57,7 +61,12 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         micro_batch_tokens=config.micro_batch_tokens, max_failed_episodes=config.max_failed_episodes,
         max_staleness=config.max_staleness,
     )  # fmt: skip
-    with closing(acting), closing(helping), Toolset(sandbox=config.sandbox) as toolset:
+    with (
+        closing(acting),
+        closing(helping),
+        Toolset(sandbox=config.sandbox) as toolset,
+        OwnTasks(list(shares)) as own,
+    ):
         asyncio.run(helping.publish(frozen))
         schedule = SubAgentSchedule.of_shares(config.iterations, config.larger_from, config.larger_until)
         later = EmbeddedSampler(larger, 2 * episodes) if larger is not None else helping
@@ -66,9 +75,14 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
             return (later if schedule.larger(t, sample.key) else helping).engine
 
         traces = RoundTraces(context, settings, reward)
+        prompts = TaskMixture(
+            own, shares, pool, seed=config.seed, allowed=config.max_failed_episodes, ranks=context.ranks,
+            warn=context.warn,
+        )  # fmt: skip
         train_orchestrator(
-            model, data, task, acting, speaking, toolset, reward, settings, context, traces=traces, ranks=context.ranks
-        )
+            model, data, task, prompts, acting, speaking, toolset, reward, settings, context,
+            score=own.scored, traces=traces, ranks=context.ranks,
+        )  # fmt: skip
     return context.checkpoints.newest
 
 
