@@ -27,6 +27,7 @@ def parl(
     max_new_tokens: int,
     window: int,
     sub_agent_window: int,
+    completions_at_once: int,
     larger_sub_agents: str,
     larger_from: float,
     larger_until: float,

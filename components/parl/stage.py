@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import closing
+from dataclasses import dataclass
 
 from components.parl.config import Config
 from components.parl.traces import RoundTraces
 from components.runtime.checkpoints.manifest import Manifest
-from components.runtime.sampler import EmbeddedSampler, sampler
+from components.runtime.sampler import Sampler, sampler
 from components.runtime.step import StepContext
 from model.checkpoint.folder import load_parent
 from model.data.batches.folder import DataFolder
@@ -20,8 +21,11 @@ from model.rl.tasks.names import parse_task_shares, takes_all
 from model.rl.tasks.own_tasks import OwnTasks
 from model.rl.tools.toolset import Toolset
 from model.rl.trainer import RLSettings
+from model.rollout.embedded import EmbeddedEngine
+from model.rollout.pool import Pool
 from model.rollout.protocol import RolloutEngine
 from model.swarm.orchestrator import SwarmLimits
+from model.swarm.pools import SwarmPools
 from model.swarm.reward import SwarmReward
 from model.swarm.schedule import SubAgentSchedule
 from model.swarm.training import SwarmTask, swarm_prompts, train_orchestrator, windows
@@ -32,12 +36,13 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     data = context.data(inputs["data"])
     model = load_parent(context.fetch(inputs["policy"]), data.tokenizer)
     episodes = config.prompts_per_iteration * config.samples_per_prompt
+    rows = config.completions_at_once  # of the embedded engine, whose pool has no more completions in flight than that
     acting = sampler(
-        config, config.endpoints, as_served(model, config.expert_precision), episodes, context, data,
+        config, config.endpoints, as_served(model, config.expert_precision), rows or episodes, context, data,
         while_trained=config.max_staleness > 0,
     )  # fmt: skip
     frozen = _frozen(inputs["sub_agents"], config, context, data)
-    helping = sampler(config, config.sub_agent_endpoints, frozen, 2 * episodes, context, data, "sub-agents")
+    helping = sampler(config, config.sub_agent_endpoints, frozen, rows or 2 * episodes, context, data, "sub-agents")
     larger = _frozen(config.larger_sub_agents, config, context, data) if config.larger_sub_agents else None
 
     # 2. Prompts: tasks of the train shards that a swarm can divide, tasks of the user's own in their shares, and the
@@ -69,10 +74,12 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     ):
         asyncio.run(helping.publish(frozen))
         schedule = SubAgentSchedule.of_shares(config.iterations, config.larger_from, config.larger_until)
-        later = EmbeddedSampler(larger, 2 * episodes) if larger is not None else helping
+        pools = SwarmPools(config.completions_at_once, context.ranks)
+        first = pools.sub_agents.over(helping.engine)
+        later = pools.sub_agents.over(EmbeddedEngine(larger, rows or 2 * episodes)) if larger is not None else first
 
         def speaking(sample: Sample, t: int) -> RolloutEngine:
-            return (later if schedule.larger(t, sample.key) else helping).engine
+            return later if schedule.larger(t, sample.key) else first
 
         traces = RoundTraces(context, settings, reward)
         prompts = TaskMixture(
@@ -80,10 +87,27 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
             warn=context.warn,
         )  # fmt: skip
         train_orchestrator(
-            model, data, task, prompts, acting, speaking, toolset, reward, settings, context,
-            score=own.scored, traces=traces, ranks=context.ranks,
+            model, data, task, prompts, Queued(acting, pools.orchestrator), speaking, toolset, reward, settings,
+            context, score=own.scored, traces=traces, measure=pools, ranks=context.ranks,
         )  # fmt: skip
     return context.checkpoints.newest
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A sampler whose requests take their turn in a pool."""
+
+    sampler: Sampler
+    pool: Pool
+
+    @property
+    def engine(self) -> RolloutEngine:
+        """What generates."""
+        return self.pool.over(self.sampler.engine)
+
+    async def publish(self, model: KimiK25) -> None:
+        """As ``Sampler.publish``."""
+        await self.sampler.publish(model)
 
 
 def _frozen(uri: str, config: Config, context: StepContext, data: DataFolder) -> KimiK25:

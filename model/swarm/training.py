@@ -23,7 +23,7 @@ from model.rl.ptx import PRETRAINING, ptx
 from model.rl.tasks.mixture import TaskMixture
 from model.rl.tasks.task import TaskSample
 from model.rl.tools.toolset import Toolset
-from model.rl.trainer import RLSettings, RLTrainer
+from model.rl.trainer import Measure, RLSettings, RLTrainer
 from model.rollout.protocol import RolloutEngine
 from model.swarm.baselines import Mode
 from model.swarm.orchestrator import SwarmEpisode, SwarmLimits, run_swarm_episode
@@ -91,13 +91,14 @@ def swarm_prompts(data: DataFolder, families: Sequence[str], seed: int) -> Promp
 def train_orchestrator(
     model: KimiK25, data: DataFolder, task: SwarmTask, prompts: PromptPool | TaskMixture, acting: Acting,
     speaking: Speaking, toolset: Toolset, reward: SwarmReward, settings: RLSettings, services: StepServices, *,
-    score: Scoring = judged, traces: Traces | None = None, ranks: Ranks | None = None,
+    score: Scoring = judged, traces: Traces | None = None, measure: Measure | None = None, ranks: Ranks | None = None,
 ) -> None:  # fmt: skip
     """Train ``model`` in place, from the newest checkpoint of this step if there is one.
 
     Args:
         acting: samples from ``model``.
         score: gives an episode its reward.
+        measure: as for ``RLTrainer``.
 
     Raises:
         MoonflowError: as ``RLTrainer``.
@@ -121,7 +122,8 @@ def train_orchestrator(
     RLTrainer(
         model, prompts, rollout, publish, settings,
         pad_id=data.tokenizer.pad_id, tokenizer_folder=data.path, services=services, reward=reward,
-        ptx=pretraining, tasks=prompts if isinstance(prompts, TaskMixture) else None, watch=kept, ranks=ranks,
+        ptx=pretraining, tasks=prompts if isinstance(prompts, TaskMixture) else None, watch=kept,
+        measure=measure, ranks=ranks,
     ).train()  # fmt: skip
 
 
