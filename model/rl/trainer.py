@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -112,7 +112,7 @@ Rollout = Callable[[Sample, int, int], Awaitable[Episode]]
 Watch = Callable[[int, Sequence[Group]], None]
 """(iteration, the first one is 1; its groups): is told of each round."""
 
-Measure = Callable[[], Mapping[str, float]]
+Measure = Callable[[], dict[str, float]]
 """Further figures of a round whose episodes are there."""
 
 
@@ -271,7 +271,7 @@ class RLTrainer:
         if settings.max_staleness:
             figures |= staleness([episode for group in groups for episode in group.episodes], self.published)
         failed = sum(bool(episode.failure) for episode in episodes)
-        measured = self.measure() if self.measure is not None else {}
+        measured = self.measure() if self.measure is not None else dict[str, float]()
         return groups, figures | {"episodes/failed": float(failed)} | of_tasks | measured
 
     def learn(self, groups: list[Group]) -> dict[str, float]:
