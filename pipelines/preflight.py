@@ -84,7 +84,8 @@ def _tasks(profile: Profile) -> None:
 def own_tasks(profile: Profile) -> list[str]:
     """The user's tasks in a profile, as module:name."""
     texts = {step: getattr(config, "tasks", "") for step, config in profile.steps.items()}
-    return list(dict.fromkeys([*parse_task_shares(texts.get("joint_rl", "")), *parse_tasks(texts.get("evaluate", ""))]))
+    trained = [name for step in ("joint_rl", "parl") for name in parse_task_shares(texts.get(step, ""))]
+    return list(dict.fromkeys([*trained, *parse_tasks(texts.get("evaluate", ""))]))
 
 
 def _sandbox(profile: Profile) -> None:

@@ -6,10 +6,9 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from components.runtime.config import HIGHEST_RATE, RLConfig
-from model.boundary.errors import MoonflowError, did_you_mean
+from components.runtime.config import HIGHEST_RATE, RLConfig, TaskShares
+from model.boundary.errors import did_you_mean
 from model.data.samples.sample import MODALITIES
-from model.rl.tasks.names import parse_task_shares
 
 
 def _modalities(text: str) -> str:
@@ -17,14 +16,6 @@ def _modalities(text: str) -> str:
         if name not in MODALITIES:
             hint = did_you_mean(name, MODALITIES)
             raise ValueError(f"{name!r} is not a modality{hint}; write some of {','.join(MODALITIES)}, no blanks")
-    return text
-
-
-def _tasks(text: str) -> str:
-    try:
-        parse_task_shares(text)
-    except MoonflowError as error:
-        raise ValueError(str(error)) from None
     return text
 
 
@@ -44,7 +35,7 @@ class Config(RLConfig):
         description="modalities of the tasks, from text, image and video, with commas and no blanks between "
         "(source: ours)",
     )
-    tasks: Annotated[str, AfterValidator(_tasks)] = Field(
+    tasks: TaskShares = Field(
         "",
         description="tasks of your own package, as module:name=share with commas between: the share of the prompts "
         "that each of them has, 1 in sum for your tasks alone; empty = none; model/rl/tasks/README.md writes one "

@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from components.runtime.config import HIGHEST_RATE, RLConfig, SwarmConfig, SwarmFamilies
+from components.runtime.config import HIGHEST_RATE, NO_EFFECT, RLConfig, SwarmConfig, SwarmFamilies, TaskShares
 
 
 class Config(SwarmConfig, RLConfig):
@@ -21,6 +21,12 @@ class Config(SwarmConfig, RLConfig):
         "the offline world, which the data must have: world_wide, world_deep, world_document, world_bulk and "
         "world_easy (source: ours)",
     )
+    tasks: TaskShares = Field(
+        "",
+        description="tasks of your own package, as module:name=share with commas between: the share of the prompts "
+        "that each of them has, 1 in sum for your tasks alone; empty = none; model/rl/tasks/README.md writes one "
+        "(source: ours)",
+    )
     sub_agent_steps: int = Field(3, ge=1, description="completions of one sub-agent (source: ours)")
     max_new_tokens: int = Field(
         160, ge=1, description="tokens of one completion, of the orchestrator or a sub-agent (source: ours)"
@@ -30,6 +36,15 @@ class Config(SwarmConfig, RLConfig):
     )
     sub_agent_window: int = Field(
         0, ge=0, description="tokens of a sub-agent's conversation; 0 = as many as the orchestrator's (source: ours)"
+    )
+    completions_at_once: int = Field(
+        0,
+        ge=0,
+        json_schema_extra=NO_EFFECT,
+        description="completions of the orchestrator and of sub-agents together that each process has in flight at "
+        "once, 2 or more; a third of them is the orchestrator's at first, and after each round up to a tenth moves to "
+        "the one whose requests wait longer; 0 = each has as many as its engine takes, and nothing moves (source: "
+        "K2.5, ratio of instances adjusted dynamically; rule and value ours)",
     )
     larger_sub_agents: str = Field(
         "",
@@ -78,7 +93,11 @@ class Config(SwarmConfig, RLConfig):
     seed: int = Field(5, ge=0, description="seed of prompts and sampling (source: ours)")
 
     @model_validator(mode="after")
-    def _order(self) -> Self:
+    def _fit_together(self) -> Self:
+        if self.completions_at_once == 1:
+            raise ValueError(
+                "completions_at_once is 1: give 0, or 2 or more, as orchestrator and sub-agents share them"
+            )
         if self.larger_from > self.larger_until:
             raise ValueError("larger_from is after larger_until: give shares of the rounds in their order")
         return self

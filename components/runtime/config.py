@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from model.boundary.errors import MoonflowError, did_you_mean
 from model.data.order.mixtures import mixtures
 from model.network.config import PRESETS
+from model.rl.tasks.names import parse_task_shares
 from model.rollout.addresses import parse_addresses
 from model.swarm.families import SWARM_FAMILIES
 
@@ -144,6 +145,18 @@ def _swarm_families(text: str) -> str:
 
 SwarmFamilies = Annotated[str, AfterValidator(_swarm_families)]
 """Families of tasks that a swarm can divide, with commas between."""
+
+
+def _task_shares(text: str) -> str:
+    try:
+        parse_task_shares(text)
+    except MoonflowError as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
+TaskShares = Annotated[str, AfterValidator(_task_shares)]
+"""Tasks of a user's own and their shares of the prompts, as ``model.rl.tasks.names.parse_task_shares`` reads them."""
 
 
 class MixtureConfig(TrainingConfig):

@@ -36,9 +36,10 @@ from model.rl.failures import FailureCount, warn_of_lost_sub_agents
 from model.rl.ptx import WITHOUT_DELEGATION
 from model.rl.tools.toolset import Toolset
 from model.rl.trainer import RLSettings
+from model.swarm.baselines import Mode
 from model.swarm.orchestrator import SwarmLimits
 from model.swarm.reward import SwarmReward
-from model.swarm.training import SwarmTask, train_orchestrator, windows
+from model.swarm.training import SwarmTask, swarm_prompts, train_orchestrator, windows
 from model.swarm.ways import AGENTS, EASY, EASY_WAYS, FORCED, SWARM, WAYS, summary
 
 RESULTS = "results.json"
@@ -99,18 +100,17 @@ def practise(
         config.iterations, config.prompts_per_iteration, config.samples_per_prompt, config.learning_rate,
         seed=config.seed, checkpoint_every=config.checkpoint_every, max_failed_episodes=config.max_failed_episodes,
     )  # fmt: skip
-    task = SwarmTask(
-        config.families.split(","), limits, "must_delegate" if arm.forced else "swarm", config.ptx_weight,
-        config.ptx_rows, WITHOUT_DELEGATION,
-    )  # fmt: skip
+    mode: Mode = "must_delegate" if arm.forced else "swarm"
+    task = SwarmTask(limits, mode, config.ptx_weight, config.ptx_rows, WITHOUT_DELEGATION)
+    prompts = swarm_prompts(data, config.families.split(","), config.seed)
     episodes = config.prompts_per_iteration * config.samples_per_prompt
     acting, helping = EmbeddedSampler(as_served(model, "full"), episodes), EmbeddedSampler(frozen, 2 * episodes)
     asyncio.run(helping.publish(frozen))
     services = ArmServices(context.work, Unfinished(context.checkpoints), context.metrics, context.progress)
     with Toolset(sandbox=config.sandbox) as toolset:
         train_orchestrator(
-            model, data, task, acting, lambda sample, t: helping.engine, toolset, reward, settings, services
-        )  # fmt: skip
+            model, data, task, prompts, acting, lambda sample, t: helping.engine, toolset, reward, settings, services
+        )
 
 
 def measure(

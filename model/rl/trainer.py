@@ -112,6 +112,9 @@ Rollout = Callable[[Sample, int, int], Awaitable[Episode]]
 Watch = Callable[[int, Sequence[Group]], None]
 """(iteration, the first one is 1; its groups): is told of each round."""
 
+Measure = Callable[[], dict[str, float]]
+"""Further figures of a round whose episodes are there."""
+
 
 @dataclass
 class RLState:
@@ -135,6 +138,7 @@ class RLTrainer:
         tasks: counts what fails in a user's tasks, from which ``prompts`` draws; None: there are none.
         watch: is told of each round on every rank; None: nobody is.
         successes: keeps successful episodes, which are saved with each checkpoint; None: none are kept.
+        measure: is asked for figures of each round, on every rank; None: there are none besides the trainer's.
 
     Raises:
         MoonflowError: the settings do not fit the ranks; or a checkpoint is damaged.
@@ -157,9 +161,10 @@ class RLTrainer:
         tasks: TaskMixture | None = None,
         watch: Watch | None = None,
         successes: Successes | None = None,
+        measure: Measure | None = None,
         ranks: Ranks | None = None,
     ) -> None:
-        self.ranks, self.watch, self.successes = ranks or Ranks(), watch, successes
+        self.ranks, self.watch, self.successes, self.measure = ranks or Ranks(), watch, successes, measure
         if settings.max_staleness and self.ranks.world > 1:
             raise MoonflowError(
                 f"max_staleness = {settings.max_staleness} works in one process only, and here are {self.ranks.world}: "
@@ -265,7 +270,8 @@ class RLTrainer:
         groups, figures = rewarded_groups(t, samples, by_sample, self.reward, self.toggle)
         figures |= staleness([episode for group in groups for episode in group.episodes], self.published)
         failed = sum(bool(episode.failure) for episode in episodes)
-        return groups, figures | {"episodes/failed": float(failed)} | of_tasks
+        measured = self.measure() if self.measure is not None else dict[str, float]()
+        return groups, figures | {"episodes/failed": float(failed)} | of_tasks | measured
 
     def learn(self, groups: list[Group]) -> dict[str, float]:
         """The gradient steps of one iteration: the policy's loss and, with PTX, the pre-training loss.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -44,6 +45,7 @@ class _Sequence:
         prompt: what the latents of ``request.input_ids`` follow from.
         reread: how many of its tokens are part of ``prompt``.
         versions: ``Completion.weight_versions``.
+        asked: when it was asked for, on the clock of `time.perf_counter`. waited_s: until it first had a row.
     """
 
     request: Request
@@ -56,6 +58,8 @@ class _Sequence:
     logprobs: list[float] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
     reread: int = 0
+    asked: float = field(default_factory=time.perf_counter)
+    waited_s: float | None = None
 
     @property
     def cached(self) -> int:
@@ -86,7 +90,16 @@ class _Sequence:
 
     def complete(self, reason: Literal["stop", "length", "abort"]) -> None:
         if not self.done.done():
-            self.done.set_result(Completion(self.tokens, self.logprobs, reason, weight_versions=self.versions))
+            self.done.set_result(
+                Completion(
+                    self.tokens, self.logprobs, reason, weight_versions=self.versions, waited_s=self.waited_s or 0.0
+                )
+            )  # fmt: skip
+
+    def begin(self) -> None:
+        """It has a row now."""
+        if self.waited_s is None:
+            self.waited_s = time.perf_counter() - self.asked
 
 
 class EmbeddedEngine:
@@ -336,6 +349,8 @@ class EmbeddedEngine:
         admitted = self._waiting[:free]
         self._waiting = self._waiting[len(admitted) :]
         first_row = len(self._active)
+        for sequence in admitted:
+            sequence.begin()
         self._active += admitted
         cache.reserve(max(len(sequence.prompt) + sequence.limit - sequence.reread for sequence in admitted))
         rows: dict[Key, list[int]] = {}

@@ -55,6 +55,7 @@ class Completion:
         weights: the version of the weights that sampled them, as a remote engine names it; "" if it does not.
         weight_versions: of each token, how often the engine had been given weights when it was sampled; none if the
             engine does not count that. It does not tell completions apart: the same may be sampled from both weights.
+        waited_s: seconds that the request waited in the engine before it was begun; nor does this tell them apart.
     """
 
     token_ids: list[int]
@@ -62,6 +63,7 @@ class Completion:
     finish_reason: Literal["stop", "length", "abort"]
     weights: str = ""
     weight_versions: list[int] = field(default_factory=list, compare=False)
+    waited_s: float = field(default=0.0, compare=False)
 
 
 class RolloutEngine(Protocol):

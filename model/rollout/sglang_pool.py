@@ -20,6 +20,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from model.boundary.errors import MoonflowError, Transient
@@ -185,8 +186,11 @@ class SGLangPool:
 
     async def _complete(self, partial: Partial) -> Completion:
         tries = deaths = 0
+        waited, clock = 0.0, asyncio.get_running_loop().time
         while True:
+            begun = clock()
             replica = await self._least_loaded()
+            waited += clock() - begun
             weights, version, failure = replica.holds, self._version, None
             try:
                 completion = await replica.ask(partial.body)
@@ -205,7 +209,7 @@ class SGLangPool:
                     replica.drop(f"it answered from weights {completion.weights[:12] or 'that it does not name'}")
                 completion = None
             if completion is not None and (whole := partial.add(completion, version)) is not None:
-                return whole
+                return replace(whole, waited_s=waited)
             if version != self._version:  # new weights came, for which replicas break requests off
                 continue
             gone = replica.holds is not weights

@@ -23,6 +23,7 @@ from model.rl.environment import (
     FAILED,
     Episode,
     EpisodeEnd,
+    Scoring,
     answer_calls,
     complaint,
     converse,
@@ -166,6 +167,7 @@ async def run_swarm_episode(
     temperature: float,
     seed: int,
     mode: Mode = "swarm",
+    score: Scoring = judged,
 ) -> SwarmEpisode:
     """Run one episode of a task that a swarm can divide, and score it.
 
@@ -173,6 +175,7 @@ async def run_swarm_episode(
         engine: speaks for the orchestrator, which is trained.
         sub_engine: speaks for the sub-agents, which are frozen.
         mode: "swarm", or one of the baselines that a swarm is compared with, under the same budget.
+        score: gives the episode its reward.
 
     Returns:
         An episode whose metrics have ``critical_steps``, ``parallelism`` (the largest number of assignments at once),
@@ -206,7 +209,7 @@ async def run_swarm_episode(
         done.ended(episode.turns)
         figures = done.figures | _sizes(done, keeper, episode, sample) | {SECONDS: time.perf_counter() - begun}
         episode = replace(episode, metrics=episode.metrics | figures, lost=done.failure)
-        return await judged(episode, sample, toolset)
+        return await score(episode, sample, toolset)
 
     episode = await attempt(played(), sample)
     main.ended(episode.finish_reason, episode.failure if episode.finish_reason == FAILED else "")

@@ -16,12 +16,14 @@ from model.data.samples.sample import Sample
 from model.network.multimodal import KimiK25
 from model.network.served import as_served
 from model.parallel.ranks import Ranks
-from model.rl.environment import Episode
+from model.rl.environment import Episode, Scoring, judged
 from model.rl.groups import Group
 from model.rl.prompts import PromptPool
 from model.rl.ptx import PRETRAINING, ptx
+from model.rl.tasks.mixture import TaskMixture
+from model.rl.tasks.task import TaskSample
 from model.rl.tools.toolset import Toolset
-from model.rl.trainer import RLSettings, RLTrainer
+from model.rl.trainer import Measure, RLSettings, RLTrainer
 from model.rollout.protocol import RolloutEngine
 from model.swarm.baselines import Mode
 from model.swarm.orchestrator import SwarmEpisode, SwarmLimits, run_swarm_episode
@@ -66,12 +68,10 @@ class SwarmTask:
     """What is practised, and within which limits.
 
     Attributes:
-        families: of the prompts, in turn. They never ask to work in parallel.
         mode: of the episodes: "swarm", or "must_delegate", in which the orchestrator has no tools of its own.
         ptx_weight, ptx_rows, ptx_mixture: as ``model.rl.ptx.ptx``.
     """
 
-    families: Sequence[str]
     limits: SwarmLimits
     mode: Mode = "swarm"
     ptx_weight: float = 0.0
@@ -79,26 +79,36 @@ class SwarmTask:
     ptx_mixture: Mixture = field(default_factory=lambda: PRETRAINING)
 
 
+def swarm_prompts(data: DataFolder, families: Sequence[str], seed: int) -> PromptPool:
+    """The data's prompts of these families, in turn. They never ask to work in parallel.
+
+    Raises:
+        MoonflowError: the data lacks a family.
+    """
+    return PromptPool(data.source, data.index, families=families, modalities=["text"], seed=seed)
+
+
 def train_orchestrator(
-    model: KimiK25, data: DataFolder, task: SwarmTask, acting: Acting, speaking: Speaking, toolset: Toolset,
-    reward: SwarmReward, settings: RLSettings, services: StepServices, *, traces: Traces | None = None,
-    ranks: Ranks | None = None,
+    model: KimiK25, data: DataFolder, task: SwarmTask, prompts: PromptPool | TaskMixture, acting: Acting,
+    speaking: Speaking, toolset: Toolset, reward: SwarmReward, settings: RLSettings, services: StepServices, *,
+    score: Scoring = judged, traces: Traces | None = None, measure: Measure | None = None, ranks: Ranks | None = None,
 ) -> None:  # fmt: skip
     """Train ``model`` in place, from the newest checkpoint of this step if there is one.
 
     Args:
         acting: samples from ``model``.
+        score: gives an episode its reward.
+        measure: as for ``RLTrainer``.
 
     Raises:
-        MoonflowError: the data lacks a family; and as ``RLTrainer``.
+        MoonflowError: as ``RLTrainer``.
     """
-    prompts = PromptPool(data.source, data.index, families=task.families, modalities=["text"], seed=settings.seed)
     kept = traces or _NoTraces()
 
     async def rollout(sample: Sample, seed: int, t: int) -> Episode:
         episode = await run_swarm_episode(
             acting.engine, speaking(sample, t), data.tokenizer, sample, data.image_config, toolset,
-            limits=task.limits, temperature=1.0, seed=seed, mode=task.mode,
+            limits=_limits_of(sample, task.limits), temperature=1.0, seed=seed, mode=task.mode, score=score,
         )  # fmt: skip
         return kept.carried(t + 1, episode)
 
@@ -112,8 +122,16 @@ def train_orchestrator(
     RLTrainer(
         model, prompts, rollout, publish, settings,
         pad_id=data.tokenizer.pad_id, tokenizer_folder=data.path, services=services, reward=reward,
-        ptx=pretraining, watch=kept, ranks=ranks,
+        ptx=pretraining, tasks=prompts if isinstance(prompts, TaskMixture) else None, watch=kept,
+        measure=measure, ranks=ranks,
     ).train()  # fmt: skip
+
+
+def _limits_of(sample: Sample, limits: SwarmLimits) -> SwarmLimits:
+    """The limits of a task's episode: a user's task may ask for longer completions, not for more steps."""
+    if isinstance(sample, TaskSample):
+        return replace(limits, max_new_tokens=max(limits.max_new_tokens, sample.max_new_tokens))
+    return limits
 
 
 def context_of(model: KimiK25) -> int:

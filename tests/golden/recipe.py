@@ -33,7 +33,7 @@ STEPS: dict[str, dict[str, Any]] = {
 }
 PARENTS = {"joint_pretrain": "vit_pretrain", "joint_rl": "vit_pretrain"}
 LAST = "joint_rl"
-MEASURED = ("time", "tokens/s", "seconds/")  # beginnings of metrics that no seed decides
+MEASURED = ("time", "tokens/s", "seconds/", "queue_s/")  # beginnings of metrics that no seed decides
 DRAWN = ("policy/entropy",)  # of few tokens, one of which may fall otherwise on another kind of CPU
 PROMPTS = ("fact_qa", "array_tool", "digit_string")  # families; the last shows an image
 

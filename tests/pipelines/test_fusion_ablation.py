@@ -50,6 +50,14 @@ def test_the_loop_gives_arm_and_seed_and_the_user_the_rest(compiled: dict[str, A
     assert arguments == fields | {"preset", "cell", "run_id", "data"}
 
 
+def test_the_larger_profile_reads_five_million_tokens_an_arm_in_the_batches_of_tiny() -> None:
+    arm = load_profile("claims-fusion").step("fusion_arm").model_dump()
+    joint = load_profile("tiny").step("joint_pretrain").model_dump()
+    assert arm["steps"] * arm["rows"] * arm["tokens_per_row"] * 0.99 >= 5e6, "rows are 99% full"
+    same = ("rows", "tokens_per_row", "learning_rate")
+    assert [arm[name] for name in same] == [joint[name] for name in same]
+
+
 def test_the_profile_tells_its_tasks_and_refuses_what_the_loop_gives(tmp_path: Path) -> None:
     profile = load_profile("fusion", ["run.seeds=2"])
     assert tuple(profile.steps) == PIPELINES["fusion_ablation"]

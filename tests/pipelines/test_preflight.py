@@ -118,7 +118,9 @@ def test_a_run_that_cannot_be_finished_begins_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("setting", ["joint_rl.tasks=nowhere:Stars=0.1", "evaluate.tasks=nowhere:Stars"])
+@pytest.mark.parametrize(
+    "setting", ["joint_rl.tasks=nowhere:Stars=0.1", "parl.tasks=nowhere:Stars=0.1", "evaluate.tasks=nowhere:Stars"]
+)
 def test_a_task_that_is_not_there_is_told_before_the_first_step(setting: str, tmp_path: Path) -> None:
     with pytest.raises(MoonflowError, match="there is no module nowhere: install its package"):
         preflight(load_profile("tiny", [setting]), bare(tmp_path, ()))

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from model.swarm.chat.board import Board
 from model.swarm.critical_steps import CriticalSteps
 from model.swarm.trace import Recorder, Trace
 from pipelines.cli import main
-from pipelines.swarm_view import agent_tree
+from pipelines.swarm_view import agent_tree, summary, watched
 from tests.chat_server import Script, chatting, is_sub_agent, results, say, turns, use
 from tests.http_server import nobody
 from tests.pipelines.commands import PROGRAM, ROOT
@@ -66,7 +69,7 @@ def test_an_answer_its_figures_and_its_trace(moonflow: Any, tmp_path: Path, monk
     assert (status, err) == (0, "")
     lines = out.splitlines()
     assert lines[0] == "orchestrator begins: capitals?" and "finder begins: peru" in lines
-    assert any(line.startswith("finder is done: 1 steps, 110 tokens, ") for line in lines)
+    assert any(line.startswith("finder is done: 1 step, 110 tokens, ") for line in lines)
     found = json.loads(lines[-1])
     assert found["outcome"] == "answer" and "\x1b" not in "".join(lines[:-1])
     assert (found["critical_steps"], found["parallelism"], found["agents"]) == (1 + 2 + 1, 2, 3)
@@ -191,17 +194,46 @@ def test_our_own_server_speaks_for_a_swarm(moonflow: Any, tmp_path: Path) -> Non
     assert [step.result for step in main.steps if step.tool] == ["error: no tool search"] * 2
 
 
-def test_the_tree_shows_agents_at_work_first_and_says_how_many_are_left_out() -> None:
+def at_work() -> Board:
+    """A board with an orchestrator and five sub-agents, of which two have ended."""
     board = Board(CriticalSteps(10), Recorder(), prices=(1.0, 2.0))
     for number in range(6):
-        agent = board.add("boss" if not number else f"agent {number}", "task \x1b[2J [bold]" * 30)
+        agent = board.add("boss" if not number else f"agent {number}", "task \x1b[2J [b]" * 30)
         board.begin(agent)
+        agent.steps, agent.prompt_tokens = number, 10**number
         if number in (1, 2):
-            board.end(agent, "answer")
-    console = Console(file=io.StringIO(), width=80, force_terminal=False)
+            board.end(agent, "answer" if number == 1 else "budget")
+    return board
+
+
+def test_the_tree_shows_agents_at_work_first_and_says_how_many_are_left_out() -> None:
+    board, console = at_work(), Console(file=io.StringIO(), width=80, force_terminal=False)
     console.print(agent_tree(board, 4))
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "\x1b" not in text and "[bold]" in text and all(len(line) <= 80 for line in text.splitlines())
-    assert "critical steps 0 of 10, 6 agents" in text and "$0.0000" in text
+    assert "\x1b" not in text and "[b]" in text and all(len(line) <= 80 for line in text.splitlines())
+    assert "critical steps 0 of 10, 6 agents, $0.1111, " in text
+    rows = [line for line in text.splitlines() if " tokens  $" in line]
+    assert (
+        len(rows) == 4 and len({row.index("$") for row in rows}) == 1 and "  1,000 tokens  $0.0010  0.0 s  task" in text
+    )
+    assert "1 of 5 sub-agents without an answer: budget 1" in summary(board, Counter())
     shown = [line.split()[2] for line in text.splitlines() if " agent " in line]
     assert shown == ["5", "4", "3", "2"] and "and 1 more" in text
+
+
+def test_the_tree_leaves_nothing_in_the_terminal_and_room_for_what_it_echoes() -> None:
+    console = Console(file=io.StringIO(), width=60, height=12, force_terminal=True)
+
+    async def work() -> None:
+        async with watched(at_work(), console):
+            pass
+
+    asyncio.run(work())
+    told = console.file.getvalue()  # type: ignore[attr-defined]
+    frames = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", told).replace("\r", "\n").splitlines()
+    assert any("agent 5" in line for line in frames) and max(map(len, frames)) <= 60 - len("^C")
+    height = 1 + 1 + 5  # the figures, the orchestrator, its agents
+    *_, after = told.rpartition("agent 1")
+    assert after.count("\x1b[1A\x1b[2K") >= height - 1 and "\x1b[?25h" in after, (
+        "all lines are erased, the cursor is back"
+    )

@@ -76,6 +76,10 @@ class Board:
     @property
     def cost(self) -> float | None:
         """US dollars so far; None without prices."""
+        return self.cost_of(self)
+
+    def cost_of(self, used: Board | AgentState) -> float | None:
+        """US dollars for the tokens of the board or of one agent; None without prices."""
         if self.prices is None:
             return None
-        return (self.prompt_tokens * self.prices[0] + self.new_tokens * self.prices[1]) / 1e6
+        return (used.prompt_tokens * self.prices[0] + used.new_tokens * self.prices[1]) / 1e6

@@ -1,4 +1,4 @@
-"""Joint RL on a user's tasks: the page's own and broken ones, in one run that is also killed and continued."""
+"""RL on a user's tasks, joint and with a swarm: the page's own and broken ones, in a run that is also killed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import pytest
 
 from components.joint_rl import stage
 from components.joint_rl.config import Config
+from components.parl import stage as parl
+from components.parl.config import Config as SwarmConfig
 from model.boundary.errors import MoonflowError
 from model.codec.tokenizer import Tokenizer
 from tests.rl.tasks.user_tasks import HERE
@@ -24,7 +26,7 @@ def inputs(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     """Tasks, and a model whose answers are judged."""
     folder = tmp_path_factory.mktemp("parent")
     save_checkpoint(folder, model_that_ends_its_turns(Tokenizer.load(data_folder)), data_folder, None, {})
-    return {"data": str(data_folder), "parent": str(folder)}
+    return {"data": str(data_folder), **dict.fromkeys(("parent", "policy", "sub_agents"), str(folder))}
 
 
 @pytest.fixture
@@ -81,6 +83,27 @@ def test_broken_tasks_cost_no_other_and_a_killed_run_goes_on_with_the_same_promp
             assert name.startswith(("seconds/", "tokens/s")) or row[name] == value, name
 
 
+def test_a_swarm_trains_on_tasks_too_and_the_broken_ones_cost_no_other(
+    sky: str, inputs: dict[str, str], tmp_path: Path
+) -> None:
+    bad = ("RaisesVerdict=0.25", "HighScore=0.125", "HangsVerdict=0.125", "HangsPrompt=0.125")
+    config = SwarmConfig(
+        iterations=1, prompts_per_iteration=8, samples_per_prompt=3, learning_rate=1e-3, critical_steps=3,
+        max_new_tokens=8, tasks=", ".join([f"{sky}=0.25", *(f"{HERE}:{task}" for task in bad)]), ptx_weight=0.0,
+        checkpoint_every=0, seed=1,
+    )  # fmt: skip
+    services = FolderServices(tmp_path / "run")
+    parl.run(config, inputs, services)
+    (row,) = services.logged.values()
+    assert services.saved[-1][2] and "reward/task/Stars" in row and "reward/perf" in row
+    assert row["episodes/failed/RaisesVerdict"] == 6 and row["episodes/failed"] >= 9
+    assert row["episodes/failed/Stars"] == 0.0 and row["prompts/failed/HangsPrompt"] > 0
+    assert "reward/task/RaisesVerdict" not in row and "reward/agentic" in row, "the data has its share too"
+    lines = "\n".join(services.warnings)
+    for name, why in (("RaisesVerdict", "the judge is away"), ("HangsPrompt", "has hung 3 times")):
+        assert re.search(f"task {HERE}:{name} is passed over from prompt .*{why}", lines), lines
+
+
 @pytest.mark.parametrize(
     ("tasks", "told"),
     [(f"{HERE}:Sey=1", "did you mean Say"), ("nowhere:Say=1", "no module nowhere"), (f"{HERE}:NoVerifier=1", "verify")],
@@ -96,5 +119,6 @@ def test_a_task_that_is_not_there_ends_the_step_before_it_trains(
 
 @pytest.mark.parametrize("tasks", ["sky:Stars", "Stars=0.2", "a:T=0.6,b:U=0.6"])
 def test_a_wrong_text_is_refused_by_the_schema(tasks: str) -> None:
-    with pytest.raises(MoonflowError, match="step joint_rl: parameter 'tasks'"):
-        Config.parse({"tasks": tasks}, "step joint_rl")
+    for config, step in ((Config, "step joint_rl"), (SwarmConfig, "step parl")):
+        with pytest.raises(MoonflowError, match=f"{step}: parameter 'tasks'"):
+            config.parse({"tasks": tasks}, step)

@@ -4,12 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from components.parl import stage
 from components.parl.config import Config
 from model.boundary.errors import MoonflowError
+from model.checkpoint.load import load_model
 from model.swarm import training
 from model.swarm.orchestrator import SwarmLimits, run_swarm_episode
+from tests.golden.recipe import seeded
 from tests.step_services import FolderServices
 
 CONFIG = Config(
@@ -27,6 +30,16 @@ def test_parl_anneals_to_the_outcome_alone_within_the_run(rl_inputs: dict[str, s
     assert {"swarm/parallelism", "swarm/critical_steps", "swarm/subtasks"} <= set(services.logged[1])
     assert {"reward/parallel", "reward/finish", "reward/perf"} <= set(services.logged[1])
     assert all(row["swarm/critical_steps"] <= CONFIG.critical_steps for row in services.logged.values())
+
+    # One completion of each at a time, whose sizes follow their queues: the same episodes and weights, bit for bit.
+    narrow = FolderServices(tmp_path / "narrow")
+    again = stage.run(CONFIG.model_copy(update={"completions_at_once": 2}), rl_inputs, narrow)
+    for t, row in narrow.logged.items():
+        assert {"queue_s/orchestrator", "pool_size/orchestrator"} <= set(row)
+        sizes = {name: value for name, value in row.items() if name.startswith("pool_size/")}
+        assert sum(sizes.values()) == 2 and seeded(row) == seeded(services.logged[t]) | sizes
+    first, second = (load_model(folder).state_dict() for folder in (output, again))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 def test_larger_sub_agents_take_over_as_the_schedule_says(
@@ -54,6 +67,7 @@ def test_bad_families_and_windows_are_refused_in_one_line(rl_inputs: dict[str, s
     for values, told in (
         ({"families": "wide_search,world_wid"}, "'world_wid' is no family for a swarm; did you mean world_wide"),
         ({"larger_from": 0.9}, "larger_from is after larger_until"),
+        ({"completions_at_once": 1}, "give 0, or 2 or more"),
     ):
         with pytest.raises(MoonflowError, match=told):
             Config.parse(values, "parl")

@@ -1,12 +1,14 @@
-"""Fine-tuning on successes: what is read, what becomes of a killed run, and of a policy that never succeeded."""
+"""Fine-tuning on successes: what is read, on how many ranks, what becomes of a killed run, and without successes."""
 
 from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from components.rejection_sft import stage
 from components.rejection_sft.config import Config
@@ -20,8 +22,11 @@ from model.data.samples.sample import Sample
 from model.data.samples.tokenize import tokenize_prompt
 from model.network.config import preset
 from model.network.initial import new_model
+from model.parallel.layout import Layout
+from model.parallel.ranks import Ranks
 from model.rl.groups import Group
 from model.rl.successes import Successes
+from tests.gloo import on_ranks
 from tests.samples import make_episode
 from tests.step_services import FolderServices, Killed
 from tests.tiny_folders import write_training_folder
@@ -77,6 +82,45 @@ def test_successes_have_their_share_of_the_tokens_and_a_killed_run_ends_with_the
     resumed = load_model(stage.run(CONFIG, given, again)).state_dict()
     assert 0 not in again.logged
     assert all(torch.equal(value, resumed[name]) for name, value in load_model(output).state_dict().items())
+
+
+def tuned(
+    folder: Path, config: Config, given: dict[str, str], ranks: Ranks
+) -> tuple[FolderServices, dict[str, Tensor]]:
+    """The step's services and the weights that it published."""
+    services = FolderServices(folder, ranks=ranks)
+    return services, load_model(stage.run(config, given, services)).state_dict()
+
+
+def on_rank(rank: int, folder: Path, config: Config, given: dict[str, str], empty: dict[str, str]) -> Any:
+    ranks = Ranks.join(Layout())
+    services, weights = tuned(folder / "tuned", config, given, ranks)
+    passed_on, same = tuned(folder / "passed-on", config, empty, ranks)
+    return services.logged, services.saved, weights, passed_on.saved, same
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_and_publish_what_one_does(data: Path, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"steps": 3, "rows": 2, "learning_rate": 1e-3, "checkpoint_every": 0})
+    given, empty = (inputs(data, policy(data, tmp_path / f"policy-{count}", count)) for count in (8, 0))
+    alone, expected = tuned(tmp_path / "alone", config, given, Ranks())
+    first, second = on_ranks(2, on_rank, tmp_path, tmp_path, config, given, empty)
+    before = load_model(Path(empty["parent"])).state_dict()
+    for logged, _, weights, _, same in (first, second):
+        for step, row in alone.logged.items():
+            figures = {name: value for name, value in row.items() if name.startswith(("loss", "successes/"))}
+            assert {name: logged[step][name] for name in figures} == pytest.approx(figures, rel=1e-4), step
+        assert_close(weights, expected, 1e-4)
+        assert_close(same, before, 0)
+    assert (first[1], first[3]) == (alone.saved, [(0, 0, True)]) and second[1] == second[3] == [], "the first publishes"
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], within: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            found[name], value, atol=within, rtol=0, msg=lambda told, name=name: f"{name}: {told}"
+        )
 
 
 @pytest.mark.parametrize(("count", "row"), [(0, 256), (2, 16)])
