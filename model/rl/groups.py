@@ -10,6 +10,7 @@ import numpy as np
 
 from model.data.samples.sample import Sample
 from model.rl.environment import FAILED, Episode
+from model.rl.judges.reward import FIGURES
 from model.rl.objective import advantages, token_weights
 from model.rl.tasks.own_tasks import PART
 from model.rl.tasks.task import TaskSample
@@ -103,6 +104,7 @@ def _figures(
         yield "episode/answered", float(episode.finish_reason == "answer")
         yield "policy/entropy", -sum(episode.logprobs) / max(1, episode.policy_tokens)
         yield "episode/tool_calls", episode.metrics["tool_calls"]
+        yield from ((name, episode.metrics[name]) for name in FIGURES if name in episode.metrics)
         if isinstance(sample, TaskSample):
             yield f"reward/task/{sample.family}", episode.reward
             for name in episode.metrics:

@@ -106,6 +106,23 @@ def parse_table(text: str) -> dict[str, str]:
     return {normalise(item): normalise(value) for item, value in pairs}
 
 
+def says(response: str, answer: Any) -> float:
+    """Open answers: 1 if the response has the words of ``answer["says"]`` and none of ``answer["not"]``, else 0.
+
+    Words do not count inside of other words, nor does case. What the answer has besides is left to a judge.
+
+    Args:
+        answer: ``{"says": text, "not": [text, ...]}``; a list, or the best of several guesses would count.
+    """
+    found = [_has_words(response, str(words)) for words in (answer["says"], *answer["not"])]
+    return float(found[0] and not any(found[1:]))
+
+
+def _has_words(text: str, words: str) -> bool:
+    joined = r"\s+".join(re.escape(word) for word in words.casefold().split())
+    return re.search(rf"(?<!\w){joined}(?!\w)", text.casefold()) is not None
+
+
 def table_f1(response: str, answer: Any) -> float:
     """Wide search: F1 over (item, value) pairs. ``answer`` is {"item": "value"}."""
     predicted = parse_table(response)
@@ -175,6 +192,7 @@ REWARDS: dict[str, Callable[[str, Any], float]] = {
     "number": number,
     "edit": edit,
     "box": box,
+    "says": says,
     "table_f1": table_f1,
     "item_f1": item_f1,
     "row_f1": row_f1,

@@ -30,6 +30,15 @@ def test_edit_is_one_minus_the_normalised_distance(response: str, truth: str, re
     assert rewards.edit(response, truth) == pytest.approx(reward)
 
 
+@pytest.mark.parametrize(
+    ("response", "reward"),
+    [("the capital is  new\ndelhi!", 1.0), ("[NEW DELHI]", 1.0), ("New Delhis", 0.0), ("anew delhi", 0.0),
+     ("New Delhi or Peru", 0.0), ("New Delhi, Peruvian", 1.0), ("", 0.0)],
+)  # fmt: skip
+def test_an_open_answer_has_the_right_words_and_no_wrong_ones(response: str, reward: float) -> None:
+    assert rewards.says(response, {"says": "New Delhi", "not": ["Peru", "India"]}) == reward
+
+
 def test_box_is_the_iou() -> None:
     # 10x10 and 10x10, shifted by 5: shared 50, union 150.
     assert rewards.box("5 0 15 10", "0 0 10 10") == pytest.approx(1 / 3)
@@ -101,7 +110,7 @@ NASTY = st.sampled_from(
      "a" * 50, "\x00", "\ufffd"]
 )  # fmt: skip
 ANSWERS = {"exact": "7", "number": 7, "edit": "seven", "box": [0, 0, 10, 10], "table_f1": {"Peru": "Lima"},
-           "item_f1": TABLE, "row_f1": TABLE}  # fmt: skip
+           "item_f1": TABLE, "row_f1": TABLE, "says": {"says": "7", "not": ["8"]}}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", rewards.REWARDS)
