@@ -83,8 +83,10 @@ class Judge:
 
     def _read(self, completion: Completion, verdicts: tuple[str, str]) -> Judgement:
         tokens, end = completion.token_ids, self._tokenizer.im_end_id
-        if completion.finish_reason != "stop" or not all(0 <= token < self._tokenizer.vocab_size for token in tokens):
-            return Judgement(None, f"its verdict has no end (finish_reason {completion.finish_reason})")
+        if not all(0 <= token < self._tokenizer.vocab_size for token in tokens):
+            return Judgement(None, "its verdict has tokens that are not in its vocabulary")
+        if completion.finish_reason != "stop":
+            return Judgement(None, f"it said {shown(self._tokenizer.decode(tokens), 80)!r} and did not end")
         turn = parse_assistant(tokens, self._tokenizer)
         verdict = read_verdict(turn.content, verdicts) if turn.error is None and not turn.tool_calls else None
         if verdict is None:

@@ -19,9 +19,9 @@ from model.rollout.chat_engine import ChatEngine
 from model.rollout.embedded import EmbeddedEngine
 from model.rollout.protocol import Completion, Request
 from tests.chat_server import Script, chatting, say
-from tests.tiny_folders import tiny_tokenizer
+from tests.corpus import small_tokenizer
 
-T = tiny_tokenizer()
+T = small_tokenizer()
 QUESTION, RUBRIC = "Which capital?", "It is short."
 
 
@@ -78,7 +78,7 @@ def test_two_answers_are_compared_in_both_orders() -> None:
     [
         (Sure(lambda _: "maybe"), "it said 'maybe"),
         (Sure(lambda _: ""), "it said"),
-        (Sure(lambda _: "yes", end=False), "has no end"),
+        (Sure(lambda _: "yes", end=False), "and did not end"),
         (Sure(lambda _: "yes", probability=math.nan), "not finite"),
     ],
 )

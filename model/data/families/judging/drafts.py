@@ -117,10 +117,11 @@ def _overlap(value: str, texts: Sequence[str]) -> bool:
 
 
 def _question(rng: np.random.Generator, split: Split, chosen: Sequence[Entity], asked: str, other: str) -> str:
-    lines = [
-        record_line(chosen[i], [key for key in chosen[i].attributes if key in (asked, other)])
+    shown = [
+        (chosen[i], [key for key in chosen[i].attributes if key in (asked, other)])
         for i in rng.permutation(len(chosen))
     ]
+    lines = [record_line(entity, keys) for entity, keys in shown if keys]
     question = choose(rng, split, QUESTIONS).format(field=FIELDS[asked], name=chosen[0].name)
     return "\n".join([*lines, question])
 

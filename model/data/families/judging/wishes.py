@@ -81,7 +81,8 @@ def _short(answer: str, words: str) -> bool:
 
 
 def _capital(answer: str, _: str) -> bool:
-    return answer == answer.upper() and any(letter.isalpha() for letter in answer)
+    """Figures alone have no small letters either."""
+    return bool(answer.strip()) and answer == answer.upper()
 
 
 def _tells(answer: str, value: str) -> bool:
