@@ -8,6 +8,7 @@ from contextlib import closing
 
 from components.joint_rl.config import Config
 from components.joint_rl.episodes import EpisodePages
+from components.joint_rl.judges import with_judge
 from components.runtime.checkpoints.manifest import Manifest
 from components.runtime.sampler import SEEN, sampler
 from components.runtime.step import StepContext
@@ -66,12 +67,16 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         while_trained=config.max_staleness > 0,
     )  # fmt: skip
 
-    # 3. Environment: tools, episodes, verifiers.
+    # 3. Environment: tools, episodes, verifiers; a judge of what no program can check, where a task has rubrics.
     with closing(acting), Toolset(sandbox=config.sandbox) as toolset, OwnTasks(list(shares)) as own:
         prompts = TaskMixture(
             own, shares, pool, seed=config.seed, allowed=config.max_failed_episodes, ranks=context.ranks,
             warn=context.warn,
         )  # fmt: skip
+
+        score = with_judge(config, inputs, context, data, own.scored)
+        if config.judge and pool is not None and not (pool.with_rubrics or shares):
+            context.warn(f"judge {config.judge} has nothing to judge: no task that is asked has a rubric")
 
         async def rollout(sample: Sample, seed: int, _: int) -> Episode:
             turns, tokens = most_turns.get(sample.family, MAX_TURNS), config.max_new_tokens
@@ -80,7 +85,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
             return await run_episode(
                 acting.engine, data.tokenizer, sample, data.image_config, toolset,
                 max_turns=turns, max_new_tokens=tokens, max_tokens=context_tokens,
-                temperature=1.0, seed=seed, score=own.scored,
+                temperature=1.0, seed=seed, score=score,
             )  # fmt: skip
 
         async def publish(policy: KimiK25) -> None:

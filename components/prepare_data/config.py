@@ -56,8 +56,9 @@ class Config(StepConfig):
     mixture: MixtureName = Field(
         "short",
         description="families to make and their shares of the samples: short, for a pre-training of minutes, broad, "
-        "for one of an hour, thinking, for a cold start for RL under length budgets, or swarm, for one before "
-        "PARL in the offline world; model/data/order/mixtures.py lists them (source: ours)",
+        "for one of an hour, thinking, for a cold start for RL under length budgets, judged, for a judge and for RL "
+        "with it, or swarm, for one before PARL in the offline world; model/data/order/mixtures.py lists them "
+        "(source: ours)",
     )
     text_samples: int = Field(
         24_000, ge=100, description="training samples of all text families together (source: ours)"

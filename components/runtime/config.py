@@ -165,8 +165,8 @@ class MixtureConfig(TrainingConfig):
     mixture: MixtureName = Field(
         "short",
         description="families to read and their shares of the tokens: short, for a pre-training of minutes, broad, for "
-        "one of an hour, thinking, for a cold start for RL under length budgets, or swarm, for one before PARL in "
-        "the offline world; the same as prepare_data.mixture (source: ours)",
+        "one of an hour, thinking, for a cold start for RL under length budgets, judged, for a judge and for RL with "
+        "it, or swarm, for one before PARL in the offline world; the same as prepare_data.mixture (source: ours)",
     )
 
 

@@ -255,6 +255,8 @@ def reference_answer(sample: Sample) -> str:
     """The true answer as the text that a model would give; of a task with tests, the program of its last turn."""
     if sample.reward == TESTS:
         return str(sample.messages[-1].get("content") or "") if sample.messages else ""
+    if sample.reward == "says":
+        return str(sample.answer["says"])
     if isinstance(sample.answer, Mapping):
         return "\n".join(f"{item}: {value}" for item, value in sample.answer.items())
     return str(sample.answer)

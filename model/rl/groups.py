@@ -11,6 +11,7 @@ import numpy as np
 
 from model.data.samples.sample import Sample
 from model.rl.environment import FAILED, PART, Episode
+from model.rl.judges.reward import FIGURES
 from model.rl.objective import advantages, token_weights
 from model.rl.tasks.task import TaskSample
 from model.rl.toggle import Toggle
@@ -125,6 +126,7 @@ def _figures(
         yield "episode/answered", float(episode.finish_reason == "answer")
         yield "policy/entropy", -sum(episode.logprobs) / max(1, episode.policy_tokens)
         yield "episode/tool_calls", episode.metrics["tool_calls"]
+        yield from ((name, episode.metrics[name]) for name in FIGURES if name in episode.metrics)
         own = isinstance(sample, TaskSample)
         if own:
             yield f"reward/task/{sample.family}", episode.reward

@@ -78,6 +78,7 @@ class FamilyTasks:
 class PromptPool:
     """Training prompts of a data folder: ``pool[n]`` is the n-th of a run, a pure function of (shards, seed, n).
 
+    ``families`` lists those that it draws from by ability, ``with_rubrics`` those whose tasks a judge can score.
     Only train shards are opened. To resume, only the number of prompts that were drawn must be saved.
 
     Args:
@@ -103,6 +104,7 @@ class PromptPool:
         wanted, excluded = set(modalities), set(without)
         self._groups: dict[str, list[FamilyTasks]] = {}
         self.families: dict[str, list[str]] = {}
+        self.with_rubrics: list[str] = []
         known = set(index["families"])
         names = sorted(known if families is None else families)
         chosen = {name: index["families"].get(name, {}).get("train") for name in names if name not in excluded}
@@ -115,6 +117,7 @@ class PromptPool:
             if (first := tasks.first()) is not None and first.modality in wanted:
                 self._groups.setdefault(first.ability, []).append(tasks)
                 self.families.setdefault(first.ability, []).append(name)
+                self.with_rubrics += [name] if first.rubric else []
         if not self._groups:
             besides = f", apart from {', '.join(sorted(excluded & known))}" if excluded & known else ""
             raise MoonflowError(f"the data has no task of modality {' or '.join(sorted(wanted))} to train on{besides}")

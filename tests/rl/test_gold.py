@@ -49,7 +49,19 @@ def check(episode: Episode, sample: Sample, tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize("split", ["train", "eval"])
 @pytest.mark.parametrize(
     "family",
-    ["fact_qa", "reasoning_gym", "array_tool", "array_tool_image", "sub_search", "digit_string", "grounding", "chart"],
+    [
+        "fact_qa",
+        "reasoning_gym",
+        "array_tool",
+        "array_tool_image",
+        "sub_search",
+        "digit_string",
+        "grounding",
+        "chart",
+        "judge_pair",
+        "judge_rubric",
+        "open_answer",
+    ],
 )
 def test_gold_is_rewarded(family: str, split: str, tokenizer: Tokenizer, scripted: Any) -> None:
     async def play(sample: Sample, toolset: Toolset) -> Episode:

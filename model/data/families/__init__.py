@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from model.data.families import chart, digits, ocr, photo, programs, scenes, thinking, video, world
+from model.data.families import chart, digits, judging, ocr, photo, programs, scenes, thinking, video, world
 from model.data.families.array_tool import ARRAY_TOOL, ARRAY_TOOL_IMAGE
 from model.data.families.coding import CODING
 from model.data.families.dialogue import DIALOGUE
@@ -23,7 +23,7 @@ FAMILIES: dict[str, Family] = {
         FACT_QA, REASONING_GYM, ARRAY_TOOL, WIDE_SEARCH, SUB_SEARCH, NEEDLE,
         *digits.FAMILIES, *ocr.FAMILIES, *scenes.FAMILIES, *photo.FAMILIES, *chart.FAMILIES, INTERLEAVED,
         ARRAY_TOOL_IMAGE, *video.FAMILIES, VIDEO_NEEDLE, *programs.FAMILIES, *thinking.FAMILIES, CODING, DIALOGUE,
-        *world.FAMILIES,
+        *world.FAMILIES, *judging.FAMILIES,
     )
 }  # fmt: skip
 

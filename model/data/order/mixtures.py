@@ -268,6 +268,24 @@ THINKING_TRAJECTORIES: Mixture = {
     "dialogue": 0.5,
 }
 
+# What teaches a judge, and answers open questions in any form, for RL with that judge. A quarter keeps what broad has.
+JUDGED_SAMPLES: Mixture = {"judge_pair": 30, "judge_rubric": 30, "open_answer": 20}
+
+JUDGED_TRAJECTORIES: Mixture = {
+    "judge_pair": 6,
+    "judge_rubric": 6,
+    "open_answer": 3,
+    "image_program": 1,
+    "array_tool": 0.7,
+    "wide_search": 0.7,
+    "sub_search": 0.4,
+    "fact_qa": 0.7,
+    "reasoning_gym": 0.2,
+    "thinking": 0.3,
+    "coding": 0.5,
+    "dialogue": 0.5,
+}
+
 # A cold start for PARL. Three quarters of what is read is the work of single agents and sub-agents in the offline
 # world. A twentieth of what is read of each family and N delegates, so that RL finds the syntax there, and decides by
 # itself when and how widely to use it. All of broad's families keep a share, so that nothing is lost; wide_search, of
@@ -345,6 +363,16 @@ MIXTURES = {
         BROAD_LONG_TEXT,
         BROAD_LONG_VISION,
         THINKING_TRAJECTORIES,
+    ),
+    "judged": Mixtures(
+        JUDGED_SAMPLES | {name: share / 4 for name, share in BROAD_TEXT_SAMPLES.items()},
+        BROAD_IMAGE_SAMPLES,
+        BROAD_LONG_SAMPLES,
+        BROAD_TEXT,
+        ((0.0, BROAD_VISION), (0.4, PLACES_VISION)),
+        BROAD_LONG_TEXT,
+        BROAD_LONG_VISION,
+        JUDGED_TRAJECTORIES,
     ),
     "swarm": Mixtures(
         SWARM_TEXT_SAMPLES,

@@ -39,7 +39,7 @@ class Sample:
         declared_tools: declarations of a user's tools in OpenAI's form, which follow ``tools``. Nothing can run them.
         answer: ground truth, JSON-able; its form is what ``reward`` expects.
         reward: name of the verifier, one of ``model.rl.rewards.NAMES``; the README of ``model.rl`` lists them.
-        rubric: what a judge should look at in an answer; a text for a model or a person.
+        rubric: what a judge should look at in an answer, an alternative on each line (``model.rl.judges``).
         environment: what the task's tools act on: ``{"records": {...}}`` to search, ``{"world": {...}}`` for the
             offline world (``model.data.families.world.index.View``), or ``{"array": ...}`` for programs. An array is
             the name of an image (``img``) or video (``images``) of ``media``, or nested lists of 0-255, [H, W] or

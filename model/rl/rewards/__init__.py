@@ -13,7 +13,7 @@ from model.rl.rewards.charts import values
 from model.rl.rewards.examined import MATH, REASONING_GYM, checked_problem, checked_truth
 from model.rl.rewards.regions import box, points, polygon
 from model.rl.rewards.tables import item_f1, row_f1, table_f1
-from model.rl.rewards.texts import edit, exact, number
+from model.rl.rewards.texts import edit, exact, number, says
 from model.rl.rewards.verdict import SCORE, Reward, Verdict
 
 MAX_CHARACTERS = 65_536  # of a response: a longer one earns nothing, and costs no time (ours)
@@ -27,6 +27,7 @@ REWARDS: Mapping[str, Reward] = {
     "points": points,
     "polygon": polygon,
     "values": values,
+    "says": says,
     "table_f1": table_f1,
     "item_f1": item_f1,
     "row_f1": row_f1,

@@ -62,3 +62,20 @@ def edit_distance(left: str, right: str) -> int:
         right_rises, right_falls = every & (right_rises << 1 | 1), every & right_falls << 1
         rises, falls = right_falls | (every & ~(below | right_rises)), right_rises & below
     return distance
+
+
+def says(response: str, answer: Any) -> float:
+    """Open answers: 1 if the response has the words of ``answer["says"]`` and none of ``answer["not"]``, else 0.
+
+    Words do not count inside of other words, nor does case. What the answer has besides is left to a judge.
+
+    Args:
+        answer: ``{"says": text, "not": [text, ...]}``; a list, or the best of several guesses would count.
+    """
+    found = [_has_words(response, str(words)) for words in (answer["says"], *answer["not"])]
+    return float(found[0] and not any(found[1:]))
+
+
+def _has_words(text: str, words: str) -> bool:
+    joined = r"\s+".join(re.escape(word) for word in words.casefold().split())
+    return re.search(rf"(?<!\w){joined}(?!\w)", text.casefold()) is not None

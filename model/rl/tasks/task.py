@@ -42,7 +42,7 @@ class Prompt(TypedDict):
         answer: the truth, as JSON can hold it, for people who read the samples and for the level of chance.
         tools: names of tools that the model may call: ipython, search.
         environment: what they find.
-        rubric: what a judge should look at; it stays with the sample.
+        rubric: what a judge should look at, an alternative on each line (``model.rl.judges``).
     """
 
     messages: list[Turn]

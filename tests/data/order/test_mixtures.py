@@ -7,7 +7,7 @@ import pytest
 from components.swarm_start.config import Config as StartConfig
 from model.boundary.errors import MoonflowError
 from model.codec.image import ImageConfig
-from model.data.families import FAMILIES, thinking, world
+from model.data.families import FAMILIES, judging, thinking, world
 from model.data.families.world import Delegation
 from model.data.order.mixtures import LONG_TEXT, MIXTURES, TEXT, VISION, mixtures
 from model.data.samples.tokenize import count_tokens
@@ -42,10 +42,19 @@ def test_the_vision_mixture_changes_at_rising_moments(name: str) -> None:
 
 
 def test_every_family_is_made_by_a_mixture_and_broad_makes_all_but_those_of_one_purpose() -> None:
-    of_world, free = ({family.name for family in families} for families in (world.FAMILIES, thinking.FREE))
-    assert set(mixtures("broad").made) == set(FAMILIES) - of_world - free
-    assert set(mixtures("swarm").made) == set(FAMILIES) - free
-    assert set(mixtures("thinking").made) == set(FAMILIES) - of_world
+    of_world, free, judged = (
+        {family.name for family in families} for families in (world.FAMILIES, thinking.FREE, judging.FAMILIES)
+    )
+    assert set(mixtures("broad").made) == set(FAMILIES) - of_world - free - judged
+    assert set(mixtures("swarm").made) == set(FAMILIES) - free - judged
+    assert set(mixtures("thinking").made) == set(FAMILIES) - of_world - judged
+    assert set(mixtures("judged").made) == set(FAMILIES) - of_world - free
+
+
+def test_a_judges_training_reads_verdicts_most_and_keeps_a_share_of_all_else() -> None:
+    shares = mixtures("judged").trajectories
+    verdicts = sum(shares[name] for name in ("judge_pair", "judge_rubric"))
+    assert verdicts > sum(shares.values()) / 2 and set(mixtures("broad").trajectories) < set(shares)
 
 
 def test_the_swarms_cold_start_reads_the_world_most_and_keeps_a_share_of_all_else() -> None:

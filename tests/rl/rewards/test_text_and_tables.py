@@ -35,6 +35,15 @@ def test_edit_is_one_minus_the_normalised_distance(response: str, truth: str, re
     assert rewards.edit(response, truth) == pytest.approx(reward)
 
 
+@pytest.mark.parametrize(
+    ("response", "reward"),
+    [("the capital is  new\ndelhi!", 1.0), ("[NEW DELHI]", 1.0), ("New Delhis", 0.0), ("anew delhi", 0.0),
+     ("New Delhi or Peru", 0.0), ("New Delhi, Peruvian", 1.0), ("", 0.0)],
+)  # fmt: skip
+def test_an_open_answer_has_the_right_words_and_no_wrong_ones(response: str, reward: float) -> None:
+    assert rewards.says(response, {"says": "New Delhi", "not": ["Peru", "India"]}) == reward
+
+
 def by_the_table(left: str, right: str) -> int:
     """Levenshtein's distance by the whole table of Wagner and Fischer."""
     table = np.zeros((len(left) + 1, len(right) + 1), int)

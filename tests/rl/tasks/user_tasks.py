@@ -34,6 +34,18 @@ class Even(Say):
         return {"score": len(response) % 2, "length": len(response)}
 
 
+class Rubrics(Say):
+    """All responses are right; rubrics say what else they should be."""
+
+    max_new_tokens = 64
+
+    def prompt(self, seed: int, split: str, index: int) -> dict:
+        return super().prompt(seed, split, index) | {"rubric": "It is short.\nIt is kind.\nIt is true."}
+
+    def verify(self, response: str, prompt: dict) -> object:
+        return 1.0
+
+
 class Moody(Say):
     """The response says how the verifier breaks."""
 

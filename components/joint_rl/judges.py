@@ -1,0 +1,45 @@
+"""The judge that joint RL asks: a checkpoint in this process, or a server (source: ours)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from components.joint_rl.config import PARENT, SERVERS, Config
+from components.runtime.step import StepContext
+from model.checkpoint.load import load_model
+from model.codec.tokenizer import Tokenizer
+from model.data.batches.folder import DataFolder
+from model.rl.environment import Scoring
+from model.rl.judges.judge import Judge
+from model.rl.judges.reward import JudgedReward
+from model.rollout.chat_engine import ChatEngine
+from model.rollout.embedded import EmbeddedEngine
+from model.rollout.endpoint import find_endpoint
+
+
+def with_judge(
+    config: Config, inputs: Mapping[str, str], context: StepContext, data: DataFolder, verify: Scoring
+) -> Scoring:
+    """``verify``, and on top of it the judge that ``config.judge`` names, if it names one.
+
+    Raises:
+        Transient: no server answers.
+        MoonflowError: there is no such checkpoint or server.
+    """
+    if not config.judge:
+        return verify
+    most = config.prompts_per_iteration * config.samples_per_prompt
+    judge = _judge(inputs["parent"] if config.judge == PARENT else config.judge, context, data, most)
+    return JudgedReward(judge, verify, config.judge_weight, several=config.judge_rubrics == "several")
+
+
+def _judge(source: str, context: StepContext, data: DataFolder, most: int) -> Judge:
+    if source.startswith(SERVERS):
+        # By messages: a server's model may have any tokenizer, and its own template keeps its control tokens.
+        found = asyncio.run(find_endpoint(source))
+        return Judge(ChatEngine(found.url, found.model, data.tokenizer, data.image_config), data.tokenizer)
+    folder = context.fetch(source)
+    model = load_model(folder).eval()
+    room = model.config.text_config.max_position_embeddings
+    return Judge(EmbeddedEngine(model.to(context.ranks.device), most), Tokenizer.load(folder), room)

@@ -1,0 +1,68 @@
+"""Joint RL with a judge: one with random weights, and a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.joint_rl import stage
+from components.joint_rl.config import Config
+from model.boundary.errors import MoonflowError
+from model.codec.tokenizer import Tokenizer
+from tests.chat_server import Script, chatting, say
+from tests.rl.tasks.user_tasks import HERE
+from tests.step_services import FolderServices
+from tests.tiny_folders import write_training_folder
+from tests.training import model_that_ends_its_turns, save_checkpoint
+
+SMALL = {"iterations": 1, "prompts_per_iteration": 2, "samples_per_prompt": 2, "ptx_weight": 0.0, "modalities": "text"}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Open questions, and a model that answers at once."""
+    data = write_training_folder(tmp_path_factory.mktemp("data"), ("open_answer", "fact_qa"), count=12)
+    folder = tmp_path_factory.mktemp("parent")
+    save_checkpoint(folder, model_that_ends_its_turns(Tokenizer.load(data)), data, None, {})
+    return {"data": str(data), "parent": str(folder)}
+
+
+def run(folder: Path, inputs: dict[str, str], **given: Any) -> tuple[dict[str, float], FolderServices]:
+    services = FolderServices(folder)
+    stage.run(Config(**SMALL, **given), inputs, services)
+    (row,) = services.logged.values()
+    return row, services
+
+
+def test_a_judge_with_random_weights_costs_no_episode(inputs: dict[str, str], tmp_path: Path) -> None:
+    row, services = run(tmp_path, inputs, max_new_tokens=64, tasks=f"{HERE}:Rubrics=1", judge="parent")
+    assert row["episodes/failed"] == 0.0 and services.saved[-1][2] and not services.warnings
+    assert row["judge/unread"] == 1.0 and "reward/judge" not in row, "it says nothing"
+    assert row["reward/verifiable"] == row["reward/mean"] == row["accuracy/mean"] == 1.0
+
+
+def test_a_server_judges_and_both_parts_are_logged(inputs: dict[str, str], tmp_path: Path) -> None:
+    script = Script(lambda body: say("yes"))
+    with chatting(script) as url:
+        row, _ = run(tmp_path, inputs, tasks=f"{HERE}:Rubrics=1", judge=f"{url}/v1", judge_weight=0.25)
+    assert (row["reward/verifiable"], row["reward/judge"], row["reward/mean"]) == (1.0, 1.0, 1.25)
+    asked = [body["messages"][0]["content"] for body in script.requests]
+    assert len(asked) == 4 and all(text.startswith("Question:\n|Say ") for text in asked)
+    assert {line for text in asked for line in text.split("\n") if line[:7] == "Rubric:"} <= {
+        "Rubric: It is short.", "Rubric: It is kind.", "Rubric: It is true."
+    }  # fmt: skip
+
+
+def test_a_judge_without_rubrics_is_warned_of(inputs: dict[str, str], tmp_path: Path) -> None:
+    row, services = run(tmp_path, inputs, max_new_tokens=16, judge="parent")
+    assert services.warnings == ["judge parent has nothing to judge: no task that is asked has a rubric"]
+    assert row["reward/verifiable"] == row["reward/mean"]
+
+
+@pytest.mark.parametrize("judge", ["runs/tiny", "http://judge:1/?key=x", "https://", "Parent"])
+def test_what_names_no_judge_is_refused_by_the_schema(judge: str) -> None:
+    with pytest.raises(MoonflowError, match="step joint_rl: parameter 'judge'"):
+        Config.parse({"judge": judge}, "step joint_rl")
+    assert Config(judge="https://judge.example/v1").judge and Config(judge="s3://b/run/sft/3").judge

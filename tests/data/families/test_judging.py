@@ -1,0 +1,149 @@
+"""The verdicts are right, by a program that reads nothing but the judge's prompt."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import pytest
+
+from model.codec.judge_prompt import pair_prompt, rubric_prompt
+from model.data.families import FAMILIES
+from model.data.families.family import SPLITS
+from model.data.families.judging import satisfied
+from model.data.families.judging.drafts import PLEAS
+from model.data.families.judging.wishes import KINDS
+from model.data.samples.sample import Split
+from model.rl.rewards import says
+from tests.samples import make_sample
+
+COUNT = 12 * len(KINDS)
+
+
+def sections(prompt: str) -> dict[str, str]:
+    """Heading -> what is quoted under it; "Rubric" -> its line."""
+    found: dict[str, list[str]] = {}
+    heading = ""
+    for line in prompt.split("\n"):
+        if line.startswith("|"):
+            found.setdefault(heading, []).append(line[1:])
+        elif line.startswith("Rubric: "):
+            found["Rubric"] = [line[8:]]
+        else:
+            heading = line.rstrip(":")
+    return {name: "\n".join(lines) for name, lines in found.items()}
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def told(question: str) -> tuple[str, str]:
+    """The field that a question asks for, and its value in the records."""
+    *records, asked = question.split("\n")
+    first = asked.split("? ")[0].split(". ")[0]
+    fields = {
+        (line.split(": ")[0], pair.split("=")[0]): pair.split("=")[1]
+        for line in records
+        for pair in line.split(": ")[1].split("; ")
+    }
+    named = [
+        (name, field)
+        for name, field in fields
+        if f'"{name}"' in asked and re.search(rf"\b{field}\b", first.replace(f'"{name}"', ""))
+    ]
+    name, field = max(named, key=lambda pair: len(pair[1]))  # "phone code" is asked for, and not "code"
+    return field, fields[name, field]
+
+
+def meets(kind: str, rubric: str, question: str, answer: str) -> bool:
+    """Whether an answer meets a rubric, as a reader of English finds."""
+    named = re.findall(r'"([^"]+)"', rubric)
+    field, value = told(question)
+    if kind == "begin":
+        return words(answer)[:1] == [named[0].lower()]
+    if kind == "end":
+        return answer[-len(named[0]) :] == named[0]
+    if kind == "brackets":
+        left, right = named[0]
+        inside = answer.partition(left)[2]
+        return right in inside[1:] and inside.partition(right)[0].strip() != ""
+    if kind in ("name", "unit"):
+        needle, hay = words(named[0]), words(answer)
+        return any(hay[i : i + len(needle)] == needle for i in range(len(hay)))
+    if kind == "reason":
+        return f"because {field}={value}".lower() in answer.lower()
+    if kind == "short":
+        (most,) = re.findall(r"\d", rubric)
+        return answer.count(" ") < int(most)
+    if kind == "capitals":
+        return not re.search("[a-z]", answer)
+    needle, hay = words(value), words(answer)
+    return any(hay[i : i + len(needle)] == needle for i in range(len(hay)))
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_of_a_pair_the_better_answer_alone_meets_the_rubric(split: Split) -> None:
+    seen = Counter[tuple[str, str]]()
+    for index in range(COUNT):
+        sample = FAMILIES["judge_pair"].sample(1, split, index)
+        kind, prompt = sample.key.split("-")[1], sample.messages[0]["content"]
+        part = sections(prompt)
+        found = [meets(kind, part["Rubric"], part["Question"], part[f"Answer {name}"]) for name in "AB"]
+        assert found == [sample.answer == "A", sample.answer == "B"], prompt
+        again = pair_prompt(part["Question"], part["Answer A"], part["Answer B"], part["Rubric"])
+        assert sample.messages[:-1] == again and sample.messages[-1]["content"] == sample.answer
+        seen[kind, sample.answer] += 1
+    assert len(seen) == 2 * len(KINDS), "of each kind both verdicts are there"
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_an_answer_meets_its_rubric_if_the_verdict_says_so(split: Split) -> None:
+    seen = Counter[tuple[str, str]]()
+    for index in range(COUNT):
+        sample = FAMILIES["judge_rubric"].sample(1, split, index)
+        kind, prompt = sample.key.split("-")[1], sample.messages[0]["content"]
+        part = sections(prompt)
+        met = meets(kind, part["Rubric"], part["Question"], part["Answer"])
+        assert sample.answer == ("yes" if met else "no"), prompt
+        assert sample.messages[:-1] == rubric_prompt(part["Question"], part["Answer"], part["Rubric"])
+        seen[kind, sample.answer] += 1
+    assert len(seen) == 2 * len(KINDS)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_an_open_question_has_three_rubrics_whose_truth_a_program_knows(split: Split) -> None:
+    kinds, fulfilled = Counter[str](), 0
+    for index in range(COUNT):
+        sample = FAMILIES["open_answer"].sample(1, split, index)
+        question, answer = sample.messages[0]["content"], sample.messages[1]["content"]
+        rubrics, wished = sample.rubric.split("\n"), [wish["kind"] for wish in sample.answer["wishes"]]
+        assert len(rubrics) == len(set(wished)) == 3 and told(question)[1] == sample.answer["says"]
+        for said in (answer, "Well, it is *blue* people, because so it is!", ""):
+            expected = [said and meets(*pair, question, said) for pair in zip(wished, rubrics, strict=True)]
+            assert [bool(each) for each in expected] == satisfied(sample, said), (question, said)
+        assert says(question, sample.answer) == 0.0, "to repeat the question is no answer"
+        kinds.update(wished)
+        fulfilled += sum(satisfied(sample, answer))
+    assert set(kinds) == set(KINDS) - {"relevant"} and 0.4 < fulfilled / 3 / COUNT < 0.6
+    assert satisfied(make_sample(answer={"wishes": 3}), "x") == []
+
+
+def test_training_never_shows_what_is_held_out_and_some_answers_speak_to_their_judge() -> None:
+    wordings = [texts for kind in KINDS.values() for texts in (kind.requests, kind.rubrics)]
+    held_out = [texts[-1] for texts in wordings if texts and "{x}" not in texts[-1]] + [
+        PLEAS[-1],
+        "Thanks",
+        "Open with",
+    ]
+    shown = {
+        split: "\n".join(
+            FAMILIES[name].sample(0, split, index).messages[0]["content"]
+            for name in ("judge_pair", "judge_rubric", "open_answer")
+            for index in range(300)
+        )
+        for split in SPLITS
+    }
+    assert not [text for text in held_out if text in shown["train"]]
+    assert not [text for text in held_out if text not in shown["eval"]]
+    assert all(f"so {plea}" in shown["train"] for plea in PLEAS[:-1])
