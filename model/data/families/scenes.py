@@ -1,4 +1,4 @@
-"""Coloured shapes at places: what is where, within which box, at which points, within which outline (source: ours).
+"""Coloured shapes at places: what is where, and within which box (source: ours).
 
 Held out: combinations of colour, shape and place. A picture is made of combinations of its own split only, so an eval
 picture cannot occur in training, while every colour, shape and place does.
@@ -32,10 +32,6 @@ PLACES = tuple(" ".join(filter(None, (row, column))) or "centre" for row in ROWS
 CELL = CANVAS // 3  # pixels: a place, and one language-model token
 SMALLEST, LARGEST = 16, 27  # pixels: a shape's side
 EVAL_PERCENT = 15
-CORNERS = {  # of the shapes that have few: x and y in shares of the box
-    "square": ((0, 0), (1, 0), (1, 1), (0, 1)),
-    "triangle": ((0.5, 0), (1, 1), (0, 1)),
-}
 Combination = tuple[str, str, str]  # colour, shape, place
 
 
@@ -131,50 +127,6 @@ def _draw_box(rng: np.random.Generator, split: Split) -> Drawn:
     return Drawn(encode_png(pixels_HWC), question, found[0], caption, source_of(chosen[0]))
 
 
-def _draw_points(rng: np.random.Generator, split: Split) -> Drawn:
-    chosen = _choose(rng, split, int(rng.integers(2, 6)))
-    pixels_HWC, boxes = draw_scene(rng, chosen)
-    colour, shape, _ = chosen[0]
-    by_colour = bool(rng.integers(2))
-    wanted = [n for n, other in enumerate(chosen) if (other[0] == colour if by_colour else other[1] == shape)]
-    what = f"{colour} shape" if by_colour else shape
-    places = {n: _centre(boxes[n]) for n in _in_reading_order(chosen)}
-    found = " ".join(place for n, place in places.items() if n in wanted)
-    caption = "; ".join(f"{chosen[n][0]} {chosen[n][1]} {place}" for n, place in places.items())
-    question = (f"Point at every {what}.", f"Where is each {what}?")[rng.integers(2)]
-    return Drawn(encode_png(pixels_HWC), question, found, caption, source_of(chosen[0]))
-
-
-def _draw_outline(rng: np.random.Generator, split: Split) -> Drawn:
-    chosen: list[Combination] = []
-    while not any(shape in CORNERS for _, shape, _ in chosen):
-        chosen = _choose(rng, split, int(rng.integers(1, 4)))
-    chosen.sort(key=lambda each: each[1] not in CORNERS)  # one with corners is asked for
-    pixels_HWC, boxes = draw_scene(rng, chosen)
-    outlines = {n: _outline(chosen[n][1], boxes[n]) for n in _in_reading_order(chosen) if chosen[n][1] in CORNERS}
-    colour, shape, _ = chosen[0]
-    caption = "; ".join(f"{chosen[n][0]} {chosen[n][1]} {outline}" for n, outline in outlines.items())
-    question = (f"Outline the {colour} {shape}.", f"Trace the {colour} {shape}.")[rng.integers(2)]
-    return Drawn(encode_png(pixels_HWC), question, outlines[0], caption, source_of(chosen[0]))
-
-
-def _in_reading_order(chosen: list[Combination]) -> list[int]:
-    return sorted(range(len(chosen)), key=lambda n: PLACES.index(chosen[n][2]))
-
-
-def _centre(box: tuple[int, int, int, int]) -> str:
-    x0, y0, x1, y1 = map(int, normalised_box(box, CANVAS, CANVAS).split())
-    return f"{(x0 + x1) // 2} {(y0 + y1) // 2}"
-
-
-def _outline(shape: str, box: tuple[int, int, int, int]) -> str:
-    """The corners of a shape, clockwise from the top left one, in hundredths of the picture."""
-    x0, y0, x1, y1 = map(int, normalised_box(box, CANVAS, CANVAS).split())
-    return " ".join(f"{round(x0 + x * (x1 - x0))} {round(y0 + y * (y1 - y0))}" for x, y in CORNERS[shape])
-
-
 SCENE_CAPTION = visual_family("scene_caption", "knowledge", "image", "exact", _draw_caption, sources)
 SCENE_BOX = visual_family("scene_box", "reasoning", "image", "box", _draw_box, sources)
-SCENE_POINTS = visual_family("scene_points", "reasoning", "image", "points", _draw_points, sources)
-SCENE_OUTLINE = visual_family("scene_outline", "reasoning", "image", "polygon", _draw_outline, sources)
-FAMILIES = (SCENE_CAPTION, SCENE_BOX, SCENE_POINTS, SCENE_OUTLINE)
+FAMILIES = (SCENE_CAPTION, SCENE_BOX)

@@ -303,11 +303,11 @@ SWARM_TEXT_SAMPLES: Mixture = WORLD_SAMPLES | {name: share / 4 for name, share i
 
 SWARM_TRAJECTORIES: Mixture = {
     "world_wide": 4,
-    "world_deep": 2,
-    "world_document": 1.5,
+    "world_deep": 1.5,
+    "world_document": 1,
     "world_bulk": 1,
     "world_easy": 2,
-    "world_part": 6,
+    "world_part": 5.5,
     "image_program": 1.5,
     "array_tool": 0.8,
     "wide_search": 0.3,

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 from scipy import ndimage
 from sklearn.datasets import load_digits
 
@@ -180,50 +180,6 @@ def test_box_answer_points_at_the_digit_asked_for() -> None:
         square[(side - height) // 2 :, (side - width) // 2 :][:height, :width] = image[y0:y1, x0:x1]
         right += nearest_label(square) in asked(sample)
     assert right / len(samples) > 0.7
-
-
-# --- coloured shapes ---
-
-
-def shapes_of(sample: Sample) -> NDArray[np.int64]:
-    """[84, 84]: the number of the shape that each pixel shows, 0 for the dark ground."""
-    bright = pixels(sample, "RGB").max(2) > 120
-    cells = np.arange(84) // scenes.CELL
-    return np.where(bright, 1 + 3 * cells[:, None] + cells, 0)
-
-
-def test_points_are_the_centres_of_all_shapes_of_a_kind() -> None:
-    several = 0
-    for sample in questions(scenes.SCENE_POINTS, 60):
-        found, shown = shapes_of(sample), pixels(sample, "RGB")
-        at = np.array(sample.answer.split(), int).reshape(-1, 2)
-        colours = {}
-        for number in np.unique(found[found > 0]):
-            rows, columns = np.nonzero(found == number)
-            ink = np.median(shown[rows, columns], axis=0)
-            name = min(scenes.COLOURS, key=lambda colour: np.abs(ink - scenes.COLOURS[colour]).sum())
-            centre = ((columns.min() + columns.max() + 1) / 2 / 0.84, (rows.min() + rows.max() + 1) / 2 / 0.84)
-            colours.setdefault(name, []).append(centre)
-        for x, y in at:  # each is the centre of some shape
-            assert min(np.hypot(x - a, y - b) for places in colours.values() for a, b in places) <= 2
-        for name in scenes.COLOURS:
-            if f"{name} shape" in asked(sample):
-                assert len(colours[name]) == len(at)
-                several += len(at) > 1
-                assert all(min(np.hypot(x - a, y - b) for a, b in colours[name]) <= 2 for x, y in at)
-    assert several > 3
-
-
-def test_outlines_hold_the_pixels_of_the_shape() -> None:
-    for sample in questions(scenes.SCENE_OUTLINE, 40):
-        found = shapes_of(sample)
-        corners = np.array(sample.answer.split(), float) * 0.84
-        column, row = (int(corners[axis::2].mean()) // scenes.CELL for axis in (0, 1))
-        shape = found == 1 + 3 * row + column
-        picture = Image.new("1", (84, 84))
-        ImageDraw.Draw(picture).polygon(corners.tolist(), fill=1)
-        outlined = np.asarray(picture)
-        assert (shape & outlined).sum() / (shape | outlined).sum() > 0.8
 
 
 # --- photographs ---
