@@ -24,7 +24,7 @@ from model.network.initial import new_model
 from model.rl import outcome_training
 from model.rl.groups import Group
 from model.rl.outcome_training import OutcomeTask
-from model.rl.successes import Kept, Successes
+from model.rl.successes import Successes
 from tests.samples import make_episode
 from tests.step_services import FolderServices, Killed
 from tests.tiny_folders import eval_samples, write_data_folder, write_training_folder
@@ -35,7 +35,7 @@ MEASURED = ("digit_count", "fact_qa", "needle")
 CONFIG = Config(
     seed=1, visual_families="digit_count", start_steps=2, tuning_steps=2, rows=1, tokens_per_row=512,
     products="float32", visual_iterations=2, joint_iterations=1, prompts_per_iteration=2, samples_per_prompt=2,
-    ptx_weight=0.0, checkpoint_every=1, kept_reward=0.01, samples=2, max_failed_episodes=0.5,
+    checkpoint_every=1, kept_reward=0.01, samples=2, max_failed_episodes=0.5,
 )  # fmt: skip
 
 
@@ -123,7 +123,8 @@ def test_the_arms_of_a_seed_are_a_chain_and_all_are_measured_alike(
         made[name] = run(name, given, tmp_path / name)
         if name == "visual":
             keep(made[name].output, Path(inputs["data"]), 20)
-        assert not same(made[name].output, Path(given["parent"])), "it is trained"
+        # Random weights earn nothing: only the pre-training loss changes them, and RL on images has none.
+        assert same(made[name].output, Path(given["parent"])) == (name == "visual")
         assert not made[name].saved[-1][2], "what training saves does not end the step"
     for name, services in made.items():
         assert services.fields["kind"] == "checkpoint" and services.fields["complete"]
@@ -131,6 +132,7 @@ def test_the_arms_of_a_seed_are_a_chain_and_all_are_measured_alike(
         assert {suite: score["n"] for suite, score in services.result["scores"].items()} == dict.fromkeys(MEASURED, 2)
         logged = services.logged[stage.trained_steps(CONFIG.model_copy(update={"arm": name}))]
         assert {"eval/needle/knowledge/text", "eval/digit_count/reasoning/image", "episodes/failed"} <= set(logged)
+    assert made["joint"].result["scores"]["needle"]["n"] == 2, "documents, whose end is asked for"
     assert made["rft"].result["tokens"] == pytest.approx(made["more_sft"].result["tokens"], rel=0.2)
     visual, joint = practised
     assert {visual.prompts[n].family for n in range(8)} == {"digit_count"} and visual.ptx_weight == 0.0
@@ -139,15 +141,13 @@ def test_the_arms_of_a_seed_are_a_chain_and_all_are_measured_alike(
     assert visual.toggle is None and joint.toggle is not None
 
 
-def test_an_arm_that_was_killed_ends_with_the_same_weights_and_successes(
-    inputs: dict[str, str], tmp_path: Path
-) -> None:
-    whole = run("visual", inputs, tmp_path / "whole")
+def test_an_arm_that_was_killed_ends_with_the_same_weights(inputs: dict[str, str], tmp_path: Path) -> None:
+    whole = run("joint", inputs, tmp_path / "whole", joint_iterations=2)
     with pytest.raises(Killed):
-        run("visual", inputs, tmp_path / "again", kill_at=2)
-    again = run("visual", inputs, tmp_path / "again")
+        run("joint", inputs, tmp_path / "again", kill_at=2, joint_iterations=2)
+    again = run("joint", inputs, tmp_path / "again", joint_iterations=2)
     assert set(again.reports) == {2} and same(whole.output, again.output)
-    assert [s.key for s in Kept.of(whole.output).samples()] == [s.key for s in Kept.of(again.output).samples()]
+    assert not same(whole.output, Path(inputs["parent"]))
     assert whole.result == again.result
 
 
@@ -162,8 +162,8 @@ def test_a_policy_that_never_succeeded_leaves_rft_as_it_was(inputs: dict[str, st
 def test_every_suite_has_its_first_tasks_and_a_trained_family_must_be_measured(tmp_path: Path) -> None:
     data = DataFolder(write_data_folder(tmp_path))
     tasks = stage.held_out_tasks(data, CONFIG)
-    assert {name: len(samples) for name, samples in tasks.items()} == dict.fromkeys(SUITES, 2)
-    assert all(sample.reward == "exact" for sample in tasks["needle"]), "the end of a document is asked for"
+    episodes = [name for name in SUITES if name != "needle"]  # the data has no documents
+    assert {name: len(samples) for name, samples in tasks.items()} == dict.fromkeys(episodes, 2)
     del data.index["families"]["photo"]
     with pytest.raises(MoonflowError, match="no held-out tasks of photo, which.*mixture broad, or leave the family"):
         stage.held_out_tasks(data, CONFIG.model_copy(update={"visual_families": "digit_count,photo"}))
