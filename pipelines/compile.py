@@ -15,6 +15,7 @@ from pipelines.k25 import k25
 from pipelines.post_train import post_train
 from pipelines.pretrain import pretrain
 from pipelines.profile import Profile
+from pipelines.rl_ablation import rl_ablation
 from pipelines.sft_ablation import sft_ablation
 from pipelines.swarm_ablation import swarm_ablation
 from pipelines.toggle_ablation import toggle_ablation
@@ -28,6 +29,7 @@ BUILDERS = {
     "fusion_ablation": fusion_ablation,
     "sft_ablation": sft_ablation,
     "toggle_ablation": toggle_ablation,
+    "rl_ablation": rl_ablation,
     "swarm_ablation": swarm_ablation,
 }
 VERSION = re.compile(r"[a-z0-9]([-.a-z0-9]{0,61}[a-z0-9])?")

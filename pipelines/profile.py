@@ -222,6 +222,13 @@ def _check_arms(source: str, run: RunSettings, steps: Mapping[str, StepConfig]) 
             there = f"choose from {', '.join(dict.fromkeys(known))}" if known else "leave arms out"
             told = f"{run.pipeline} has no arm {arm!r}{_nearest(arm, known)}; {there}"
             raise MoonflowError(f"{source}: [run]: parameter 'arms': {told}")
+    chosen = run.arms.split(",")
+    for config in steps.values():
+        for arm in chosen:
+            if missing := [need for need in config.needs.get(arm, ()) if need not in chosen]:
+                raise MoonflowError(
+                    f"{source}: [run]: parameter 'arms': {arm} begins after {' and '.join(missing)}: name that too"
+                )
 
 
 def _check_preset(source: str, run: RunSettings) -> None:

@@ -6,11 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from components.ablation import fusion, sft, swarm, toggle
+from components.ablation import fusion, rl, sft, swarm, toggle
 from components.ablation.curves import Events
 from components.ablation.fusion import comparison as fusion_comparison
 from components.ablation.fusion import page as fusion_page
 from components.ablation.fusion import table as fusion_table
+from components.ablation.rl import comparison as rl_comparison
+from components.ablation.rl import page as rl_page
+from components.ablation.rl import table as rl_table
 from components.ablation.sft import comparison as sft_comparison
 from components.ablation.sft import page as sft_page
 from components.ablation.sft import table as sft_table
@@ -59,6 +62,10 @@ ABLATIONS = {
     toggle.NAME: Ablation(
         toggle_comparison.compare, toggle_table.printed, toggle_table.sentences, toggle_table.markdown,
         toggle_page.render, toggle_comparison.metrics,
+    ),
+    rl.NAME: Ablation(
+        rl_comparison.compare, rl_table.printed, rl_table.sentences, rl_table.markdown, rl_page.render,
+        rl_comparison.metrics,
     ),
     swarm.NAME: Ablation(
         swarm_comparison.compare, swarm_table.printed, swarm_table.sentences, swarm_table.markdown, swarm_page.render,

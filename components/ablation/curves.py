@@ -29,3 +29,14 @@ def curves(events: Events, step: str, arms: Iterable[str], metric: str) -> dict[
             common = sorted(set.intersection(*(set(run) for run in runs)))
             found[name] = [(at, fmean(run[at] for run in runs)) for at in common]
     return found
+
+
+def curves_of_seeds(events: Events, step: str, arm: str, metric: str) -> dict[str, Points]:
+    """``seed 1`` -> ``metric`` of one arm's task over the steps of its training, the seeds in order."""
+    begin = f"{step}-{arm}-"
+    seeds = sorted(int(rest) for task in events if (rest := task.removeprefix(begin)) != task and rest.isdecimal())
+    found = {
+        f"seed {seed}": [(row["step"], row[metric]) for row in events[f"{begin}{seed}"] if metric in row]
+        for seed in seeds
+    }
+    return {name: points for name, points in found.items() if points}

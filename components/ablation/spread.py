@@ -23,6 +23,16 @@ def half_width(values: Sequence[float]) -> float | None:
     return float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * stdev(values) / math.sqrt(n) if n > 1 else None
 
 
+def over_seeds(values: Mapping[int, float]) -> dict[str, Any]:
+    """``seeds`` (seed, as a text, -> its value), their mean and its 95% half width."""
+    each = list(values.values())
+    return {
+        "seeds": {str(seed): value for seed, value in values.items()},
+        "mean": fmean(each),
+        "half": half_width(each),
+    }
+
+
 def as_text(found: Mapping[str, Any], digits: int = 1) -> str:
     """``84.2 ± 1.0``: the mean and the standard deviation of what ``spread`` returned."""
     sd = "" if found["sd"] is None else f" ± {found['sd']:.{digits}f}"

@@ -24,7 +24,7 @@ from model.data.batches.stream import StreamState
 from model.data.order.mixtures import TEXT, VISION
 from model.data.order.schedule import fusion
 from model.data.samples.sample import Sample
-from model.evals.greedy import greedy_scores
+from model.evals.greedy import constant_scores, greedy_scores
 from model.evals.likelihood import HeldOut, Likelihood
 from model.evals.suites import SUITES, held_out
 from model.network.multimodal import KimiK25
@@ -78,10 +78,11 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     everything = HeldOut.of(data, FAMILIES, config.samples)
     losses = everything.likelihood(model)
     tasks = {suite: held_out(data, SUITES[suite], config.samples) for column in COLUMNS for suite in column.suites}
-    found, chance = greedy_scores(
+    found = greedy_scores(
         model, data, tasks, sandbox=config.sandbox, max_batch=config.max_batch,
         max_failed_episodes=config.max_failed_episodes,
     )  # fmt: skip
+    chance = constant_scores(tasks, sandbox=config.sandbox)
     scores = {name: asdict(score) for name, score in found.items()}
     result = {
         "name": NAME,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from contextlib import closing
 
 from components.joint_rl.config import Config
@@ -14,12 +13,10 @@ from components.runtime.sampler import SEEN, sampler
 from components.runtime.step import StepContext
 from model.checkpoint.folder import load_parent
 from model.data.samples.sample import Sample
-from model.evals.suites import SUITES
-from model.network.multimodal import KimiK25
+from model.evals.answer_room import most_turns, need_more
 from model.network.served import as_served
-from model.rl.environment import Episode, run_episode
+from model.rl.outcome_training import OutcomeTask, train_policy
 from model.rl.prompts import PromptPool
-from model.rl.ptx import ptx
 from model.rl.successes import Successes
 from model.rl.tasks.mixture import TaskMixture
 from model.rl.tasks.names import parse_task_shares, takes_all
@@ -27,10 +24,8 @@ from model.rl.tasks.own_tasks import OwnTasks
 from model.rl.tasks.task import TaskSample
 from model.rl.toggle import Toggle
 from model.rl.tools.toolset import Toolset
-from model.rl.trainer import RLSettings, RLTrainer
+from model.rl.trainer import RLSettings
 from model.swarm.families import SWARM_FAMILIES  # PARL trains on them
-
-MAX_TURNS = 3  # a program, a second one after an error, the answer (ours); a suite may allow more
 
 log = logging.getLogger(__name__)
 
@@ -54,13 +49,11 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         pool = PromptPool(
             data.source, data.index, modalities=modalities, seed=config.seed, without=(*SWARM_FAMILIES, *unanswerable)
         )
-    most_turns = {suite.family: max(MAX_TURNS, suite.max_turns) for suite in SUITES.values()}
 
     # 2. Policy. The embedded engine samples from the very weights that are trained, or, while they are trained, from a
     # copy; SGLang replicas get them after each step. Of INT4 experts all have the rounded values, which the trainer's
     # forward uses and an export will hold.
     model = load_parent(context.fetch(inputs["parent"]), data.tokenizer)
-    context_tokens = model.config.text_config.max_position_embeddings
     episodes = config.prompts_per_iteration * config.samples_per_prompt
     acting = sampler(
         config, config.endpoints, as_served(model, config.expert_precision), episodes, context, data,
@@ -78,18 +71,10 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         if config.judge and pool is not None and not (pool.with_rubrics or shares):
             context.warn(f"judge {config.judge} has nothing to judge: no task that is asked has a rubric")
 
-        async def rollout(sample: Sample, seed: int, _: int) -> Episode:
-            turns, tokens = most_turns.get(sample.family, MAX_TURNS), config.max_new_tokens
+        def limits(sample: Sample) -> tuple[int, int]:
             if isinstance(sample, TaskSample):
-                turns, tokens = sample.max_turns, sample.max_new_tokens
-            return await run_episode(
-                acting.engine, data.tokenizer, sample, data.image_config, toolset,
-                max_turns=turns, max_new_tokens=tokens, max_tokens=context_tokens,
-                temperature=1.0, seed=seed, score=score,
-            )  # fmt: skip
-
-        async def publish(policy: KimiK25) -> None:
-            await acting.publish(as_served(policy, config.expert_precision))
+                return sample.max_turns, sample.max_new_tokens
+            return most_turns(sample.family), config.max_new_tokens
 
         # 4. Train: outcome rewards, Toggle's length budgets in every other phase, and the pre-training loss, so that
         # what text-only SFT wore down comes back and what no prompt asks for stays.
@@ -100,21 +85,10 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
             max_staleness=config.max_staleness,
         )  # fmt: skip
         kept = Successes(config.kept_successes, config.kept_per_prompt, config.kept_reward)
-        RLTrainer(
-            model, prompts, rollout, publish, settings,
-            pad_id=data.tokenizer.pad_id, tokenizer_folder=data.path, services=context, toggle=Toggle(),
-            ptx=ptx(data, weight=config.ptx_weight, rows=config.ptx_rows, tokens=context_tokens, seed=config.seed),
-            tasks=prompts, watch=EpisodePages(context, data.tokenizer, config.iterations),
+        task = OutcomeTask(prompts, limits, score, Toggle(), config.ptx_weight, config.ptx_rows)
+        train_policy(
+            model, data, task, acting, toolset, settings, context, tasks=prompts,
+            watch=EpisodePages(context, data.tokenizer, config.iterations),
             successes=kept if config.kept_successes else None, ranks=context.ranks,
-        ).train()  # fmt: skip
+        )  # fmt: skip
     return context.checkpoints.newest
-
-
-def need_more(families: Iterable[str], max_new_tokens: int) -> list[str]:
-    """The families of ``families`` whose suite allows longer completions than ``max_new_tokens``, sorted; not those of
-    a swarm, which are left out anyway."""
-    longest: dict[str, int] = {}
-    for suite in SUITES.values():
-        longest[suite.family] = max(longest.get(suite.family, 0), suite.max_new_tokens)
-    found = (name for name in families if longest.get(name, 0) > max_new_tokens and name not in SWARM_FAMILIES)
-    return sorted(found)

@@ -47,6 +47,9 @@ class StepConfig(BaseModel):
     """Fields that tell apart the tasks of a step that one pipeline runs several times. The pipeline gives them, not the
     profile."""
 
+    needs: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Arm -> the arms of the same seed that must have ended before it."""
+
     @classmethod
     def cells(cls, seeds: Iterable[int]) -> list[str]:
         """The values of ``looped`` in each of those tasks, as the pipeline's loop names them, for these seeds."""

@@ -57,6 +57,7 @@ PIPELINES = {
     "fusion_ablation": ("prepare_data", "fusion_arm", "finish"),
     "sft_ablation": (IMPORTED, "prepare_data", "sft_arm", "finish"),
     "toggle_ablation": (IMPORTED, "prepare_data", "zero_vision_sft", "toggle_arm", "finish"),
+    "rl_ablation": (IMPORTED, "prepare_data", "rl_arm", "finish"),
     "swarm_ablation": (IMPORTED, "prepare_data", "swarm_start", "swarm_arm", "finish"),
 }  # fmt: skip
 """The steps of each pipeline. A module of ``pipelines`` with that name has its DAG."""
@@ -68,7 +69,7 @@ ALL_STEPS = tuple(
 
 
 AGREE = (
-    *(("prepare_data", step, "mixture") for step in (*STEPS[1:5], "rejection_sft", "sft_arm", "swarm_start")),
+    *(("prepare_data", step, "mixture") for step in (*STEPS[1:5], "rejection_sft", "sft_arm", "rl_arm", "swarm_start")),
     ("promote", "serve", "environment"),
     ("evaluate", "promote", "expert_precision"),
 )
@@ -126,6 +127,8 @@ def _missing_family(configs: Mapping[str, StepConfig]) -> str:
         asked.append(("sft_arm", "narrow_program_image", "narrow_program_image"))
     if "toggle_arm" in configs:
         asked.append(("toggle_arm", "free_arithmetic", "free_arithmetic"))
+    if families := getattr(configs.get("rl_arm"), "visual_families", ""):
+        asked += [("rl_arm.visual_families", name, name) for name in families.split(",")]
     for step in {"parl", "swarm_arm"} & configs.keys():
         asked += [(f"{step}.families", name, name) for name in getattr(configs[step], "families", "").split(",")]
     for key, name, family in asked:

@@ -25,7 +25,7 @@ from model.data.batches.stream import StreamState
 from model.data.families.programs import UNTRAINED
 from model.data.order.mixtures import mixtures
 from model.data.samples.sample import Sample
-from model.evals.greedy import greedy_scores
+from model.evals.greedy import constant_scores, greedy_scores
 from model.evals.score import Score
 from model.evals.suites import SUITES as HELD_OUT
 from model.evals.suites import available, readable
@@ -58,10 +58,11 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         tokens = dict(StreamState(**read_state(saved)["data_position"]).tokens)
 
     # 3. Measure: tool use on images, and what must not wear down.
-    scores, chance = greedy_scores(
+    scores = greedy_scores(
         model.eval(), data, tasks, sandbox=config.sandbox, max_batch=config.max_batch,
         max_failed_episodes=config.max_failed_episodes,
     )  # fmt: skip
+    chance = constant_scores(tasks, sandbox=config.sandbox)
 
     # 4. The figures for the tracker, and for the comparison of the arms.
     result = {

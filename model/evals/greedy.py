@@ -22,8 +22,8 @@ def greedy_scores(
     sandbox: str,
     max_batch: int,
     max_failed_episodes: float,
-) -> tuple[dict[str, Score], dict[str, float]]:
-    """The score of each suite that ``tasks`` names, and what the best constant answer scores.
+) -> dict[str, Score]:
+    """The score of each suite that ``tasks`` names.
 
     The model speaks for the sub-agents of a swarm as well.
 
@@ -45,5 +45,13 @@ def greedy_scores(
             max_failed_episodes=max_failed_episodes, max_batch=max_batch,
         )  # fmt: skip
         suites = [SUITES[name] for name in tasks]
-        scores = asyncio.run(evaluation.score(engine, engine, tasks, suites, context))
-        return scores, asyncio.run(chance_levels(tasks, toolset))
+        return asyncio.run(evaluation.score(engine, engine, tasks, suites, context))
+
+
+def constant_scores(tasks: Mapping[str, Sequence[Sample]], *, sandbox: str) -> dict[str, float]:
+    """What the best constant answer scores, for each suite that ``tasks`` names; the time is quadratic in their number.
+
+    Args: as of ``greedy_scores``.
+    """
+    with Toolset(sandbox=sandbox) as toolset:
+        return asyncio.run(chance_levels(tasks, toolset))

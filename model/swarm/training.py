@@ -18,6 +18,7 @@ from model.network.served import as_served
 from model.parallel.ranks import Ranks
 from model.rl.environment import Episode, Scoring, judged
 from model.rl.groups import Group
+from model.rl.outcome_training import Acting
 from model.rl.prompts import PromptPool
 from model.rl.ptx import PRETRAINING, ptx
 from model.rl.tasks.mixture import TaskMixture
@@ -29,15 +30,6 @@ from model.swarm.baselines import Mode
 from model.swarm.orchestrator import SwarmEpisode, SwarmLimits, run_swarm_episode
 from model.swarm.reward import SwarmReward
 from model.train.protocol import StepServices
-
-
-class Acting(Protocol):
-    """An engine that speaks for the orchestrator, and how it gets new weights."""
-
-    @property
-    def engine(self) -> RolloutEngine: ...
-    async def publish(self, model: KimiK25) -> None: ...
-
 
 Speaking = Callable[[Sample, int], RolloutEngine]
 """(task, round from 0) -> the engine that speaks for its sub-agents."""

@@ -15,6 +15,7 @@ from pipelines import (
     k25,
     post_train,
     pretrain,
+    rl_ablation,
     sft_ablation,
     swarm_ablation,
     toggle_ablation,
@@ -33,6 +34,7 @@ DAGS = {
     "visual_rl": visual_rl,
     "fusion_ablation": fusion_ablation,
     "sft_ablation": sft_ablation,
+    "rl_ablation": rl_ablation,
     "swarm_ablation": swarm_ablation,
     "toggle_ablation": toggle_ablation,
 }

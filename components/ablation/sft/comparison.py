@@ -8,11 +8,10 @@ them, ``claims`` judges by them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 from typing import Any
 
 from components.ablation.sft.arms import ARMS, BEFORE, TWINS, VISION
-from components.ablation.spread import half_width, spread
+from components.ablation.spread import over_seeds, spread
 
 MEASURES = {"success": "value", "tool_calls": "tool_calls"}
 """Figure of the comparison -> its key in a result's scores."""
@@ -97,9 +96,7 @@ def _gains(start: Runs, end: Runs) -> dict[str, dict[str, dict[str, Any]]]:
             continue
         found[name] = {}
         for key in MEASURES:
-            values = {str(seed): b[name][key] - a[name][key] for seed, (a, b) in pairs.items()}
-            differences = list(values.values())
-            found[name][key] = {"seeds": values, "mean": fmean(differences), "half": half_width(differences)}
+            found[name][key] = over_seeds({seed: b[name][key] - a[name][key] for seed, (a, b) in pairs.items()})
     return found
 
 

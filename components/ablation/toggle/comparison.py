@@ -6,13 +6,12 @@ points, 0 to 100, lengths in tokens.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 from typing import Any
 
+from components.ablation.cells import begun
 from components.ablation.curves import Events
-from components.ablation.spread import half_width, spread
+from components.ablation.spread import over_seeds, spread
 from components.ablation.toggle.arms import ARMS, FAMILIES, FREE
 
 STEP = "toggle_arm"
@@ -38,10 +37,11 @@ def compare(results: Sequence[Result], events: Events) -> dict[str, Any]:
     """
     by_arm = {name: {r["seed"]: r for r in results if r["arm"] == name} for name in ARMS}
     present = {name: runs for name, runs in by_arm.items() if runs}
-    begun = _begun(results, events)
+    trained = [name for name, arm in ARMS.items() if arm.trained]
+    seeds = begun(STEP, trained, results, events)
     return {
         "budget": results[0]["budget"],
-        "arms": {name: _arm(runs, begun if ARMS[name].trained else []) for name, runs in present.items()},
+        "arms": {name: _arm(runs, seeds if ARMS[name].trained else []) for name, runs in present.items()},
         "against_free": {
             name: _against(present[FREE], runs)
             for name, runs in present.items()
@@ -51,19 +51,11 @@ def compare(results: Sequence[Result], events: Events) -> dict[str, Any]:
     }
 
 
-def _begun(results: Sequence[Result], events: Events) -> list[int]:
-    """The seeds of which a trained arm has published anything."""
-    trained = [name for name, arm in ARMS.items() if arm.trained]
-    tasks = {f"{STEP}-{r['arm']}-{r['seed']}" for r in results} | set(events)
-    found = (re.fullmatch(rf"{STEP}-({'|'.join(trained)})-(\d+)", task) for task in tasks)
-    return sorted({int(match[2]) for match in found if match})
-
-
-def _arm(runs: Runs, begun: Sequence[int]) -> dict[str, Any]:
+def _arm(runs: Runs, begun_seeds: Sequence[int]) -> dict[str, Any]:
     ordered = [runs[seed] for seed in sorted(runs)]
     return {
         "seeds": sorted(runs),
-        "missing": [seed for seed in begun if seed not in runs],
+        "missing": [seed for seed in begun_seeds if seed not in runs],
         "families": {
             family: {name: spread([run["answers"][family][name] for run in ordered]) for name in MEASURES}
             for family in FAMILIES
@@ -78,20 +70,11 @@ def _against(free: Runs, runs: Runs) -> dict[str, dict[str, Any]]:
     for family in FAMILIES if seeds else ():
         pairs = {seed: (free[seed]["answers"][family], runs[seed]["answers"][family]) for seed in seeds}
         found[family] = {
-            "saved": _cell({seed: 100 * (1 - b["tokens"] / a["tokens"]) for seed, (a, b) in pairs.items()}),
-            "accuracy": _cell({seed: b["accuracy"] - a["accuracy"] for seed, (a, b) in pairs.items()}),
-            "at_budget": _cell({seed: b["at_budget"] - a["at_budget"] for seed, (a, b) in pairs.items()}),
+            "saved": over_seeds({seed: 100 * (1 - b["tokens"] / a["tokens"]) for seed, (a, b) in pairs.items()}),
+            "accuracy": over_seeds({seed: b["accuracy"] - a["accuracy"] for seed, (a, b) in pairs.items()}),
+            "at_budget": over_seeds({seed: b["at_budget"] - a["at_budget"] for seed, (a, b) in pairs.items()}),
         }
     return found
-
-
-def _cell(values: Mapping[int, float]) -> dict[str, Any]:
-    each = list(values.values())
-    return {
-        "seeds": {str(seed): value for seed, value in values.items()},
-        "mean": fmean(each),
-        "half": half_width(each),
-    }
 
 
 def metrics(found: Mapping[str, Any]) -> dict[str, float]:

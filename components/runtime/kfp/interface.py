@@ -32,7 +32,7 @@ _OTHERS = {
     "tokenizer": "manifest of the imported checkpoint that training starts from: its tokenizer and image settings are "
     "used; none = a tokenizer is trained",
     "parent": "manifest of the checkpoint that training starts from",
-    "successes": "manifest of the checkpoint of joint_rl, in which the successful episodes are that it kept",
+    "successes": "manifest of the checkpoint of RL, in which the successful episodes are that it kept",
     "policy": "manifest of the checkpoint that training starts from",
     "sub_agents": "manifest of the checkpoint of the frozen sub-agents",
     "checkpoint": "manifest of a checkpoint; its weights are in the object store",

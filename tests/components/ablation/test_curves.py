@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from components.ablation.curves import curves
+from components.ablation.curves import curves, curves_of_seeds
 
 EVENTS = {
     "some_arm-mid-0": [{"step": 0, "x": 1.0}, {"step": 1, "x": 3.0}],
@@ -15,3 +15,8 @@ EVENTS = {
 def test_curves_are_means_of_what_all_seeds_have() -> None:
     assert curves(EVENTS, "some_arm", ("early", "late", "mid"), "x") == {"late": [(4, 2.0)], "mid": [(1, 4.0)]}
     assert list(curves(EVENTS, "some_arm", ("mid", "late"), "x")) == ["mid", "late"]
+
+
+def test_each_seed_has_a_curve_of_its_own() -> None:
+    assert curves_of_seeds(EVENTS, "some_arm", "mid", "x") == {"seed 0": [(0, 1.0), (1, 3.0)], "seed 1": [(1, 5.0)]}
+    assert curves_of_seeds(EVENTS, "some_arm", "mid", "z") == {}

@@ -14,6 +14,7 @@ from model.checkpoint.load import load_model
 from model.data.families import FAMILIES
 from model.data.samples.shards import write_shard
 from model.network.multimodal import KimiK25
+from model.rl import outcome_training
 from model.rl.successes import Kept
 from model.rl.trainer import RLTrainer
 from model.rollout.embedded import EmbeddedEngine
@@ -57,7 +58,7 @@ def test_with_a_staleness_it_samples_from_a_copy_of_the_published_weights(
         copies.update(parameter.data_ptr() for parameter in model.parameters())
         switch(engine, model)
 
-    monkeypatch.setattr(stage, "RLTrainer", Trainer)
+    monkeypatch.setattr(outcome_training, "RLTrainer", Trainer)
     monkeypatch.setattr(EmbeddedEngine, "switch_model", switched)
     config = CONFIG.model_copy(update={"iterations": 3, "max_staleness": 1, "expert_precision": "int4"})
     stage.run(config, rl_inputs, services)
