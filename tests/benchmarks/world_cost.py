@@ -76,7 +76,7 @@ def cost(drawn: Drawn, view: View, tokenizer: Tokenizer) -> tuple[Cost, Conversa
         parts=len(subs),
         calls=single.calls,
         single_tokens=tokens(single, drawn.question, text, drawn.tools),
-        main_tokens=tokens(main, drawn.question, text, drawn.tools + SWARM_TOOLS),
+        main_tokens=tokens(main, drawn.question, text, [*drawn.tools, *SWARM_TOOLS]),
         sub_tokens=sub_tokens,
         single_steps=single.calls + 1,
         swarm_steps=direct + 1 + 1 + (subs[longest].calls + 1) + 1,

@@ -111,7 +111,7 @@ def _sample(
         raise RuntimeError(f"a scripted agent answers {text!r} to {drawn.question!r}, but {true!r} is true")
     return Sample(
         key=f"{name}-n{drawn.size}-{index:08d}", family=name, ability="agentic", modality="text", source=drawn.source,
-        messages=[*prompt, *talk.turns, {"role": "assistant", "content": text, **talk.thinking()}],
+        messages=[*prompt, *talk.turns, {"role": "assistant", "content": text}],
         tools=tools, answer=answer, reward=reward,
         environment={"world": asdict(view), "mode": mode, "parts": drawn.size},
     )  # fmt: skip

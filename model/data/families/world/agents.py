@@ -27,26 +27,17 @@ class LostError(Exception):
 
 @dataclass
 class Conversation:
-    """What one agent did: ``turns`` are the messages of its calls and their results.
-
-    ``thought`` is what it thinks before its next call or its answer: what it found on the page that it has just read. A
-    value that stands beside its name is copied more surely than one that is read off a page when the answer is made.
-    """
+    """What one agent did: ``turns`` are the messages of its calls and their results."""
 
     view: View
     turns: list[dict[str, Any]] = field(default_factory=list)
     calls: int = 0
-    thought: str = ""
     _cells: CellSession | None = None
 
     def call(self, tool: str, /, **arguments: str) -> str:
         """Call a tool and return what it shows."""
         self._say([(tool, arguments, shown := self._run(tool, arguments))])
         return shown
-
-    def think(self, line: str) -> None:
-        """Add a line to what it thinks next."""
-        self.thought = f"{self.thought}\n{line}".lstrip("\n")
 
     def delegate(
         self, agent: str, system_prompt: str, prompts: Sequence[str], answers: Sequence[str], at_once: int
@@ -60,16 +51,11 @@ class Conversation:
 
     def _say(self, done: Sequence[tuple[str, dict[str, str], str]]) -> None:
         calls = [{"name": tool, "arguments": arguments} for tool, arguments, _ in done]
-        self.turns.append({"role": "assistant", "content": "", "tool_calls": calls, **self.thinking()})
+        self.turns.append({"role": "assistant", "content": "", "tool_calls": calls})
         for tool, _, shown in done:
             call_id = f"functions.{tool}:{self.calls}"
             self.turns.append({"role": "tool", "tool_call_id": call_id, "content": shown})
             self.calls += 1
-
-    def thinking(self) -> dict[str, str]:
-        """What the next message has of thinking; it is then forgotten."""
-        thought, self.thought = self.thought, ""
-        return {"reasoning": thought} if thought else {}
 
     def _run(self, tool: str, arguments: dict[str, str]) -> str:
         if tool == "search":
@@ -105,14 +91,9 @@ class Plan:
 
 
 def alone(plan: Plan, view: View) -> tuple[Conversation, str]:
-    """One agent's conversation, and its answer. Of several parts it writes down the results one by one."""
-    talk, results = Conversation(view), list[str]()
-    parts = plan.begin(talk)
-    for part in parts:
-        results.append(part.work(talk))
-        if len(parts) > 1:
-            talk.think(results[-1])
-    return talk, plan.conclude(results)
+    """One agent's conversation, and its answer."""
+    talk = Conversation(view)
+    return talk, plan.conclude([part.work(talk) for part in plan.begin(talk)])
 
 
 def by_swarm(
@@ -172,10 +153,7 @@ def read(talk: Conversation, page: str, wanted: Sequence[str]) -> tuple[str, dic
         values |= _until(talk, second, missing)[2]
     if not set(wanted) <= set(values):
         raise LostError(f"{title!r} states not all of {', '.join(wanted)}")
-    found = {attribute: values[attribute] for attribute in wanted}
-    for attribute, value in found.items():
-        talk.think(f"{attribute}:{value}")
-    return title, found
+    return title, {attribute: values[attribute] for attribute in wanted}
 
 
 def _until(talk: Conversation, page: str, wanted: Sequence[str]) -> tuple[str, str, dict[str, str]]:

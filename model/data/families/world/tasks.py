@@ -8,7 +8,7 @@ of the cases. The kinds of task are those of the paper's section on PARL.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -74,7 +74,8 @@ BULK = (
     "Compute {what} from the city file of each:\n{items}", "I need {what}, as the city files have it, of\n{items}",
     "For every line below, find {what} in the city file.\n{items}", "{what}, by the city file of each:\n{items}",
 )  # fmt: skip
-NEWEST = "(newest pages; lines name|...)"
+NEWEST = "(newest pages; lines title|name:value|...)"
+NAMED = "(answer name:value)"
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,11 @@ def wording(rng: np.random.Generator, options: Sequence[str], split: Split) -> s
     if split == "eval" and rng.random() < 0.5:
         return options[-1]
     return options[int(rng.integers(len(options) - 1))]
+
+
+def named(attributes: Mapping[str, str]) -> list[str]:
+    """Values beside their names, as answers have them: an agent copies ``area:163610`` more surely than ``163610``."""
+    return [f"{name}:{value}" for name, value in attributes.items()]
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> dict[str, Any]:
@@ -148,9 +154,9 @@ def draw_things(
 
 
 def look_up(thing: Thing, attributes: Sequence[str], talk: Conversation) -> str:
-    """The line of a thing: ``Peru|Lima|Sol``."""
+    """The line of a thing: ``Peru|capital:Lima|currency:Sol``."""
     _, values = read(talk, find(talk, thing.title, queries(thing, attributes)), attributes)
-    return "|".join([thing.title, *values.values()])
+    return "|".join([thing.title, *named(values)])
 
 
 def wide(rng: np.random.Generator, split: Split, size: int, view: View) -> Drawn:
@@ -162,7 +168,7 @@ def wide(rng: np.random.Generator, split: Split, size: int, view: View) -> Drawn
         things = draw_things(rng, pool(kind, attributes, split), attributes[0], size, view)
         if things is not None:
             break
-    rows = [(thing.title, *(thing.attributes[each] for each in attributes)) for thing in things]
+    rows = [(thing.title, *named({each: thing.attributes[each] for each in attributes})) for thing in things]
     what = ", ".join(attributes)
     question = wording(rng, WIDE, split).format(what=what, items=numbered([thing.title for thing in things]))
     prompts = [Part(f"{thing.title}: {what}", partial(look_up, thing, attributes)) for thing in things]
@@ -182,10 +188,11 @@ def easy(rng: np.random.Generator, split: Split, size: int, view: View) -> Drawn
             continue
         (thing,) = things
         page = str(world().number(thing.title)) if rng.random() < 0.5 else ""
-        question = wording(rng, EASY_PAGE if page else EASY, split).format(what=attribute, title=thing.title, page=page)
+        asked = wording(rng, EASY_PAGE if page else EASY, split).format(what=attribute, title=thing.title, page=page)
+        question = f"{asked} {NAMED}"
         plan = _at_once([Part(question, partial(one_value, page, thing, attribute))], "".join)
         if alone(plan, view)[0].calls <= (1 if page else 2):
-            value = thing.attributes[attribute]
+            (value,) = named({attribute: thing.attributes[attribute]})
             return Drawn(question, value, "exact", value, thing.source, READERS, plan, 1)
 
 
@@ -195,9 +202,9 @@ def _at_once(given: list[Part], conclude: Callable[[list[str]], str]) -> Plan:
 
 
 def one_value(page: str, thing: Thing, attribute: str, talk: Conversation) -> str:
-    """The value on a page, or on the page of a thing if no page is told."""
+    """The value on a page, or on the page of a thing if no page is told, beside its name."""
     number = page or find(talk, thing.title, queries(thing, (attribute,)))
-    return read(talk, number, (attribute,))[1][attribute]
+    return named(read(talk, number, (attribute,))[1])[0]
 
 
 # --- deep search: a page leads to others, of which one is to be chosen by a figure
@@ -290,12 +297,12 @@ def deep(rng: np.random.Generator, split: Split, size: int, view: View) -> Drawn
 
     def conclude(results: list[str]) -> str:
         rows = [result.split("|") for result in results]
-        return (min if most == "smallest" else max)(rows, key=lambda row: float(row[1]))[2]
+        return (min if most == "smallest" else max)(rows, key=lambda row: float(row[1].removeprefix(f"{measure}:")))[2]
 
-    value = best.attributes[what]
+    (value,) = named({what: best.attributes[what]})
     return Drawn(
-        question[0].upper() + question[1:], value, "exact", value, root.source, READERS, Plan(begin, conclude),
-        len(root.branches),
+        f"{question[0].upper()}{question[1:]} {NAMED}", value, "exact", value, root.source, READERS,
+        Plan(begin, conclude), len(root.branches),
     )  # fmt: skip
 
 
@@ -305,9 +312,9 @@ def _near(rng: np.random.Generator, some: Sequence[Root], size: int) -> Root:
 
 
 def read_page(page: str, attributes: Sequence[str], talk: Conversation) -> str:
-    """The line of the thing on a page: ``Chile|18729160|Santiago``."""
+    """The line of the thing on a page: ``Chile|population:18729160|capital:Santiago``."""
     title, values = read(talk, page, attributes)
-    return "|".join([title, *values.values()])
+    return "|".join([title, *named(values)])
 
 
 # --- long documents: a gazetteer in parts, of which each is longer than a small window
