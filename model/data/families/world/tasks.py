@@ -106,7 +106,7 @@ def wording(rng: np.random.Generator, options: Sequence[str], split: Split) -> s
 
 
 def named(attributes: Mapping[str, str]) -> list[str]:
-    """Values beside their names, as answers have them: an agent copies ``area:163610`` more surely than ``163610``."""
+    """Values beside their names, as answers have them: ``area:163610``."""
     return [f"{name}:{value}" for name, value in attributes.items()]
 
 
