@@ -170,7 +170,7 @@ class _Subject:
             own = [task.short_name for task in prompts]
             ours = {name: samples for name, samples in results.tasks.items() if name not in own}
             results.chance = asyncio.run(chance_levels(ours, toolset))
-            results.chance |= {task.short_name: own_chance(task, samples) for task, samples in prompts.items()}
+            results.chance |= {task.short_name: own_chance(task, asked, toolset) for task, asked in prompts.items()}
             asyncio.run(evaluation.episodes(engine, sub_engine, results.tasks, suites, context, reporter))
 
     def _engines(self) -> tuple[RolloutEngine, RolloutEngine, int]:

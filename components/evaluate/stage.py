@@ -66,7 +66,8 @@ def _evaluated(
     if unseen:
         context.warn(f"engine {config.engine!r} takes no videos: {', '.join(unseen)} are not measured")
     suites = [suite for suite in suites if suite.name not in unseen]
-    built_in, chance = {suite.name: tasks[suite.name] for suite in suites}, dict[str, float]()
+    toolset = opened.enter_context(Toolset(sandbox=config.sandbox))
+    chance = asyncio.run(chance_levels({suite.name: tasks[suite.name] for suite in suites}, toolset))
     for task in own:
         try:
             prompts = own_prompts(task, config.samples, config.max_failed_episodes)
@@ -74,7 +75,7 @@ def _evaluated(
             context.warn(f"a task is not evaluated: {failure}")
             continue
         suites.append(own_suite(task))
-        tasks[task.short_name], chance[task.short_name] = list(prompts), own_chance(task, prompts)
+        tasks[task.short_name], chance[task.short_name] = list(prompts), own_chance(task, prompts, toolset)
 
     # 2. The checkpoints in the order of the recipe, as they would be served. What an earlier attempt has evaluated is
     # not evaluated again.
@@ -91,8 +92,6 @@ def _evaluated(
     missing = [step for step in steps if step not in results]
     shape = load_checked_config(context.fetch(inputs[final])).text_config if missing else None
     held = own_held_out(data, config.samples, shape.max_position_embeddings) if shape is not None else None
-    toolset = opened.enter_context(Toolset(sandbox=config.sandbox))
-    chance |= asyncio.run(chance_levels(built_in, toolset))
     evaluation = Evaluation(
         data.tokenizer, data.image_config, toolset, config.temperature, config.seed, config.max_failed_episodes, own,
         config.max_batch,

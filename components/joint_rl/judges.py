@@ -15,7 +15,9 @@ from model.rl.judges.judge import Judge
 from model.rl.judges.reward import JudgedReward
 from model.rollout.chat_engine import ChatEngine
 from model.rollout.embedded import EmbeddedEngine
-from model.rollout.endpoint import find_endpoint
+from model.rollout.endpoint import AT_ONCE, AtMost, find_endpoint
+
+VERDICT_S = 60.0  # for a few tokens, of which an attempt waits no longer: a server that hangs shall not hold a round
 
 
 def with_judge(
@@ -31,14 +33,15 @@ def with_judge(
         return verify
     most = config.prompts_per_iteration * config.samples_per_prompt
     judge = _judge(inputs["parent"] if config.judge == PARENT else config.judge, context, data, most)
-    return JudgedReward(judge, verify, config.judge_weight, several=config.judge_rubrics == "several")
+    return JudgedReward(judge, verify, config.judge_weight, config.judge_rubrics == "several", context.warn)
 
 
 def _judge(source: str, context: StepContext, data: DataFolder, most: int) -> Judge:
     if source.startswith(SERVERS):
         # By messages: a server's model may have any tokenizer, and its own template keeps its control tokens.
         found = asyncio.run(find_endpoint(source))
-        return Judge(ChatEngine(found.url, found.model, data.tokenizer, data.image_config), data.tokenizer)
+        engine = ChatEngine(found.url, found.model, data.tokenizer, data.image_config, timeout_s=VERDICT_S)
+        return Judge(AtMost(engine, AT_ONCE), data.tokenizer)
     folder = context.fetch(source)
     model = load_model(folder).eval()
     room = model.config.text_config.max_position_embeddings

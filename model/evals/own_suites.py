@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
-from model.evals.scorer import reference_answer
+from model.evals.scorer import chance_level, reference_answer
 from model.evals.suites import Suite
 from model.rl.rewards.verdict import SCORE
 from model.rl.tasks.own_tasks import too_many
 from model.rl.tasks.process import TaskFailure, TaskProcess
 from model.rl.tasks.task import TaskSample
+from model.rl.tools.toolset import Toolset
 
 log = logging.getLogger(__name__)
 
@@ -54,14 +57,22 @@ def own_prompts(task: TaskProcess, count: int, allowed: float) -> list[TaskSampl
     return samples
 
 
-def own_chance(task: TaskProcess, samples: Sequence[TaskSample]) -> float:
+def own_chance(task: TaskProcess, samples: Sequence[TaskSample], toolset: Toolset) -> float:
     """The task's own level of chance, or the score of the best constant answer on the first GUESSED prompts.
 
     A verdict that fails adds 0, as its episode would.
+
+    Args:
+        toolset: for built-in rewards that run in the sandbox.
+
+    Raises:
+        Unavailable: no sandbox server starts.
     """
     if task.about.chance is not None:
         return task.about.chance
     asked = samples[:GUESSED]
+    if task.about.reward:
+        return asyncio.run(chance_level([replace(sample, reward=task.about.reward) for sample in asked], toolset))
     answers = dict.fromkeys(reference_answer(sample) for sample in asked if sample.answer is not None)
     best = 0.0
     for answer in answers:

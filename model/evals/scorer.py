@@ -28,6 +28,7 @@ from model.network.precision import narrow_products
 from model.rl.environment import Episode, derive_seed, judged, run_episode
 from model.rl.failures import NAMED, FailureCount, attempt, warn_of_lost_sub_agents
 from model.rl.rewards import TESTS
+from model.rl.rewards.examined import REASONING_GYM
 from model.rl.tasks.own_tasks import OwnTasks, too_many
 from model.rl.tasks.task import TaskSample
 from model.rl.tools.toolset import Toolset
@@ -257,6 +258,8 @@ def reference_answer(sample: Sample) -> str:
         return str(sample.messages[-1].get("content") or "") if sample.messages else ""
     if sample.reward == "says":
         return str(sample.answer["says"])
+    if sample.reward == REASONING_GYM:
+        return str(sample.answer["entry"]["answer"])
     if isinstance(sample.answer, Mapping):
         return "\n".join(f"{item}: {value}" for item, value in sample.answer.items())
     return str(sample.answer)

@@ -59,7 +59,14 @@ def test_a_suite_whose_verdicts_fail_is_left_out_and_the_others_have_their_score
         scores = asyncio.run(evaluation.score(engine, engine, tasks, [own_suite(good), own_suite(bad)], 512))
     assert scores.keys() == {"Say"}
     assert (scores["Say"].value, scores["Say"].n, scores["Say"].correct) == (pytest.approx(1 / 6), 6, 1)
-    assert scores["Say"].figures["part/length"] == 1.0 and math.isclose(own_chance(good, tasks["Say"]), 1 / 6)
+    assert scores["Say"].figures["part/length"] == 1.0
+    assert math.isclose(own_chance(good, tasks["Say"], toolset), 1 / 6)
+
+
+def test_chance_of_a_task_with_a_built_in_reward_is_measured_in_the_sandbox_too() -> None:
+    with OwnTasks([f"{HERE}:Sums"]) as tasks, Toolset() as toolset:
+        (task,) = tasks
+        assert own_chance(task, own_prompts(task, 6, 0.1), toolset) == 0.5
 
 
 def test_broken_tasks_of_earlier_rounds_count_where_they_did_and_keep_their_reason(own: OwnTasks) -> None:

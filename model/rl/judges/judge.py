@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from model.boundary.at_once import all_of
-from model.boundary.errors import MoonflowError, Unavailable
+from model.boundary.errors import Unavailable
 from model.boundary.untrusted_text import shown
 from model.codec.chat import Message, encode_chat, parse_assistant
 from model.codec.judge_prompt import MEETS, PAIR, pair_prompt, read_verdict, rubric_prompt
@@ -78,8 +78,8 @@ class Judge:
             return self._read(completion, verdicts)
         except Unavailable:
             raise
-        except MoonflowError as error:  # a server that answers nonsense
-            return Judgement(None, shown(str(error)))
+        except Exception as error:  # a server may answer any nonsense
+            return Judgement(None, shown(f"{type(error).__name__}: {error}"))
 
     def _read(self, completion: Completion, verdicts: tuple[str, str]) -> Judgement:
         tokens, end = completion.token_ids, self._tokenizer.im_end_id

@@ -13,10 +13,11 @@ policy cannot tell which, so it pays to satisfy them all; one fixed rubric can b
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from model.boundary.errors import MoonflowError, Unavailable
+from model.boundary.errors import Unavailable
+from model.boundary.untrusted_text import shown
 from model.data.families.judging import satisfied
 from model.data.samples.sample import Sample
 from model.rl.environment import Episode, Scoring, derive_seed
@@ -71,23 +72,24 @@ class JudgedReward:
         verify: gives the verifiable reward.
         weight: of the judge's score.
         several: whether an episode is judged by a drawn one of the rubrics, or always by the first.
-        unread: verdicts of this process that could not be read. Each gives no reward of the judge; the first ones are
-            named in the log.
+        warn: is told, once, that the judge is gone.
+        unread: verdicts of this process that could not be had or read. Each gives no reward of the judge; the first
+            ones are named in the log.
     """
 
     judge: Judge
     verify: Scoring
     weight: float
     several: bool = True
+    warn: Callable[[str], None] = log.warning
     unread: int = 0
+    gone: bool = False
 
     async def __call__(self, episode: Episode, sample: Sample, toolset: Toolset) -> Episode:
         """The episode with its reward.
 
-        Raises:
-            MoonflowError: the judge is gone: the episode fails, and too many of these end the step
-                (``model.rl.failures``).
-            Exception: what ``verify`` raises.
+        A judge that is gone gives no verdict, as one that cannot be read: were the episode to fail instead, the round
+        would lose right answers alone. Raises what ``verify`` raises.
         """
         episode = await self.verify(episode, sample, toolset)
         figures = {VERIFIABLE: episode.reward}
@@ -107,9 +109,12 @@ class JudgedReward:
         try:
             found = await self.judge.meets(question_of(sample), episode.response, rubric)
         except Unavailable as error:
-            raise MoonflowError(f"the judge gives no verdict: {error}") from error
+            found = Judgement(None, shown(str(error)))
+            if not self.gone:
+                self.gone = True
+                self.warn(f"the judge was gone for a while, and right answers then earned no reward of it: {error}")
         if found.score is None:
             self.unread += 1
             level = logging.WARNING if self.unread <= NAMED else logging.INFO
-            log.log(level, "a verdict on %s/%s cannot be read: %s", sample.family, sample.key, found.unread)
+            log.log(level, "there is no verdict on %s/%s: %s", sample.family, sample.key, found.unread)
         return found

@@ -3,7 +3,7 @@
 It decides equality by evaluating both sides. So it would accept the question as the answer ("17 * 23" is equal to 391),
 and of a list of guesses it takes the last. Here an answer must be as worked out as the truth is (source: ours):
 
-- where the truth is an integer or a decimal, it must be a plain number; where it is a fraction, a fraction or number;
+- where the truth is an integer, it must be a plain number; where it is a fraction or a decimal, a fraction or number;
 - an integral, a sum, a product, a limit or a derivative that is not in the truth has not been worked out;
 - else it may have at most twice as many operations as the truth, and MORE.
 
@@ -44,6 +44,8 @@ _BOXED = "\\boxed{"
 _MATH = re.compile(r"\$|\\\(|\\\[")
 _WORD = re.compile(r"[A-Za-z]{3,}")  # one of prose, after commands are gone
 _COMMAND = re.compile(r"\\(?:(?:begin|end|text|mathrm|operatorname)\{[^{}]*\}|[A-Za-z]+)")
+# What SymPy works out while it reads: divisions, binomial coefficients, determinants.
+_COMPUTES = re.compile(r"[/÷]|\d\s*:\s*\d|frac|\\div|binom|\\choose|\\det|\\begin")
 _TARGETS = (LatexExtractionConfig(), ExprExtractionConfig())
 
 
@@ -53,23 +55,25 @@ def examine(response: str, answer: str) -> float:
     Raises:
         WrongTruth: it is no expression.
     """
-    truth = read(answer)
+    truth, _ = read(answer)
     if truth is None:
         raise WrongTruth(f"math-verify does not read {answer[:60]!r}")
-    said = read(response)
+    said, text = read(response)
     if said is None or not worked_out(said, truth):
         return 0.0
-    if isinstance(_value(truth), Integer | Float) and "/" in (stated(response) or "").replace("frac", "/"):
-        return 0.0  # SymPy has divided where it read
+    if isinstance(_value(truth), Integer | Float) and _COMPUTES.search(text):
+        return 0.0
     return float(equal(truth, said, timeout_seconds=None))
 
 
-def read(text: str) -> Any:
-    """The expression that a text ends with: its last ``\\boxed{}``, else what math-verify finds; None if none."""
+def read(text: str) -> tuple[Any, str]:
+    """The expression that a text ends with, and how it is written there: its last ``\\boxed{}``, else what math-verify
+    finds; (None, "") if there is none."""
     if (alone := stated(text)) is not None:
         text = f"${alone}$"
-    found = parse(text, _TARGETS, fallback_mode="no_fallback", parsing_timeout=None)
-    return found[0] if found else None
+    # With these modes it gives one expression and its text, or the text alone, which it cannot read.
+    found = parse(text, _TARGETS, fallback_mode="first_match", extraction_mode="first_match", parsing_timeout=None)
+    return (found[0], str(found[-1])) if found and not isinstance(found[0], str) else (None, "")
 
 
 def stated(text: str) -> str | None:

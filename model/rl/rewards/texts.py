@@ -67,7 +67,8 @@ def edit_distance(left: str, right: str) -> int:
 def says(response: str, answer: Any) -> float:
     """Open answers: 1 if the response has the words of ``answer["says"]`` and none of ``answer["not"]``, else 0.
 
-    Words do not count inside of other words, nor does case. What the answer has besides is left to a judge.
+    Words do not count inside of other words, nor does case; nor does a number inside of a longer one, "5" in "-1,5.5".
+    What the answer has besides is left to a judge.
 
     Args:
         answer: ``{"says": text, "not": [text, ...]}``; a list, or the best of several guesses would count.
@@ -78,4 +79,6 @@ def says(response: str, answer: Any) -> float:
 
 def _has_words(text: str, words: str) -> bool:
     joined = r"\s+".join(re.escape(word) for word in words.casefold().split())
-    return re.search(rf"(?<!\w){joined}(?!\w)", text.casefold()) is not None
+    before = r"(?<![\w\-−])(?<!\d[.,])" if words[:1].isdigit() else r"(?<!\w)"
+    after = r"(?!\w|[.,]\d)" if words[-1:].isdigit() else r"(?!\w)"
+    return re.search(f"{before}{joined}{after}", text.casefold()) is not None

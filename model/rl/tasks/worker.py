@@ -14,7 +14,6 @@ from typing import Any
 from model.boundary.errors import MoonflowError
 from model.boundary.parent_process import end_with_parent
 from model.data.samples.sample import Split
-from model.rl.rewards import judge
 from model.rl.tasks.loading import about, load, told
 from model.rl.tasks.prompt import as_sample, as_verdict
 from model.rl.tasks.task import Prompt, TaskSample
@@ -66,10 +65,7 @@ class Worker:
 
     def verify(self, seed: int, split: Split, index: int, response: str) -> dict[str, float]:
         """The verdict on the answer to a prompt: ``score`` and parts."""
-        prompt = self._prompt(seed, split, index)
-        if self.about.reward:
-            return judge(self.about.reward, response, prompt.get("answer"))
-        return as_verdict(self._task.verify(response, prompt))
+        return as_verdict(self._task.verify(response, self._prompt(seed, split, index)))
 
     def _prompt(self, *place: Any) -> Prompt:
         if place not in self._prompts:

@@ -104,6 +104,8 @@ def test_a_server_of_any_model_judges_by_messages_and_its_nonsense_is_named() ->
     def answer(body: dict[str, Any]) -> Any:
         (message,) = body["messages"]
         assert message["role"] == "user" and "<|" not in message["content"]
+        if "odd" in message["content"]:
+            return say("\ud800")
         if "crash" in message["content"]:
             return 400, {"error": "no"}
         return say("yes" if "|Lima" in message["content"] else "I cannot decide.")
@@ -112,7 +114,7 @@ def test_a_server_of_any_model_judges_by_messages_and_its_nonsense_is_named() ->
         engine = ChatEngine(url, "kimi", T, backoff_s=0.01)
         assert meets(engine, "Lima<|im_end|>").score == 1.0, "it knows no log-probs"
         assert "it said" in meets(engine, "Rome").unread
-        assert meets(engine, "crash").score is None
+        assert meets(engine, "crash").score is meets(engine, "odd").score is None
     with pytest.raises(Transient):
         meets(ChatEngine(url, "kimi", T, attempts=1))
 

@@ -42,7 +42,9 @@ def examine() -> Iterator[Any]:
         ("17*23", 391, False), ("782/2", 391, False), (r"\boxed{\frac{782}{2}}", 391, False),
         (r"\int_0^1 x^2 dx", "1/3", False),
         ("$391$ or $17$", 391, False), ("391, 17", 391, False), (r"\boxed{391} \boxed{17}", 391, False),
-        ("2 - 3/2", "1/2", False),
+        ("2 - 3/2", "1/2", False), ("It is $782/2$.", 391, False), (r"It is $\frac{782}{2}$ and $\bad{$", 391, False),
+        ("782÷2", 391, False), ("782:2", 391, False), (r"$x=782 \div 2$", 391, False), (r"\binom{17}{2}", 136, False),
+        (r"\begin{vmatrix}3&1\\2&5\end{vmatrix}", 13, False), (r"So the angle is $90^\circ$.", 90, True),
         # Parsers and parts of Python.
         ("٤", 4, False), ("nan", 4, False), ("1e999", 4, False), ("9" * 1900, 4, False), ("9**9**9**9", 4, False),
         (r"\frac{" * 300, 4, False), ("(" * 1900, "x", False), (r"\boxed{" * 30, 4, False), ("\ud800\x00", 4, False),

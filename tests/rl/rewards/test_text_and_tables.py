@@ -44,6 +44,16 @@ def test_an_open_answer_has_the_right_words_and_no_wrong_ones(response: str, rew
     assert rewards.says(response, {"says": "New Delhi", "not": ["Peru", "India"]}) == reward
 
 
+@pytest.mark.parametrize("response", ["it is 5.", "[5]", "3, 5, 8", "5 km2", "in 5, so"])
+def test_a_number_is_said_alone(response: str) -> None:
+    assert rewards.says(response, {"says": "5", "not": ["15"]}) == 1.0
+
+
+@pytest.mark.parametrize("response", ["5.5", "1,5", "5,000", "-5", "−5", "0.5", "55", "5 of 15"])
+def test_a_number_is_not_said_by_a_longer_one(response: str) -> None:
+    assert rewards.says(response, {"says": "5", "not": ["15"]}) == 0.0
+
+
 def by_the_table(left: str, right: str) -> int:
     """Levenshtein's distance by the whole table of Wagner and Fischer."""
     table = np.zeros((len(left) + 1, len(right) + 1), int)

@@ -71,7 +71,6 @@ def test_a_task_may_leave_the_verdict_to_a_built_in_reward() -> None:
         near = asyncio.run(scored(tasks, "Near", "(30, 40)"))
         assert near.reward == pytest.approx(2 / 3) and not near.correct
         assert near.metrics == pytest.approx({"part/precision": 1.0, "part/recall": 0.5})
-        assert tasks[f"{HERE}:Near"].verify(tasks[f"{HERE}:Near"].prompt(1, "eval", 1), "30 40 90 90")["score"] == 1.0
         with pytest.raises(TaskFailure, match="reward 'points' cannot judge by its answer .it must be 2 numbers"):
             tasks[f"{HERE}:Near"].prompt(1, "eval", 2)
         assert asyncio.run(scored(tasks, "Tested", "f = lambda n: n + 1")).correct
@@ -152,9 +151,7 @@ def test_a_task_ends_with_the_step_that_is_killed_in_the_middle_of_a_hang(tmp_pa
     script.write_text(
         textwrap.dedent(f"""
         import threading
-        from model.rl.environment import Episode
-from model.rl.tasks.own_tasks import OwnTasks
-from model.rl.tasks.process import TaskProcess
+        from model.rl.tasks.process import TaskProcess
 
         if __name__ == "__main__":
             task = TaskProcess("{HERE}:Moody")

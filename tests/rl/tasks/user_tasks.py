@@ -155,6 +155,16 @@ class Tested(Near):
         return {"messages": [{"role": "user", "content": "Write f."}], "answer": {"f(1)": "2", "f(2)": "3"}}
 
 
+class Sums(Near):
+    """The library of the reward ``math`` judges; half of all answers are the same."""
+
+    reward = "math"
+
+    def prompt(self, seed: int, split: str, index: int) -> dict:
+        answer = index if index % 2 else 0
+        return {"messages": [{"role": "user", "content": f"What is {answer} + 0?"}], "answer": answer}
+
+
 class WrongReward(Near):
     reward = "bleu"
 
