@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 VERDICTS = {True: "holds", False: "does not hold", None: "unknown"}
@@ -13,7 +13,7 @@ TONES = {True: "yes", False: "no", None: "plain"}
 
 @dataclass(frozen=True)
 class Claim:
-    """``holds`` is None if an arm that the claim is about has not ended."""
+    """``holds`` is None if what has ended cannot show it."""
 
     text: str
     holds: bool | None
@@ -25,6 +25,12 @@ class Claim:
 
     def __str__(self) -> str:
         return f"{self.text}: {self.verdict}" + (f" ({self.figures})" if self.figures else "")
+
+
+def with_unfinished(claims: Sequence[Claim], arms: Mapping[str, Mapping[str, Any]]) -> list[Claim]:
+    """The claims, whose figures name the seeds that an arm did not finish (its ``missing``) as well."""
+    lost = "".join(f"; {name}: seed {seed} did not finish" for name, arm in arms.items() for seed in arm["missing"])
+    return [replace(claim, figures=f"{claim.figures}{lost}".removeprefix("; ")) for claim in claims]
 
 
 def by_seed(cell: Mapping[str, Any], form: str = "+.1f") -> str:

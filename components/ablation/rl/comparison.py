@@ -59,7 +59,7 @@ def compare(results: Sequence[Result], events: Events) -> dict[str, Any]:
 
 def rows_of(result: Result) -> dict[str, float]:
     """Score by suite; then the means over the suites of images that visual RL trained on, of the other ones, of text,
-    and of each ability."""
+    of each ability, and of each ability in each modality."""
     found = {name: 100 * score["value"] for name, score in result["scores"].items()}
     trained = result["visual_families"]
     groups: dict[str, list[str]] = {
@@ -68,7 +68,8 @@ def rows_of(result: Result) -> dict[str, float]:
         TEXT: list(TEXTS),
     }
     for suite in SUITES.values():
-        groups.setdefault(suite.ability, []).append(suite.name)
+        for group in (suite.ability, f"{suite.ability}, {suite.modality}"):
+            groups.setdefault(group, []).append(suite.name)
     means = {group: [found[name] for name in names if name in found] for group, names in groups.items()}
     return found | {group: fmean(values) for group, values in means.items() if values}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from components.ablation.rl.arms import ARMS, PAPER, SUITES
 from components.ablation.rl.claims import claims
-from components.ablation.rl.comparison import AGAINST, OTHER, TEXT, TRAINED
+from components.ablation.rl.comparison import AGAINST
 from components.ablation.spread import as_text
 from components.ablation.tables import Table, document
 
@@ -34,7 +34,7 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
             "What is gained",
             ["", *(f"{arm} over {AGAINST[arm]}" for arm in compared), "the paper, by RL on images"],
             [[name, *(_gain(found["gains"][arm].get(name)) for arm in compared), _paper(name)]
-             for name in (TRAINED, OTHER, TEXT, *(name for name in SUITES if name in names)) if name in names],
+             for name in (*groups, *(name for name in SUITES if name in names))],
         ),
     ]  # fmt: skip
 

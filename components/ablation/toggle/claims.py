@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-from components.ablation.claim import Claim, by_seed
+from components.ablation.claim import Claim, by_seed, with_unfinished
 from components.ablation.toggle.arms import BUDGET, LARGER, TOGGLE, TRAINED_ON, TRANSFER
 
 SAVED = 25.0  # per cent of the output tokens (source: K2.5 paper, 25% to 30%)
@@ -16,9 +15,6 @@ PRICE = 1.0  # points of accuracy that this may cost
 def claims(found: Mapping[str, Any]) -> list[Claim]:
     """The verdicts on what ``comparison.compare`` found."""
     toggle, budget = (found["against_free"].get(name, {}) for name in (TOGGLE, BUDGET))
-    lost = "".join(
-        f"; {name}: seed {seed} did not finish" for name, arm in found["arms"].items() for seed in arm["missing"]
-    )
     verdicts = [
         _saves(f"Toggle saves {SAVED:g}% of the tokens or more, at {PRICE:g} point of accuracy or less",
                toggle.get(TRAINED_ON), SAVED),
@@ -26,7 +22,7 @@ def claims(found: Mapping[str, Any]) -> list[Claim]:
         _saves("it transfers: on a family that RL did not train on, Toggle saves tokens, at "
                f"{PRICE:g} point or less", toggle.get(TRANSFER), 0.0),
     ]  # fmt: skip
-    return [replace(claim, figures=f"{claim.figures}{lost}".removeprefix("; ")) for claim in verdicts]
+    return with_unfinished(verdicts, found["arms"])
 
 
 def _saves(text: str, row: Mapping[str, Any] | None, least: float) -> Claim:

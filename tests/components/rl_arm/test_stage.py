@@ -24,7 +24,7 @@ from model.network.initial import new_model
 from model.rl import outcome_training
 from model.rl.groups import Group
 from model.rl.outcome_training import OutcomeTask
-from model.rl.successes import Successes
+from model.rl.successes import Kept, Successes
 from tests.samples import make_episode
 from tests.step_services import FolderServices, Killed
 from tests.tiny_folders import eval_samples, write_data_folder, write_training_folder
@@ -122,6 +122,7 @@ def test_the_arms_of_a_seed_are_a_chain_and_all_are_measured_alike(
             given["successes"] = str(made[arm.successes].output)
         made[name] = run(name, given, tmp_path / name)
         if name == "visual":
+            Kept.of(made[name].output)  # raises if what training kept did not come with the checkpoint
             keep(made[name].output, Path(inputs["data"]), 20)
         # Random weights earn nothing: only the pre-training loss changes them, and RL on images has none.
         assert same(made[name].output, Path(given["parent"])) == (name == "visual")

@@ -57,6 +57,7 @@ def test_rows_are_suites_and_means_over_them() -> None:
     assert rows[OTHER] == pytest.approx(88.0)
     assert rows[TEXT] == pytest.approx((4 * 73 + 23) / 5)
     assert rows["agentic"] == pytest.approx(73.0) and rows["coding"] == pytest.approx((70 + 73) / 2)
+    assert (rows["coding, image"], rows["coding, text"]) == pytest.approx((70.0, 73.0)) and "agentic, image" not in rows
 
 
 def test_arms_are_compared_seed_by_seed_with_the_arm_that_they_are_to_beat() -> None:
@@ -88,13 +89,29 @@ def test_each_claim_is_judged_by_its_rule() -> None:
 
 def test_what_has_not_ended_is_unknown_and_named() -> None:
     assert set(verdicts(RESULTS[:2])) == {None}
-    assert set(verdicts([each for each in RESULTS if each["seed"] == 0])) == {True, None}, "one seed has no interval"
+    assert set(verdicts([each for each in RESULTS if each["seed"] == 0])) == {None}, "one seed has no interval"
+    assert verdicts([each for each in changed("visual", photo=0.3) if each["seed"] == 0])[0] is False, "but may refute"
+    assert claims(compare(RESULTS, {"rl_arm-before-2": [], **EVENTS}))[0].holds is None, "a third seed did not finish"
     some = [each for each in RESULTS if (each["arm"], each["seed"]) != ("rft", 1)]
     found = compare(some, {})
     assert found["arms"]["rft"]["missing"] == [1] and found["arms"]["joint"]["missing"] == []
     assert all("rft: seed 1 did not finish" in claim.figures for claim in claims(found))
     begun = compare(RESULTS[:1], {"rl_arm-visual-4": []})
     assert begun["arms"]["before"]["missing"] == [4]
+
+
+def test_rft_is_compared_at_equal_tokens_only() -> None:
+    for tokens, holds in ((1_040, True), (1_060, None), (900, None)):
+        other = [{**each, "tokens": tokens} if each["arm"] == "rft" and not each["seed"] else each for each in RESULTS]
+        (claim,) = (claim for claim in claims(compare(other, EVENTS)) if claim.text.startswith("RFT"))
+        assert claim.holds is holds and ("not as many" in claim.figures) == (holds is None), claim
+
+
+def test_joint_rl_is_told_by_ability_over_text_and_images() -> None:
+    found = ablations.compare(RESULTS, EVENTS)
+    coding = next(claim for claim in claims(found) if claim.text.endswith("lifts coding"))
+    assert "; image +10.5" in coding.figures and "; text +4.5" in coding.figures
+    assert "| coding, text | +2.5" in ablations.of(found).markdown(found)
 
 
 def test_without_successes_there_is_no_verdict_on_rft() -> None:
