@@ -11,6 +11,7 @@ from components.joint_rl import stage
 from components.joint_rl.config import Config
 from model.checkpoint.export import export
 from model.network.initial import new_model
+from model.rl import outcome_training
 from tests.corpus import small_tokenizer
 from tests.drawn import randomise
 from tests.engines.checkpoint import YARN, engine_config
@@ -31,7 +32,7 @@ CONFIG = Config(
 def test_two_rounds_end_and_trainer_and_sampler_agree(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "run_episode", run_odd_episode)
+    monkeypatch.setattr(outcome_training, "run_episode", run_odd_episode)
     model = new_model(engine_config(YARN))
     randomise(model, 7, std=0.1)
     export(model, small_tokenizer(), tmp_path / "parent")

@@ -15,6 +15,7 @@ from components.joint_rl.config import Config as JointRL
 from components.parl import stage as parl
 from components.parl.config import Config as Parl
 from model.checkpoint.load import load_model
+from model.rl import outcome_training
 from tests.odd_rewards import run_odd_episode
 from tests.sglang_replica import SGLangReplica
 from tests.step_services import FolderServices
@@ -49,7 +50,7 @@ def same(one: Path, other: Path) -> bool:
 def test_two_rounds_of_joint_rl_end_with_the_same_bits_although_a_replica_is_killed_in_between(
     rl_inputs: dict[str, str], replicas: list[SGLangReplica], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(joint_rl, "run_episode", run_odd_episode)
+    monkeypatch.setattr(outcome_training, "run_episode", run_odd_episode)
     own, remote = FolderServices(tmp_path / "own"), FolderServices(tmp_path / "remote")
     expected = joint_rl.run(RL, rl_inputs, own)
 
@@ -76,7 +77,7 @@ def test_rounds_in_flight_lose_nothing_when_weights_come_and_a_replica_dies(
     rl_inputs: dict[str, str], replicas: list[SGLangReplica], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second round is in flight when the first one's weights are pushed and when a replica is killed."""
-    monkeypatch.setattr(joint_rl, "run_episode", run_odd_episode)
+    monkeypatch.setattr(outcome_training, "run_episode", run_odd_episode)
     for replica in replicas:
         replica.token_s = 0.003
     services = FolderServices(tmp_path)
