@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from model.data.families.family import choose
 from model.data.families.world.agents import (
     Conversation,
     LostError,
@@ -37,6 +38,7 @@ from model.data.families.world.pages import (
     names_title,
     parts,
 )
+from model.data.families.world.wordings import BULK, DEEP, DOCUMENT, EASY, EASY_PAGE, NAMED, NEWEST, WIDE
 from model.data.samples.sample import Split
 
 READERS = ["search", "open_page"]
@@ -48,34 +50,6 @@ ASKED: dict[Kind, tuple[str, ...]] = {
     "language": ("code", "script", "countries"),
     "module": ("lines", "functions", "classes", "imports"),
 }
-WIDE = (
-    "Find {what} of each:\n{items}", "Look up {what}:\n{items}", "Make a table of {what}:\n{items}",
-    "List {what} for all of these:\n{items}", "Which {what} has each of these?\n{items}", "I need {what} of:\n{items}",
-    "For every line below, give {what}.\n{items}", "{what}, please, of the following:\n{items}",
-    "Tell me {what} of:\n{items}", "{what} of these are wanted:\n{items}",
-)  # fmt: skip
-EASY = (
-    'What is the {what} of "{title}"?', 'Tell the {what} of "{title}".', 'Which {what} has "{title}"?',
-    '"{title}" has which {what}?', 'Look up "{title}": {what}?', 'I need the {what} of "{title}".',
-    'Find "{title}" and its {what}.', '"{title}": which {what}?',
-)  # fmt: skip
-EASY_PAGE = (
-    "What is the {what} on page {page}?", "Page {page}: which {what}?", "Open page {page}: what is the {what}?",
-    "Which {what} stands on page {page}?", "I need the {what} of page {page}.", "On page {page}, find the {what}.",
-    "Tell the {what} that page {page} has.", "Read the {what} off page {page}.",
-)  # fmt: skip
-DOCUMENT = (
-    "{title}: find {what} in each of the parts\n{items}", "{title}: {what} of these parts:\n{items}",
-    "Look up {what} in the {title}, parts\n{items}", "Which is {what} in each of these parts of the {title}?\n{items}",
-    "I need {what} of the {title}, by part:\n{items}", "{what} in these parts of the {title}:\n{items}",
-)  # fmt: skip
-BULK = (
-    "City files: {what} in each of\n{items}", "From the city files, find {what} for\n{items}",
-    "Compute {what} from the city file of each:\n{items}", "I need {what}, as the city files have it, of\n{items}",
-    "For every line below, find {what} in the city file.\n{items}", "{what}, by the city file of each:\n{items}",
-)  # fmt: skip
-NEWEST = "(newest pages; lines title|name:value|...)"
-NAMED = "(answer name:value)"
 
 
 @dataclass(frozen=True)
@@ -96,13 +70,6 @@ class Drawn:
     tools: list[str]
     plan: Plan
     size: int
-
-
-def wording(rng: np.random.Generator, options: Sequence[str], split: Split) -> str:
-    """One of the options; the last one is drawn for half of the eval samples, and for no training sample."""
-    if split == "eval" and rng.random() < 0.5:
-        return options[-1]
-    return options[int(rng.integers(len(options) - 1))]
 
 
 def named(attributes: Mapping[str, str]) -> list[str]:
@@ -170,7 +137,7 @@ def wide(rng: np.random.Generator, split: Split, size: int, view: View) -> Drawn
             break
     rows = [(thing.title, *named({each: thing.attributes[each] for each in attributes})) for thing in things]
     what = ", ".join(attributes)
-    question = wording(rng, WIDE, split).format(what=what, items=numbered([thing.title for thing in things]))
+    question = choose(rng, split, WIDE).format(what=what, items=numbered([thing.title for thing in things]))
     prompts = [Part(f"{thing.title}: {what}", partial(look_up, thing, attributes)) for thing in things]
     return Drawn(
         f"{question}\n{NEWEST}", table(["name", *attributes], rows), "item_f1", "\n".join(map("|".join, rows)),
@@ -188,7 +155,7 @@ def easy(rng: np.random.Generator, split: Split, size: int, view: View) -> Drawn
             continue
         (thing,) = things
         page = str(world().number(thing.title)) if rng.random() < 0.5 else ""
-        asked = wording(rng, EASY_PAGE if page else EASY, split).format(what=attribute, title=thing.title, page=page)
+        asked = choose(rng, split, EASY_PAGE if page else EASY).format(what=attribute, title=thing.title, page=page)
         question = f"{asked} {NAMED}"
         plan = _at_once([Part(question, partial(one_value, page, thing, attribute))], "".join)
         if alone(plan, view)[0].calls <= (1 if page else 2):
@@ -226,13 +193,6 @@ COMPARED: dict[str, tuple[tuple[str, ...], str]] = {
     "module": (("lines", "imports"), "Of the modules that {title} imports"),
     "name": (("population",), "Of the cities that are called {title}"),
 }
-DEEP = (
-    "{of}, which has the {most} {measure}? Give its {what}.", "{of}, take the one with the {most} {measure}: {what}?",
-    "{of}, find the one of the {most} {measure}, and its {what}.",
-    "{of}, I need the {what} of that with the {most} {measure}.",
-    "{of}, what is the {what} of the one that has the {most} {measure}?",
-    "{what} of the one with the {most} {measure}? {of}.",
-)  # fmt: skip
 
 
 @cache
@@ -286,7 +246,7 @@ def deep(rng: np.random.Generator, split: Split, size: int, view: View) -> Drawn
         ):
             break
     name = root.title.removeprefix(names_title(""))
-    question = wording(rng, DEEP, split).format(of=of.format(title=f'"{name}"'), most=most, measure=measure, what=what)
+    question = choose(rng, split, DEEP).format(of=of.format(title=f'"{name}"'), most=most, measure=measure, what=what)
 
     def begin(talk: Conversation) -> list[Part]:
         _, lines = pages_lines(talk, find(talk, root.title, _root_queries(kind, root.title)))
@@ -345,7 +305,7 @@ def document(rng: np.random.Generator, split: Split, size: int, view: View) -> D
         ):
             break
     rows = [(str(part + 1), STATISTICS[what](cut[part])) for part in chosen]
-    question = wording(rng, DOCUMENT, split).format(title=title, what=what, items=numbered([row[0] for row in rows]))
+    question = choose(rng, split, DOCUMENT).format(title=title, what=what, items=numbered([row[0] for row in rows]))
 
     def begin(talk: Conversation) -> list[Part]:
         _, lines = pages_lines(talk, find(talk, title, (title,)))
@@ -389,7 +349,7 @@ def bulk(rng: np.random.Generator, split: Split, size: int, view: View) -> Drawn
         people = [place.people for place in file_places(places[thing.title])]
         figure = {"sum(n)": sum(people), "max(n)": max(people)}.get(PROGRAMS[what], sum(x > 500_000 for x in people))
         rows.append((thing.title, str(figure)))
-    question = wording(rng, BULK, split).format(what=what, items=numbered([thing.title for thing in chosen]))
+    question = choose(rng, split, BULK).format(what=what, items=numbered([thing.title for thing in chosen]))
     told = f"(sum of a file: bytes modulo {CHECKSUM}; lines name|...)"
     prompts = [
         Part(f"{thing.title}: {what} in its city file; check the sum (bytes modulo {CHECKSUM})",

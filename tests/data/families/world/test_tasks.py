@@ -12,7 +12,8 @@ from model.data.families.family import Family
 from model.data.families.world import DRAWS, FAMILIES, WORLD_PART, Delegation, world_family
 from model.data.families.world.facts import facts
 from model.data.families.world.index import View, world
-from model.data.families.world.tasks import BULK, DEEP, DOCUMENT, EASY, EASY_PAGE, WIDE, roots
+from model.data.families.world.tasks import roots
+from model.data.families.world.wordings import BULK, DEEP, DOCUMENT, EASY, EASY_PAGE, WIDE
 from model.data.samples.sample import Sample
 from model.rl import rewards
 
