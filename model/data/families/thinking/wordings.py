@@ -1,8 +1,8 @@
 """More wordings of each kind's question, for the families that RL practises on (source: ours).
 
-With the three wordings that training shows of each kind in ``thinking``, a small model's cold start answers 70% of
-new problems and 24% of those in a wording that it has never seen; with ten, 62% and 28% (240 problems each). What stays
-hard is a wording with words that no other one of its kind has.
+A small model learns wordings by heart: it misses most problems in one that it has never seen. These make that a little
+better (``tests/benchmarks/wordings.py`` measures it). What stays hard is a wording with words of no other one of its
+kind.
 """
 
 from __future__ import annotations
