@@ -144,8 +144,8 @@ def test_parameters_wordings_and_styles_are_held_out() -> None:
             ):
                 found = [number for number, option in enumerate(options) if filled(option, fields) in text]
                 names[split] |= {f"{label} {number}" for number in found[-1:]}
-    everything = {f"{label} {number}" for label in ("wording", "style") for number in range(4)}
-    assert names["eval"] == everything and names["train"] == everything - {"wording 3", "style 3"}
+    everything = {f"wording {number}" for number in range(6)} | {f"style {number}" for number in range(4)}
+    assert names["eval"] == everything and names["train"] == everything - {"wording 5", "style 3"}
 
 
 def test_chance_is_measured_and_low(toolset: Toolset) -> None:

@@ -13,7 +13,10 @@ def _list(rng: np.random.Generator, fields: Fields) -> Arguments:
 
 ABOVE = Kind(
     "above(xs)",
-    ("the numbers of xs above $k", "all x in xs that are larger than $k", "what is greater than $k in xs",
+    ("the numbers of xs above $k",
+     "everything in xs above $k",
+     "xs without the numbers up to $k",
+     "all x in xs that are larger than $k", "what is greater than $k in xs",
      "xs without everything up to $k"),
     ("def above(xs):\n    return [x for x in xs if x > $k]",
      "def above(xs):\n    out = []\n    for x in xs:\n        if x > $k:\n            out.append(x)\n    return out",
@@ -27,7 +30,10 @@ ABOVE = Kind(
 
 MULTIPLES = Kind(
     "multiples(xs)",
-    ("how many of xs are multiples of $k", "the count of numbers in xs that $k divides",
+    ("how many of xs are multiples of $k",
+     "the number of items of xs that $k divides",
+     "how many times an item of xs is a multiple of $k",
+     "the count of numbers in xs that $k divides",
      "how many x in xs have no remainder by $k", "the number of times $k divides an item of xs"),
     ("def multiples(xs):\n    return sum(x % $k == 0 for x in xs)",
      "def multiples(xs):\n    n = 0\n    for x in xs:\n        if x % $k == 0:\n            n += 1\n    return n",
@@ -40,7 +46,10 @@ MULTIPLES = Kind(
 
 EVERY = Kind(
     "every(xs)",
-    ("every item of xs whose index is a multiple of $k", "the items of xs in steps of $k, from the first",
+    ("every item of xs whose index is a multiple of $k",
+     "each item of xs $k places after the one before, from the first",
+     "the first one of $k items of xs, and so on",
+     "the items of xs in steps of $k, from the first",
      "xs at 0, $k and so on", "the first item of xs and each one $k places on"),
     ("def every(xs):\n    return xs[::$k]",
      "def every(xs):\n    return [xs[i] for i in range(0, len(xs), $k)]",
@@ -56,7 +65,10 @@ EVERY = Kind(
 
 GAPS = Kind(
     "gaps(xs)",
-    ("how many neighbours in xs differ by more than $k", "the count of steps in xs larger than $k, up or down",
+    ("how many neighbours in xs differ by more than $k",
+     "the number of jumps of more than $k in xs",
+     "how many steps in xs go beyond $k",
+     "the count of steps in xs larger than $k, up or down",
      "how often the next number of xs is more than $k away", "the number of jumps in xs beyond $k"),
     ("def gaps(xs):\n    return sum(abs(a - b) > $k for a, b in zip(xs, xs[1:]))",
      "def gaps(xs):\n    n = 0\n    for i in range(1, len(xs)):\n        if abs(xs[i] - xs[i - 1]) > $k:\n"
@@ -75,6 +87,8 @@ GAPS = Kind(
 CLIP = Kind(
     "clip(xs)",
     ("xs with each number kept in $low to $high",
+     "xs with the bounds $low and $high: what is beyond is cut",
+     "the numbers of xs, cut to $low to $high",
      "xs, where less than $low becomes $low and more than $high becomes $high",
      "the numbers of xs, at least $low and at most $high", "xs cut to the bounds $low and $high"),
     ("def clip(xs):\n    return [min(max(x, $low), $high) for x in xs]",
@@ -91,7 +105,10 @@ CLIP = Kind(
 
 TOP = Kind(
     "top(xs)",
-    ("the $k largest numbers of xs, the largest first", "the first $k of xs if sorted downwards",
+    ("the $k largest numbers of xs, the largest first",
+     "the $k highest numbers of xs, the highest first",
+     "xs in falling order, the first $k",
+     "the first $k of xs if sorted downwards",
      "the best $k of xs from the largest on", "the $k highest of xs, falling"),
     ("def top(xs):\n    return sorted(xs, reverse=True)[:$k]",
      "def top(xs):\n    xs = sorted(xs)\n    xs.reverse()\n    return xs[:$k]",
@@ -108,7 +125,10 @@ TOP = Kind(
 
 FIRST_OVER = Kind(
     "first_over(xs)",
-    ("the index of the first number of xs above $k, or -1", "where xs first exceeds $k, and -1 if it never does",
+    ("the index of the first number of xs above $k, or -1",
+     "at which place of xs the numbers pass $k first, else -1",
+     "the index at which xs first passes $k, or else -1",
+     "where xs first exceeds $k, and -1 if it never does",
      "the place, from 0, of the first x above $k; -1 for none", "at which index xs passes $k, else -1"),
     ("def first_over(xs):\n    for i, x in enumerate(xs):\n        if x > $k:\n            return i\n    return -1",
      "def first_over(xs):\n    for i in range(len(xs)):\n        if xs[i] > $k:\n            return i\n    return -1",
@@ -123,7 +143,10 @@ FIRST_OVER = Kind(
 
 SCALE = Kind(
     "scale(xs)",
-    ("each number of xs times $a, plus $b", "xs, where x becomes $a * x + $b", "$a * x + $b for all x in xs",
+    ("each number of xs times $a, plus $b",
+     "each x of xs multiplied by $a, plus $b",
+     "xs times $a and then moved up by $b",
+     "xs, where x becomes $a * x + $b", "$a * x + $b for all x in xs",
      "xs multiplied by $a and moved up by $b"),
     ("def scale(xs):\n    return [$a * x + $b for x in xs]",
      "def scale(xs):\n    out = []\n    for x in xs:\n        out.append($a * x + $b)\n    return out",

@@ -16,7 +16,10 @@ def _letters(rng: np.random.Generator, fields: Fields) -> Arguments:
 
 DIGITS = Kind(
     "digits(n)",
-    ("how often the digit $d is in n", "the count of $d among the digits of n", "how many digits of n are $d",
+    ("how often the digit $d is in n",
+     "how often you write $d to write n",
+     "how many times $d is a digit if you write n",
+     "the count of $d among the digits of n", "how many digits of n are $d",
      "how many times you write $d to write n"),
     ('def digits(n):\n    return str(n).count("$d")',
      "def digits(n):\n    count = 0\n    while n > 0:\n        if n % 10 == $d:\n            count += 1\n"
@@ -33,7 +36,10 @@ DIGITS = Kind(
 
 FIZZ = Kind(
     "fizz(n)",
-    ("the sum of the numbers from 1 to n that $a or $b divides", "the sum of all multiples of $a or $b up to n",
+    ("the sum of the numbers from 1 to n that $a or $b divides",
+     "the total of the numbers up to n, n included, that $a or $b divides",
+     "the total of 1 to n, but only multiples of $a or $b",
+     "the sum of all multiples of $a or $b up to n",
      "what the numbers 1 to n sum to, only those divided by $a or by $b",
      "the total of multiples of $a or $b, n included"),
     ("def fizz(n):\n    return sum(x for x in range(1, n + 1) if x % $a == 0 or x % $b == 0)",
@@ -51,7 +57,10 @@ FIZZ = Kind(
 
 DIVISIONS = Kind(
     "divisions(n)",
-    ("how often n can be divided by $k without a remainder", "how many times $k goes into n as a factor",
+    ("how often n can be divided by $k without a remainder",
+     "the highest number of times that $k divides n",
+     "which power of $k is in n at the highest",
+     "how many times $k goes into n as a factor",
      "the number of exact divisions of n by $k in a row", "the highest power of $k in n"),
     ("def divisions(n):\n    count = 0\n    while n % $k == 0:\n        n //= $k\n        count += 1\n    return count",
      "def divisions(n):\n    return 0 if n % $k else 1 + divisions(n // $k)",
@@ -68,6 +77,8 @@ SEQUENCE = Kind(
     "term(n)",
     ("term n of $a, then $b times the last one plus $c (term 0 is $a)",
      "x after n steps from $a, where a step makes x into $b * x + $c",
+     "x from $a on, after x -> $b * x + $c is done n times",
+     "$a, and n times $b * x + $c of what is there",
      "the n-th value if you start at $a and take $b * x + $c again and again", "$a after n times x -> $b * x + $c"),
     ("def term(n):\n    x = $a\n    for i in range(n):\n        x = $b * x + $c\n    return x",
      "def term(n):\n    return $a if n == 0 else $b * term(n - 1) + $c",
@@ -83,7 +94,10 @@ SEQUENCE = Kind(
 
 PAD = Kind(
     "pad(s)",
-    ('s with "$c" before it, up to $k letters', 's filled on the left with "$c" to length $k',
+    ('s with "$c" before it, up to $k letters',
+     's after enough "$c" for $k letters',
+     'enough "$c" before s, and then $k letters in all',
+     's filled on the left with "$c" to length $k',
      's, at least $k long by adding "$c" in front', 'enough "$c" and then s, $k letters in all'),
     ('def pad(s):\n    return s.rjust($k, "$c")',
      'def pad(s):\n    return "$c" * ($k - len(s)) + s',
@@ -99,6 +113,8 @@ PAD = Kind(
 SHIFT = Kind(
     "shift(s)",
     ("s with each letter moved $k places on in the alphabet, z going on at a",
+     "every letter of s, replaced by that $k places on, a after z",
+     "each letter of s replaced by another one, $k after it",
      "the small letters of s, $k further, round from z to a",
      "s in a code that moves letters by $k", "every letter of s replaced by the one $k after it, a after z"),
     ('def shift(s):\n    return "".join(chr((ord(c) - 97 + $k) % 26 + 97) for c in s)',
@@ -116,7 +132,10 @@ SHIFT = Kind(
 
 LONG_WORDS = Kind(
     "long_words(s)",
-    ("the words of s with more than $k letters", "a list of all words in s longer than $k",
+    ("the words of s with more than $k letters",
+     "the words of s without those of up to $k letters",
+     "s split into words, and of these all with more than $k letters",
+     "a list of all words in s longer than $k",
      "the parts of s between spaces that have over $k letters", "s split, without words of up to $k letters"),
     ("def long_words(s):\n    return [w for w in s.split() if len(w) > $k]",
      "def long_words(s):\n    out = []\n    for w in s.split():\n        if len(w) > $k:\n"
@@ -134,7 +153,10 @@ LONG_WORDS = Kind(
 
 STRETCH = Kind(
     "stretch(s)",
-    ('s with each letter $k times and "$c" at the end', 's, every letter written $k times, then "$c"',
+    ('s with each letter $k times and "$c" at the end',
+     'every letter of s repeated $k times, closed by "$c"',
+     's with letters repeated to $k of each, and "$c" at the end',
+     's, every letter written $k times, then "$c"',
      '$k of each letter of s in its place, and "$c" after them', 'each letter of s repeated to $k, closed by "$c"'),
     ('def stretch(s):\n    return "".join(c * $k for c in s) + "$c"',
      'def stretch(s):\n    out = ""\n    for c in s:\n        out += c * $k\n    return out + "$c"',

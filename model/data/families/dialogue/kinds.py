@@ -12,8 +12,16 @@ from model.data.families.dialogue.talk import NOT_THERE, Talk
 Attributes = tuple[str, ...]
 
 ASK = ('What is the {key} of "{name}"?', 'Tell me the {key} of "{name}".', '"{name}": which {key}?',
+       'I want the {key} of "{name}".', 'The {key} of "{name}" is what I need.',
        'I need the {key} of "{name}".')  # fmt: skip
-AND_KEY = ("And the {key}?", "Also its {key}?", "The {key} too, please.", "What about the {key}?")
+AND_KEY = (
+    "And the {key}?",
+    "Also its {key}?",
+    "The {key} too, please.",
+    "What is the {key}?",
+    "Now about the {key}: tell it.",
+    "What about the {key}?",
+)
 GIVE_KEY = ("The {key}.", "Its {key}, please.", "I mean the {key}.", "{key}")
 GIVE_NAME = ('Of "{name}".', 'Take "{name}".', '"{name}", please.', '"{name}"')
 WHICH_KEY, WHICH_NAME, WHICH_BOTH, WHICH_ROWS = (

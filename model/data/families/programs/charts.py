@@ -28,6 +28,9 @@ BAR = Kind(
     "read_bar",
     (
         "What is the value of bar $bar? One unit is $unit pixels; bars are above $t.",
+        "How high is bar $bar, if $unit pixels are a unit and bars exceed $t?",
+        "Bars exceed $t. What is bar $bar in units of $unit pixels?",
+        "In units of $unit pixels, how high is bar $bar (bars are above $t)?",
         "Bars are above $t, and $unit pixels are 1. How much is bar $bar?",
         "Read bar $bar from the left (bars above $t, $unit pixels a unit).",
         "How high is bar $bar, in units of $unit pixels? Bars exceed $t.",
@@ -98,6 +101,9 @@ AXIS = Kind(
     "read_axis",
     (
         "Ticks (above $low, column $column) are $step apart, the lowest is 0. Which value has the dot above $t?",
+        "Ticks in column $column exceed $low and are $step apart, from 0. Which value does the dot above $t have?",
+        "The dot exceeds $t. Which value does it mark? Ticks above $low in column $column: the lowest 0, $step each.",
+        "Which tick does the dot that exceeds $t mark? Column $column has ticks above $low, $step apart from 0.",
         "Read the dot above $t. Ticks are above $low in column $column, $step each from 0 at the lowest.",
         "Column $column has ticks above $low: 0 at the bottom, then $step each. What is the dot above $t?",
         "Which value does the dot that exceeds $t mark? Ticks above $low, column $column: 0 lowest, $step apart.",

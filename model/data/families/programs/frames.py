@@ -40,6 +40,9 @@ CHANGED = Kind(
     "diff_frames",
     (
         "How many pixels differ between the two frames?",
+        "How many pixels are not the same in the second frame?",
+        "Count the pixels that differ in both frames.",
+        "The frames are not the same: in how many pixels?",
         "Compare the two frames: how many pixels change?",
         "In how many pixels is the second frame unlike the first?",
         "Count the pixels that are not the same in both frames.",
@@ -70,6 +73,9 @@ MOTION = Kind(
     "track_motion",
     (
         "Which way does the block above $t move: up, down, left or right?",
+        "In which direction does the block above $t go: up, down, left or right?",
+        "Up, down, left or right: where does the block that exceeds $t travel?",
+        "The block exceeds $t. Which direction is it: up, down, left or right?",
         "The block is above $t. Does it move up, down, left or right?",
         "Up, down, left or right: where does the block (above $t) go?",
         "In which direction, up, down, left or right, does the block that exceeds $t travel?",
@@ -129,6 +135,9 @@ NEW = Kind(
     "new_objects",
     (
         "How many objects above $t are new in the second frame?",
+        "How many more objects that exceed $t has the second frame?",
+        "The second frame has more objects above $t: by how many?",
+        "Count the objects that exceed $t in the second frame and not in the first.",
         "Count the objects above $t that only the second frame has.",
         "How many objects (above $t) appear in the second frame?",
         "By how many objects that exceed $t has the second frame more?",

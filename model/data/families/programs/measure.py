@@ -44,6 +44,9 @@ CROP = Kind(
     "crop",
     (
         "How many pixels of rows $r0:$r1, columns $c0:$c1 are above $t?",
+        "Look at rows $r0:$r1, columns $c0:$c1: how many pixels there exceed $t?",
+        "Rows $r0:$r1 and columns $c0:$c1 only: count what exceeds $t.",
+        "In rows $r0:$r1 and columns $c0:$c1, how many pixels exceed $t?",
         "Crop rows $r0:$r1, columns $c0:$c1. How many pixels are above $t?",
         "Count the pixels above $t in rows $r0:$r1 and columns $c0:$c1.",
         "Look at rows $r0:$r1, columns $c0:$c1 only: how many pixels exceed $t?",
@@ -76,6 +79,9 @@ BINARISE = Kind(
     "binarise",
     (
         "Binarise at $t. What percentage of the pixels is on, rounded down?",
+        "Threshold at $t. How many percent of the pixels are on, rounded down?",
+        "How many percent of the picture are above $t, rounded down?",
+        "Threshold the pixels at $t: which percentage is on? Round it down.",
         "What percentage of the pixels is above $t, rounded down?",
         "Which share of the picture is above $t? Give whole percent, rounded down.",
         "Threshold the picture at $t: how many percent are on, rounded down?",
@@ -116,6 +122,9 @@ LENGTH = Kind(
     "measure_length",
     (
         "How long is the longest $way line above $t, in pixels?",
+        "Of the $way lines whose pixels exceed $t, how long is the longest?",
+        "What length has the longest $way line above $t?",
+        "Find the length of the longest $way line that exceeds $t.",
         "The $way lines are above $t. How long is the longest?",
         "Measure the longest $way line (above $t).",
         "What is the length of the longest $way line whose pixels exceed $t?",
@@ -153,6 +162,9 @@ AREA = Kind(
     "measure_area",
     (
         "What is the area of the $colour shape, in pixels?",
+        "How large is the area of the $colour shape?",
+        "The $colour shape: how large is it, in pixels?",
+        "Of how many pixels is the $colour shape?",
         "How many pixels has the $colour shape?",
         "Measure the area of the $colour shape.",
         "How large is the $colour shape, in pixels?",

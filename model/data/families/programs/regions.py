@@ -47,6 +47,9 @@ COMPONENTS = Kind(
     "connected_components",
     (
         "How many connected regions are above $t?",
+        "How many separate regions exceed $t?",
+        "Count the blobs that exceed $t.",
+        "Above $t, how many separate blobs are there?",
         "Count the connected components above $t.",
         "Into how many regions do the pixels above $t fall?",
         "How many separate blobs exceed $t?",
@@ -79,6 +82,9 @@ LARGEST = Kind(
     "largest_region",
     (
         "How many pixels has the largest region above $t?",
+        "How large is the largest region, in pixels, of those above $t?",
+        "Of all regions that exceed $t, find the largest: how many pixels has it?",
+        "The largest of the regions above $t: how large is it?",
         "What is the area of the largest connected region above $t?",
         "Find the largest blob above $t. How many pixels has it?",
         "Of the regions that exceed $t, how large is the largest, in pixels?",
@@ -130,6 +136,9 @@ OBJECTS = Kind(
     "count_objects",
     (
         "How many $colour shapes are there?",
+        "What number of $colour shapes do you see?",
+        "Of the shapes, how many are $colour?",
+        "What is the count of $colour shapes?",
         "Count the $colour shapes.",
         "How many shapes are $colour?",
         "What is the number of $colour shapes?",
@@ -187,6 +196,9 @@ HALVES = Kind(
     "compare_regions",
     (
         "Which half has more pixels above $t, $first or $second?",
+        "$first or $second: where do more pixels exceed $t?",
+        "Which half has more that exceeds $t, $first or $second?",
+        "Pixels that exceed $t: are there more $first or $second?",
         "Compare the halves: are more pixels above $t at the $first or at the $second?",
         "Where are more pixels above $t, $first or $second?",
         "$first or $second: which half has more pixels that exceed $t?",

@@ -38,6 +38,9 @@ LINE = Kind(
     "follow_line",
     (
         "A line above $t starts at row $row of column 0. In which row does it end, in the last column?",
+        "Trace the line that starts at row $row of the left edge, above $t. In which row does it end?",
+        "Pixels of lines exceed $t. The one at row $row of column 0 leaves at which row of the right edge?",
+        "A line leaves the left edge at row $row; its pixels exceed $t. Trace it: at which row does it end?",
         "Follow the line (above $t) from row $row, column 0. Which row has it in the last column?",
         "Lines are above $t. Where does the one from row $row at the left edge meet the right edge? Give the row.",
         "Trace the line that leaves the left edge at row $row (pixels exceed $t). At which row does it end?",
@@ -110,6 +113,9 @@ DIGIT = Kind(
     "read_digit",
     (
         "The ten 8x8 tiles at the top are the digits 0 to 9. Which digit is at row $row, column $column?",
+        "Ten tiles of 8x8 pixels are in the top rows, 0 to 9. Which of them occurs at row $row, column $column?",
+        "One of the ten tiles in rows 0:8 occurs again at row $row, column $column. Which digit is it?",
+        "Which tile of the top, 0 to 9, is again at row $row, column $column?",
         "Templates of 0 to 9, 8 pixels wide, fill rows 0:8. Which one is at row $row, column $column?",
         "Rows 0:8 show the digits 0 to 9, 8 columns each. Read the digit at row $row, column $column.",
         "Which of the ten tiles of 8x8 pixels in the top rows, 0 to 9, occurs again at row $row, column $column?",

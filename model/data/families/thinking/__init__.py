@@ -8,8 +8,7 @@ both: ``thinking-multiply-long-00000012``. Held out: the operands (numbers, word
 the last wording of every question and of every request for a style, which only eval samples have, each in half of them.
 
 ``free_arithmetic`` and ``free_reading`` ask the same problems, with numbers and with words, and for no style: the
-reference answers have both in turn, so that a policy that learned from them is free in how long it thinks. They have
-more wordings (``wordings``), and hold out the same last one.
+reference answers have both in turn, so that a policy that learned from them is free in how long it thinks.
 """
 
 from __future__ import annotations
@@ -42,20 +41,17 @@ def _draw(rng: np.random.Generator, kind: Kind, split: Split) -> tuple[Problem, 
 
 
 def _sample(name: str, kinds: Sequence[Kind], asks: bool, rng: np.random.Generator, split: Split, index: int) -> Sample:
-    """A problem, thinking in the style of this index, and the answer; ``asks``: the system turn asks for the style.
-
-    A problem without such a turn may have one of ``MORE`` wordings.
-    """
+    """A problem, thinking in the style of this index, and the answer; ``asks``: the system turn asks for the style."""
     kind, style = kinds[index % len(kinds)], STYLES[index // len(kinds) % len(STYLES)]
     problem, source = _draw(rng, kind, split)
     request = [{"role": "system", "content": choose(rng, split, REQUESTS[style])}] if asks else []
-    wordings = kind.wordings if asks else (*MORE[kind.name], *kind.wordings)
+    wording = choose(rng, split, (*MORE[kind.name], *kind.wordings))
     return Sample(
         key=f"{name}-{kind.name}-{style}-{index:08d}", family=name, ability="reasoning", modality="text",
         source=source,
         messages=[
             *request,
-            {"role": "user", "content": choose(rng, split, wordings).format(**problem.fields)},
+            {"role": "user", "content": wording.format(**problem.fields)},
             {"role": "assistant", "reasoning": problem.thinking(style), "content": problem.answer},
         ],
         answer=problem.answer, reward="exact", environment={"style": style},

@@ -10,6 +10,7 @@ WIDE = (
     "Find {what} of each:\n{items}", "Look up {what}:\n{items}", "Make a table of {what}:\n{items}",
     "List {what} for all of these:\n{items}", "Which {what} has each of these?\n{items}", "I need {what} of:\n{items}",
     "For every line below, give {what}.\n{items}", "{what}, please, of the following:\n{items}",
+    "Wanted: {what} of\n{items}", "What are {what} of these?\n{items}", "{what} are wanted of:\n{items}",
     "Tell me {what} of:\n{items}", "{what} of these are wanted:\n{items}",
 )  # fmt: skip
 EASY = (
@@ -20,7 +21,8 @@ EASY = (
 EASY_PAGE = (
     "What is the {what} on page {page}?", "Page {page}: which {what}?", "Open page {page}: what is the {what}?",
     "Which {what} stands on page {page}?", "I need the {what} of page {page}.", "On page {page}, find the {what}.",
-    "Tell the {what} that page {page} has.", "Read the {what} off page {page}.",
+    "Tell the {what} that page {page} has.", "Read page {page}: {what}?", "{what} is to be read off page {page}.",
+    "Read off the {what}: page {page}.", "Read the {what} off page {page}.",
 )  # fmt: skip
 DOCUMENT = (
     "{title}: find {what} in each of the parts\n{items}", "{title}: {what} of these parts:\n{items}",
@@ -30,7 +32,8 @@ DOCUMENT = (
 BULK = (
     "City files: {what} in each of\n{items}", "From the city files, find {what} for\n{items}",
     "Compute {what} from the city file of each:\n{items}", "I need {what}, as the city files have it, of\n{items}",
-    "For every line below, find {what} in the city file.\n{items}", "{what}, by the city file of each:\n{items}",
+    "For every line below, find {what} in the city file.\n{items}", "{what}, by country, from its city file:\n{items}",
+    "By the city files, {what} of each:\n{items}", "{what}, by the city file of each:\n{items}",
 )  # fmt: skip
 DEEP = (
     "{of}, which has the {most} {measure}? Give its {what}.", "{of}, take the one with the {most} {measure}: {what}?",
