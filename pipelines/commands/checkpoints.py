@@ -93,7 +93,10 @@ def evaluate(
     ] = None,
     tasks: Annotated[
         int | None,
-        typer.Option(help="Tasks of each suite, at least 2. Default: as in the run's evaluate step, else 64."),
+        typer.Option(
+            help="Tasks of each suite, at least 2; suites with long episodes run a half or a quarter of them. Default: "
+            "as in the run's evaluate step, else 64."
+        ),
     ] = None,
     engine: Annotated[
         str,
