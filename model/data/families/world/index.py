@@ -73,7 +73,7 @@ class World:
         return self.library.newest[title]
 
     def search(self, query: str, view: View) -> str:
-        """``4121:Peru|2025-06|country: capital, area`` for the pages that fit best, the best first."""
+        """``4121:Peru|2025-06|country:capital,area`` for the pages that fit best, the best first."""
         words = tuple(re.findall(r"\w+", query.lower())[:MAX_WORDS])
         if not words:
             return "error: the query has no word"

@@ -5,7 +5,8 @@ the first one links to. A fifth of all things also have a stale copy: the same t
 some are not true. Names that several things share have a page that lists them. Each larger country has a gazetteer in
 parts, a file of its cities, and a page that tells the file's checksum and its mirror: some files have lost a line.
 
-Names and values never follow a space, as in ``model.data.families.facts``.
+Names, values and attributes never follow a space, as in ``model.data.families.facts``: so they are the same tokens
+wherever they stand, and can be copied.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from model.data.families.world.facts import Facts, Place, Thing, chance
 
 # How a page states a value. Only pages of held-out things have the last one, in half of the cases.
 TEMPLATES = (
-    "{attribute}:{value}", "|{attribute}|{value}|", 'It has the {attribute} "{value}".', "[{attribute}]{value}",
+    "{attribute}:{value}", "|{attribute}|{value}|", '"{attribute}" is "{value}".', "[{attribute}]{value}",
 )  # fmt: skip
 FIGURES = {"country": ("population", "area", "phone"), "city": ("population", "latitude", "longitude")}
 # Shares of countries and cities with a second page, of things with a stale copy, of files that have lost a line (ours).
@@ -134,7 +135,7 @@ NOW, THEN = range(2025, 2026), range(2014, 2021)
 
 
 def _lead(kind: str, attributes: Iterable[str]) -> str:
-    lead = f"{kind}: {', '.join(attributes)}"
+    lead = f"{kind}:{','.join(attributes)}"
     return lead if len(lead) <= LEAD_CHARACTERS else lead[: lead.rindex(",", 0, LEAD_CHARACTERS)]
 
 
@@ -147,7 +148,7 @@ def _things(facts: Facts) -> Iterator[Page]:
         apart = FIGURES.get(thing.kind, ()) if chance("figures", thing.title) < FIGURES_SHARE else ()
         figures = {key: value for key, value in thing.attributes.items() if key in apart}
         main = {key: value for key, value in thing.attributes.items() if key not in apart}
-        second = f"Figures of {thing.title}" if figures else ""
+        second = f"{thing.title} (figures)" if figures else ""
         yield _page(thing, main, _date(thing.title, NOW), second)
         if figures:
             template = template_of(thing.title, thing.split)
@@ -197,13 +198,13 @@ def _names(facts: Facts) -> Iterator[Page]:
 
 
 def names_title(name: str) -> str:
-    """The title of the page that lists all things of a name."""
-    return f"The name {name}"
+    """The title of the page that lists all things of a name; the name comes first, as in every title."""
+    return f"{name} (name)"
 
 
 def gazetteer_title(country: str, part: int = 0) -> str:
     """The title of a part of a gazetteer; without ``part``, of the page that lists its parts."""
-    return f"Gazetteer of {country}" + (f", part {part}" if part else "")
+    return f"{country} (gazetteer)" + (f", part {part}" if part else "")
 
 
 def parts(places: tuple[Place, ...]) -> list[tuple[Place, ...]]:
@@ -227,7 +228,7 @@ def _gazetteers(facts: Facts) -> Iterator[Page]:
 
 def file_title(country: str) -> str:
     """The title of the page that tells the files of a country."""
-    return f"City file of {country}"
+    return f"{country} (city file)"
 
 
 def file_places(places: tuple[Place, ...]) -> tuple[Place, ...]:

@@ -88,7 +88,7 @@ def numbered(items: Sequence[str]) -> str:
 
 def queries(thing: Thing, attributes: Sequence[str]) -> tuple[str, str]:
     """What a scripted agent searches for: the thing with an attribute, then with its kind."""
-    return f"{thing.title} {attributes[0]}", f"{thing.title} {thing.kind}"
+    return f"{thing.title}|{attributes[0]}", f"{thing.title}|{thing.kind}"
 
 
 @cache
@@ -136,9 +136,9 @@ def wide(rng: np.random.Generator, split: Split, size: int, view: View) -> Drawn
         if things is not None:
             break
     rows = [(thing.title, *named({each: thing.attributes[each] for each in attributes})) for thing in things]
-    what = ", ".join(attributes)
+    what = "|".join(attributes)
     question = choose(rng, split, WIDE).format(what=what, items=numbered([thing.title for thing in things]))
-    prompts = [Part(f"{thing.title}: {what}", partial(look_up, thing, attributes)) for thing in things]
+    prompts = [Part(f"{thing.title}|{what}", partial(look_up, thing, attributes)) for thing in things]
     return Drawn(
         f"{question}\n{NEWEST}", table(["name", *attributes], rows), "item_f1", "\n".join(map("|".join, rows)),
         things[0].source, READERS, _at_once(prompts, "\n".join), size,
@@ -220,7 +220,7 @@ def roots(kind: str, split: Split) -> list[Root]:
 
 
 def _root_queries(kind: str, title: str) -> tuple[str, ...]:
-    return (title, f"{title} {kind}")
+    return (title, f"{title}|{kind}")
 
 
 def deep(rng: np.random.Generator, split: Split, size: int, view: View) -> Drawn:
@@ -245,13 +245,13 @@ def deep(rng: np.random.Generator, split: Split, size: int, view: View) -> Drawn
             root.title, _root_queries(kind, root.title), view
         ):
             break
-    name = root.title.removeprefix(names_title(""))
+    name = root.title.removesuffix(names_title(""))
     question = choose(rng, split, DEEP).format(of=of.format(title=f'"{name}"'), most=most, measure=measure, what=what)
 
     def begin(talk: Conversation) -> list[Part]:
         _, lines = pages_lines(talk, find(talk, root.title, _root_queries(kind, root.title)))
         return [
-            Part(f"page {number}: {measure}, {what}", partial(read_page, str(number), (measure, what)))
+            Part(f"page {number}|{measure}|{what}", partial(read_page, str(number), (measure, what)))
             for number, _ in related(lines, root.relation)
         ]
 

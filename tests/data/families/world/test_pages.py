@@ -51,8 +51,8 @@ def test_newest_pages_tell_the_truth_there_or_on_the_page_they_link_to() -> None
     apart = 0
     for thing in facts().things.values():
         values = shown(thing.title)
-        second = f"Figures of {thing.title}" in world().library.newest
-        values = values | (shown(f"Figures of {thing.title}") if second else {})
+        second = f"{thing.title} (figures)" in world().library.newest
+        values = values | (shown(f"{thing.title} (figures)") if second else {})
         apart += second
         assert {key: values.get(key) for key in thing.attributes} == thing.attributes
     assert 0.15 < apart / len(facts().things) < 0.3
@@ -80,7 +80,7 @@ def test_the_last_template_is_for_half_of_the_held_out_things() -> None:
 def test_a_search_shows_titles_and_dates_and_no_value() -> None:
     assert world().search("Peru capital", VIEW).startswith(f"{world().number('Peru')}:Peru|2025-")
     namesakes = world().search("Victoria", View(results=30))
-    assert {"Victoria (Chile)", "Victoria (Canada)", "The name Victoria"} <= set(re.findall(r":(.*?)\|", namesakes))
+    assert {"Victoria (Chile)", "Victoria (Canada)", "Victoria (name)"} <= set(re.findall(r":(.*?)\|", namesakes))
     for thing in list(facts().things.values())[::40]:
         for line in world().search(thing.title, VIEW).split("\n"):
             _, title, _, lead = re.split(r":|\|", line, maxsplit=3)
@@ -137,8 +137,8 @@ def test_a_broken_file_is_seen_by_its_sum_and_its_mirror_is_sound() -> None:
 
 
 def test_gazetteers_have_parts_that_only_links_lead_to() -> None:
-    assert gazetteer_title("Peru") in world().search("Gazetteer of Peru", VIEW)
-    assert "part 1|" not in world().search("Gazetteer of Peru, part 1", View(results=50))
+    assert gazetteer_title("Peru") in world().search("Peru (gazetteer)", VIEW)
+    assert "part 1|" not in world().search("Peru (gazetteer), part 1", View(results=50))
     index = world().library.pages[world().number(gazetteer_title("Peru"))]
     assert f"{world().number(gazetteer_title('Peru', 2))}:{gazetteer_title('Peru', 2)}" in index.text.split("\n")
 

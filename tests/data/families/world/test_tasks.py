@@ -48,12 +48,12 @@ def test_a_deep_search_has_one_winner_and_the_answer_is_its_value() -> None:
     for split in ("train", "eval"):
         for sample in drawn(BY_NAME["world_deep"], split, 60):
             question = sample.messages[0]["content"]
-            asked = re.search(r'"(.+?)"', question)
-            most, measure = re.search(r"the (smallest|largest) (\w+)", question).groups()  # type: ignore[union-attr]
+            asked = re.search(r'[Oo]f the .*?(?:of|where|that|called) "(.+?)"', question)
+            most, measure = re.search(r'the (smallest|largest) "(\w+)"', question).groups()  # type: ignore[union-attr]
             assert asked
             found = [
                 root for kind in ("country", "language", "module", "name") for root in roots(kind, split)  # type: ignore[arg-type]
-                if root.title.removeprefix("The name ") == asked[1]
+                if root.title.removesuffix(" (name)") == asked[1]
             ]  # fmt: skip
             best = [
                 (min if most == "smallest" else max)(root.branches, key=lambda t: float(t.attributes[measure]))
@@ -70,14 +70,14 @@ def test_the_parts_of_a_document_and_of_a_bulk_download_are_counted_anew() -> No
         country = facts().things[sample.source.removeprefix("country/")].title
         what = sample.answer["columns"][1]
         for part, value in sample.answer["rows"]:
-            text = world().library.pages[world().number(f"Gazetteer of {country}, part {part}")].text
+            text = world().library.pages[world().number(f"{country} (gazetteer), part {part}")].text
             people = {line.split("|")[0]: int(line.split("|")[1]) for line in text.split("\n")}
             ordered = sorted(people, key=lambda name: people[name])
             over = str(sum(count > 50_000 for count in people.values()))
             assert value == (over if "number" in what else ordered[0] if "least" in what else ordered[-1])
     for sample in drawn(BY_NAME["world_bulk"], "train", 20):
         for country, value in sample.answer["rows"]:
-            text = world().library.pages[world().number(f"City file of {country}")].text
+            text = world().library.pages[world().number(f"{country} (city file)")].text
             mirror = next(name for name in re.findall(r"f\d+-\d+m\.csv", text))
             people = [int(line.split(",")[1]) for line in (world().file(mirror) or "").split("\n")[1:]]
             assert int(value) in (sum(people), max(people), sum(count > 500_000 for count in people))
