@@ -75,6 +75,8 @@ def pipeline(profile: Profile, title: str, recipe: Callable[[MakeTask], None]) -
                 shaped = [name for name, config in profile.steps.items() if "preset" in type(config).model_fields]
                 texts += [(name, "preset", given["p00_preset"]) for name in shaped]
                 arguments["later"] = later.as_text(texts)
+            if step == "finish":
+                arguments["tasks"] = ",".join(profile.task_names)
             made = component(run_id=given["p00_run_id"], **arguments, **others)
             return place(made, step, profile.placement(step), profile.run.image, profile.run.retries)
 

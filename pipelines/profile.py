@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
+from components.ablation.cells import arm_of
 from components.runtime.config import StepConfig, known_preset
 from components.runtime.kfp.image import PIPELINE, TRAIN
 from components.runtime.launcher.placement import Placement
@@ -112,7 +113,7 @@ class Profile:
         """The tasks of a step that runs several times, as the pipeline's loop names them: those of the chosen arms."""
         config, chosen = self.steps[step], self.run.arms.split(",")
         every = config.cells(self.run.every_seed)
-        return [cell for cell in every if not self.run.arms or "arm" not in config.looped or _arm(cell) in chosen]
+        return [cell for cell in every if not self.run.arms or "arm" not in config.looped or arm_of(cell) in chosen]
 
     def require_parallel(self) -> None:
         """Raise MoonflowError for steps with more ranks than they can use, before hours of work are lost."""
@@ -209,14 +210,11 @@ def _resolve(tables: dict[str, Any], source: str) -> Profile:
     return Profile(source, run, tasks, steps)
 
 
-def _arm(cell: str) -> str:
-    """``early-0`` -> ``early``."""
-    return cell.rpartition("-")[0]
-
-
 def _check_arms(source: str, run: RunSettings, steps: Mapping[str, StepConfig]) -> None:
     """MoonflowError if an arm is chosen that the pipeline does not have."""
-    known = [_arm(cell) for config in steps.values() if "arm" in config.looped for cell in config.cells(run.every_seed)]
+    known = [
+        arm_of(cell) for config in steps.values() if "arm" in config.looped for cell in config.cells(run.every_seed)
+    ]
     for arm in filter(None, run.arms.split(",") if run.arms else ()):
         if arm not in known:
             there = f"choose from {', '.join(dict.fromkeys(known))}" if known else "leave arms out"

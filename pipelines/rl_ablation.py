@@ -14,6 +14,7 @@ from __future__ import annotations
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
+from components.ablation.cells import arm_of
 from components.ablation.rl.arms import ARMS
 from components.finish.component import finish
 from components.import_checkpoint.component import import_checkpoint
@@ -25,7 +26,7 @@ from pipelines.profile import Profile
 
 def rl_ablation(profile: Profile) -> BaseComponent:
     """Build the pipeline for a profile: ``run.seeds`` of the arms that ``run.arms`` chooses."""
-    chosen = {cell.rpartition("-")[0] for cell in profile.cells("rl_arm")}
+    chosen = {arm_of(cell) for cell in profile.cells("rl_arm")}
 
     def recipe(task: MakeTask) -> None:
         with dsl.ExitHandler(task(finish), name="ablation"):

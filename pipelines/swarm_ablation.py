@@ -13,6 +13,7 @@ from __future__ import annotations
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
+from components.ablation.cells import arm_of
 from components.finish.component import finish
 from components.import_checkpoint.component import import_checkpoint
 from components.prepare_data.component import prepare_data
@@ -24,7 +25,7 @@ from pipelines.profile import Profile
 
 def swarm_ablation(profile: Profile) -> BaseComponent:
     """Build the pipeline for a profile: ``run.seeds`` of the arms that ``run.arms`` chooses."""
-    arms = list(dict.fromkeys(cell.rpartition("-")[0] for cell in profile.cells("swarm_arm")))
+    arms = list(dict.fromkeys(arm_of(cell) for cell in profile.cells("swarm_arm")))
 
     def recipe(task: MakeTask) -> None:
         with dsl.ExitHandler(task(finish), name="ablation"):

@@ -33,16 +33,17 @@ class Ablation:
     """What the end of a run asks of an ablation.
 
     Attributes:
-        compare: (``extra["ablation"]`` of each finished arm and seed, task -> rows of its ``metrics.jsonl``) -> the
-            arms side by side, in JSON's terms.
+        compare: (``extra["ablation"]`` of each finished arm and seed, task -> rows of its ``metrics.jsonl``, the cells
+            that the run should have) -> the arms side by side, in JSON's terms, and the cells without a result,
+            ``no_result``.
         printed: of what ``compare`` found: the table for a terminal.
         sentences: of what was found: one line for each finding.
         markdown: of what was found: the tables, then a line for each finding.
-        render: (what was found, events, ``run_id`` and ``error``) -> the page.
+        render: (what was found, events, ``run_id``, ``error`` and ``warnings``) -> the page.
         metrics: of what was found: the figures for MLflow.
     """
 
-    compare: Callable[[Sequence[Mapping[str, Any]], Events], dict[str, Any]]
+    compare: Callable[[Sequence[Mapping[str, Any]], Events, Sequence[str]], dict[str, Any]]
     printed: Callable[[Found], Table]
     sentences: Callable[[Found], list[str]]
     markdown: Callable[[Found], str]
@@ -74,10 +75,14 @@ ABLATIONS = {
 }  # fmt: skip
 
 
-def compare(results: Sequence[Mapping[str, Any]], events: Events) -> dict[str, Any]:
-    """The arms of a run side by side, with the ablation's ``name``; all results are of one ablation."""
+def compare(results: Sequence[Mapping[str, Any]], events: Events, cells: Sequence[str]) -> dict[str, Any]:
+    """The arms of a run side by side, with the ablation's ``name``; all results are of one ablation.
+
+    Args:
+        results, events, cells: as ``Ablation.compare`` takes them.
+    """
     name = results[0]["name"]
-    return {"name": name, **ABLATIONS[name].compare(results, events)}
+    return {"name": name, **ABLATIONS[name].compare(results, events, cells)}
 
 
 def of(found: Found) -> Ablation:

@@ -18,13 +18,17 @@ def of_cell(cell: str, arms: Iterable[str]) -> dict[str, Any]:
     return {"arm": found[1], "seed": int(found[2])}
 
 
-def begun(step: str, arms: Iterable[str], results: Sequence[Mapping[str, Any]], tasks: Iterable[str]) -> list[int]:
-    """The seeds of which any of these arms has published something.
+def arm_of(cell: str) -> str:
+    """``early-0`` -> ``early``."""
+    return cell.rpartition("-")[0]
 
-    Args:
-        results: of finished arms.
-        tasks: names of tasks that have published anything, ``<step>-<arm>-<seed>`` those of arms.
-    """
-    named = {f"{step}-{result['arm']}-{result['seed']}" for result in results} | set(tasks)
-    pattern = re.compile(rf"{step}-({'|'.join(arms)})-(\d+)")
-    return sorted({int(match[2]) for match in map(pattern.fullmatch, named) if match})
+
+def without_result(cells: Iterable[str], results: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The ``cells`` of which no result is among ``results``, the figures of finished arms."""
+    ended = {f"{result['arm']}-{result['seed']}" for result in results}
+    return [cell for cell in cells if cell not in ended]
+
+
+def no_result_lines(no_result: Sequence[str]) -> list[str]:
+    """The line that names the cells without a result; no line if there are none."""
+    return [f"no result: {', '.join(no_result)}"] if no_result else []

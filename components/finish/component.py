@@ -14,6 +14,7 @@ def finish(
     report: dsl.Output[dsl.HTML],
     card: dsl.Output[dsl.Markdown],
     curve_points: int,
+    tasks: str = "",
 ):
     """Write the summary and the report of the run, after a success and after a failure (it is the exit handler)."""
     from components.runtime.kfp.entry import close

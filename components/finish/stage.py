@@ -7,7 +7,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,7 +21,7 @@ from components.runtime.checkpoints import manifest as manifests
 from components.runtime.checkpoints.manifest import METRICS, Manifest
 from components.runtime.checkpoints.step_checkpoints import newest
 from components.runtime.step import read_metrics
-from components.runtime.steps import IMPORTED, in_order
+from components.runtime.steps import IMPORTED, config_class, in_order, step_of
 from components.runtime.store.object_store import NotInStore, ObjectStore, disk_errors
 from components.runtime.tracking.mlflow_runs import Outcome
 from model.boundary.errors import MoonflowError
@@ -41,7 +41,9 @@ class RunFiles:
     outcome: Outcome
 
 
-def run(config: Config, store: ObjectStore, run_id: str, run_dir: Path | None, error: str) -> RunFiles:
+def run(
+    config: Config, store: ObjectStore, run_id: str, run_dir: Path | None, error: str, tasks: Sequence[str] = ()
+) -> RunFiles:
     """Write ``summary.json``, ``events.json`` and ``report.html`` below ``<run>/finish/`` and into ``run_dir``.
 
     If arms of an ablation have ended, these files are about them, and ``table.md`` is written as well.
@@ -51,11 +53,14 @@ def run(config: Config, store: ObjectStore, run_id: str, run_dir: Path | None, e
     Args:
         run_dir: folder of a local run; None on a cluster.
         error: why the run ended early, empty if it did not.
+        tasks: names of the run's tasks. Arms that are not among them are left out, and arms among them that have no
+            result are named. Empty if they are not known: all that is found is compared.
     """
     # 1. What each step published last, finished or not.
     names = in_order(store.folders(f"{run_id}/"))
     found = {name: m for name in names if (m := newest(store, f"{run_id}/{name}")) is not None}
 
+    left_out = take_out_others(found, tasks)
     outdated = take_out_outdated(found)
 
     # 2. The figures.
@@ -70,6 +75,8 @@ def run(config: Config, store: ObjectStore, run_id: str, run_dir: Path | None, e
     extra["warnings"] = [
         f"{step}: {line}" for step, manifest in found.items() for line in manifest.extra.get("warnings", ())
     ]
+    if left_out:
+        extra["warnings"].append(f"in this run's folder and not in its profile, so left out: {', '.join(left_out)}")
     if "evaluate" in found:
         try:
             extra["gallery"] = read_gallery(store, found["evaluate"], f"{run_id}/evaluate")
@@ -83,7 +90,8 @@ def run(config: Config, store: ObjectStore, run_id: str, run_dir: Path | None, e
 
     # 3. The page, and everything it was made from.
     if arms := [m.extra["ablation"] for m in found.values() if "ablation" in m.extra]:
-        summary["ablation"] = ablations.compare(arms, events)
+        cells = [task.partition("-")[2] for task in tasks if "arm" in config_class(step_of(task)).looped]
+        summary["ablation"] = ablations.compare(arms, events, cells)
     files = {
         "summary.json": json.dumps(summary, indent=2) + "\n",
         "events.json": json.dumps({"events": events, "extra": extra}) + "\n",
@@ -91,6 +99,7 @@ def run(config: Config, store: ObjectStore, run_id: str, run_dir: Path | None, e
     }
     if arms:
         files["table.md"] = ablations.of(summary["ablation"]).markdown(summary["ablation"])
+        files["table.md"] += "".join(f"- {warning}\n" for warning in extra["warnings"])
     for name, text in files.items():
         store.put(f"{run_id}/finish/{name}", text.encode())
         if run_dir is not None:
@@ -106,6 +115,15 @@ def _told_before(store: ObjectStore, run_id: str) -> dict[str, Any]:
     except (NotInStore, ValueError):
         return {}
     return told if isinstance(told, dict) and "seconds" in told else {}
+
+
+def take_out_others(found: dict[str, Manifest], tasks: Collection[str]) -> list[str]:
+    """Remove from ``found``, and name, the arms of an ablation that are not among the run's ``tasks``, if these are
+    known: a run that is started again may have other seeds or arms than before."""
+    others = [task for task in found if tasks and task not in tasks and config_class(step_of(task)).looped]
+    for task in others:
+        del found[task]
+    return others
 
 
 def take_out_outdated(found: dict[str, Manifest]) -> dict[str, Manifest]:

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from components.ablation.cells import without_result
+from components.ablation.claim import too_few
 from components.ablation.fusion.arms import ARMS, COLUMNS, Arm
 from components.ablation.spread import half_width, spread
 
@@ -18,22 +20,26 @@ MEASURES = {"score": "score, 0 to 100, higher is better", "loss": "held-out loss
 Event = Mapping[str, float]
 
 
-def compare(results: Sequence[Mapping[str, Any]], events: Mapping[str, Sequence[Event]]) -> dict[str, Any]:
+def compare(
+    results: Sequence[Mapping[str, Any]], events: Mapping[str, Sequence[Event]], cells: Sequence[str]
+) -> dict[str, Any]:
     """The arms side by side.
 
     Args:
         results: ``extra["ablation"]`` of each finished arm and seed.
         events: task name -> rows of its ``metrics.jsonl``.
+        cells: those that the run should have.
 
     Returns:
         ``arms``: by name its schedule, seeds, tokens, and each column's score (0 to 100) and loss with the standard
-        deviation over seeds; ``differences``: early minus each other arm, column by column; ``dips``: what the text
-        loss did when vision began; ``runs``: the results as they came.
+        deviation over seeds; ``no_result``: the cells without a result; ``differences``: early minus each other arm,
+        column by column; ``dips``: what the text loss did when vision began; ``runs``: the results as they came.
     """
     by_arm = {name: {r["seed"]: r for r in results if r["arm"] == name} for name in ARMS}
     present = {name: by_arm[name] for name in ARMS if by_arm[name]}
     return {
         "arms": {name: _arm(ARMS[name], runs) for name, runs in present.items()},
+        "no_result": without_result(cells, results),
         "differences": {
             name: _differences(present["early"], runs)
             for name, runs in present.items()
@@ -73,7 +79,7 @@ def _arm(arm: Arm, runs: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _differences(early: Mapping[int, Mapping[str, Any]], other: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    """Early minus the other arm, seed by seed, with the half width of the mean's 95% interval (Student's t)."""
+    """Early minus the other arm over ``n`` seeds, with the half width of the mean's 95% interval (Student's t)."""
     seeds = sorted(set(early) & set(other))
     found: dict[str, Any] = {}
     for column in COLUMNS:
@@ -83,7 +89,8 @@ def _differences(early: Mapping[int, Mapping[str, Any]], other: Mapping[int, Map
                 scale * (early[seed]["columns"][column.name][measure] - other[seed]["columns"][column.name][measure])
                 for seed in seeds
             ]
-            found[column.name][measure] = {"mean": fmean(values) if values else None, "half": half_width(values)}
+            mean = fmean(values) if values else None
+            found[column.name][measure] = {"mean": mean, "half": half_width(values), "n": len(values)}
     return found
 
 
@@ -107,10 +114,10 @@ def _dip(arm: Arm, seed: int, rows: Sequence[Event]) -> dict[str, Any]:
 
 
 def verdict(difference: Mapping[str, Any], measure: str) -> str:
-    """What a difference says: early is better, early is worse, within noise or unknown."""
+    """What a difference says: early is better, early is worse, within noise, or that its seeds are too few."""
     mean, half = difference["mean"], difference["half"]
-    if mean is None or half is None:
-        return "unknown"
+    if few := too_few(difference["n"]):
+        return few
     if abs(mean) <= half or mean == 0:
         return "within noise"
     return "early is better" if (mean > 0) == (measure == "score") else "early is worse"

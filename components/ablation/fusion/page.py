@@ -23,7 +23,7 @@ def render(found: Mapping[str, Any], events: Mapping[str, Sequence[Event]], extr
     Args:
         found: the result of ``comparison.compare``.
         events: task name -> rows of its ``metrics.jsonl``.
-        extra: any of ``run_id`` and ``error`` (why the run ended early).
+        extra: any of ``run_id``, ``error`` (why the run ended early) and ``warnings``.
     """
     text = curves(events, STEP, ARMS, "held_out/text")
     charts = (
@@ -38,6 +38,7 @@ def render(found: Mapping[str, Any], events: Mapping[str, Sequence[Event]], extr
         _PAGE,
         title=extra.get("run_id", "run"),
         error=extra.get("error", ""),
+        warnings=extra.get("warnings", ()),
         columns=[column.name for column in COLUMNS],
         tables=[(f"{title[0].upper()}{title[1:]}", rows(found, measure)) for measure, title in MEASURES.items()],
         tones=TONES,

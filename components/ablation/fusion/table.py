@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from components.ablation.cells import no_result_lines
 from components.ablation.fusion.arms import ARMS, COLUMNS
 from components.ablation.fusion.comparison import MEASURES, chance, verdict
 from components.ablation.spread import as_text
@@ -85,8 +86,9 @@ def markdown(found: Mapping[str, Any]) -> str:
 
 
 def sentences(found: Mapping[str, Any]) -> list[str]:
-    """The suites of every column, the tokens of every arm, and what was found, one line each."""
-    lines = [f"{c.name}: score of {', '.join(c.suites)}; loss of {', '.join(c.families)}" for c in COLUMNS]
+    """Cells without a result, the suites of every column, the tokens of every arm, and the findings, one line each."""
+    lines = no_result_lines(found["no_result"])
+    lines += [f"{c.name}: score of {', '.join(c.suites)}; loss of {', '.join(c.families)}" for c in COLUMNS]
     for name, arm in found["arms"].items():
         vision, text = (sorted(arm["tokens"][kind]) for kind in ("vision", "text"))
         shares = [v / (v + t) for v, t in zip(arm["tokens"]["vision"], arm["tokens"]["text"], strict=True)]
@@ -107,9 +109,9 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
     for name, columns in found["differences"].items():
         for measure in MEASURES:
             verdicts = {column.name: verdict(columns[column.name][measure], measure) for column in COLUMNS}
-            for said in ("early is better", "early is worse", "within noise", "unknown"):
-                if chosen := [column for column, each in verdicts.items() if each == said]:
-                    lines.append(f"early against {name}, {measure}: {said} in {', '.join(chosen)}")
+            for said in dict.fromkeys(verdicts.values()):
+                chosen = [column for column, each in verdicts.items() if each == said]
+                lines.append(f"early against {name}, {measure} of {', '.join(chosen)}: {said}")
     return lines
 
 

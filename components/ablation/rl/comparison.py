@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from components.ablation.cells import begun
+from components.ablation.cells import without_result
 from components.ablation.curves import Events
 from components.ablation.rl.arms import ARMS, BEFORE, IMAGES, JOINT, MORE, RFT, STEP, SUITES, TEXTS, VISUAL
 from components.ablation.spread import over_seeds, spread
@@ -24,26 +24,26 @@ Result = Mapping[str, Any]
 Runs = Mapping[int, Result]
 
 
-def compare(results: Sequence[Result], events: Events) -> dict[str, Any]:
+def compare(results: Sequence[Result], events: Events, cells: Sequence[str]) -> dict[str, Any]:
     """The arms side by side.
 
     Args:
         results: ``extra["ablation"]`` of each finished arm and seed.
         events: task name -> rows of its ``metrics.jsonl``.
+        cells: those that the run should have.
 
     Returns:
-        ``arms``: by name its seeds, those that were begun by any arm and that it did not finish (``missing``), its
-        tokens, and by row (see ``rows_of``) the score with the standard deviation over seeds; ``gains``: by arm of
-        ``AGAINST`` and row, what each seed has more than the other arm, with the mean and its 95% half width;
-        ``rewards``: by arm that was trained by RL, the mean reward of the first and the last rounds of each seed;
-        ``suites``: by suite its number of tasks and the largest standard error of a score; ``runs``: the results as
-        they came.
+        ``arms``: by name its seeds, its tokens, and by row (see ``rows_of``) the score with the standard deviation over
+        seeds; ``no_result``: the cells without a result; ``gains``: by arm of ``AGAINST`` and row, what each seed has
+        more than the other arm, with the mean and its 95% half width; ``rewards``: by arm that was trained by RL, the
+        mean reward of the first and the last rounds of each seed; ``suites``: by suite its number of tasks and the
+        largest standard error of a score; ``runs``: the results as they came.
     """
     by_arm = {name: {r["seed"]: r for r in results if r["arm"] == name} for name in ARMS}
     present = {name: runs for name, runs in by_arm.items() if runs}
-    seeds = begun(STEP, ARMS, results, events)
     return {
-        "arms": {name: _arm(runs, seeds) for name, runs in present.items()},
+        "arms": {name: _arm(runs) for name, runs in present.items()},
+        "no_result": without_result(cells, results),
         "gains": {
             arm: _gains(present[other], present[arm])
             for arm, other in AGAINST.items()
@@ -74,13 +74,12 @@ def rows_of(result: Result) -> dict[str, float]:
     return found | {group: fmean(values) for group, values in means.items() if values}
 
 
-def _arm(runs: Runs, begun_seeds: Sequence[int]) -> dict[str, Any]:
+def _arm(runs: Runs) -> dict[str, Any]:
     ordered = [runs[seed] for seed in sorted(runs)]
     rows = [rows_of(run) for run in ordered]
     common = [name for name in rows[0] if all(name in each for each in rows)]
     return {
         "seeds": sorted(runs),
-        "missing": [seed for seed in begun_seeds if seed not in runs],
         "tokens": [run["tokens"] for run in ordered],
         "rows": {name: spread([each[name] for each in rows]) for name in common},
     }

@@ -26,7 +26,7 @@ def render(found: Mapping[str, Any], events: Events, extra: Mapping[str, Any]) -
     Args:
         found: the result of ``comparison.compare``.
         events: task name -> rows of its ``metrics.jsonl``.
-        extra: any of ``run_id`` and ``error`` (why the run ended early).
+        extra: any of ``run_id``, ``error`` (why the run ended early) and ``warnings``.
     """
     verdicts = claims(found)
     told = {str(claim) for claim in verdicts}
@@ -39,6 +39,7 @@ def render(found: Mapping[str, Any], events: Events, extra: Mapping[str, Any]) -
         _PAGE,
         title=extra.get("run_id", "run"),
         error=extra.get("error", ""),
+        warnings=extra.get("warnings", ()),
         claims=verdicts,
         tones=TONES,
         tables=tables(found),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from components.ablation.cells import no_result_lines
 from components.ablation.rl.arms import ARMS, PAPER, SUITES
 from components.ablation.rl.claims import claims
 from components.ablation.rl.comparison import AGAINST
@@ -54,13 +55,13 @@ def markdown(found: Mapping[str, Any]) -> str:
 
 
 def sentences(found: Mapping[str, Any]) -> list[str]:
-    """The arms with their tokens and seeds, then the verdict on each claim."""
+    """Cells without a result, the arms with their tokens and seeds, then the verdict on each claim."""
     told = []
     for name, arm in found["arms"].items():
         kind = "sampled" if ARMS[name].rl else "read"
         tokens = f"{min(arm['tokens']):,} to {max(arm['tokens']):,} tokens {kind}"
         told.append(f"{name}: {ARMS[name].meaning}; {tokens}; seeds {', '.join(map(str, arm['seeds']))}")
-    return [*told, *map(str, claims(found))]
+    return [*no_result_lines(found["no_result"]), *told, *map(str, claims(found))]
 
 
 def _cells(arms: Mapping[str, Any], name: str) -> Iterable[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from model.data.order.shares import Mixture
 
-BEFORE = "before"
+BEFORE, TEXT, NARROW = "before", "text", "narrow"
 PROGRAMS, NARROW_PROGRAMS = "image_program", "narrow_program_image"  # families
 
 
@@ -41,8 +41,8 @@ ARMS = {
     arm.name: arm
     for arm in (
         Arm(BEFORE, "the checkpoint that the arms start from", trained=False),
-        Arm("text", "text-only trajectories"),
-        Arm("narrow", "half of the image programs are hand-made and show the picture", narrow=0.5),
+        Arm(TEXT, "text-only trajectories"),
+        Arm(NARROW, "half of the image programs are hand-made and show the picture", narrow=0.5),
     )
 }
 

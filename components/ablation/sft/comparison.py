@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from components.ablation.sft.arms import ARMS, BEFORE, TWINS, VISION
+from components.ablation.cells import without_result
+from components.ablation.sft.arms import ARMS, BEFORE, NARROW, TEXT, TWINS, VISION
 from components.ablation.spread import over_seeds, spread
 
 MEASURES = {"success": "value", "tool_calls": "tool_calls"}
@@ -23,30 +24,34 @@ Result = Mapping[str, Any]
 Runs = Mapping[int, Result]
 
 
-def compare(results: Sequence[Result], events: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
+def compare(
+    results: Sequence[Result], events: Mapping[str, Sequence[Mapping[str, float]]], cells: Sequence[str]
+) -> dict[str, Any]:
     """The arms side by side.
 
     Args:
         results: ``extra["ablation"]`` of each finished arm and seed.
         events: not used; every ablation is given them.
+        cells: those that the run should have.
 
     Returns:
         ``arms``: by name its seeds and tokens, and success and tool-call rate of each row (see ``rows_of``) with the
-        standard deviation over seeds; ``gains``: by arm, row and measure, what each seed gained over the checkpoint
-        before; ``differences``: the text arm minus the narrow one, likewise; ``untrained``: the kinds that no
-        trajectory shows; ``runs``: the results as they came.
+        standard deviation over seeds; ``no_result``: the cells without a result; ``gains``: by arm, row and measure,
+        what each seed gained over the checkpoint before; ``differences``: the text arm minus the narrow one, likewise;
+        ``untrained``: the kinds that no trajectory shows; ``runs``: the results as they came.
     """
     by_arm = {name: {r["seed"]: r for r in results if r["arm"] == name} for name in ARMS}
     present = {name: runs for name, runs in by_arm.items() if runs}
     before = next(iter(present.get(BEFORE, {}).values()), None)
     return {
         "arms": {name: _arm(runs) for name, runs in present.items()},
+        "no_result": without_result(cells, results),
         "gains": {
             name: _gains({seed: before for seed in runs}, runs)
             for name, runs in present.items()
             if ARMS[name].trained and before is not None
         },
-        "differences": _gains(present["narrow"], present["text"]) if {"narrow", "text"} <= present.keys() else {},
+        "differences": _gains(present[NARROW], present[TEXT]) if {NARROW, TEXT} <= present.keys() else {},
         "untrained": sorted(results[0]["untrained"]),
         "runs": list(results),
     }

@@ -22,7 +22,7 @@ def render(
     Args:
         found: the result of ``comparison.compare``.
         events: not used; the page of every ablation is given them.
-        extra: any of ``run_id`` and ``error`` (why the run ended early).
+        extra: any of ``run_id``, ``error`` (why the run ended early) and ``warnings``.
     """
     verdicts = claims(found)
     told = {str(claim) for claim in verdicts}
@@ -30,6 +30,7 @@ def render(
         _PAGE,
         title=extra.get("run_id", "run"),
         error=extra.get("error", ""),
+        warnings=extra.get("warnings", ()),
         claims=verdicts,
         tones=TONES,
         tables=tables(found),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from components.ablation.cells import no_result_lines
 from components.ablation.sft.arms import ARMS, TWINS, VISION
 from components.ablation.sft.claims import claims
 from components.ablation.sft.comparison import GROUPS, vision_rows
@@ -46,12 +47,12 @@ def markdown(found: Mapping[str, Any]) -> str:
 
 
 def sentences(found: Mapping[str, Any]) -> list[str]:
-    """The arms with their tokens and seeds, then the verdict on each claim."""
+    """Cells without a result, the arms with their tokens and seeds, then the verdict on each claim."""
     told = []
     for name, arm in found["arms"].items():
         spent = f"{min(arm['tokens']):,} to {max(arm['tokens']):,} tokens" if ARMS[name].trained else "no training"
         told.append(f"{name}: {ARMS[name].meaning}; {spent}; seeds {', '.join(map(str, arm['seeds']))}")
-    return [*told, *map(str, claims(found))]
+    return [*no_result_lines(found["no_result"]), *told, *map(str, claims(found))]
 
 
 def _label(name: str) -> str:

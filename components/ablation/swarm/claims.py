@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from components.ablation.claim import Claim, by_seed
+from components.ablation.claim import Claim, by_seed, with_no_result
 from components.ablation.spread import half_width
 from components.ablation.swarm.arms import TRAINED
 from components.ablation.swarm.comparison import FLAT_FROM, values
@@ -25,16 +25,15 @@ SAME_F1 = 1.0  # points of F1 that count as no lower, where the claim is about t
 SERIAL = 0.5  # of the trained arm's assignments at once: from there down, work has become serial
 
 Found = Mapping[str, Any]
-NONE: Found = {"figures": {}, "missing": []}
+NONE: Found = {"figures": {}}
 
 
 def claims(found: Found) -> list[Claim]:
     """The verdicts on what ``comparison.compare`` found."""
     arms = found["arms"]
-    others = [name for name in arms if name != TRAINED]
-    if others:
-        return [_ABLATED[name](arms.get(TRAINED, NONE), arms[name]) for name in others]
-    return _trained(arms.get(TRAINED, NONE))
+    trained, others = arms.get(TRAINED, NONE), [name for name in arms if name != TRAINED]
+    verdicts = [_ABLATED[name](trained, arms[name]) for name in others] if others else _trained(trained)
+    return with_no_result(verdicts, found["no_result"])
 
 
 def _trained(arm: Found) -> list[Claim]:
@@ -123,20 +122,18 @@ def _claim(
 ) -> Claim:  # fmt: skip
     """Judged over the seeds that have every figure in every arm; ``rule`` gets the arms' means, figure by figure."""
     each = [(values(arm, name), unit) for name, unit in names for arm in arms]
-    begun = {seed for arm in arms for seed in (*arm["figures"], *map(str, arm["missing"]))}
-    whole = [seed for seed in sorted(begun, key=int) if all(seed in seeds for seeds, _ in each)]
+    ended = sorted(set.intersection(*(set(arm["figures"]) for arm in arms)), key=int)
+    whole = [seed for seed in ended if all(seed in seeds for seeds, _ in each)]
     kept = [({seed: seeds[seed] for seed in whole}, unit) for seeds, unit in each]
     told = [f"{_told(seeds)} {unit}" for seeds, unit in kept if whole]
     if len(arms) > 1:
         told = [f"{first}, in trained {second}" for second, first in zip(told[::2], told[1::2], strict=True)]
-    told += [_lacking(seed, arms, each) for seed in sorted(begun - set(whole), key=int)]
-    holds = rule(*(fmean(seeds.values()) for seeds, _ in kept)) if whole else None
-    return Claim(text, holds, "; ".join(told))
+    told += [_lacking(seed, each) for seed in ended if seed not in whole]
+    met = rule(*(fmean(seeds.values()) for seeds, _ in kept)) if whole else None
+    return Claim(text, len(whole), met, "; ".join(told))
 
 
-def _lacking(seed: str, arms: Sequence[Found], each: Sequence[tuple[Mapping[str, float], str]]) -> str:
-    if any(seed not in arm["figures"] for arm in arms):
-        return f"seed {seed} did not finish"
+def _lacking(seed: str, each: Sequence[tuple[Mapping[str, float], str]]) -> str:
     units = dict.fromkeys(unit for seeds, unit in each if seed not in seeds)
     return f"seed {seed} is left out: it has no figure for {', '.join(units)}"
 

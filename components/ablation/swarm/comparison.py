@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from components.ablation.cells import arm_of, without_result
 from components.ablation.curves import Events
 from components.ablation.spread import spread
-from components.ablation.swarm.arms import ARMS, START
+from components.ablation.swarm.arms import ARMS
 from model.swarm.ways import EASY, FORCED, SWARM, best_easy, best_single
 
 STEP = "swarm_arm"
@@ -25,26 +26,28 @@ Rows = Sequence[Mapping[str, Any]]
 Event = Mapping[str, float]
 
 
-def compare(results: Sequence[Result], events: Events) -> dict[str, Any]:
+def compare(results: Sequence[Result], events: Events, cells: Sequence[str]) -> dict[str, Any]:
     """The arms side by side.
 
     Args:
         results: ``extra["ablation"]`` of each finished arm and seed.
         events: task name -> rows of its ``metrics.jsonl``.
+        cells: those that the run should have.
 
     Returns:
-        ``arms``: by name its seeds; those that were begun and did not finish, ``missing``; ``table`` and ``halved``, by
-        way of playing and number of parts each of ``MEASURES`` with the standard deviation over seeds, and ``BROKEN``;
-        and ``figures``, by seed those of ``figures_of`` and ``rounds_of``. ``runs``: the results as they came.
+        ``arms``: by name, also of those without any result, its seeds; ``table`` and ``halved``, by way of playing and
+        number of parts each of ``MEASURES`` with the standard deviation over seeds, and ``BROKEN``; and ``figures``, by
+        seed those of ``figures_of`` and ``rounds_of``. ``no_result``: the cells without a result. ``runs``: the results
+        as they came.
     """
     by_arm = {name: {r["seed"]: r for r in results if r["arm"] == name} for name in ARMS}
-    begun = _begun(results, events)
+    no_result = without_result(cells, results)
+    expected = {arm_of(cell) for cell in no_result} | {result["arm"] for result in results}
     found = {}
-    for name in (name for name in ARMS if by_arm[name] or any(task.startswith(f"{STEP}-{name}-") for task in events)):
+    for name in (name for name in ARMS if name in expected):
         runs = [by_arm[name][seed] for seed in sorted(by_arm[name])]
         found[name] = {
             "seeds": [run["seed"] for run in runs],
-            "missing": [seed for seed in begun if seed not in by_arm[name]],
             "table": _table([run["table"] for run in runs]),
             "halved": _table([run["halved"] for run in runs]),
             "figures": {
@@ -52,13 +55,7 @@ def compare(results: Sequence[Result], events: Events) -> dict[str, Any]:
                 for run in runs
             },
         }
-    return {"arms": found, "runs": list(results)}
-
-
-def _begun(results: Sequence[Result], events: Events) -> list[int]:
-    """The seeds of which anything was published: a cold start, or a part of an arm."""
-    tasks = [task.split("-") for task in events if task.startswith((f"{START}-", f"{STEP}-"))]
-    return sorted({int(parts[-1]) for parts in tasks if parts[-1].isdecimal()} | {r["seed"] for r in results})
+    return {"arms": found, "no_result": no_result, "runs": list(results)}
 
 
 def figures_of(result: Result) -> dict[str, float | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from components.ablation.cells import no_result_lines
 from components.ablation.spread import as_text, spread
 from components.ablation.swarm.arms import ARMS
 from components.ablation.swarm.claims import claims
@@ -58,14 +59,13 @@ def markdown(found: Mapping[str, Any]) -> str:
 
 
 def sentences(found: Mapping[str, Any]) -> list[str]:
-    """The arms with their seeds, each seed's gain, then the verdict on each claim."""
+    """Cells without a result, the arms with their seeds, each seed's gain, then the verdict on each claim."""
     told = []
     for name, arm in found["arms"].items():
         gains = ", ".join(f"{seed}: {gain:+.1f}" for seed, gain in values(arm, "f1_gain_points").items())
-        missing = "".join(f"; seed {seed} did not finish" for seed in arm["missing"])
         gained = f"; points of F1 over the best single agent by seed {gains}" if gains else ""
-        told.append(f"{name}: {ARMS[name].meaning}{gained}{missing}")
-    return [*told, *map(str, claims(found))]
+        told.append(f"{name}: {ARMS[name].meaning}{gained}")
+    return [*no_result_lines(found["no_result"]), *told, *map(str, claims(found))]
 
 
 def _of_arms(found: Mapping[str, Any]) -> list[list[str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from components.ablation.cells import begun
+from components.ablation.cells import without_result
 from components.ablation.curves import Events
 from components.ablation.spread import over_seeds, spread
 from components.ablation.toggle.arms import ARMS, FAMILIES, FREE
@@ -22,26 +22,26 @@ Result = Mapping[str, Any]
 Runs = Mapping[int, Result]
 
 
-def compare(results: Sequence[Result], events: Events) -> dict[str, Any]:
+def compare(results: Sequence[Result], events: Events, cells: Sequence[str]) -> dict[str, Any]:
     """The arms side by side.
 
     Args:
         results: ``extra["ablation"]`` of each finished arm and seed.
-        events: task name -> rows of its ``metrics.jsonl``.
+        events: not used; every ablation is given them.
+        cells: those that the run should have.
 
     Returns:
-        ``budget``: tokens of the smaller budget; ``arms``: by name its seeds, those that were begun by any arm and that
-        it did not finish (``missing``), and by family each of ``MEASURES`` with the standard deviation over seeds;
-        ``against_free``: by arm and family, ``saved`` (per cent of free's tokens) and the differences ``accuracy`` and
-        ``at_budget``, of each seed, with their mean and its 95% half width; ``runs``: the results as they came.
+        ``budget``: tokens of the smaller budget; ``arms``: by name its seeds, and by family each of ``MEASURES`` with
+        the standard deviation over seeds; ``no_result``: the cells without a result; ``against_free``: by arm and
+        family, ``saved`` (per cent of free's tokens) and the differences ``accuracy`` and ``at_budget``, of each seed,
+        with their mean and its 95% half width; ``runs``: the results as they came.
     """
     by_arm = {name: {r["seed"]: r for r in results if r["arm"] == name} for name in ARMS}
     present = {name: runs for name, runs in by_arm.items() if runs}
-    trained = [name for name, arm in ARMS.items() if arm.trained]
-    seeds = begun(STEP, trained, results, events)
     return {
         "budget": results[0]["budget"],
-        "arms": {name: _arm(runs, seeds if ARMS[name].trained else []) for name, runs in present.items()},
+        "arms": {name: _arm(runs) for name, runs in present.items()},
+        "no_result": without_result(cells, results),
         "against_free": {
             name: _against(present[FREE], runs)
             for name, runs in present.items()
@@ -51,11 +51,10 @@ def compare(results: Sequence[Result], events: Events) -> dict[str, Any]:
     }
 
 
-def _arm(runs: Runs, begun_seeds: Sequence[int]) -> dict[str, Any]:
+def _arm(runs: Runs) -> dict[str, Any]:
     ordered = [runs[seed] for seed in sorted(runs)]
     return {
         "seeds": sorted(runs),
-        "missing": [seed for seed in begun_seeds if seed not in runs],
         "families": {
             family: {name: spread([run["answers"][family][name] for run in ordered]) for name in MEASURES}
             for family in FAMILIES

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from components.ablation.cells import no_result_lines
 from components.ablation.spread import as_text
 from components.ablation.tables import Table, document
 from components.ablation.toggle.arms import ARMS, FAMILIES, LARGER
@@ -41,9 +42,9 @@ def markdown(found: Mapping[str, Any]) -> str:
 
 
 def sentences(found: Mapping[str, Any]) -> list[str]:
-    """The arms with their seeds, then the verdict on each claim."""
+    """Cells without a result, the arms with their seeds, then the verdict on each claim."""
     told = [
         f"{name}: {ARMS[name].meaning}; seeds {', '.join(map(str, arm['seeds']))}"
         for name, arm in found["arms"].items()
     ]
-    return [*told, *map(str, claims(found))]
+    return [*no_result_lines(found["no_result"]), *told, *map(str, claims(found))]

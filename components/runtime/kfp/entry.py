@@ -79,7 +79,10 @@ def enter(
 
 
 def close(arguments: Mapping[str, Any], *, error: str, report: dsl.HTML, card: dsl.Markdown) -> None:
-    """Run ``finish``, which publishes no manifest, because it reports the run's newest state each time."""
+    """Run ``finish``, which publishes no manifest, because it reports the run's newest state each time.
+
+    ``arguments`` are the component's: the fields of its Config, ``run_id``, and ``tasks`` with commas between.
+    """
     with task("finish", arguments["run_id"]) as state:
         from components.runtime.kfp.card import run_card
         from components.runtime.launcher.retry import retry
@@ -94,7 +97,8 @@ def close(arguments: Mapping[str, Any], *, error: str, report: dsl.HTML, card: d
         run_dir = Path(folder) if folder else None
         error = (_first_error(run_dir) if run_dir else "") or error
         store, run_id = open_store(), os.environ["MOONFLOW_RUN_ID"]
-        written = retry("finish", lambda: stage.run(config, store, run_id, run_dir, error))
+        tasks = [name for name in arguments["tasks"].split(",") if name]
+        written = retry("finish", lambda: stage.run(config, store, run_id, run_dir, error, tasks))
         parent = end_pipeline_run(run_id, "FAILED" if error else "FINISHED", written.outcome)
         _write(report, written.files["report.html"].encode())
         _write(card, run_card(run_id, parent, store.uri(f"{run_id}/finish/report.html"), error).encode())

@@ -28,6 +28,8 @@ _OTHERS = {
     "trained; empty = none",
     "cell": "what the pipeline's loop tells apart its tasks by: an arm, a seed, or both, for example early-0",
     "status": "how the run ended; Kubeflow fills it in",
+    "tasks": "names of the run's tasks, with commas between; arms of an ablation that are not among them are left out "
+    "of the report; empty = all that are in the run's folder",
     "data": "manifest of the tokenizer and the shards that prepare_data wrote",
     "tokenizer": "manifest of the imported checkpoint that training starts from: its tokenizer and image settings are "
     "used; none = a tokenizer is trained",

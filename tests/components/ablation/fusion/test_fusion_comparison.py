@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from components.ablation.curves import curves
-from components.ablation.fusion.arms import ARMS, COLUMNS
+from components.ablation.fusion.arms import ARMS, COLUMNS, cells
 from components.ablation.fusion.comparison import STEP, compare
 from components.ablation.fusion.page import against_early, render
 from components.ablation.fusion.table import markdown, sentences
@@ -44,7 +44,7 @@ RESULTS = [result(arm, seed) for arm in ARMS for seed in range(3)]
 
 
 def test_means_and_spread_over_seeds() -> None:
-    found = compare(RESULTS, events())
+    found = compare(RESULTS, events(), [])
     score = found["arms"]["early"]["columns"]["OCR"]["score"]
     assert score == {"mean": pytest.approx(60.0), "sd": pytest.approx(10.0), "n": 3}
     assert found["arms"]["late"]["columns"]["OCR"]["loss"]["mean"] == pytest.approx(1.4)
@@ -53,15 +53,16 @@ def test_means_and_spread_over_seeds() -> None:
 
 
 def test_differences_are_taken_seed_by_seed() -> None:
-    found = compare(RESULTS, events())["differences"]
+    found = compare(RESULTS, events(), [])["differences"]
     # 0.1 in every seed: no doubt. Against late 0, 0.2 and -0.2: nothing is known, though the seeds differ as much.
-    assert found["mid"]["OCR"]["score"] == {"mean": pytest.approx(10.0), "half": pytest.approx(0.0, abs=1e-9)}
+    assert found["mid"]["OCR"]["score"] == {"mean": pytest.approx(10.0), "half": pytest.approx(0.0, abs=1e-9), "n": 3}
     assert found["late"]["OCR"]["score"]["mean"] == pytest.approx(0.0)
     assert found["late"]["OCR"]["score"]["half"] == pytest.approx(4.3027 * 20 / math.sqrt(3), rel=1e-4)
-    lines = sentences(compare(RESULTS, events()))
-    assert any(line.startswith("early against mid, score: early is better in vision knowledge") for line in lines)
-    assert any(line.startswith("early against mid, loss: early is better") for line in lines)
-    assert any(line.startswith("early against late, score: within noise") for line in lines)
+    lines = sentences(compare(RESULTS, events(), []))
+    every = ", ".join(column.name for column in COLUMNS)
+    assert f"early against mid, score of {every}: early is better" in lines
+    assert f"early against mid, loss of {every}: early is better" in lines
+    assert f"early against late, score of {every}: within noise" in lines
 
 
 def test_half_width_is_students() -> None:
@@ -70,7 +71,7 @@ def test_half_width_is_students() -> None:
 
 
 def test_a_dip_and_its_end_are_found() -> None:
-    dips = compare(RESULTS, events())["dips"]
+    dips = compare(RESULTS, events(), [])["dips"]
     assert set(dips) == {"mid", "late"}
     # Before vision (step 50) 2.5; worst 2.8 at step 60; at or below 2.5 again at step 90 of 100.
     assert dips["mid"][0] == {
@@ -88,7 +89,7 @@ def test_a_dip_shows_against_the_early_arm() -> None:
 
 
 def test_the_table_stands_beside_the_papers() -> None:
-    text = markdown(compare(RESULTS, events()))
+    text = markdown(compare(RESULTS, events(), []))
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
     assert all(len(row) == 3 + len(COLUMNS) for row in rows)
     assert ["early, K2.5 Table 1", "0%", "10:90", "25.8", "43.8", "65.7", "45.5", "58.5", "24.8"] in rows
@@ -99,7 +100,7 @@ def test_the_table_stands_beside_the_papers() -> None:
 
 def test_the_page_is_whole_and_loads_nothing() -> None:
     page = Page(
-        render(compare(RESULTS, events()), events(), {"run_id": "<fusion>", "error": "late-2: out of <memory>"})
+        render(compare(RESULTS, events(), []), events(), {"run_id": "<fusion>", "error": "late-2: out of <memory>"})
     )
     text = " ".join(page.texts)
     assert "<fusion>" in text and "out of <memory>" in text and "25.8" in text and "Held-out text loss" in text
@@ -108,10 +109,14 @@ def test_the_page_is_whole_and_loads_nothing() -> None:
 
 def test_an_unfinished_ablation_tells_what_there_is() -> None:
     some = [result("mid", 0), result("late", 1)]
-    found = compare(some, {})
+    found = compare(some, {}, [])
     assert found["differences"] == {} and found["dips"]["mid"][0]["rise"] is None
     assert "± 0" not in markdown(found)
-    apart = compare([result("early", 0), result("late", 1)], {})  # no seed in common
-    assert apart["differences"]["late"]["OCR"]["score"] == {"mean": None, "half": None}
+    apart = compare([result("early", 0), result("late", 1)], {}, [])  # no seed in common
+    assert apart["differences"]["late"]["OCR"]["score"] == {"mean": None, "half": None, "n": 0}
     assert "early is" not in markdown(apart)
+    one = compare([result("early", 0), result("mid", 0)], {}, cells([0]))
+    assert sentences(one)[0] == "no result: late-0"
+    every = ", ".join(column.name for column in COLUMNS)
+    assert f"early against mid, score of {every}: no verdict from 1 seed, it takes 2 or more" in sentences(one)
     Page(render(found, {}, {"run_id": "x"}))

@@ -48,7 +48,7 @@ def changed(arm: str, **scores: float) -> list[dict[str, Any]]:
 
 
 def verdicts(results: list[dict[str, Any]]) -> list[bool | None]:
-    return [claim.holds for claim in claims(compare(results, EVENTS))]
+    return [claim.holds for claim in claims(compare(results, EVENTS, []))]
 
 
 def test_rows_are_suites_and_means_over_them() -> None:
@@ -61,7 +61,7 @@ def test_rows_are_suites_and_means_over_them() -> None:
 
 
 def test_arms_are_compared_seed_by_seed_with_the_arm_that_they_are_to_beat() -> None:
-    found = compare(RESULTS, EVENTS)
+    found = compare(RESULTS, EVENTS, [])
     assert set(found["gains"]) == {"visual", "rft", "joint"}
     gain = found["gains"]["visual"][TRAINED]
     assert gain["seeds"] == pytest.approx({"0": 20.0, "1": 14.0}) and gain["mean"] == pytest.approx(17.0)
@@ -87,28 +87,32 @@ def test_each_claim_is_judged_by_its_rule() -> None:
     assert verdicts(changed("rft", array_tool_image=0.4, photo=0.4))[2 + len(PAPER)] is False
 
 
-def test_what_has_not_ended_is_unknown_and_named() -> None:
+def test_what_has_not_ended_has_no_verdict_and_is_named() -> None:
     assert set(verdicts(RESULTS[:2])) == {None}
-    assert set(verdicts([each for each in RESULTS if each["seed"] == 0])) == {None}, "one seed has no interval"
-    assert verdicts([each for each in changed("visual", photo=0.3) if each["seed"] == 0])[0] is False, "but may refute"
-    assert claims(compare(RESULTS, {"rl_arm-before-2": [], **EVENTS}))[0].holds is None, "a third seed did not finish"
+    for figures in (RESULTS, changed("visual", photo=0.3)):
+        assert set(verdicts([each for each in figures if each["seed"] == 0])) == {None}, "one seed shows nothing"
     some = [each for each in RESULTS if (each["arm"], each["seed"]) != ("rft", 1)]
-    found = compare(some, {})
-    assert found["arms"]["rft"]["missing"] == [1] and found["arms"]["joint"]["missing"] == []
-    assert all("rft: seed 1 did not finish" in claim.figures for claim in claims(found))
-    begun = compare(RESULTS[:1], {"rl_arm-visual-4": []})
-    assert begun["arms"]["before"]["missing"] == [4]
+    found = compare(some, {}, cells(range(2)))
+    assert found["no_result"] == ["rft-1"]
+    assert all(claim.figures.endswith("no result: rft-1") for claim in claims(found))
+
+
+def test_a_gain_of_each_seed_is_shown_by_all_seeds_and_refuted_by_one() -> None:
+    three = cells(range(3))
+    assert claims(compare(RESULTS, EVENTS, three))[0].holds is None, "the third seed has no result"
+    assert claims(compare(changed("visual", array_tool_image=0.48), EVENTS, three))[0].holds is False
+    assert claims(compare(RESULTS, EVENTS, [*cells(range(2)), "joint-2"]))[0].holds is True, "it takes no joint RL"
 
 
 def test_rft_is_compared_at_equal_tokens_only() -> None:
     for tokens, holds in ((1_040, True), (1_060, None), (900, None)):
         other = [{**each, "tokens": tokens} if each["arm"] == "rft" and not each["seed"] else each for each in RESULTS]
-        (claim,) = (claim for claim in claims(compare(other, EVENTS)) if claim.text.startswith("RFT"))
+        (claim,) = (claim for claim in claims(compare(other, EVENTS, [])) if claim.text.startswith("RFT"))
         assert claim.holds is holds and ("not as many" in claim.figures) == (holds is None), claim
 
 
 def test_joint_rl_is_told_by_ability_over_text_and_images() -> None:
-    found = ablations.compare(RESULTS, EVENTS)
+    found = ablations.compare(RESULTS, EVENTS, [])
     coding = next(claim for claim in claims(found) if claim.text.endswith("lifts coding"))
     assert "; image +10.5" in coding.figures and "; text +4.5" in coding.figures
     assert "| coding, text | +2.5" in ablations.of(found).markdown(found)
@@ -116,20 +120,20 @@ def test_joint_rl_is_told_by_ability_over_text_and_images() -> None:
 
 def test_without_successes_there_is_no_verdict_on_rft() -> None:
     none = [{**each, "tokens": 0} if each["arm"] == "rft" else each for each in RESULTS]
-    (claim,) = (claim for claim in claims(compare(none, EVENTS)) if claim.text.startswith("RFT"))
+    (claim,) = (claim for claim in claims(compare(none, EVENTS, [])) if claim.text.startswith("RFT"))
     assert claim.holds is None and "no success to learn from" in claim.figures
 
 
 def test_the_page_and_the_tables_are_whole() -> None:
     for results, events in ((RESULTS, EVENTS), (RESULTS[:1], {}), (RESULTS[3:4], {})):
-        found = ablations.compare(results, events)
+        found = ablations.compare(results, events, [])
         of = ablations.of(found)
         page = Page(of.render(found, events, {"run_id": "<rl>", "error": "visual-2: out of <memory>"}))
         text = " ".join(page.texts)
         assert "<rl>" in text and "out of <memory>" in text and not page.addresses
-        assert "unknown" in of.markdown(found) or results is RESULTS
+        assert "no verdict" in of.markdown(found) or results is RESULTS
         assert of.printed(found).rows and of.sentences(found)
-    found = ablations.compare(RESULTS, EVENTS)
+    found = ablations.compare(RESULTS, EVENTS, [])
     assert ablations.of(found).render(found, EVENTS, {}).count("<svg") == 4
     text = ablations.of(found).markdown(found)
     assert "| fact_qa | knowledge, text | 640 | 1.5 | 70.0 ± 0.0 | 72.5 ± 0.7 |" in text

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from components.ablation import ablations
+from components.ablation.sft.arms import cells
 from components.ablation.sft.claims import claims
 from components.ablation.sft.comparison import compare, metrics, rows_of
 from components.ablation.sft.page import render
@@ -50,7 +51,7 @@ def test_groups_of_kinds_are_means_over_tasks() -> None:
 
 
 def test_gains_are_taken_seed_by_seed_from_the_one_checkpoint_before() -> None:
-    found = compare(RESULTS, {})
+    found = compare(RESULTS, {}, [])
     gain = found["gains"]["text"]["array_tool_image"]["success"]
     assert gain["seeds"] == pytest.approx({"0": 30.0, "1": 25.0, "2": 35.0}) and gain["mean"] == pytest.approx(30.0)
     assert gain["half"] == pytest.approx(4.3027 * 5 / math.sqrt(3), rel=1e-4)
@@ -64,7 +65,7 @@ def verdicts(results: list[dict[str, Any]]) -> list[tuple[str, bool | None]]:
     """The claims in short: their suite or subject, and whether they hold."""
     subjects = ("image_program_image", "array_tool_image", "no trajectory", "wear", "generalises")
     found = []
-    for claim in claims(compare(results, {})):
+    for claim in claims(compare(results, {}, [])):
         (subject,) = (s for s in subjects if s in claim.text.replace("lose at most", "wear"))
         found.append((subject, claim.holds))
     return found
@@ -82,7 +83,7 @@ def test_one_seed_below_twenty_points_is_enough_to_refute() -> None:
     weak = [{**each, "scores": {**each["scores"], "array_tool_image": score(0.29, 0.5, 8, kinds={})}}
             if (each["arm"], each["seed"]) == ("text", 1) else each for each in RESULTS]  # fmt: skip
     assert ("array_tool_image", False) in verdicts(weak)
-    (claim,) = (c for c in claims(compare(weak, {})) if "array_tool_image" in c.text)
+    (claim,) = (c for c in claims(compare(weak, {}, [])) if "array_tool_image" in c.text)
     assert "+19.0" in claim.figures and "does not hold" in str(claim)
 
 
@@ -92,21 +93,38 @@ def test_vision_that_loses_more_than_three_points_is_worn() -> None:
         assert ("wear", holds) in verdicts(results)
 
 
-def test_what_has_not_ended_is_unknown() -> None:
+def test_one_seed_gives_no_verdict() -> None:
+    one = [result("before", 0), result("text", 0), result("narrow", 0)]
+    found = claims(compare(one, {}, cells(range(1))))
+    assert {claim.verdict for claim in found} == {"no verdict from 1 seed, it takes 2 or more"}
+    assert all(claim.met is not None for claim in found[:-1]) and found[-1].met is None, "one seed has no interval"
+    assert "success +25.0: +25.0" in str(found[0]), "its figures are shown"
+
+
+def test_a_gain_of_each_seed_is_shown_by_all_seeds() -> None:
+    first = [claim.holds for claim in claims(compare(RESULTS, {}, cells(range(4))))]
+    assert first == [None, None, None, True, True], "text-3 has no result"
+
+
+def test_what_has_not_ended_has_no_verdict_and_is_named() -> None:
+    without = [each for each in RESULTS if each["arm"] != "before"]
+    found = ablations.compare(without, {}, cells(range(3)))
+    assert ablations.of(found).sentences(found)[0] == "no result: before-0"
+    assert {claim.verdict for claim in claims(found)[:-1]} == {"no verdict from 0 seeds, it takes 2 or more"}
+    assert all(claim.figures.endswith("no result: before-0") for claim in claims(found))
     assert {holds for _, holds in verdicts([result("before", 0)])} == {None}
     alone = [result("text", 0), result("narrow", 0)]
-    assert ("generalises", None) in verdicts(alone), "one seed has no interval"
-    assert compare(alone, {})["gains"] == {}
-    apart = compare([result("text", 0), result("narrow", 1)], {})
+    assert compare(alone, {}, [])["gains"] == {}
+    apart = compare([result("text", 0), result("narrow", 1)], {}, [])
     assert apart["differences"] == {}
     for some in (alone, [result("before", 0)], [result("narrow", 2)]):
-        found = ablations.compare(some, {})
-        assert found["name"] == "sft" and "unknown" in ablations.of(found).markdown(found)
+        found = ablations.compare(some, {}, [])
+        assert found["name"] == "sft" and "no verdict" in ablations.of(found).markdown(found)
         Page(render(found, {}, {"run_id": "x"}))
 
 
 def test_the_tables_have_a_column_for_every_arm_and_a_row_for_every_kind() -> None:
-    found = compare(RESULTS, {})
+    found = compare(RESULTS, {}, [])
     tool_use, kinds, vision = tables(found)
     assert [row[0] for row in kinds.rows] == ["crop", "read_bar", "new_objects (untrained)"]
     assert [row[1] for row in kinds.rows] == ["3", "1", "2"]
@@ -119,14 +137,14 @@ def test_the_tables_have_a_column_for_every_arm_and_a_row_for_every_kind() -> No
 
 
 def test_the_page_is_whole_and_loads_nothing() -> None:
-    page = Page(render(compare(RESULTS, {}), {}, {"run_id": "<sft>", "error": "text-2: out of <memory>"}))
+    page = Page(render(compare(RESULTS, {}, []), {}, {"run_id": "<sft>", "error": "text-2: out of <memory>"}))
     text = " ".join(page.texts)
     assert "<sft>" in text and "out of <memory>" in text and "new_objects (untrained)" in text and "holds" in text
     assert not page.addresses
 
 
 def test_metrics_name_measure_arm_and_row() -> None:
-    found = metrics(compare(RESULTS, {}))
+    found = metrics(compare(RESULTS, {}, []))
     assert found["success/text/array_tool_image"] == pytest.approx(40.0)
     assert found["tool_calls/before/untrained_kinds"] == pytest.approx(50.0)
     assert found["gain/success/narrow/kind/crop"] == pytest.approx(15.0)

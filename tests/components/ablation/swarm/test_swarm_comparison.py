@@ -51,10 +51,10 @@ def rounds(*rewards: float, parallel: float = 2.0) -> list[dict[str, float]]:
 
 
 EVENTS = {
-    "swarm_start-0": [], "swarm_start-1": [], "swarm_start-2": [],
     "swarm_arm-trained-0": rounds(0.1, 0.2, 0.2, 0.3, 0.4, 0.4), "swarm_arm-trained-1": rounds(*[0.2] * 5, 0.5),
 }  # fmt: skip
 RESULTS = [result(), result(seed=1, gain=0.2)]
+CELLS = ["trained-0", "trained-1", "trained-2"]
 
 
 def test_figures_are_of_the_best_single_agent_and_of_the_wide_end() -> None:
@@ -91,33 +91,34 @@ def test_the_reward_without_bonuses_is_that_of_the_rounds_that_have_none_and_of_
     assert set(rounds_of([]).values()) == {None}
 
 
-def test_the_claims_are_judged_by_the_mean_and_show_each_seed_and_those_that_did_not_finish() -> None:
-    verdicts = claims(compare(RESULTS, EVENTS))
+def test_the_claims_are_judged_by_the_mean_and_show_each_seed_and_those_without_a_result() -> None:
+    verdicts = claims(compare(RESULTS, EVENTS, CELLS))
     assert [claim.holds for claim in verdicts] == [True] * 6
     half = 12.7062 * math.sqrt(50) / math.sqrt(2)
-    assert verdicts[0].figures == f"15.00 ± {half:.2f}: 10.00, 20.00 points; seed 2 did not finish"
-    worse = claims(compare([result(gain=0.05), result(seed=1, gain=0.06)], {}))
+    assert verdicts[0].figures == f"15.00 ± {half:.2f}: 10.00, 20.00 points; no result: trained-2"
+    worse = claims(compare([result(gain=0.05), result(seed=1, gain=0.06)], {}, []))
     assert worse[0].holds is False and worse[1].holds is True and worse[5].holds is None
-    slow = claims(compare([result(gain=-0.1)], {"swarm_arm-trained-0": rounds(0.4, 0.2, 0.2, 0.2, 0.1, 0.1)}))
-    assert slow[1].holds is False and slow[5].holds is False
+    slow = claims(compare([result(gain=-0.1)], {"swarm_arm-trained-0": rounds(0.4, 0.2, 0.2, 0.2, 0.1, 0.1)}, []))
+    assert slow[1].met is False and slow[5].met is False
+    assert {claim.verdict for claim in slow} == {"no verdict from 1 seed, it takes 2 or more"}
     # It rises while there are bonuses, and falls when they are gone.
-    only_with = claims(compare(RESULTS[:1], {"swarm_arm-trained-0": rounds(0.1, 0.9, 0.3, 0.3, 0.5, 0.5)}))
-    assert only_with[5].holds is False
+    only_with = claims(compare(RESULTS[:1], {"swarm_arm-trained-0": rounds(0.1, 0.9, 0.3, 0.3, 0.5, 0.5)}, []))
+    assert only_with[5].met is False
 
 
 def test_a_swarm_that_gives_up_meets_no_claim_about_time_or_contexts() -> None:
     nothing = result(gain=-0.5)
     nothing["table"] = [{**each, "f1": 0.0} for each in nothing["table"]]
-    assert [claim.holds for claim in claims(compare([nothing], {}))[1:5]] == [False] * 4
+    assert [claim.met for claim in claims(compare([nothing], {}, []))[1:5]] == [False] * 4
     less = result(gain=-0.02)  # two points below the agent, in no time
     less["table"] = [
         {**each, "f1": 0.98} if each["size"] == 1 and each["way"] == "swarm" else each for each in less["table"]
     ]
-    assert [claim.holds for claim in claims(compare([less], {}))[2:4]] == [False] * 2
+    assert [claim.met for claim in claims(compare([less], {}, []))[2:4]] == [False] * 2
     blind = result()  # in half the window it loses less than the agent, which still finds more
     blind["halved"] = [{**each, "f1": 0.01 if each["way"] == "swarm" else 0.2} for each in blind["halved"]]
     blind["table"] = [{**each, "f1": 0.1} if each["way"] == "swarm" else each for each in blind["table"]]
-    assert claims(compare([blind], {}))[4].holds is False
+    assert claims(compare([blind], {}, []))[4].met is False
 
 
 def test_the_best_single_agent_may_be_that_of_before_parl() -> None:
@@ -127,7 +128,7 @@ def test_the_best_single_agent_may_be_that_of_before_parl() -> None:
     before["summary"] = summary(before["table"])
     found = figures_of(before)
     assert found["f1_gain_points"] == pytest.approx(2.0) and found["wide_f1_points"] == pytest.approx(2.0)
-    assert claims(compare([before], EVENTS))[0].holds is False
+    assert claims(compare([before], EVENTS, []))[0].met is False
 
 
 def test_the_figures_of_a_claim_are_of_the_same_seeds_and_the_others_are_named() -> None:
@@ -135,9 +136,11 @@ def test_the_figures_of_a_claim_are_of_the_same_seeds_and_the_others_are_named()
     for each in broken["table"]:
         if each["way"] == "swarm" and each["size"] == 16:
             del each["seconds"]
-    told = claims(compare([result(), broken], EVENTS))[1].figures
+    claim = claims(compare([result(), broken], EVENTS, CELLS))[1]
+    told = claim.figures
+    assert claim.verdict == "no verdict from 1 seed, it takes 2 or more"
     assert told.startswith("0.60: 0.60 F1; 10.00: 10.00 points of F1; 6.40: 6.40 times the steps;")
-    assert told.endswith("; seed 1 is left out: it has no figure for times the seconds; seed 2 did not finish")
+    assert told.endswith("; seed 1 is left out: it has no figure for times the seconds; no result: trained-2")
 
 
 def test_beside_other_arms_the_claims_are_about_these_alone() -> None:
@@ -150,26 +153,26 @@ def test_beside_other_arms_the_claims_are_about_these_alone() -> None:
         "swarm_arm-constant-0": rounds(*[0.2] * 6, parallel=4.0),
     }  # fmt: skip
     others = [result("no_parallel"), result("no_finish", gain=0.05), result("constant", gain=0.05)]
-    verdicts = claims(compare([*forced, *others], events))
+    verdicts = claims(compare([*forced, *others], events, []))
     assert [claim.text.split(":")[0] for claim in verdicts] == ["no_parallel", "no_finish", "constant", "forced"]
-    assert [claim.holds for claim in verdicts] == [True] * 4
+    assert [claim.met for claim in verdicts] == [True] * 4
     assert verdicts[0].figures == "1.00: 1.00 assignments at once, in trained 2.00: 2.00 assignments at once"
     same = [result(arm) for arm in ("trained", "no_parallel", "no_finish", "constant")]
     alike = {f"swarm_arm-{run['arm']}-0": rounds(*[0.2] * 6) for run in same}
-    assert [claim.holds for claim in claims(compare(same, alike))] == [False] * 3
-    assert [claim.holds for claim in claims(compare([result("forced")], {}))] == [None]
+    assert [claim.met for claim in claims(compare(same, alike, []))] == [False] * 3
+    assert [claim.met for claim in claims(compare([result("forced")], {}, []))] == [None]
 
 
 def test_episodes_and_sub_agents_that_broke_have_columns_where_there_are_any() -> None:
     broken = result()
     broken["table"][2] |= {"lost": 3}
-    assert "with a sub-agent that broke" in tables(compare([broken], {}))[1].head
-    assert "episodes that broke" not in tables(compare([broken], {}))[1].head
-    assert tables(compare([broken], {}))[1].rows[2][-1] == "3"
+    assert "with a sub-agent that broke" in tables(compare([broken], {}, []))[1].head
+    assert "episodes that broke" not in tables(compare([broken], {}, []))[1].head
+    assert tables(compare([broken], {}, []))[1].rows[2][-1] == "3"
 
 
 def test_the_tables_have_each_arm_each_way_and_each_number_of_parts() -> None:
-    found = compare([*RESULTS, result("constant")], EVENTS)
+    found = compare([*RESULTS, result("constant")], EVENTS, [*CELLS, "constant-0", "constant-1"])
     arms, trained, *_ = tables(found)
     assert [each[0] for each in arms.rows] == ["trained", "constant"]
     assert arms.rows[0][1] == "15.0 ± 7.1" and arms.rows[1][1] == "10.0"
@@ -180,31 +183,31 @@ def test_the_tables_have_each_arm_each_way_and_each_number_of_parts() -> None:
     assert all(len(each) == len(table.head) for table in tables(found) for each in table.rows)
     assert "| one agent, results hidden | 16 | 0.40 ± 0.00 | 48.0 ± 0.0 |" in markdown(found)
     assert "constant: the auxiliary rewards never fall" in "\n".join(sentences(found))
-    assert "seed 1 did not finish; seed 2 did not finish" in "\n".join(sentences(found))
+    assert sentences(found)[0] == "no result: trained-2, constant-1"
 
 
 def test_an_arm_of_which_no_seed_finished_is_shown_too() -> None:
-    found = compare([result("no_finish")], {"swarm_arm-forced-0": rounds(0.1, 0.2), "swarm_arm-no_finish-0": []})
-    assert set(found["arms"]) == {"no_finish", "forced"} and found["arms"]["forced"]["missing"] == [0]
-    assert sentences(found)[1].endswith("must delegate; seed 0 did not finish")
+    found = compare([result("no_finish")], {"swarm_arm-forced-0": rounds(0.1, 0.2)}, ["no_finish-0", "forced-0"])
+    assert set(found["arms"]) == {"no_finish", "forced"}
+    assert sentences(found)[0] == "no result: forced-0" and sentences(found)[2].endswith("must delegate")
     assert tables(found)[0].rows[1] == ["forced", *[""] * 8]
     assert not any("/forced" in name for name in metrics(found))
-    assert "did not finish" in render(found, {}, {})
+    assert "no result: forced-0" in render(found, {}, {})
 
 
 def test_the_page_is_whole_draws_its_curves_and_loads_nothing() -> None:
-    found = ablations.compare(RESULTS, EVENTS)
+    found = ablations.compare(RESULTS, EVENTS, [])
     page = Page(ablations.of(found).render(found, EVENTS, {"run_id": "<swarm>", "error": "seed 2: out of <memory>"}))
     text = " ".join(page.texts)
     assert "<swarm>" in text and "out of <memory>" in text and "one agent, starts again" in text and "holds" in text
     assert "Finished subtasks" in text and "the arm trained, means" in text
     assert "Reward without bonuses" in text and "Largest context" in text
     assert not page.addresses
-    assert "the arm forced, means" in " ".join(Page(render(compare([result("forced")], {}), {}, {})).texts)
+    assert "the arm forced, means" in " ".join(Page(render(compare([result("forced")], {}, []), {}, {})).texts)
 
 
 def test_metrics_name_figure_arm_way_and_number_of_parts() -> None:
-    found = metrics(compare(RESULTS, EVENTS))
+    found = metrics(compare(RESULTS, EVENTS, []))
     assert found["f1_gain_points/trained"] == pytest.approx(15.0)
     assert found["f1/trained/swarm/n16"] == pytest.approx(0.65)
     assert found["critical_steps/trained/discard_all/n4"] == pytest.approx(14.0)

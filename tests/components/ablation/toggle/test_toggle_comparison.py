@@ -35,7 +35,7 @@ RESULTS = [result(arm, seed) for arm, values in FIGURES.items() for seed in rang
 
 
 def test_arms_are_compared_with_free_seed_by_seed() -> None:
-    found = compare(RESULTS, {})
+    found = compare(RESULTS, {}, [])
     saved = found["against_free"]["toggle"][TRAINED_ON]["saved"]
     assert saved["seeds"] == pytest.approx({"0": 30.0, "1": 35.0}) and saved["mean"] == pytest.approx(32.5)
     assert found["against_free"]["toggle"][TRANSFER]["accuracy"]["mean"] == pytest.approx(0.5)
@@ -62,24 +62,26 @@ def test_a_claim_holds_by_its_rule(arm: str, figures: tuple[float, ...], verdict
         else each
         for each in RESULTS
     ]
-    assert [claim.holds for claim in claims(compare(changed, {}))] == verdicts
+    assert [claim.holds for claim in claims(compare(changed, {}, []))] == verdicts
 
 
-def test_without_an_arm_its_claims_are_unknown_and_the_rest_is_shown() -> None:
+def test_without_an_arm_its_claims_have_no_verdict_and_the_rest_is_shown() -> None:
     some = [each for each in RESULTS if each["arm"] in ("before", "free", "toggle")]
-    assert [claim.holds for claim in claims(compare(some, {}))] == [True, None, True]
-    assert all(claim.holds is None for claim in claims(compare(RESULTS[:1], {})))
+    assert [claim.holds for claim in claims(compare(some, {}, []))] == [True, None, True]
+    assert all(claim.holds is None for claim in claims(compare(RESULTS[:1], {}, [])))
 
 
-def test_a_seed_that_an_arm_did_not_finish_is_named_in_every_verdict() -> None:
-    some = [each for each in RESULTS if (each["arm"], each["seed"]) != ("toggle", 1)]
-    for found in (compare(some, {}), compare(RESULTS[:-3], {"toggle_arm-toggle-1": []})):
-        assert found["arms"]["toggle"]["missing"] == [1] and found["arms"]["before"]["missing"] == []
-        assert all("toggle: seed 1 did not finish" in claim.figures for claim in claims(found))
+def test_a_cell_without_a_result_is_named_in_every_verdict() -> None:
+    some = [each for each in RESULTS if each["arm"] != "before" and (each["arm"], each["seed"]) != ("toggle", 1)]
+    found = compare(some, {}, cells(range(2)))
+    assert found["no_result"] == ["before-0", "toggle-1"]
+    assert all(claim.figures.endswith("no result: before-0, toggle-1") for claim in claims(found))
+    few = "no verdict from 1 seed, it takes 2 or more"
+    assert [claim.verdict for claim in claims(found)] == [few] * 3, "Toggle has one seed, budgets in every round two"
 
 
 def test_the_page_shows_tables_verdicts_and_curves() -> None:
-    found = ablations.compare(RESULTS, {})
+    found = ablations.compare(RESULTS, {}, [])
     rows = [{"step": step, "tokens/response": 90.0 - step, "accuracy/mean": 0.5} for step in (1, 2, 3)]
     events = {f"toggle_arm-{arm}-{seed}": rows for arm in ("free", "toggle") for seed in (0, 1)}
     of = ablations.of(found)
