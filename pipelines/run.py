@@ -144,8 +144,8 @@ def run_pipeline(
     """
     names = profile.task_names
     with temporary_folder(run_dir) as temporary:
-        for state in (run_dir / "tasks").glob("*.json"):  # also of tasks that an earlier profile had
-            state.unlink()
+        for step in names:
+            (run_dir / "tasks" / f"{step}.json").unlink(missing_ok=True)
         given = {
             **os.environ,
             **for_sources(os.environ),  # a user's own buckets are not in the run's store

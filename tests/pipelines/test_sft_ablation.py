@@ -39,6 +39,8 @@ def test_one_loop_over_the_checkpoint_before_and_all_arms_and_seeds(compiled: di
     prepare = next(tasks["prepare-data"] for tasks in dags.values() if "prepare-data" in tasks)
     assert prepare["inputs"]["artifacts"]["tokenizer"]["taskOutputArtifact"]["producerTask"] == "import-checkpoint"
     finish = compiled["root"]["dag"]["tasks"]["finish"]
+    named = finish["inputs"]["parameters"]["tasks"]["runtimeValue"]["constant"]
+    assert named.split(",") == load_profile("claims-sft").task_names, "what the report is about"
     assert finish["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
 
 

@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import partial
@@ -95,9 +95,9 @@ def close(arguments: Mapping[str, Any], *, error: str, report: dsl.HTML, card: d
         config = schema.parse({name: arguments[name] for name in schema.model_fields}, "step finish")
         folder = os.environ.get("MOONFLOW_RUN_DIR")
         run_dir = Path(folder) if folder else None
-        error = (_first_error(run_dir) if run_dir else "") or error
-        store, run_id = open_store(), os.environ["MOONFLOW_RUN_ID"]
         tasks = [name for name in arguments["tasks"].split(",") if name]
+        error = (_first_error(run_dir, tasks) if run_dir else "") or error
+        store, run_id = open_store(), os.environ["MOONFLOW_RUN_ID"]
         written = retry("finish", lambda: stage.run(config, store, run_id, run_dir, error, tasks))
         parent = end_pipeline_run(run_id, "FAILED" if error else "FINISHED", written.outcome)
         _write(report, written.files["report.html"].encode())
@@ -163,10 +163,13 @@ def _write_state(step: str, state: Mapping[str, Any]) -> None:
             write_whole(path, json.dumps(state).encode())
 
 
-def _first_error(run_dir: Path) -> str:
-    """The line of the task that failed first: KFP's final status knows only that something failed."""
+def _first_error(run_dir: Path, tasks: Collection[str]) -> str:
+    """The line of the task that failed first: KFP's final status knows only that something failed.
+
+    The folder may have a state of a task that is not among the run's ``tasks`` any more (empty = not known).
+    """
     failed: list[tuple[float, str]] = []
-    for path in (run_dir / "tasks").glob("*.json"):
+    for path in (path for path in (run_dir / "tasks").glob("*.json") if not tasks or path.stem in tasks):
         with suppress(OSError, ValueError):
             state = json.loads(path.read_text())
             if "error" in state:

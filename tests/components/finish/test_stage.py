@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from components.ablation.sft.arms import cells as sft_cells
 from components.finish.config import Config
 from components.finish.stage import run, summarise, thin
 from components.runtime.store.folder_store import FolderStore
@@ -108,6 +109,56 @@ def test_arms_are_compared_by_the_ablation_that_their_results_name(name: str, tm
     shown = {"fusion": "when should images come", "sft": "tools on images", "swarm": "make of a swarm"}
     assert shown[name] in written["report.html"]
     assert {"fusion": "| early, ours |", "sft": "| crop | 3 |", "swarm": "| swarm | 16 |"}[name] in written["table.md"]
+
+
+def publish_arms(store: FolderStore, tmp_path: Path, *cells: tuple[str, int]) -> None:
+    """Results of arms of the SFT ablation, each with a curve."""
+    (tmp_path / "output").mkdir(exist_ok=True)
+    (tmp_path / "output" / "metrics.jsonl").write_text('{"step": 0, "time": 1.0, "loss/total": 2.0}\n')
+    for arm, seed in cells:
+        publish_output(
+            store, tmp_path / "output", "r", f"sft_arm-{arm}-{seed}", kind="evals",
+            extra={"ablation": sft_result(arm, seed), "seconds": 1.0},
+        )  # fmt: skip
+
+
+def sft_tasks(seeds: range) -> list[str]:
+    return ["prepare_data", *(f"sft_arm-{cell}" for cell in sft_cells(seeds)), "finish"]
+
+
+def test_seeds_that_are_not_in_the_profile_any_more_are_left_out_and_named_once(tmp_path: Path) -> None:
+    store = FolderStore(f"file://{tmp_path}/store")
+    publish_arms(store, tmp_path, ("before", 0), ("text", 0), ("narrow", 0), ("text", 1), ("narrow", 1))
+    written = run(Config(), store, "r", tmp_path, "", sft_tasks(range(1, 2))).files
+    summary, record = (json.loads(written[name]) for name in ("summary.json", "events.json"))
+    assert {name: arm["seeds"] for name, arm in summary["ablation"]["arms"].items()} == {
+        "before": [0], "text": [1], "narrow": [1],
+    }  # fmt: skip
+    kept = {"sft_arm-before-0", "sft_arm-text-1", "sft_arm-narrow-1"}
+    assert set(record["events"]) == {step["name"] for step in summary["steps"]} == kept
+    line = "folder and not in its profile, so left out: sft_arm-narrow-0, sft_arm-text-0"
+    for name in ("report.html", "table.md"):
+        assert written[name].count(line) == 1, name
+    assert record["extra"]["warnings"] == [f"in this run's {line}"]
+
+    every = run(Config(), store, "r", tmp_path, "", sft_tasks(range(2))).files
+    assert "left out" not in every["table.md"] and "no result" not in every["table.md"]
+
+
+def test_nothing_is_compared_where_only_left_out_seeds_have_results(tmp_path: Path) -> None:
+    store = FolderStore(f"file://{tmp_path}/store")
+    publish_arms(store, tmp_path, ("text", 0))
+    written = run(Config(), store, "r", tmp_path, "sft_arm-before-0: out of memory", sft_tasks(range(1, 3))).files
+    assert "table.md" not in written and "so left out: sft_arm-text-0" in written["report.html"]
+
+
+def test_an_arm_that_published_nothing_is_named_from_the_tasks_of_the_run(tmp_path: Path) -> None:
+    store = FolderStore(f"file://{tmp_path}/store")
+    publish_arms(store, tmp_path, ("text", 0), ("narrow", 0), ("text", 1), ("narrow", 1), ("text", 2))
+    written = run(Config(), store, "r", tmp_path, "sft_arm-before-0: out of memory", sft_tasks(range(3))).files
+    assert json.loads(written["summary.json"])["ablation"]["no_result"] == ["before-0", "narrow-2"]
+    for name in ("report.html", "table.md"):
+        assert "no result: before-0, narrow-2" in written[name], name
 
 
 @pytest.mark.parametrize(("rows", "points"), [(0, 5), (3, 5), (5, 5), (11, 5), (1000, 5)])

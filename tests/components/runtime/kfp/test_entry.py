@@ -9,10 +9,12 @@ import pytest
 from kfp import dsl
 
 from components.runtime.checkpoints.manifest import Manifest
-from components.runtime.kfp.entry import enter, task
+from components.runtime.kfp.entry import close, enter, task
 from components.runtime.steps import config_class
+from components.runtime.store.folder_store import FolderStore
 from model.boundary.errors import MoonflowError, Transient
-from tests.published import manifest_of
+from tests.components.ablation.fusion.test_fusion_comparison import result as fusion_result
+from tests.published import manifest_of, publish_output
 
 
 @pytest.fixture
@@ -118,3 +120,28 @@ def test_a_task_in_a_pod_repeats_its_step_while_a_service_is_away(
         enter("parl", arguments, inputs={}, output=dsl.Model(), metrics=dsl.Metrics(), card=dsl.Markdown())
     said = capsys.readouterr().err
     assert len(calls) == 3 and said.count("the store is away") == 2 and said.endswith("parl: a wrong parameter\n")
+
+
+@pytest.mark.parametrize(
+    ("tasks", "seeds", "error"),
+    [("", [0, 1], "fusion_arm-late-0: out of memory"), ("fusion_arm-early-1,fusion_arm-late-1,finish", [1], "")],
+)
+def test_the_end_of_a_run_is_about_the_tasks_that_the_pipeline_names(
+    tasks: str, seeds: list[int], error: str, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOONFLOW_STORE", f"file://{run_dir}/store")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (run_dir / "output").mkdir()
+    (run_dir / "output" / "results.json").write_text("{}")
+    for seed in (0, 1):
+        extra = {"ablation": {**fusion_result("early", seed), "name": "fusion"}}
+        store = FolderStore(f"file://{run_dir}/store")
+        publish_output(store, run_dir / "output", "r", f"fusion_arm-early-{seed}", kind="evals", extra=extra)
+    with pytest.raises(SystemExit), task("fusion_arm-late-0", "r"):
+        raise MoonflowError("out of memory")
+    report, card = dsl.HTML(uri=str(run_dir / "report")), dsl.Markdown(uri=str(run_dir / "card"))
+    close({"run_id": "r", "curve_points": 9, "tasks": tasks}, error="", report=report, card=card)
+    found = json.loads((run_dir / "summary.json").read_text())["ablation"]
+    assert found["arms"]["early"]["seeds"] == seeds
+    assert found["no_result"] == (["late-1"] if tasks else [])
+    assert json.loads((run_dir / "events.json").read_text())["extra"]["error"] == error
