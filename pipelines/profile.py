@@ -52,7 +52,7 @@ class RunSettings(StepConfig):
         0,
         ge=0,
         description="the seed of the first of these runs; the next has one more, so that a report can leave out "
-        "seeds that settings were chosen with",
+        "seeds that settings were chosen with; it also leaves out, and names, other seeds that the run had before",
     )
     arms: str = Field(
         "", description="arms of an ablation to run, with commas and no blanks between; empty = all of them"

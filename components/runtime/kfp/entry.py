@@ -81,7 +81,8 @@ def enter(
 def close(arguments: Mapping[str, Any], *, error: str, report: dsl.HTML, card: dsl.Markdown) -> None:
     """Run ``finish``, which publishes no manifest, because it reports the run's newest state each time.
 
-    ``arguments`` are the component's: the fields of its Config, ``run_id``, and ``tasks`` with commas between.
+    ``arguments`` are the component's: the fields of its Config, ``run_id``, and ``tasks`` with commas between, which a
+    pipeline that an earlier version compiled does not give.
     """
     with task("finish", arguments["run_id"]) as state:
         from components.runtime.kfp.card import run_card
@@ -95,7 +96,7 @@ def close(arguments: Mapping[str, Any], *, error: str, report: dsl.HTML, card: d
         config = schema.parse({name: arguments[name] for name in schema.model_fields}, "step finish")
         folder = os.environ.get("MOONFLOW_RUN_DIR")
         run_dir = Path(folder) if folder else None
-        tasks = [name for name in arguments["tasks"].split(",") if name]
+        tasks = [name for name in arguments.get("tasks", "").split(",") if name]
         error = (_first_error(run_dir, tasks) if run_dir else "") or error
         store, run_id = open_store(), os.environ["MOONFLOW_RUN_ID"]
         written = retry("finish", lambda: stage.run(config, store, run_id, run_dir, error, tasks))

@@ -123,11 +123,15 @@ def test_a_task_in_a_pod_repeats_its_step_while_a_service_is_away(
 
 
 @pytest.mark.parametrize(
-    ("tasks", "seeds", "error"),
-    [("", [0, 1], "fusion_arm-late-0: out of memory"), ("fusion_arm-early-1,fusion_arm-late-1,finish", [1], "")],
+    ("given", "seeds", "error"),
+    [
+        ({}, [0, 1], "fusion_arm-late-0: out of memory"),
+        ({"tasks": ""}, [0, 1], "fusion_arm-late-0: out of memory"),
+        ({"tasks": "fusion_arm-early-1,fusion_arm-late-1,finish"}, [1], ""),
+    ],
 )
 def test_the_end_of_a_run_is_about_the_tasks_that_the_pipeline_names(
-    tasks: str, seeds: list[int], error: str, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+    given: dict[str, str], seeds: list[int], error: str, run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MOONFLOW_STORE", f"file://{run_dir}/store")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -140,8 +144,8 @@ def test_the_end_of_a_run_is_about_the_tasks_that_the_pipeline_names(
     with pytest.raises(SystemExit), task("fusion_arm-late-0", "r"):
         raise MoonflowError("out of memory")
     report, card = dsl.HTML(uri=str(run_dir / "report")), dsl.Markdown(uri=str(run_dir / "card"))
-    close({"run_id": "r", "curve_points": 9, "tasks": tasks}, error="", report=report, card=card)
+    close({"run_id": "r", "curve_points": 9, **given}, error="", report=report, card=card)
     found = json.loads((run_dir / "summary.json").read_text())["ablation"]
     assert found["arms"]["early"]["seeds"] == seeds
-    assert found["no_result"] == (["late-1"] if tasks else [])
+    assert found["no_result"] == (["late-1"] if given.get("tasks") else [])
     assert json.loads((run_dir / "events.json").read_text())["extra"]["error"] == error
