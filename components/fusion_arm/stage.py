@@ -21,7 +21,7 @@ from components.runtime.step import StepContext
 from model.boundary.errors import MoonflowError
 from model.checkpoint.folder import read_state
 from model.data.batches.stream import StreamState
-from model.data.order.mixtures import TEXT, VISION
+from model.data.order.family_shares import TEXT, VISION
 from model.data.order.schedule import fusion
 from model.data.samples.sample import Sample
 from model.evals.greedy import constant_scores, greedy_scores

@@ -84,7 +84,7 @@ class Config(StepConfig):
         description="your own data, as name=URI or name:weight=URI with commas between; a URI is a folder or s3:// "
         "address of WebDataset shards in moonflow's sample format, a folder of images with texts, or a .jsonl file or "
         "a folder of them with conversations, which zero_vision_sft.sources trains on; "
-        "weights are relative to those of the built-in families in model/data/order/mixtures.py, 1 if "
+        "weights are relative to those of the built-in families in model/data/order/family_shares.py, 1 if "
         "left out; empty = none (source: ours)",
     )
     eval_samples: int = Field(128, ge=1, description="held-out samples of each family (source: ours)")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from model.data.batches.folder import DataFolder
 from model.data.batches.stream import MixtureStream, StreamState
-from model.data.order.mixtures import LONG_TEXT, VISION
+from model.data.order.family_shares import LONG_TEXT, VISION
 from model.data.order.shares import Mixture, blend
 
 VISION_SHARE = 0.5  # of its tokens

@@ -141,7 +141,7 @@ class Bench:
 
     def _inputs(self) -> dict[str, str]:
         from model.data.families import FAMILIES
-        from model.data.order.mixtures import TEXT, VISION
+        from model.data.order.family_shares import TEXT, VISION
         from model.data.samples.shards import write_shard
         from tests.tiny_folders import tiny_tokenizer, write_checkpoint
 

@@ -21,7 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from model.data.batches.folder import DataFolder  # noqa: E402
-from model.data.order.mixtures import TEXT, VISION  # noqa: E402
+from model.data.order.family_shares import TEXT, VISION  # noqa: E402
 from model.data.order.shares import blend  # noqa: E402
 from model.network.config import preset  # noqa: E402
 from model.network.forward_context import ForwardContext  # noqa: E402

@@ -40,7 +40,7 @@ from model.codec.tokenizer import Tokenizer  # noqa: E402
 from model.data.batches.folder import DataFolder  # noqa: E402
 from model.data.batches.packing import pack  # noqa: E402
 from model.data.families import FAMILIES, needle, video_needle  # noqa: E402
-from model.data.order.mixtures import LONG_TEXT, LONG_VISION  # noqa: E402
+from model.data.order.family_shares import LONG_TEXT, LONG_VISION  # noqa: E402
 from model.data.samples.shards import write_shard  # noqa: E402
 from model.data.samples.tokenize import TokenizedSample, tokenize  # noqa: E402
 from model.network.multimodal import KimiK25  # noqa: E402

@@ -30,7 +30,7 @@ from model.codec.image import ImageConfig  # noqa: E402
 from model.codec.tokenizer import Tokenizer  # noqa: E402
 from model.data.batches.packing import RowPacker  # noqa: E402
 from model.data.families import FAMILIES  # noqa: E402
-from model.data.order.mixtures import TEXT, VISION  # noqa: E402
+from model.data.order.family_shares import TEXT, VISION  # noqa: E402
 from model.data.order.shares import blend  # noqa: E402
 from model.data.samples.sample import Split  # noqa: E402
 from model.data.samples.tokenize import tokenize  # noqa: E402

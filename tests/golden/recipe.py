@@ -19,7 +19,7 @@ from model.checkpoint.load import load_model
 from model.codec.image import ImageConfig
 from model.codec.tokenizer import Tokenizer
 from model.data.families import FAMILIES
-from model.data.order.mixtures import TEXT, VISION
+from model.data.order.family_shares import TEXT, VISION
 from model.data.samples.tokenize import tokenize_prompt
 from model.rollout.embedded import EmbeddedEngine
 from model.rollout.protocol import Request

@@ -1,4 +1,4 @@
-"""All families by name. To add one: write its module, append it here, give it a share in ``order/mixtures.py``."""
+"""All families by name. To add one: write its module, append it here, give it a share in ``order/family_shares.py``."""
 
 from __future__ import annotations
 

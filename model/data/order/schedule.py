@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from model.boundary.errors import MoonflowError
-from model.data.order.mixtures import TEXT, VISION
+from model.data.order.family_shares import TEXT, VISION
 from model.data.order.shares import Mixture, blend
 
 Between = Literal["constant", "linear"]

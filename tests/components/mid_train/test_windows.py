@@ -8,7 +8,7 @@ from components.mid_train.config import Config
 from components.mid_train.stage import phases, shapes
 from model.boundary.errors import MoonflowError
 from model.data.batches.folder import DataFolder
-from model.data.order.mixtures import LONG_TEXT, LONG_VISION
+from model.data.order.family_shares import LONG_TEXT, LONG_VISION
 from tests.tiny_folders import write_training_folder
 
 

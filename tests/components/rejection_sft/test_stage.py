@@ -17,7 +17,7 @@ from model.checkpoint.folder import SUCCESSES, read_state
 from model.checkpoint.load import load_model
 from model.data.batches.folder import DataFolder
 from model.data.families import FAMILIES
-from model.data.order.mixtures import TRAJECTORIES
+from model.data.order.family_shares import TRAJECTORIES
 from model.data.samples.sample import Sample
 from model.data.samples.tokenize import tokenize_prompt
 from model.network.config import preset

@@ -19,8 +19,8 @@ from model.boundary.errors import MoonflowError
 from model.checkpoint.load import load_model
 from model.codec.image import ImageConfig, encode_png
 from model.data.batches.folder import DataFolder
+from model.data.order.family_shares import TEXT, TRAJECTORIES, VISION
 from model.data.order.lengths import write_lengths
-from model.data.order.mixtures import TEXT, TRAJECTORIES, VISION
 from model.data.order.shares import with_shares
 from model.data.samples.tokenize import tokenize
 from model.data.user.user_data import UserSource

@@ -9,7 +9,7 @@ import pytest
 
 from model.data.families import FAMILIES
 from model.data.families.family import Family
-from model.data.order import mixtures
+from model.data.order import family_shares
 from model.data.samples.sample import ABILITIES, MODALITIES, Sample
 from model.data.samples.shards import write_shard
 from model.rl.tools.toolset import Toolset
@@ -32,7 +32,7 @@ def toolset() -> Iterator[Toolset]:
 
 
 def test_mixtures_are_of_families_by_their_modality() -> None:
-    found = {name: mixture for name, mixture in vars(mixtures).items() if name.endswith(("TEXT", "VISION"))}
+    found = {name: mixture for name, mixture in vars(family_shares).items() if name.endswith(("TEXT", "VISION"))}
     assert {"TEXT", "VISION", "BROAD_LONG_TEXT", "PLACES_VISION"} <= set(found)
     for name, mixture in found.items():
         assert mixture and all((FAMILIES[family].modality == "text") == name.endswith("TEXT") for family in mixture)

@@ -9,7 +9,8 @@ from model.boundary.errors import MoonflowError
 from model.codec.image import ImageConfig
 from model.data.families import FAMILIES, judging, thinking, world
 from model.data.families.world import Delegation
-from model.data.order.mixtures import LONG_TEXT, MIXTURES, TEXT, VISION, mixtures
+from model.data.order.family_shares import LONG_TEXT, TEXT, VISION
+from model.data.order.mixtures import MIXTURES, mixtures
 from model.data.samples.tokenize import count_tokens
 from model.evals.suites import SUITES
 from tests.corpus import small_tokenizer

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from model.boundary.errors import MoonflowError
-from model.data.order.mixtures import TEXT, VISION, mixtures
+from model.data.order.family_shares import TEXT, VISION
+from model.data.order.mixtures import mixtures
 from model.data.order.schedule import Schedule, fusion
 
 ARMS = {"early": (0.1, 0.0), "mid": (0.2, 0.5), "late": (0.5, 0.8)}  # ratio and start of vision, K2.5 Table 1

@@ -11,7 +11,7 @@ from components.fusion_arm.stage import FAMILIES, require_budget, trained_tokens
 from model.boundary.errors import MoonflowError
 from model.data.batches.stream import StreamState
 from model.data.families import FAMILIES as GENERATORS
-from model.data.order.mixtures import TEXT, VISION
+from model.data.order.family_shares import TEXT, VISION
 from model.data.order.schedule import fusion
 from model.evals.suites import SUITES
 

@@ -11,7 +11,7 @@ from components.runtime.launcher.placement import Placement
 from components.runtime.step import read_metrics
 from components.runtime.store.open_store import open_store
 from model.boundary.errors import MoonflowError
-from model.data.order.mixtures import LONG_TEXT, TEXT, VISION
+from model.data.order.family_shares import LONG_TEXT, TEXT, VISION
 from model.network.config import preset
 from model.network.initial import new_model
 from tests.published import publish_output

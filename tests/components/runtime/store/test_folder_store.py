@@ -17,7 +17,7 @@ from components.runtime.store.folder_store import FolderStore
 from components.runtime.store.object_store import NotInStore, ObjectStore
 from components.runtime.store.open_store import open_store
 from model.boundary.errors import MoonflowError
-from model.data.order.mixtures import TEXT, VISION
+from model.data.order.family_shares import TEXT, VISION
 from tests.published import publish_output
 from tests.tiny_folders import write_training_folder
 
