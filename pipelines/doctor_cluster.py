@@ -19,7 +19,7 @@ from kubernetes.config.config_exception import ConfigException
 from rich.console import Console
 
 from components.release.gitops import MANIFESTS
-from components.runtime.launcher.body import CONFIG_MAP, NODE, SECRETS, SERVICE_ACCOUNT
+from components.runtime.launcher.body import CONFIG_MAP, NODE, SECRETS, SERVER_KEYS, SERVICE_ACCOUNT
 from model.boundary.errors import MoonflowError
 from pipelines.doctor import Finding, show
 
@@ -49,7 +49,7 @@ SETTINGS = ("MOONFLOW_STORE", "AWS_REGION", "MLFLOW_TRACKING_URI")
 OPTIONAL_SETTINGS = ("MLFLOW_PUBLIC_URI", "MOONFLOW_GITOPS_REPO")
 RUNTIMES = (("moonflow-torchrun", True), ("moonflow-deepspeed", False), ("moonflow-torchrun-gvisor", False))
 QUEUES = ("train", "rollout")
-OTHER_SECRETS = ("moonflow-git", "moonflow-signing")
+OTHER_SECRETS = (SERVER_KEYS, "moonflow-git", "moonflow-signing")
 
 
 def examine_cluster(namespace: str, console: Console) -> bool:

@@ -42,7 +42,7 @@ def place(task: dsl.PipelineTask, step: str, placement: Placement, image: str, r
         _pod(task, WAITING_POD, image)
     else:
         _pod(task, placement, placement.image)
-    _environment(task)
+    _environment(task, step)
     _keys(task, step)
     return task
 
@@ -72,12 +72,12 @@ def _pod(task: dsl.PipelineTask, placement: Placement, image: str) -> None:
             kubernetes.add_pod_label(task, body.PRIORITY, placement.priority)
 
 
-def _environment(task: dsl.PipelineTask) -> None:
+def _environment(task: dsl.PipelineTask, step: str) -> None:
     # MOONFLOW_RUN_ID is Kubeflow's run id unless p00_run_id names an earlier run to continue. Promotions and TrainJobs
     # carry KFP_RUN_ID as well.
     for name in ("MOONFLOW_RUN_ID", "KFP_RUN_ID"):
         kubernetes.use_field_path_as_env(task, name, "metadata.labels['pipeline/runid']")
-    for secret, keys in body.SECRETS.items():
+    for secret, keys in body.secrets(step).items():
         kubernetes.use_secret_as_env(task, secret, {key: key for key in keys}, optional=True)
     # Each key is optional: plain S3 needs no endpoint, and Kubeflow's MLflow plugin injects its own address. A step
     # that lacks a value says which one.

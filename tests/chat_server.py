@@ -69,6 +69,7 @@ class _ChatHandler(Handler):
 
     def do_POST(self) -> None:
         script, body = self.script, json.loads(self.body())
+        script.keys.append(self.headers.get("Authorization", ""))
         script.organizations += self.headers.get_all("OpenAI-Organization", [])
         with script.lock:
             script.requests.append(body)

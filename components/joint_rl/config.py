@@ -11,6 +11,7 @@ from components.runtime.config import HIGHEST_RATE, RLConfig, TaskShares
 from components.runtime.store.address import Address
 from model.boundary.errors import MoonflowError, did_you_mean
 from model.data.samples.sample import MODALITIES
+from model.rollout.keys import JUDGE_KEY
 
 PARENT, SERVERS = "parent", ("http://", "https://")
 _SERVER = re.compile(r"https?://[^\s@/?#]+(/[^\s@?#]*)?")
@@ -28,7 +29,7 @@ def _judge(text: str) -> str:
     if text in ("", PARENT) or _SERVER.fullmatch(text):
         return text
     if text.startswith(SERVERS):
-        raise ValueError("a server's URL has no user, blank, query or fragment: set MOONFLOW_ENGINE_KEY to its key")
+        raise ValueError(f"a server's URL has no user, blank, query or fragment: set {JUDGE_KEY} to its key")
     try:
         Address.parse(text)
     except MoonflowError as error:
@@ -62,7 +63,8 @@ class Config(RLConfig):
         "",
         description="model that scores right answers to tasks with rubrics, on top of the verifiable reward: the "
         "s3:// or file:// address of a checkpoint's manifest; parent, the checkpoint that training starts from, as it "
-        "is then; or the http:// or https:// URL of an OpenAI-compatible server; empty = none; "
+        "is then; or the http:// or https:// URL of an OpenAI-compatible server, whose key is in MOONFLOW_JUDGE_KEY; "
+        "empty = none; "
         "model/rl/judges/README.md says more (source: ours)",
     )
     judge_weight: float = Field(

@@ -16,6 +16,7 @@ from model.rl.judges.reward import JudgedReward
 from model.rollout.chat_engine import ChatEngine
 from model.rollout.embedded import EmbeddedEngine
 from model.rollout.endpoint import AT_ONCE, AtMost, find_endpoint
+from model.rollout.keys import JUDGE_KEY
 
 VERDICT_S = 60.0  # for a few tokens, of which an attempt waits no longer: a server that hangs shall not hold a round
 
@@ -39,8 +40,10 @@ def with_judge(
 def _judge(source: str, context: StepContext, data: DataFolder, most: int) -> Judge:
     if source.startswith(SERVERS):
         # By messages: a server's model may have any tokenizer, and its own template keeps its control tokens.
-        found = asyncio.run(find_endpoint(source))
-        engine = ChatEngine(found.url, found.model, data.tokenizer, data.image_config, timeout_s=VERDICT_S)
+        found = asyncio.run(find_endpoint(source, key=JUDGE_KEY))
+        engine = ChatEngine(
+            found.url, found.model, data.tokenizer, data.image_config, timeout_s=VERDICT_S, key=JUDGE_KEY
+        )
         return Judge(AtMost(engine, AT_ONCE), data.tokenizer)
     folder = context.fetch(source)
     model = load_model(folder).eval()

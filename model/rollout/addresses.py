@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from model.boundary.errors import MoonflowError
+from model.rollout.keys import ENGINE_KEY
 
 
 def parse_addresses(text: str) -> tuple[str, ...]:
@@ -31,7 +32,7 @@ def parse_addresses(text: str) -> tuple[str, ...]:
 def _base(url: str) -> str:
     example = "write http://HOST:PORT, for example http://rollout.moonflow:30000, with commas between several"
     if "@" in url:
-        raise MoonflowError("an address has an @: leave user and password out, and set MOONFLOW_ENGINE_KEY to the key")
+        raise MoonflowError(f"an address has an @: leave user and password out, and set {ENGINE_KEY} to the key")
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port is not None

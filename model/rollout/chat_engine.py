@@ -21,6 +21,7 @@ from model.codec.image import ImageConfig
 from model.codec.tokenizer import SPECIALS, Tokenizer
 from model.codec.tools import TOOLS
 from model.rollout.http_calls import ATTEMPTS, BACKOFF_S, TIMEOUT_S, HttpCalls
+from model.rollout.keys import ENGINE_KEY
 from model.rollout.pictures import pictures
 from model.rollout.protocol import Completion, Request
 
@@ -47,15 +48,16 @@ class ChatEngine:
         attempts: int = ATTEMPTS,
         backoff_s: float = BACKOFF_S,
         timeout_s: float = TIMEOUT_S,
+        key: str = ENGINE_KEY,
     ) -> None:
         """
         Args:
             url: base URL without ``/v1``.
             model: the server's name for it.
             image_config: the checkpoint's ``media_proc_cfg``; by default the released values.
-            attempts, backoff_s, timeout_s: of calls, see ``model.rollout.http_calls``.
+            attempts, backoff_s, timeout_s, key: of calls, see ``model.rollout.http_calls``.
         """
-        self._calls = HttpCalls("the server", url, attempts, backoff_s, timeout_s)
+        self._calls = HttpCalls("the server", url, attempts, backoff_s, timeout_s, key)
         self._model = model
         self._tokenizer = tokenizer
         self._image_config = image_config or ImageConfig()

@@ -15,7 +15,8 @@ from model.boundary.untrusted_text import shown
 from model.codec.image import ImageConfig
 from model.codec.tokenizer import Tokenizer
 from model.rollout.chat_engine import ChatEngine
-from model.rollout.http_calls import ATTEMPTS, BACKOFF_S, DENIED, KEY, HttpCalls, Refused
+from model.rollout.http_calls import ATTEMPTS, BACKOFF_S, DENIED, HttpCalls, Refused
+from model.rollout.keys import ENGINE_KEY
 from model.rollout.protocol import Completion, Request, RolloutEngine
 from model.rollout.sglang import SGLangEngine
 
@@ -34,12 +35,14 @@ class Endpoint:
         api: "sglang" takes token ids, "chat" messages.
         model: its name for the model that it serves.
         context: tokens of prompt and answer together; None if it does not say.
+        key: the environment variable with its key.
     """
 
     url: str
     api: Literal["sglang", "chat"]
     model: str
     context: int | None
+    key: str = ENGINE_KEY
 
     def __str__(self) -> str:
         how = "SGLang, by token ids" if self.api == "sglang" else "OpenAI-compatible, by messages"
@@ -50,9 +53,10 @@ class Endpoint:
     ) -> RolloutEngine:
         """What generates there, with the tokenizer and image preparation of the served checkpoint."""
         if self.api == "sglang":
-            engine: RolloutEngine = SGLangEngine(self.url, tokenizer.media_pad_id, image_config, attempts, backoff_s)
+            pad = tokenizer.media_pad_id
+            engine: RolloutEngine = SGLangEngine(self.url, pad, image_config, attempts, backoff_s, key=self.key)
         else:
-            engine = ChatEngine(self.url, self.model, tokenizer, image_config, attempts, backoff_s)
+            engine = ChatEngine(self.url, self.model, tokenizer, image_config, attempts, backoff_s, key=self.key)
         return AtMost(engine, AT_ONCE)
 
 
@@ -71,15 +75,20 @@ class AtMost:
         await self._engine.update_weights(checkpoint)
 
 
-async def find_endpoint(url: str, attempts: int = ATTEMPTS, backoff_s: float = BACKOFF_S) -> Endpoint:
+async def find_endpoint(
+    url: str, attempts: int = ATTEMPTS, backoff_s: float = BACKOFF_S, key: str = ENGINE_KEY
+) -> Endpoint:
     """Ask the server at ``url`` what it is; ``/v1`` at its end makes no difference.
+
+    Args:
+        attempts, backoff_s, key: of calls, see ``model.rollout.http_calls``.
 
     Raises:
         Transient: nothing answers there.
         MoonflowError: the URL is none, or what answers is neither SGLang nor OpenAI-compatible.
     """
-    base = server_url(url, f"set {KEY} to the key that it wants").removesuffix("/v1").rstrip("/")
-    calls = HttpCalls("the server", base, attempts, backoff_s, ASK_S)
+    base = server_url(url, f"set {key} to the key that it wants").removesuffix("/v1").rstrip("/")
+    calls = HttpCalls("the server", base, attempts, backoff_s, ASK_S, key)
     async with calls.client() as client:
         info: dict[str, Any] = {}
         for path in SGLANG_INFO:
@@ -90,13 +99,13 @@ async def find_endpoint(url: str, attempts: int = ATTEMPTS, backoff_s: float = B
     context = first.get("max_model_len")
     context = context if isinstance(context, int) and context > 0 else None
     if isinstance(info.get("model_path"), str):
-        return Endpoint(base, "sglang", info["model_path"], context)
+        return Endpoint(base, "sglang", info["model_path"], context, key)
     if not isinstance(first.get("id"), str):
         raise MoonflowError(
             f"{base} answers neither {SGLANG_INFO[0]} as SGLang does nor {MODELS} with a model: give the base URL of "
             "an SGLang or OpenAI-compatible server, for example http://127.0.0.1:30000"
         )
-    return Endpoint(base, "chat", first["id"], context)
+    return Endpoint(base, "chat", first["id"], context, key)
 
 
 def server_url(url: str, key: str) -> str:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Mapping
 from typing import Any
 
 import httpx
 
 from model.boundary.errors import MoonflowError, Transient
+from model.rollout.keys import ENGINE_KEY, key_in
 
 DENIED = {401, 403}
 RETRIED = {408, 425, 429, 500, 502, 503, 504}
 ATTEMPTS = 4
 BACKOFF_S = 0.5
 TIMEOUT_S = 600.0
-KEY = "MOONFLOW_ENGINE_KEY"
-"""The environment variable with the key that a server asks for; it is sent as a bearer token."""
 
 
 class Refused(MoonflowError):
@@ -41,6 +39,7 @@ class HttpCalls:
         attempts: how often a call is tried if the host is unreachable, overloaded or failing (5xx).
         backoff_s: seconds before the second attempt; doubled for each further one.
         timeout_s: seconds that one attempt may take.
+        key: the environment variable with its key, which is sent as a bearer token.
     """
 
     def __init__(
@@ -50,16 +49,16 @@ class HttpCalls:
         attempts: int = ATTEMPTS,
         backoff_s: float = BACKOFF_S,
         timeout_s: float = TIMEOUT_S,
+        key: str = ENGINE_KEY,
     ) -> None:
+        """MoonflowError: no HTTP header can hold the key."""
         self.name = f"{engine} at {url.rstrip('/')}"
         self.backoff_s = backoff_s
         self._url = url.rstrip("/")
         self._attempts = attempts
         self._timeout = httpx.Timeout(timeout_s, connect=10.0)
         self._tls = httpx.create_ssl_context()  # once: it reads all certificates, which takes as long as many answers
-        self._key = os.environ.get(KEY, "").strip()
-        if not all("!" <= character <= "~" for character in self._key):
-            raise MoonflowError(f"{KEY} has characters that no HTTP header can hold: set it to the server's key alone")
+        self._variable, self._key = key, key_in(key)
 
     def client(self) -> httpx.AsyncClient:
         """A client for a few calls, to be used as a context manager."""
@@ -71,7 +70,7 @@ class HttpCalls:
 
     def _shown(self, response: httpx.Response, characters: int) -> str:
         """The start of an answer on one line, without the key, which some servers repeat."""
-        text = response.text.replace(self._key, f"<{KEY}>") if self._key else response.text
+        text = response.text.replace(self._key, f"<{self._variable}>") if self._key else response.text
         return " ".join(text[:characters].split())
 
     async def call(self, client: httpx.AsyncClient, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -104,7 +103,8 @@ class HttpCalls:
             if response.status_code >= 400 or not isinstance(answer, dict):
                 told = f"answered HTTP {response.status_code}: {self._shown(response, 300)}"
                 if response.status_code in DENIED:
-                    told += f"; {KEY} {'has another key' if self._key else 'is not set'}: set it to the server's key"
+                    found = "has another key" if self._key else "is not set"
+                    told += f"; {self._variable} {found}: set it to the server's key"
                 raise Refused(f"{self.name}{path} {told}", response.status_code)
             return answer
         tried = f"failed {self._attempts} times, last: {' '.join(failure.split())}"

@@ -18,6 +18,7 @@ from model.codec.image import ImageConfig
 from model.network.batch import GridTHW
 from model.network.vision import media_tokens
 from model.rollout.http_calls import ATTEMPTS, BACKOFF_S, TIMEOUT_S, HttpCalls
+from model.rollout.keys import ENGINE_KEY
 from model.rollout.pictures import pictures
 from model.rollout.protocol import Completion, Request
 from model.rollout.served_weights import told_digests
@@ -42,15 +43,16 @@ class SGLangEngine:
         attempts: int = ATTEMPTS,
         backoff_s: float = BACKOFF_S,
         timeout_s: float = TIMEOUT_S,
+        key: str = ENGINE_KEY,
     ) -> None:
         """
         Args:
             url: base URL, e.g. ``http://rollout:30000``.
             media_pad_id: the tokenizer's ``<|media_pad|>``.
             image_config: the checkpoint's ``media_proc_cfg``; by default the released values.
-            attempts, backoff_s, timeout_s: of calls, see ``model.rollout.http_calls``.
+            attempts, backoff_s, timeout_s, key: of calls, see ``model.rollout.http_calls``.
         """
-        self._calls = HttpCalls("SGLang", url, attempts, backoff_s, timeout_s)
+        self._calls = HttpCalls("SGLang", url, attempts, backoff_s, timeout_s, key)
         self._media_pad_id = media_pad_id
         self._image_config = image_config or ImageConfig()
 

@@ -10,7 +10,7 @@ TEXT = """\
 - **Endpoints** are addresses with commas between. A name with several IPv4 addresses, such as a headless Service,
   stands for a replica at each of them, and is looked up again while the step runs. A Service with a virtual address
   does not do: only one of its pods would get the weights. If the servers want a key, `MOONFLOW_ENGINE_KEY` is set
-  to it.
+  to it, on a cluster in the Secret `moonflow-server-keys`.
 - **Weights**: the step writes a checkpoint in float32 after each round, and `/update_weights_from_disk` makes every
   replica load it. `weights_folder` is a volume that the step and the replicas have under the same path; on one
   machine it can stay empty. The folder is removed at the end of the step. The replicas must have a checkpoint of

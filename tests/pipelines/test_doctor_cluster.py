@@ -57,7 +57,7 @@ def cluster() -> FakeApi:
     there[NAMESPACED]["metadata"]["ownerReferences"] = [{"kind": "Profile", "name": "moonflow"}]
     for crd, version, *_ in CRDS:
         there[f"{CRD}/{crd}"] = {"metadata": {}, "spec": {"versions": [{"name": version, "served": True}]}}
-    for secret in ("moonflow-store", "moonflow-mlflow", "moonflow-git", "moonflow-signing"):
+    for secret in ("moonflow-store", "moonflow-mlflow", "moonflow-server-keys", "moonflow-git", "moonflow-signing"):
         there[f"{NAMESPACED}/secrets/{secret}"] = {"metadata": {"name": secret}, "data": {"key": "dmFsdWU="}}
     for name in ("kfp-launcher", "moonflow-signing-public"):
         there[f"{NAMESPACED}/configmaps/{name}"] = {"metadata": {"name": name}, "data": {}}

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from components.release import signing
+from components.runtime.launcher.body import SERVER_KEYS
 from components.runtime.launcher.placement import Placement
 from components.runtime.steps import STEPS
 from pipelines.compile import compile_ir
@@ -167,10 +168,22 @@ def test_each_key_reaches_only_the_steps_that_need_it(shipped: tuple[Profile, Sp
             assert Path(volume["mountPath"]) == signing.MOUNTED[signing.PUBLIC_KEY].parent
             seen.setdefault(volume["configMapName"], set()).add(step)
     wanted = dict.fromkeys(("moonflow-store", "moonflow-mlflow"), set(profile.steps))
+    if asking := {"joint_rl", "parl", "evaluate", "serve"} & set(profile.steps):
+        wanted["moonflow-server-keys"] = asking
     if "promote" in profile.steps:
         wanted["moonflow-git"] = {"promote", "serve"}
         wanted |= {"moonflow-signing": {"promote"}, "moonflow-signing-public": {"serve"}}
     assert seen == wanted
+
+
+def test_only_joint_rl_gets_the_key_of_a_judge(shipped: tuple[Profile, Spec, Spec]) -> None:
+    profile, _, platform = shipped
+    for step in profile.steps:
+        sources = platform[f"exec-{step.replace('_', '-')}"]["secretAsEnv"]
+        given = [pair for source in sources if source["secretName"] == SERVER_KEYS for pair in source["keyToEnv"]]
+        assert all(pair["secretKey"] == pair["envVar"] for pair in given)
+        names = {"MOONFLOW_ENGINE_KEY", "MOONFLOW_JUDGE_KEY"} if step == "joint_rl" else {"MOONFLOW_ENGINE_KEY"}
+        assert {pair["envVar"] for pair in given} in (set(), names)
 
 
 def test_no_image_is_latest_or_without_a_tag(shipped: tuple[Profile, Spec, Spec]) -> None:

@@ -14,13 +14,14 @@ from model.data.samples.tokenize import tokenize_prompt
 from model.evals.drawn import drawn
 from model.evals.suites import SUITES
 from model.rollout.endpoint import AtMost, Endpoint, find_endpoint
+from model.rollout.keys import ENGINE_KEY, JUDGE_KEY
 from model.rollout.protocol import Completion, Request
 from tests.engine_hosts import ChatHost, Host, SGLangHost
 from tests.tiny_folders import tiny_tokenizer
 
 
-def find(url: str) -> Endpoint:
-    return asyncio.run(find_endpoint(url, attempts=3, backoff_s=0.01))
+def find(url: str, key: str = ENGINE_KEY) -> Endpoint:
+    return asyncio.run(find_endpoint(url, attempts=3, backoff_s=0.01, key=key))
 
 
 def test_sglang_is_told_by_its_own_page_and_asked_by_token_ids() -> None:
@@ -68,17 +69,22 @@ def test_what_is_no_engine_is_told(models: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", [ChatHost, SGLangHost])
-def test_a_server_that_wants_a_key_gets_it(kind: type[Host], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("key", "other"), [(ENGINE_KEY, JUDGE_KEY), (JUDGE_KEY, ENGINE_KEY)])
+def test_a_server_that_wants_a_key_gets_the_one_of_its_variable(
+    kind: type[Host], key: str, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with kind() as host:
         host.key = "right-key"
-        with pytest.raises(MoonflowError, match=r"HTTP 401: .*Unauthorized.*; MOONFLOW_ENGINE_KEY is not set: set it"):
-            find(host.url)
-        monkeypatch.setenv("MOONFLOW_ENGINE_KEY", "other-key")
-        with pytest.raises(MoonflowError, match="MOONFLOW_ENGINE_KEY has another key") as caught:
-            find(host.url)
+        monkeypatch.setenv(other, "right-key")
+        with pytest.raises(MoonflowError, match=rf"HTTP 401: .*Unauthorized.*; {key} is not set: set it"):
+            find(host.url, key)
+        monkeypatch.setenv(key, "other-key")
+        with pytest.raises(MoonflowError, match=f"Unauthorized Bearer <{key}>.*; {key} has another key") as caught:
+            find(host.url, key)
         assert "other-key" not in str(caught.value)
-        monkeypatch.setenv("MOONFLOW_ENGINE_KEY", "right-key\n")
-        engine = find(host.url).engine(tiny_tokenizer(), ImageConfig())
+        monkeypatch.setenv(key, "right-key\n")
+        monkeypatch.setenv(other, "other-key")
+        engine = find(host.url, key).engine(tiny_tokenizer(), ImageConfig())
         prompt = tokenize_prompt(drawn(SUITES["fact_qa"], 2, 0)[0], tiny_tokenizer(), ImageConfig())
         asyncio.run(engine.generate([Request(prompt.input_ids.tolist(), max_new_tokens=1)]))
         assert len(host.seen) == 1

@@ -13,8 +13,10 @@ from typing import Any
 
 from components.runtime.launcher.placement import Placement
 from components.runtime.launcher.work import WORKER, StepWork, torchrun
+from components.runtime.steps import config_class
 from components.runtime.tracking import tracker as tracking
 from model.boundary.errors import MoonflowError
+from model.rollout.keys import ENGINE_KEY, JUDGE_KEY
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 NODE = "node"  # the runtime's replicated job and its container
@@ -39,6 +41,9 @@ SECRETS: dict[str, tuple[str, ...]] = {
 }
 """What every task and every job is given of which Secret, where it is there: a pod identity may stand in for the keys
 of the store, and an MLflow within the cluster may ask for none."""
+SERVER_KEYS = "moonflow-server-keys"
+"""The Secret with the keys of the servers that steps ask: SGLang replicas, and a judge."""
+_KEY_OF = {"endpoints": ENGINE_KEY, "judge": JUDGE_KEY}  # a parameter that names servers -> the variable of their key
 # Set by Kubeflow's MLflow plugin in the step's own pod: the training must report to the same run.
 _PASSED_ON = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID")
 # A name is also the stem of its pods' names and host names: 23 characters are left for `-node-0-<index>-<5 random>`.
@@ -60,6 +65,16 @@ def run_label() -> dict[str, str]:
     """
     run = os.environ.get("KFP_RUN_ID", "")
     return {RUN: run} if run else {}
+
+
+def secrets(step: str) -> dict[str, tuple[str, ...]]:
+    """What a step's task and job are given of which Secret: SECRETS, and the keys of servers that its parameters name.
+
+    MoonflowError if there is no such step.
+    """
+    fields = config_class(step).model_fields
+    keys = tuple(key for name, key in _KEY_OF.items() if name in fields)
+    return SECRETS | ({SERVER_KEYS: keys} if keys else {})
 
 
 def train_job(
@@ -115,7 +130,7 @@ def _environment(work: StepWork) -> list[dict[str, Any]]:
     plain = work.environment | {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)}
     rows: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in plain.items()]
     sources: list[tuple[tuple[str, ...], str, str]] = [(SETTINGS, "configMapKeyRef", CONFIG_MAP)]
-    sources += [(names, "secretKeyRef", secret) for secret, names in SECRETS.items()]
+    sources += [(names, "secretKeyRef", secret) for secret, names in secrets(work.step).items()]
     for names, kind, source in sources:
         # Optional key by key: plain S3 needs no endpoint and a pod identity no keys. A step says which one it misses.
         rows += [

@@ -55,10 +55,27 @@ def test_a_server_judges_and_both_parts_are_logged(inputs: dict[str, str], tmp_p
     }  # fmt: skip
 
 
+def test_a_judges_server_gets_its_own_key_and_never_that_of_the_replicas(
+    inputs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOONFLOW_ENGINE_KEY", "of-the-replicas")
+    monkeypatch.setenv("MOONFLOW_JUDGE_KEY", "of-the-judge")
+    script = Script(lambda body: say("yes"))
+    with chatting(script) as url:
+        row, _ = run(tmp_path, inputs, tasks=f"{HERE}:Rubrics=1", judge=url)
+    assert row["reward/judge"] == 1.0 and set(script.keys) == {"Bearer of-the-judge"} and len(script.keys) > 4
+
+
 def test_a_judge_without_rubrics_is_warned_of(inputs: dict[str, str], tmp_path: Path) -> None:
     row, services = run(tmp_path, inputs, max_new_tokens=16, judge="parent")
     assert services.warnings == ["judge parent has nothing to judge: no task that is asked has a rubric"]
     assert row["reward/verifiable"] == row["reward/mean"]
+
+
+def test_a_password_in_the_judges_address_is_refused_and_told_where_its_key_goes() -> None:
+    with pytest.raises(MoonflowError, match="set MOONFLOW_JUDGE_KEY to its key") as caught:
+        Config.parse({"judge": "https://me:secret@judge.example"}, "step joint_rl")  # pragma: allowlist secret
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("judge", ["runs/tiny", "http://judge:1/?key=x", "https://", "Parent"])

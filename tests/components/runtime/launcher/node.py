@@ -94,7 +94,8 @@ class Node:
                 values[row["name"]] = row["value"]
                 continue
             source = row["valueFrom"].get("configMapKeyRef") or row["valueFrom"]["secretKeyRef"]
-            assert source["optional"] and source["name"] in {"moonflow", "moonflow-store", "moonflow-mlflow"}
+            known = {"moonflow", "moonflow-store", "moonflow-mlflow", "moonflow-server-keys"}
+            assert source["optional"] and source["name"] in known
             if source["key"] in self.settings:
                 values[row["name"]] = self.settings[source["key"]]
         return values

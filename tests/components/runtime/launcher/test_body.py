@@ -141,6 +141,22 @@ def test_secrets_are_references_and_settings_come_from_the_config_map(monkeypatc
     assert env["MLFLOW_RUN_ID"]["value"] == "abc" and env["MOONFLOW_STEP"]["value"] == "parl"
 
 
+@pytest.mark.parametrize(("step", "keys"), [
+    ("joint_rl", ["MOONFLOW_ENGINE_KEY", "MOONFLOW_JUDGE_KEY"]), ("parl", ["MOONFLOW_ENGINE_KEY"]), ("mid_train", []),
+])  # fmt: skip
+def test_a_job_gets_the_keys_of_the_servers_that_its_step_may_ask(
+    step: str, keys: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in keys:
+        monkeypatch.setenv(name, "hunter2")
+    body = made(SMALL, step=step)
+    ours = ("MOONFLOW_ENGINE_KEY", "MOONFLOW_JUDGE_KEY")
+    rows = [row for row in body["spec"]["trainer"]["env"] if row["name"] in ours]
+    reference = {"name": "moonflow-server-keys", "optional": True}
+    assert rows == [{"name": key, "valueFrom": {"secretKeyRef": {**reference, "key": key}}} for key in keys]
+    assert "hunter2" not in str(body)
+
+
 def test_a_job_carries_the_pipeline_run_that_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KFP_RUN_ID", raising=False)
     assert RUN not in made(SMALL)["metadata"]["labels"]
