@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
+
+import httpx
 
 from model.boundary.errors import MoonflowError
 from model.codec.chat import call_id
@@ -20,13 +23,17 @@ from model.codec.chat_reading import ReadChat, read_chat
 from model.codec.image import ImageConfig
 from model.codec.tokenizer import SPECIALS, Tokenizer
 from model.codec.tools import TOOLS
-from model.rollout.http_calls import ATTEMPTS, BACKOFF_S, TIMEOUT_S, HttpCalls
+from model.rollout.http_calls import ATTEMPTS, BACKOFF_S, TIMEOUT_S, HttpCalls, Refused
 from model.rollout.keys import ENGINE_KEY
 from model.rollout.pictures import pictures
 from model.rollout.protocol import Completion, Request
 
+log = logging.getLogger(__name__)
+
 PATH = "/v1/chat/completions"
 UNKNOWN_LOGPROB = 0.0
+MODE = "chat_template_kwargs"  # a field of vLLM and SGLang, not of OpenAI's API
+UNKNOWN_FIELD = {400, 422}  # how servers that take no other fields refuse one: as OpenAI's, or as FastAPI's
 # What a server could not parse it shows as text; "[PAD]" and the like are too common in texts to mean a token.
 _SPECIAL = re.compile("(" + "|".join(re.escape(name) for name in SPECIALS if name.startswith("<")) + ")")
 
@@ -34,9 +41,10 @@ _SPECIAL = re.compile("(" + "|".join(re.escape(name) for name in SPECIALS if nam
 class ChatEngine:
     """A ``model.rollout.protocol.RolloutEngine`` on a server that takes messages.
 
-    The server must hold the same checkpoint, and take the mode, instant or thinking, from ``chat_template_kwargs``. It
-    returns thinking as ``reasoning_content``, or in the content up to ``</think>``. It ends an answer by itself at the
-    end of the turn; other stop tokens cannot be given.
+    The server must hold the same checkpoint, and take the mode, instant or thinking, from ``chat_template_kwargs``. If
+    it refuses that field, it is asked without from then on, and answers in the mode that it has. It returns thinking
+    as ``reasoning_content``, or in the content up to ``</think>``. It ends an answer by itself at the end of the turn;
+    other stop tokens cannot be given.
     """
 
     def __init__(
@@ -61,6 +69,7 @@ class ChatEngine:
         self._model = model
         self._tokenizer = tokenizer
         self._image_config = image_config or ImageConfig()
+        self._takes_mode = True  # until it refuses the field
 
     async def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """The completions of ``requests``, in their order; log-probs are UNKNOWN_LOGPROB.
@@ -74,7 +83,7 @@ class ChatEngine:
         """
         bodies = [self._body(request) for request in requests]
         async with self._calls.client() as client:
-            calls = [asyncio.create_task(self._calls.call(client, PATH, body)) for body, _ in bodies]
+            calls = [asyncio.create_task(self._asked(client, body)) for body, _ in bodies]
             try:
                 answers = await asyncio.gather(*calls)
             finally:
@@ -89,6 +98,24 @@ class ChatEngine:
         """MoonflowError: such a server cannot be told to load other weights."""
         raise MoonflowError(f"{self._calls.name} cannot load {checkpoint}: start it with that checkpoint")
 
+    async def _asked(self, client: httpx.AsyncClient, body: dict[str, Any]) -> dict[str, Any]:
+        """The server's answer. One that refuses the mode's field is asked again without it, and never gets it again.
+
+        Only an answer without it shows that it was the reason: some servers repeat the request in any error.
+        """
+        plain = {name: value for name, value in body.items() if name != MODE}
+        if self._takes_mode:
+            try:
+                return await self._calls.call(client, PATH, body)
+            except Refused as refused:
+                if refused.status not in UNKNOWN_FIELD or MODE not in refused.answer:
+                    raise
+        answer = await self._calls.call(client, PATH, plain)
+        if self._takes_mode:
+            self._takes_mode = False
+            log.warning("%s refuses %s: it is asked without, and thinks or not as it is set up", self._calls.name, MODE)
+        return answer
+
     def _body(self, request: Request) -> tuple[dict[str, Any], ReadChat]:
         """The request in OpenAI's terms, and the conversation that it continues."""
         chat = read_chat(request.input_ids, self._tokenizer)
@@ -100,7 +127,7 @@ class ChatEngine:
             "temperature": 0.0 if request.greedy else request.temperature,
             "top_p": request.top_p,
             "seed": request.seed,
-            "chat_template_kwargs": {"thinking": chat.thinking},
+            MODE: {"thinking": chat.thinking},
         }
         if chat.tools:
             body["tools"] = [TOOLS[name].declaration for name in chat.tools]

@@ -23,11 +23,12 @@ class Refused(MoonflowError):
 
     Attributes:
         status: of the HTTP response; 200 if the answer is no JSON object.
+        answer: its text, without the key, which some servers repeat.
     """
 
-    def __init__(self, message: str, status: int) -> None:
+    def __init__(self, message: str, status: int, answer: str) -> None:
         super().__init__(message)
-        self.status = status
+        self.status, self.answer = status, answer
 
 
 class HttpCalls:
@@ -68,10 +69,13 @@ class HttpCalls:
             base_url=self._url, timeout=self._timeout, limits=unlimited, headers=headers, verify=self._tls
         )
 
+    def _text(self, response: httpx.Response) -> str:
+        """An answer without the key."""
+        return response.text.replace(self._key, f"<{self._variable}>") if self._key else response.text
+
     def _shown(self, response: httpx.Response, characters: int) -> str:
-        """The start of an answer on one line, without the key, which some servers repeat."""
-        text = response.text.replace(self._key, f"<{self._variable}>") if self._key else response.text
-        return " ".join(text[:characters].split())
+        """The start of an answer on one line, without the key."""
+        return " ".join(self._text(response)[:characters].split())
 
     async def call(self, client: httpx.AsyncClient, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The object that the engine answers: to a POST of ``body``, without one to a GET.
@@ -105,7 +109,7 @@ class HttpCalls:
                 if response.status_code in DENIED:
                     found = "has another key" if self._key else "is not set"
                     told += f"; {self._variable} {found}: set it to the server's key"
-                raise Refused(f"{self.name}{path} {told}", response.status_code)
+                raise Refused(f"{self.name}{path} {told}", response.status_code, self._text(response))
             return answer
         tried = f"failed {self._attempts} times, last: {' '.join(failure.split())}"
         raise (MoonflowError if reached else Transient)(f"{self.name}{path} {tried}; is it running?")

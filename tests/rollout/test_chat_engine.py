@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -149,6 +150,47 @@ def test_overload_is_retried_and_then_told(host: ChatHost) -> None:
     with pytest.raises(MoonflowError, match="failed 4 times, last: HTTP 503") as told:
         complete(host, prompt_of("fact_qa"))
     assert len(host.seen) == 7 and not isinstance(told.value, Unavailable)
+
+
+def strict(host: ChatHost, status: int) -> None:
+    """Let the host refuse every field that OpenAI's API does not have, as strict servers do: by its name."""
+    known = {"model", "messages", "max_tokens", "temperature", "top_p", "seed", "tools"}
+
+    def answer(path: str, body: Any) -> tuple[int, Any]:
+        for name in body.keys() - known:
+            return status, {"error": {"message": f"Unrecognized request argument supplied: {name}"}}
+        return ChatHost.answer(host, path, body)
+
+    host.answer = answer  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_server_that_refuses_the_field_of_the_mode_never_gets_it_again(
+    host: ChatHost, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    strict(host, status)
+    with caplog.at_level(logging.WARNING, "model.rollout.chat_engine"):
+        asking, requests = engine(host), [prompt_of("fact_qa", number) for number in range(3)]
+        first = asyncio.run(asking.generate(requests))
+        assert [completion.finish_reason for completion in first] == ["stop"] * 3
+        sent = len(host.seen)
+        assert 4 <= sent <= 6, "each is asked again once, unless it was known before"
+        asyncio.run(asking.generate(requests))
+    assert len(host.seen) == sent + 3
+    assert all("chat_template_kwargs" not in body for _, body in host.seen[sent:])
+    (line,) = caplog.messages
+    assert line.startswith(f"the server at {host.url} refuses chat_template_kwargs: it is asked without")
+
+
+def test_another_refusal_does_not_cost_the_mode(host: ChatHost, caplog: pytest.LogCaptureFixture) -> None:
+    """Some servers repeat the request in their error: without the field, it is refused as well."""
+    echo = (400, {"error": {"message": "too long", "request": {"chat_template_kwargs": {}}}})
+    host.script = [echo, (400, {"error": {"message": "too long", "request": {}}})]
+    asking = engine(host)
+    with pytest.raises(MoonflowError, match="HTTP 400: .*too long"):
+        asyncio.run(asking.generate([prompt_of("fact_qa")]))
+    asyncio.run(asking.generate([prompt_of("fact_qa")]))
+    assert ["chat_template_kwargs" in body for _, body in host.seen] == [True, False, True] and not caplog.messages
 
 
 @pytest.mark.parametrize(("status", "body", "told"), [
