@@ -93,7 +93,7 @@ def test_a_cluster_with_all_that_a_run_needs_is_ready(
 def test_values_of_secrets_are_not_asked_for(cluster: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told(cluster, tmp_path, monkeypatch)
     secrets = {at: accept for at, accept in cluster.accepted.items() if "/secrets/" in at}
-    assert len(secrets) == 4 and all("as=PartialObjectMetadata" in accept for accept in secrets.values())
+    assert len(secrets) == 5 and all("as=PartialObjectMetadata" in accept for accept in secrets.values())
 
 
 def resources(c: FakeApi) -> None:

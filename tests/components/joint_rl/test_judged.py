@@ -72,10 +72,9 @@ def test_a_judge_without_rubrics_is_warned_of(inputs: dict[str, str], tmp_path: 
     assert row["reward/verifiable"] == row["reward/mean"]
 
 
-def test_a_password_in_the_judges_address_is_refused_and_told_where_its_key_goes() -> None:
-    with pytest.raises(MoonflowError, match="set MOONFLOW_JUDGE_KEY to its key") as caught:
-        Config.parse({"judge": "https://me:secret@judge.example"}, "step joint_rl")  # pragma: allowlist secret
-    assert "secret" not in str(caught.value)
+def test_a_user_in_the_judges_address_is_refused_and_told_where_its_key_goes() -> None:
+    with pytest.raises(MoonflowError, match="set MOONFLOW_JUDGE_KEY to its key"):
+        Config.parse({"judge": "https://me@judge.example"}, "step joint_rl")
 
 
 @pytest.mark.parametrize("judge", ["runs/tiny", "http://judge:1/?key=x", "https://", "Parent"])
