@@ -10,11 +10,11 @@ from components.ablation.curves import curves
 from components.ablation.fusion.arms import ARMS, COLUMNS
 from components.ablation.fusion.comparison import MEASURES, STEP, Event
 from components.ablation.fusion.table import rows, sentences
-from components.runtime.pages import template
+from components.ablation.page import render_page
 from components.runtime.pages.charts import Points, line_chart
 
 _PAGE = Path(__file__).with_name("fusion.html")
-TONES = {"early is better": "yes", "early is worse": "no"}
+VERDICT_TONES = {"early is better": "yes", "early is worse": "no"}
 
 
 def render(found: Mapping[str, Any], events: Mapping[str, Sequence[Event]], extra: Mapping[str, Any]) -> str:
@@ -33,17 +33,14 @@ def render(found: Mapping[str, Any], events: Mapping[str, Sequence[Event]], extr
         ("Training loss, text", "mean over the batch's text targets", curves(events, STEP, ARMS, "loss/text")),
         ("Training loss, vision", "from where vision begins", curves(events, STEP, ARMS, "loss/vision")),
     )
-    drawn = [(title, note, _drawing(series)) for title, note, series in charts]
-    return template.render(
+    return render_page(
         _PAGE,
-        title=extra.get("run_id", "run"),
-        error=extra.get("error", ""),
-        warnings=extra.get("warnings", ()),
-        columns=[column.name for column in COLUMNS],
-        tables=[(f"{title[0].upper()}{title[1:]}", rows(found, measure)) for measure, title in MEASURES.items()],
-        tones=TONES,
-        charts=[chart for chart in drawn if chart[2]],
+        extra,
         sentences=sentences(found),
+        charts=[(title, note, _drawing(series)) for title, note, series in charts],
+        columns=[column.name for column in COLUMNS],
+        measures=[(f"{title[0].upper()}{title[1:]}", rows(found, measure)) for measure, title in MEASURES.items()],
+        verdict_tones=VERDICT_TONES,
     )
 
 

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from components.ablation.claim import TONES
+from components.ablation.page import render_page
 from components.ablation.sft.claims import claims
 from components.ablation.sft.table import sentences, tables
-from components.runtime.pages import template
 
 _PAGE = Path(__file__).with_name("sft.html")
 
@@ -24,15 +23,4 @@ def render(
         events: not used; the page of every ablation is given them.
         extra: any of ``run_id``, ``error`` (why the run ended early) and ``warnings``.
     """
-    verdicts = claims(found)
-    told = {str(claim) for claim in verdicts}
-    return template.render(
-        _PAGE,
-        title=extra.get("run_id", "run"),
-        error=extra.get("error", ""),
-        warnings=extra.get("warnings", ()),
-        claims=verdicts,
-        tones=TONES,
-        tables=tables(found),
-        sentences=[line for line in sentences(found) if line not in told],
-    )
+    return render_page(_PAGE, extra, claims=claims(found), tables=tables(found), sentences=sentences(found))

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from components.ablation.claim import TONES
 from components.ablation.curves import Events, curves
+from components.ablation.page import render_page
 from components.ablation.swarm.arms import ARMS, TRAINED
 from components.ablation.swarm.claims import claims
 from components.ablation.swarm.comparison import STEP
 from components.ablation.swarm.table import WAYS, sentences, tables
-from components.runtime.pages import template
 from components.runtime.pages.charts import Points, line_chart
 from model.swarm.ways import SINGLE
 
@@ -28,8 +27,6 @@ def render(found: Mapping[str, Any], events: Events, extra: Mapping[str, Any]) -
         events: task name -> rows of its ``metrics.jsonl``.
         extra: any of ``run_id``, ``error`` (why the run ended early) and ``warnings``.
     """
-    verdicts = claims(found)
-    told = {str(claim) for claim in verdicts}
     charts = [
         *((title, f"the arm {drawn_arm(found)}, means over seeds",
            line_chart(by_parts(found, measure), x_label="N", y_label=unit))
@@ -45,16 +42,8 @@ def render(found: Mapping[str, Any], events: Events, extra: Mapping[str, Any]) -
               ("Finished subtasks", "reward/finish", "share of the subtasks"),
           )),
     ]  # fmt: skip
-    return template.render(
-        _PAGE,
-        title=extra.get("run_id", "run"),
-        error=extra.get("error", ""),
-        warnings=extra.get("warnings", ()),
-        claims=verdicts,
-        tones=TONES,
-        charts=[chart for chart in charts if chart[2]],
-        tables=tables(found),
-        sentences=[line for line in sentences(found) if line not in told],
+    return render_page(
+        _PAGE, extra, claims=claims(found), tables=tables(found), charts=charts, sentences=sentences(found)
     )
 
 

@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from components.ablation.claim import TONES
 from components.ablation.curves import Events, curves
+from components.ablation.page import render_page
 from components.ablation.toggle.arms import ARMS
 from components.ablation.toggle.claims import claims
 from components.ablation.toggle.comparison import STEP
 from components.ablation.toggle.table import sentences, tables
-from components.runtime.pages import template
 from components.runtime.pages.charts import line_chart
 
 _PAGE = Path(__file__).with_name("toggle.html")
@@ -31,20 +30,10 @@ def render(found: Mapping[str, Any], events: Events, extra: Mapping[str, Any]) -
         events: task name -> rows of its ``metrics.jsonl``.
         extra: any of ``run_id``, ``error`` (why the run ended early) and ``warnings``.
     """
-    verdicts = claims(found)
-    told = {str(claim) for claim in verdicts}
     charts = [
         (title, note, line_chart(curves(events, STEP, ARMS, metric), x_label="round", y_label=unit))
         for title, note, metric, unit in CURVES
     ]
-    return template.render(
-        _PAGE,
-        title=extra.get("run_id", "run"),
-        error=extra.get("error", ""),
-        warnings=extra.get("warnings", ()),
-        claims=verdicts,
-        tones=TONES,
-        tables=tables(found),
-        charts=[chart for chart in charts if chart[2]],
-        sentences=[line for line in sentences(found) if line not in told],
+    return render_page(
+        _PAGE, extra, claims=claims(found), tables=tables(found), charts=charts, sentences=sentences(found)
     )

@@ -1,7 +1,7 @@
 """HTML from template files (jinja2), in which every value is escaped.
 
-A template lies next to the Python file that fills it. What pages share lies in this folder, and templates extend,
-import or include it by its file name.
+A template lies next to the Python file that fills it. Templates extend, import or include others by their file names:
+those of their own folder, of the folder above it, and of this one, where what all pages share lies.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def render(template: Path, **values: Any) -> Markup:
 @cache
 def _environment(folder: Path) -> Environment:
     environment = Environment(
-        loader=FileSystemLoader([folder, SHARED]),
+        loader=FileSystemLoader([folder, folder.parent, SHARED]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
