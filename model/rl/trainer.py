@@ -1,7 +1,10 @@
 """The RL loop: roll out, reward, learn, publish the weights, save (source: K2.5 paper).
 
-Joint RL and PARL are this loop with different rollouts and rewards. Everything random is derived from (seed, iteration,
-prompt, sample), so the state to resume from is the iteration, the optimizer and Toggle's budgets.
+Joint RL and PARL are this loop with different rollouts and rewards. Everything random in a round is derived from (seed,
+iteration, prompt, sample), so no generator's state is saved. A checkpoint has the weights, the optimizer's state, the
+iteration with the tokens and failed episodes until then, what the spike guard has seen, and, where they are used,
+Toggle's budgets, what was asked of and failed in a user's tasks, the position in the pre-training data and the kept
+successes.
 
 Several ranks divide the episodes of a round, tell each other, and divide the rows into which all of them are packed:
 groups, budgets and failures are the same on every rank.

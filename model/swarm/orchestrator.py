@@ -187,11 +187,11 @@ async def run_swarm_episode(
     Raises:
         Unavailable: something that all episodes need is gone.
     """
-    begun, recorder, helping = time.perf_counter(), Recorder(), agent_tools(sample, "single")
+    begun, recorder, sub_agent_tools = time.perf_counter(), Recorder(), agent_tools(sample, "single")
     system, question = question_of(sample)
     leader = "orchestrator" if mode in ("swarm", "must_delegate") else "agent"
     main = recorder.agent(leader, system_prompt=system, task=question)
-    done = Swarm(CriticalSteps(limits.critical_steps), limits.sub_agent_steps, recorder, Recording(main))
+    swarm = Swarm(CriticalSteps(limits.critical_steps), limits.sub_agent_steps, recorder, Recording(main))
     sample = replace(sample, tools=agent_tools(sample, mode))
 
     async def played() -> Episode:
@@ -199,34 +199,34 @@ async def run_swarm_episode(
         keeper = ContextKeeper(mode, prompt, tokenizer, limits.max_tokens)
         async with toolset.episode(sample, image_config) as tools:
             orchestrator = _Orchestrator(
-                sub_engine, tokenizer, sample, toolset, tools, helping, limits, temperature, seed, done
+                sub_engine, tokenizer, sample, toolset, tools, sub_agent_tools, limits, temperature, seed, swarm
             )
             episode = await converse(
-                RecordedEngine(engine, tokenizer, done.main), tokenizer, prompt, keeper.watched(orchestrator.respond),
+                RecordedEngine(engine, tokenizer, swarm.main), tokenizer, prompt, keeper.watched(orchestrator.respond),
                 max_turns=limits.critical_steps + 1, max_new_tokens=limits.max_new_tokens,
                 max_tokens=limits.max_tokens, temperature=temperature, seed=seed, shorten=keeper.shorten,
             )  # fmt: skip
-        done.ended(episode.turns)
-        figures = done.figures | _sizes(done, keeper, episode, sample) | {SECONDS: time.perf_counter() - begun}
-        episode = replace(episode, metrics=episode.metrics | figures, lost=done.failure)
+        swarm.ended(episode.turns)
+        figures = swarm.figures | _sizes(swarm, keeper, episode, sample) | {SECONDS: time.perf_counter() - begun}
+        episode = replace(episode, metrics=episode.metrics | figures, lost=swarm.failure)
         return await score(episode, sample, toolset)
 
     episode = await attempt(played(), sample)
     main.ended(episode.finish_reason, episode.failure if episode.finish_reason == FAILED else "")
     trace = recorder.trace(
         about={"task": f"{sample.family}/{sample.key}"}, question=question, answer=episode.response,
-        expected=expected_of(sample.answer), outcome=episode.finish_reason, failure=episode.failure or done.failure,
-        reward=episode.reward, parts=reward_parts(done.figures),
-        critical_steps=done.steps.spent, budget=limits.critical_steps,
+        expected=expected_of(sample.answer), outcome=episode.finish_reason, failure=episode.failure or swarm.failure,
+        reward=episode.reward, parts=reward_parts(swarm.figures),
+        critical_steps=swarm.steps.spent, budget=limits.critical_steps,
     )  # fmt: skip
     return SwarmEpisode(**vars(episode), trace=trace)
 
 
-def _sizes(done: Swarm, keeper: ContextKeeper, episode: Episode, sample: Sample) -> dict[str, float]:
+def _sizes(swarm: Swarm, keeper: ContextKeeper, episode: Episode, sample: Sample) -> dict[str, float]:
     """What the contexts of an episode held, and into how many parts its task falls."""
     keeper.note_size(episode.policy_mask)
     figures = {
-        "context_tokens": float(max(keeper.largest, done.largest_sub)),
-        "total_tokens": float(keeper.dropped + len(episode.input_ids) + done.sub_tokens),
+        "context_tokens": float(max(keeper.largest, swarm.largest_sub)),
+        "total_tokens": float(keeper.dropped + len(episode.input_ids) + swarm.sub_tokens),
     }
     return figures | ({PARTS: float(sample.environment[PARTS])} if PARTS in sample.environment else {})

@@ -188,7 +188,7 @@ def travel(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--width", type=int, default=5, help="times the tiny preset's")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")

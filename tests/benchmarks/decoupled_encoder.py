@@ -18,6 +18,7 @@ script prints vision's share of all floating-point operations, the second forwar
     .venv/bin/python tests/benchmarks/decoupled_encoder.py [--json] [--tower paper] [--repeats 5]
 
 Throughputs are medians over repeats whose order alternates; ratios are medians of the repeats' own ratios to text.
+Expect a few minutes on two idle CPU cores.
 """
 
 from __future__ import annotations

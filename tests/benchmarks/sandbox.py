@@ -11,7 +11,7 @@ should not.
 
 If this user is not root, only the two cases of this user are tried, and the others are reported as not measured.
 ``executions_per_s`` counts cells in one warm session, ``sessions_per_s`` sessions with one cell each, one after the
-other, with all layers of isolation that the machine has.
+other, with all layers of isolation that the machine has. Expect a few minutes on two idle CPU cores.
 """
 
 from __future__ import annotations

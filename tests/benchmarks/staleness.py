@@ -9,7 +9,7 @@ no processor. The waits of a round are as long as an update by default, which is
 with ``--wait`` they are longer or shorter. So ``wall_ratio`` says what the overlap saves of the time of a round, and
 nothing of a real SGLang, of the embedded engine, or of what the policy learns.
 
-The sides take turns; medians count. A minute on two idle CPU cores.
+The sides take turns; medians count. Expect a minute on two idle CPU cores.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def run(replica: SGLangReplica, tokenizer: Tokenizer, folder: Path, rounds: int,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--wait", type=float, default=0.0, help="seconds that a round waits; 0 = those of an update")
     parser.add_argument("--repeats", type=int, default=3)

@@ -5,6 +5,7 @@
 A checkpoint is a folder, a run's folder or an address, as for ``moonflow evaluate``: one that has learned the mixture
 ``thinking``. It answers held-out problems of the families ``free_arithmetic`` and ``free_reading``, greedily. About
 half of them have a wording of training, the others the one that is held out; numbers and words are new in both.
+Expect about a minute for the preset tiny on two idle CPU cores.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """What a task of the world costs one agent and a swarm, by family and number of parts: calls, steps, tokens, seconds.
 
-``python tests/benchmarks/world_cost.py [--json] [--tokenizer FOLDER]``; about one CPU minute. The agents are scripted,
-make no mistake and think nothing, so real models need more. Critical steps are counted as in an episode: a turn of the
-orchestrator is one, a group of assignments as many as its slowest sub-agent has turns.
+    python tests/benchmarks/world_cost.py [--json] [--tokenizer FOLDER]
+
+The agents are scripted, make no mistake and think nothing, so real models need more. Critical steps are counted as in
+an episode: a turn of the orchestrator is one, a group of assignments as many as its slowest sub-agent has turns. Expect
+about one minute on one CPU core.
 
 Seconds are those of the tools alone: every call really takes ``--latency`` seconds; one agent's calls follow each
 other, those of sub-agents overlap. ``latency_ratio`` is one agent's time by the swarm's, in wide searches of 16 parts.
