@@ -10,8 +10,8 @@ MuonClip, as in training. The sides take turns; medians count.
 ``mfu`` is the FLOP/s that forward and backward need (three times the forward's, ``model.plan.flops``), divided by the
 dense bfloat16 peak of the data sheet; ``product_tflops`` is what one large product reaches here. ``busy`` is the time
 in which kernels run divided by the time of our step; ``grouped_share`` and ``attention_share`` are the shares of this
-time that the grouped products of the experts and the fused attention take. Without a GPU nothing is measured. Expect minutes
-on a GPU; it was not timed on one yet.
+time that the grouped products of the experts and the fused attention take. Without a GPU nothing is measured.
+Expect some minutes on a GPU; this was not timed on one yet.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ A checkpoint is a folder, a run's folder or an address, as for ``moonflow evalua
 the tasks are played, and what the figures of the last line under ``--json`` mean. ``--untrained`` adds the swarm and
 the single agents of another checkpoint. Every call of a tool really takes ``--latency`` seconds. ``--scripted`` has
 scripted agents on both sides, which make no mistake: an upper bound of what the world, the window and the budget
-allow, and no trained model. Expect some minutes with ``--scripted``, and tens of minutes with a checkpoint of the preset
-tiny, on two idle CPU cores.
+allow, and no trained model. Expect some minutes with ``--scripted``, and tens of minutes with a checkpoint of the
+preset tiny, on two idle CPU cores.
 """
 
 from __future__ import annotations
