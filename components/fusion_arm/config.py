@@ -8,10 +8,10 @@ from typing import ClassVar
 from pydantic import Field
 
 from components.ablation.fusion.arms import cells
-from components.runtime.config import HIGHEST_RATE, EpisodesConfig, Preset
+from components.runtime.config import HIGHEST_RATE, EpisodesConfig, Preset, ProductsConfig
 
 
-class Config(EpisodesConfig):
+class Config(ProductsConfig, EpisodesConfig):
     looped: ClassVar[tuple[str, ...]] = ("arm", "seed")
 
     @classmethod
@@ -39,12 +39,6 @@ class Config(EpisodesConfig):
     )
     tokens_per_row: int = Field(256, ge=64, description="sequence length in tokens (source: ours)")
     rows: int = Field(8, ge=1, description="sequences per optimizer step (source: ours)")
-    products: str = Field(
-        "bfloat16",
-        pattern="^(float32|bfloat16)$",
-        description="precision of matrix products: float32, or bfloat16 unless the CPU has no instructions for it; "
-        "weights are float32 (source: ours)",
-    )
     checkpoint_every: int = Field(
         300, ge=0, description="optimizer steps between saved states; 0 = only at the end (source: ours)"
     )

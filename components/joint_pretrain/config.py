@@ -24,12 +24,6 @@ class Config(MixtureConfig):
     learning_rate: float = Field(6e-3, gt=0, le=HIGHEST_RATE, description="peak learning rate (source: ours)")
     tokens_per_row: int = Field(256, ge=64, description="sequence length in tokens (source: K2.5 Table 3 has 4096)")
     rows: int = Field(16, ge=1, description="sequences per optimizer step (source: ours)")
-    products: str = Field(
-        "bfloat16",
-        pattern="^(float32|bfloat16)$",
-        description="precision of matrix products: float32, or bfloat16 unless the CPU has no instructions for it; "
-        "weights are float32 (source: ours)",
-    )
     checkpoint_every: int = Field(
         250, ge=0, description="optimizer steps between saved states; 0 = only at the end (source: ours)"
     )

@@ -7,7 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from components.runtime.config import HIGHEST_RATE, RLConfig, TaskShares
+from components.runtime.config import HIGHEST_RATE, RLConfig
 from components.runtime.store.address import Address
 from model.boundary.errors import MoonflowError, did_you_mean
 from model.data.samples.sample import MODALITIES
@@ -53,12 +53,6 @@ class Config(RLConfig):
         description="modalities of the tasks, from text, image and video, with commas and no blanks between "
         "(source: ours)",
     )
-    tasks: TaskShares = Field(
-        "",
-        description="tasks of your own package, as module:name=share with commas between: the share of the prompts "
-        "that each of them has, 1 in sum for your tasks alone; empty = none; model/rl/tasks/README.md writes one "
-        "(source: ours)",
-    )
     judge: Annotated[str, AfterValidator(_judge)] = Field(
         "",
         description="model that scores right answers to tasks with rubrics, on top of the verifiable reward: the "
@@ -75,18 +69,6 @@ class Config(RLConfig):
         pattern="^(several|one)$",
         description="rubric of an episode: several, one of its task's alternatives, drawn by the episode's seed, or "
         "one, always the first, which a policy can farm (source: K2.5's alternative rubrics; the draw is ours)",
-    )
-    ptx_weight: float = Field(
-        0.5,
-        ge=0,
-        description="weight of the pre-training loss, added to the policy's loss; 0 = none (source: K2; value ours)",
-    )
-    ptx_rows: int = Field(1, ge=1, description="full rows of pre-training data per gradient step (source: ours)")
-    expert_precision: str = Field(
-        "full",
-        pattern="^(full|int4)$",
-        description="precision of the routed experts in rollouts and training: full, as they are, or int4, rounded "
-        "as an INT4 export rounds them (source: K2-Thinking's post-training; default ours)",
     )
     kept_successes: int = Field(
         0,

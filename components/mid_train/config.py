@@ -34,12 +34,6 @@ class Config(MixtureConfig):
         description="sequences per optimizer step at the longest context; shorter contexts get as many tokens "
         "(source: ours)",
     )
-    products: str = Field(
-        "bfloat16",
-        pattern="^(float32|bfloat16)$",
-        description="precision of matrix products: float32, or bfloat16 unless the CPU has no instructions for it; "
-        "weights are float32 (source: ours)",
-    )
     checkpoint_every: int = Field(
         0,
         ge=0,

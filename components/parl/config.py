@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from components.runtime.config import HIGHEST_RATE, NO_EFFECT, RLConfig, SwarmConfig, SwarmFamilies, TaskShares
+from components.runtime.config import HIGHEST_RATE, NO_EFFECT, RLConfig, SwarmConfig, SwarmFamilies
 
 
 class Config(SwarmConfig, RLConfig):
@@ -20,12 +20,6 @@ class Config(SwarmConfig, RLConfig):
         description="families of the prompts, in turn, with commas and no blanks between: wide_search, and those of "
         "the offline world, which the data must have: world_wide, world_deep, world_document, world_bulk and "
         "world_easy (source: ours)",
-    )
-    tasks: TaskShares = Field(
-        "",
-        description="tasks of your own package, as module:name=share with commas between: the share of the prompts "
-        "that each of them has, 1 in sum for your tasks alone; empty = none; model/rl/tasks/README.md writes one "
-        "(source: ours)",
     )
     sub_agent_steps: int = Field(3, ge=1, description="completions of one sub-agent (source: ours)")
     max_new_tokens: int = Field(
@@ -74,18 +68,6 @@ class Config(SwarmConfig, RLConfig):
         ge=0,
         description="share of the rounds after which both weights are 0; above 1, they have not fallen to 0 at the end "
         "(source: ours)",
-    )
-    ptx_weight: float = Field(
-        0.5,
-        ge=0,
-        description="weight of the pre-training loss, added to the policy's loss; 0 = none (source: K2; value ours)",
-    )
-    ptx_rows: int = Field(1, ge=1, description="full rows of pre-training data per gradient step (source: ours)")
-    expert_precision: str = Field(
-        "full",
-        pattern="^(full|int4)$",
-        description="precision of the routed experts in rollouts and training: full, as they are, or int4, rounded "
-        "as an INT4 export rounds them (source: K2-Thinking's post-training; default ours)",
     )
     checkpoint_every: int = Field(
         3, ge=0, description="rounds between saved states; 0 = only at the end (source: ours)"

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, Field
 
 from components.ablation.rl.arms import ARMS, IMAGES, cells
-from components.runtime.config import HIGHEST_RATE, EpisodesConfig, MixtureName
+from components.runtime.config import HIGHEST_RATE, EpisodesConfig, MixtureName, PTXConfig
 from model.boundary.errors import did_you_mean
 
 
@@ -24,7 +24,7 @@ def _families(text: str) -> str:
     return text
 
 
-class Config(EpisodesConfig):
+class Config(PTXConfig, EpisodesConfig):
     looped: ClassVar[tuple[str, ...]] = ("arm", "seed")
     needs: ClassVar[Mapping[str, tuple[str, ...]]] = {name: arm.needs for name, arm in ARMS.items()}
 
@@ -96,7 +96,6 @@ class Config(EpisodesConfig):
         description="weight of the pre-training loss in the arm joint; the arm visual has none, so that what it does "
         "to text comes from images alone; 0 = none (source: K2; value ours)",
     )
-    ptx_rows: int = Field(1, ge=1, description="full rows of pre-training data per gradient step (source: ours)")
     kept_successes: int = Field(
         4_000,
         ge=1,

@@ -162,7 +162,18 @@ TaskShares = Annotated[str, AfterValidator(_task_shares)]
 """Tasks of a user's own and their shares of the prompts, as ``model.rl.tasks.names.parse_task_shares`` reads them."""
 
 
-class MixtureConfig(TrainingConfig):
+class ProductsConfig(StepConfig):
+    """Base of the steps that train in a precision of matrix products (``model.network.precision``)."""
+
+    products: str = Field(
+        "bfloat16",
+        pattern="^(float32|bfloat16)$",
+        description="precision of matrix products: float32, or bfloat16 unless the CPU has no instructions for it; "
+        "weights are float32 (source: ours)",
+    )
+
+
+class MixtureConfig(ProductsConfig, TrainingConfig):
     """Base of the steps that read a mixture of the families by its name."""
 
     mixture: MixtureName = Field(
@@ -180,12 +191,6 @@ class FineTuningConfig(MixtureConfig):
         512, ge=64, description="sequence length in tokens; what is longer is left out (source: ours)"
     )
     rows: int = Field(8, ge=1, description="sequences per optimizer step (source: ours)")
-    products: str = Field(
-        "bfloat16",
-        pattern="^(float32|bfloat16)$",
-        description="precision of matrix products: float32, or bfloat16 unless the CPU has no instructions for it; "
-        "weights are float32 (source: ours)",
-    )
     expert_precision: str = Field(
         "full",
         pattern="^(full|int4)$",
@@ -286,7 +291,29 @@ class SwarmConfig(SamplingConfig):
         return self
 
 
-class RLConfig(SamplingConfig, EpisodesConfig, TrainingConfig):
+class PTXConfig(StepConfig):
+    """Base of the steps of RL that add a pre-training loss (``model.rl.ptx``)."""
+
+    ptx_weight: float = Field(
+        0.5,
+        ge=0,
+        description="weight of the pre-training loss, added to the policy's loss; 0 = none (source: K2; value ours)",
+    )
+    ptx_rows: int = Field(1, ge=1, description="full rows of pre-training data per gradient step (source: ours)")
+
+
+class ExpertPrecisionConfig(StepConfig):
+    """Base of the steps of RL that may train for an INT4 export (``model.network.served``)."""
+
+    expert_precision: str = Field(
+        "full",
+        pattern="^(full|int4)$",
+        description="precision of the routed experts in rollouts and training: full, as they are, or int4, rounded "
+        "as an INT4 export rounds them (source: K2-Thinking's post-training; default ours)",
+    )
+
+
+class RLConfig(ExpertPrecisionConfig, PTXConfig, SamplingConfig, EpisodesConfig, TrainingConfig):
     """Base of the steps that train on episodes (``model.rl.trainer``)."""
 
     micro_batch_tokens: int = Field(
@@ -303,6 +330,12 @@ class RLConfig(SamplingConfig, EpisodesConfig, TrainingConfig):
         description="rounds that may be rolled out while an earlier one is learned from; their episodes begin with "
         "weights that are at most so many updates old; 0 = rollouts and updates take turns, and a run repeats bit for "
         "bit (source: partial rollouts of the paper's App. D; value ours)",
+    )
+    tasks: TaskShares = Field(
+        "",
+        description="tasks of your own package, as module:name=share with commas between: the share of the prompts "
+        "that each of them has, 1 in sum for your tasks alone; empty = none; model/rl/tasks/README.md writes one "
+        "(source: ours)",
     )
 
 

@@ -8,10 +8,10 @@ from typing import ClassVar
 from pydantic import Field
 
 from components.ablation.sft.arms import cells
-from components.runtime.config import HIGHEST_RATE, EpisodesConfig, MixtureName
+from components.runtime.config import HIGHEST_RATE, EpisodesConfig, MixtureName, ProductsConfig
 
 
-class Config(EpisodesConfig):
+class Config(ProductsConfig, EpisodesConfig):
     looped: ClassVar[tuple[str, ...]] = ("arm", "seed")
 
     @classmethod
@@ -34,12 +34,6 @@ class Config(EpisodesConfig):
     learning_rate: float = Field(1e-3, gt=0, le=HIGHEST_RATE, description="peak learning rate (source: ours)")
     tokens_per_row: int = Field(512, ge=64, description="sequence length in tokens (source: ours)")
     rows: int = Field(8, ge=1, description="sequences per optimizer step (source: ours)")
-    products: str = Field(
-        "bfloat16",
-        pattern="^(float32|bfloat16)$",
-        description="precision of matrix products: float32, or bfloat16 unless the CPU has no instructions for it; "
-        "weights are float32 (source: ours)",
-    )
     checkpoint_every: int = Field(
         100, ge=0, description="optimizer steps between saved states; 0 = only at the end (source: ours)"
     )

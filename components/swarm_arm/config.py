@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, Field
 
 from components.ablation.swarm.arms import cells
-from components.runtime.config import HIGHEST_RATE, EpisodesConfig, SwarmFamilies
+from components.runtime.config import HIGHEST_RATE, EpisodesConfig, PTXConfig, SwarmFamilies
 from model.swarm.families import SWARM_FAMILIES
 
 
@@ -27,7 +27,7 @@ def _of_world(text: str) -> str:
     return text
 
 
-class Config(EpisodesConfig):
+class Config(PTXConfig, EpisodesConfig):
     looped: ClassVar[tuple[str, ...]] = ("arm", "seed")
 
     @classmethod
@@ -74,12 +74,6 @@ class Config(EpisodesConfig):
     annealed_until: float = Field(
         0.75, ge=0, le=1, description="share of the rounds after which both weights are 0 (source: ours)"
     )
-    ptx_weight: float = Field(
-        0.5,
-        ge=0,
-        description="weight of the pre-training loss, added to the policy's loss; 0 = none (source: K2; value ours)",
-    )
-    ptx_rows: int = Field(1, ge=1, description="full rows of pre-training data per gradient step (source: ours)")
     checkpoint_every: int = Field(
         10, ge=0, description="rounds between saved states; 0 = only at the end (source: ours)"
     )

@@ -8,10 +8,10 @@ from typing import ClassVar
 from pydantic import Field
 
 from components.ablation.swarm.arms import starts
-from components.runtime.config import HIGHEST_RATE, MixtureName, TrainingConfig
+from components.runtime.config import HIGHEST_RATE, MixtureName, ProductsConfig, TrainingConfig
 
 
-class Config(TrainingConfig):
+class Config(ProductsConfig, TrainingConfig):
     looped: ClassVar[tuple[str, ...]] = ("seed",)
 
     @classmethod
@@ -33,12 +33,6 @@ class Config(TrainingConfig):
         "of one agent than of a swarm (source: ours)",
     )
     rows: int = Field(2, ge=1, description="sequences per optimizer step (source: ours)")
-    products: str = Field(
-        "bfloat16",
-        pattern="^(float32|bfloat16)$",
-        description="precision of matrix products: float32, or bfloat16 unless the CPU has no instructions for it; "
-        "weights are float32 (source: ours)",
-    )
     checkpoint_every: int = Field(
         100, ge=0, description="optimizer steps between saved states; 0 = only at the end (source: ours)"
     )

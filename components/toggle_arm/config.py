@@ -8,10 +8,10 @@ from typing import ClassVar, Self
 from pydantic import Field, model_validator
 
 from components.ablation.toggle.arms import LARGER, cells
-from components.runtime.config import HIGHEST_RATE, EpisodesConfig
+from components.runtime.config import HIGHEST_RATE, EpisodesConfig, ExpertPrecisionConfig
 
 
-class Config(EpisodesConfig):
+class Config(ExpertPrecisionConfig, EpisodesConfig):
     looped: ClassVar[tuple[str, ...]] = ("arm", "seed")
 
     @classmethod
@@ -54,12 +54,6 @@ class Config(EpisodesConfig):
         ge=1,
         description="tokens of the smaller budget that answers are measured with; the longest answer, in training too, "
         f"is {LARGER} times as long (source: ours)",
-    )
-    expert_precision: str = Field(
-        "full",
-        pattern="^(full|int4)$",
-        description="precision of the routed experts in rollouts and training: full, as they are, or int4, rounded "
-        "as an INT4 export rounds them (source: K2-Thinking's post-training; default ours)",
     )
     checkpoint_every: int = Field(
         10, ge=0, description="rounds between saved states; 0 = only at the end (source: ours)"
