@@ -8,10 +8,10 @@ from typing import ClassVar
 from pydantic import Field
 
 from components.ablation.fusion.arms import cells
-from components.runtime.config import HIGHEST_RATE, EpisodesConfig, Preset, ProductsConfig
+from components.runtime.config import HIGHEST_RATE, EpisodesConfig, PresetConfig, ProductsConfig
 
 
-class Config(ProductsConfig, EpisodesConfig):
+class Config(PresetConfig, ProductsConfig, EpisodesConfig):
     looped: ClassVar[tuple[str, ...]] = ("arm", "seed")
 
     @classmethod
@@ -24,10 +24,6 @@ class Config(ProductsConfig, EpisodesConfig):
         description="when images come in: early, mid or late (source: K2.5 Table 1)",
     )
     seed: int = Field(0, ge=0, description="seed of the initial weights and of the data order (source: ours)")
-    preset: Preset = Field(
-        "tiny",
-        description="the model's shape, the name of a file in model/network/presets (source: ours; k25 is K2 Table 2)",
-    )
     steps: int = Field(900, ge=1, description="optimizer steps, the same for every arm (source: ours)")
     learning_rate: float = Field(6e-3, gt=0, le=HIGHEST_RATE, description="peak learning rate (source: ours)")
     final_ratio: float = Field(

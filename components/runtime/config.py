@@ -347,8 +347,13 @@ def known_preset(name: str) -> str:
     return name
 
 
-Preset = Annotated[str, AfterValidator(known_preset)]
-"""A model's shape: the name of a file in model/network/presets."""
+class PresetConfig(StepConfig):
+    """Base of the steps that make a model of a shape (``model.network.config``)."""
+
+    preset: Annotated[str, AfterValidator(known_preset)] = Field(
+        "tiny",
+        description="the model's shape, the name of a file in model/network/presets (source: ours; k25 is K2 Table 2)",
+    )
 
 
 def _effect(field: FieldInfo) -> str:

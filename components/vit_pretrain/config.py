@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from components.runtime.config import HIGHEST_RATE, MixtureConfig, Preset
+from components.runtime.config import HIGHEST_RATE, MixtureConfig, PresetConfig
 
 
-class Config(MixtureConfig):
-    preset: Preset = Field(
-        "tiny",
-        description="the model's shape, the name of a file in model/network/presets (source: ours; k25 is K2 Table 2)",
-    )
+class Config(PresetConfig, MixtureConfig):
     steps: int = Field(
         120,
         ge=1,
