@@ -53,13 +53,14 @@ app.command()(clean)
 def main() -> None:
     """Run the command.
 
-    A MoonflowError, or a path that cannot be used, ends it with one line on stderr and status 2; a signal ends it with
-    status 128 plus the signal's number.
+    A MoonflowError, or a path that cannot be used, ends it with what is wrong on stderr and status 2; a signal ends it
+    with status 128 plus the signal's number.
     """
     try:
         app()
     except MoonflowError as error:
-        print(f"moonflow: {error}", file=sys.stderr)
+        for line in str(error).split("\n"):
+            print(f"moonflow: {line}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if error.errno not in _UNUSABLE or error.filename is None:

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from components.ablation.cells import arm_of
-from components.runtime.config import StepConfig, known_preset
+from components.runtime.config import EpisodesConfig, StepConfig, known_preset
 from components.runtime.kfp.image import PIPELINE, TRAIN
 from components.runtime.launcher.placement import Placement
 from components.runtime.launcher.work import require_parallel
@@ -127,6 +127,20 @@ class Profile:
                     f"{step}.{key} = {rows} does not divide among the {data_ranks} data ranks of [task.{step}] "
                     "(nodes x processes / sequence_parallel): choose a multiple"
                 )
+
+    @property
+    def programs_beside_a_token(self) -> list[str]:
+        """A line per step whose model-written programs would run in a pod with a Kubernetes token: what to set.
+
+        KFP and Argo need the token in the step's own pod, and KFP has no setting that leaves it out. A TrainJob's pods
+        have none.
+        """
+        return [
+            f"{step} runs programs that a model writes, in a pod that has the token of moonflow-step: set "
+            f'[task.{step}] launcher = "trainjob" in the profile'
+            for step, config in self.steps.items()
+            if isinstance(config, EpisodesConfig) and self.tasks[step].launcher != "trainjob"
+        ]
 
     def as_toml(self) -> str:
         """The profile with all its values, as the text of a file that loads to the same profile."""

@@ -68,7 +68,7 @@ class Submission:
         """Split ``overrides`` into what is compiled and what are arguments of the run.
 
         Raises MoonflowError for a wrong key or value, for options that contradict each other, and for a profile that
-        its tasks would refuse.
+        its tasks would refuse or whose model-written programs would run beside a Kubernetes token.
         """
         wanted = load_profile(profile, overrides)
         base = load_profile(profile, [each for each in overrides if each.lstrip().startswith(("run.", "task."))])
@@ -86,6 +86,8 @@ class Submission:
 
     def _check(self) -> None:
         self.profile.require_parallel()
+        if told := self.profile.programs_beside_a_token:
+            raise MoonflowError("\n".join(told))
         version_name(self.profile, self.version)
         if self.cron and not (self.cron.startswith("@") or len(self.cron.split()) == 6):
             raise MoonflowError(

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 class MoonflowError(Exception):
     """Bad input or a missing service, described in one line: what is wrong, where, and what to do.
 
+    Several things that are wrong in the same way have a line each.
+
     Entry points print the message without a traceback and exit with a non-zero status; anything else that
     escapes is a bug and keeps its traceback.
     """

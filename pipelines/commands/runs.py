@@ -115,6 +115,8 @@ def compile_(
         resolved.require_parallel()
     except MoonflowError as error:  # it still compiles, and Kubeflow shows the placements
         print(f"moonflow: warning: this pipeline cannot run as it is: {error}", file=sys.stderr)
+    for line in resolved.programs_beside_a_token:
+        print(f"moonflow: warning: {line}", file=sys.stderr)
     kind = "Pipeline and PipelineVersion objects" if kubernetes else "IR YAML"
     if dry_run:
         print(f"would write {kind} of profile {resolved.run.name} to {output}")

@@ -59,9 +59,9 @@ def kfp() -> Iterator[FakeKFP]:
 
 @pytest.fixture
 def submit(kfp: FakeKFP, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Submit:
-    """``moonflow submit --profile tiny --host <the server> ...``"""
+    """``moonflow submit --profile small --host <the server> ...``"""
 
-    def call(*arguments: str, host: str = "", profile: str = "tiny") -> Result:
+    def call(*arguments: str, host: str = "", profile: str = "small") -> Result:
         given = ["moonflow", "submit", "--profile", profile, "--host", host or kfp.host, *arguments]
         return run(given, monkeypatch, capsys)
 
@@ -89,10 +89,10 @@ def test_the_first_submission_makes_everything_and_prints_where_it_is(
     ((experiment_id, experiment),) = kfp.experiments.items()
     assert f"uploaded: {kfp.host}/#/pipelines/details/{pipeline_id}/version/{version_id}\n" in out
     assert f"{kfp.host}/#/runs/details/{run_id}\n" in out
-    assert (pipeline["name"], experiment["display_name"]) == ("moonflow-tiny", "moonflow")
-    assert (version["name"], version["display_name"]) == ("moonflow-tiny-1-0", "1.0")
+    assert (pipeline["name"], experiment["display_name"]) == ("moonflow-small", "moonflow")
+    assert (version["name"], version["display_name"]) == ("moonflow-small-1-0", "1.0")
     assert "git commit" in version["description"]
-    spec, platform = compiled("tiny")
+    spec, platform = compiled("small")
     assert version["pipeline_spec"] == {"pipeline_spec": spec, "platform_spec": platform}
     assert run["experiment_id"] == experiment_id
     assert run["pipeline_version_reference"] == {"pipeline_id": pipeline_id, "pipeline_version_id": version_id}
@@ -120,18 +120,47 @@ def test_a_new_version_joins_the_same_pipeline_however_many_there_are(kfp: FakeK
 def test_other_content_under_a_taken_version_is_refused(kfp: FakeKFP, submit: Submit) -> None:
     good(submit("--version", "1.0", "--upload-only"))
     line = bad(submit("--version", "1.0", "--set", "task.parl.pool=big"))
-    assert "moonflow-tiny 1.0" in line and "--version" in line
+    assert "moonflow-small 1.0" in line and "--version" in line
     assert not kfp.runs and len(kfp.versions) == 1
     good(submit("--version", "1.1", "--set", "task.parl.pool=big"))
 
 
+def jobs(*steps: str) -> list[str]:
+    """The options that make these steps TrainJobs."""
+    return [word for step in steps for word in ("--set", f"task.{step}.launcher=trainjob")]
+
+
+def test_programs_of_a_model_may_run_in_trainjobs_only(kfp: FakeKFP, submit: Submit) -> None:
+    def told(*steps: str) -> str:
+        return "".join(
+            f"moonflow: {step} runs programs that a model writes, in a pod that has the token of moonflow-step: set "
+            f'[task.{step}] launcher = "trainjob" in the profile\n'
+            for step in steps
+        )
+
+    for profile, steps in (
+        ("tiny", ("joint_rl", "parl", "evaluate")),
+        ("visual-rl", ("joint_rl", "evaluate")),
+        ("fusion", ("fusion_arm",)),
+        ("claims-sft", ("sft_arm",)),
+        ("claims-rl", ("rl_arm",)),
+        ("claims-swarm", ("swarm_arm",)),
+        ("claims-toggle", ("toggle_arm",)),
+    ):
+        assert submit("--upload-only", profile=profile) == (2, "", told(*steps)), profile
+    assert bad(submit("--upload-only", *jobs("joint_rl", "parl"), profile="tiny")) == told("evaluate")
+    assert kfp.requests == []
+    good(submit("--upload-only", *jobs("joint_rl", "parl", "evaluate"), profile="tiny"))
+
+
 def test_a_checkpoint_that_a_cluster_cannot_read_is_refused(kfp: FakeKFP, submit: Submit) -> None:
+    on_cluster = jobs("joint_rl", "parl", "evaluate")
     for source in ("", "runs/base", "file:///srv/base"):
-        line = bad(submit("--set", f"import_checkpoint.source={source}", profile="post_train"))
+        line = bad(submit("--set", f"import_checkpoint.source={source}", *on_cluster, profile="post_train"))
         assert f"import_checkpoint.source is {source!r}" in line and "s3:// and hf://" in line
-    good(submit("--upload-only", profile="post_train"))  # the form asks for it
+    good(submit("--upload-only", *on_cluster, profile="post_train"))  # the form asks for it
     assert not kfp.runs
-    out = good(submit("--set", "import_checkpoint.source=s3://bucket/runs/base", profile="post_train"))
+    out = good(submit("--set", "import_checkpoint.source=s3://bucket/runs/base", *on_cluster, profile="post_train"))
     assert "import_checkpoint's source" in out
     (run,) = kfp.runs.values()
     assert run["runtime_config"]["parameters"] == {"p01_import_checkpoint_source": "s3://bucket/runs/base"}
@@ -139,7 +168,7 @@ def test_a_checkpoint_that_a_cluster_cannot_read_is_refused(kfp: FakeKFP, submit
 
 def test_step_parameters_are_the_runs_and_leave_the_version(kfp: FakeKFP, submit: Submit) -> None:
     good(submit())
-    overrides = ("mid_train.steps=7", "joint_rl.learning_rate=1e-5", "evaluate.floors=", "run.preset=small")
+    overrides = ("mid_train.steps=7", "joint_rl.learning_rate=1e-5", "evaluate.floors=", "run.preset=tiny")
     out = good(
         submit("--run-id", "earlier", *(part for each in overrides for part in ("--set", each)), "--version", "2")
     )
@@ -161,7 +190,7 @@ def test_upload_only_starts_nothing(kfp: FakeKFP, submit: Submit) -> None:
 
 def test_a_dry_run_says_what_it_would_do_and_asks_nobody(kfp: FakeKFP, submit: Submit) -> None:
     out = good(submit("--dry-run", "--set", "mid_train.steps=7", "--version", "1.0"))
-    assert "moonflow-tiny version 1.0" in out and kfp.host in out and "p04_mid_train_steps=7" in out
+    assert "moonflow-small version 1.0" in out and kfp.host in out and "p04_mid_train_steps=7" in out
     assert "cron '@daily'" in good(submit("--dry-run", "--recurring", "@daily"))
     assert kfp.requests == []
 
@@ -179,7 +208,7 @@ def test_a_profile_with_retries_ends_with_where_their_meaning_is_told(
 
 
 def test_a_profile_without_retries_says_nothing_of_them(submit: Submit) -> None:
-    out = good(submit())
+    out = good(submit("--set", "run.retries=0"))
     assert "retries" not in out and "doctor" not in out
 
 
@@ -188,7 +217,7 @@ def test_a_schedule_is_set_kept_and_replaced(kfp: FakeKFP, submit: Submit) -> No
     ((first, made),) = kfp.recurring.items()
     assert f"set: {kfp.host}/#/recurringrun/details/{first}\n" in out and not kfp.runs
     assert made["trigger"] == {"cron_schedule": {"cron": "0 0 3 * * 1"}}
-    assert (made["display_name"], made["mode"], made["no_catchup"]) == ("moonflow-tiny", "ENABLE", True)
+    assert (made["display_name"], made["mode"], made["no_catchup"]) == ("moonflow-small", "ENABLE", True)
     assert made["runtime_config"]["parameters"] == {"p04_mid_train_steps": 7}
 
     assert "as it was" in good(submit("--recurring", "0 0 3 * * 1", "--set", "mid_train.steps=7"))
@@ -250,7 +279,7 @@ def test_addresses_come_by_variable_and_the_ui_may_be_elsewhere(
 ) -> None:
     monkeypatch.setenv("KF_PIPELINES_ENDPOINT", f"{kfp.host}/")
     monkeypatch.setenv("KF_PIPELINES_UI_ENDPOINT", "https://kubeflow.example.org/pipeline/")
-    out = good(run(["moonflow", "submit", "--profile", "tiny"], monkeypatch, capsys))
+    out = good(run(["moonflow", "submit", "--profile", "small"], monkeypatch, capsys))
     assert f"https://kubeflow.example.org/pipeline/#/runs/details/{next(iter(kfp.runs))}\n" in out
 
 
@@ -265,7 +294,7 @@ PAGE = "<!doctype html><title>Log in</title>"
         ("healthz", 302, "", {"Location": "/dex/auth"}, ["login", "302", "--token"]),
         ("healthz", 200, PAGE, {"Content-Type": "text/html"}, ["login page", "--host"]),
         ("healthz", 404, PAGE, {"Content-Type": "text/html"}, ["its health", "v2beta1", "--host"]),
-        ("upload_version", 403, ERROR, {}, ["does not allow version moonflow-tiny", "first second", "--namespace"]),
+        ("upload_version", 403, ERROR, {}, ["does not allow version moonflow-small", "first second", "--namespace"]),
         ("upload_version", 400, '{"error_message": "spec too large"}', {}, ["400", "spec too large"]),
         ("POST .*/runs$", 500, ERROR, {}, ["a new run", "500", "first second"]),
         ("POST .*/runs$", 503, "upstream connect error", {}, ["503", "upstream connect error"]),
@@ -307,15 +336,15 @@ def test_a_server_that_hangs(kfp: FakeKFP, submit: Submit, monkeypatch: pytest.M
 def test_two_submissions_at_once_share_the_pipeline_and_the_version(
     kfp: FakeKFP, submit: Submit, tmp_path: Path
 ) -> None:
-    compile_ir(load_profile("tiny"), tmp_path / "p.yaml")
+    compile_ir(load_profile("small"), tmp_path / "p.yaml")
     package = (tmp_path / "p.yaml").read_text()
 
     def pipeline() -> None:
-        kfp.create_pipeline({"name": "moonflow-tiny", "display_name": "moonflow-tiny"})
+        kfp.create_pipeline({"name": "moonflow-small", "display_name": "moonflow-small"})
 
     def version() -> None:
         (there,) = kfp.pipelines
-        kfp.create_version({"pipelineid": there, "name": "moonflow-tiny-1-0"}, package)
+        kfp.create_version({"pipelineid": there, "name": "moonflow-small-1-0"}, package)
 
     kfp.before |= {"pipelines": pipeline, "pipelines/upload_version": version}
     assert "already there" in good(submit("--version", "1.0"))
@@ -324,7 +353,7 @@ def test_two_submissions_at_once_share_the_pipeline_and_the_version(
 
 def test_a_version_that_argo_cd_synced_is_the_one_submit_finds(kfp: FakeKFP, submit: Submit, tmp_path: Path) -> None:
     """The objects' names and content are what an upload would make: they are held under the same names by a server."""
-    compile_kubernetes(load_profile("tiny"), tmp_path / "o.yaml", "kubeflow", "1.0")
+    compile_kubernetes(load_profile("small"), tmp_path / "o.yaml", "kubeflow", "1.0")
     pipeline, version = documents(tmp_path / "o.yaml")
     made = kfp.create_pipeline({"name": pipeline["metadata"]["name"], "display_name": pipeline["spec"]["displayName"]})
     content = {"pipeline_spec": version["spec"]["pipelineSpec"], "platform_spec": version["spec"]["platformSpec"]}
