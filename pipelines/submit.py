@@ -117,8 +117,8 @@ def _check_source(profile: Profile) -> None:
     source = source_of(profile)
     if not source.startswith((S3, HUB)):
         raise MoonflowError(
-            f"import_checkpoint.source is {source!r}: a cluster reads checkpoints at s3:// and hf:// addresses; --set "
-            "import_checkpoint.source to one"
+            f"import_checkpoint.source is {source!r}: a cluster reads s3:// and hf:// addresses only; upload the "
+            "checkpoint to your bucket and add --set import_checkpoint.source=s3://BUCKET/PREFIX"
         )
 
 
