@@ -88,8 +88,8 @@ def located(given: str, *, weights: bool = True, swarm: bool = True) -> Iterator
             yield _of_run(run_dir, open_store(environment), weights, swarm)
     else:
         raise MoonflowError(
-            f"{given[:300]} is no checkpoint: give a folder with {CONFIG}, a run's folder such as runs/tiny, or the "
-            f"s3:// or file:// address of a {MANIFEST} or of the prefix that it is in"
+            f"{given[:300]} is no checkpoint: give a folder with {CONFIG}, a run's folder (`moonflow run --profile "
+            f"tiny` makes runs/tiny), or the s3:// or file:// address of a {MANIFEST} or of the prefix that it is in"
         )
 
 

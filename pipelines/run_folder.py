@@ -48,7 +48,10 @@ def made_by_a_run(path: Path) -> Path:
     """The absolute path of a folder that ``moonflow run`` made. MoonflowError for any other."""
     folder = run_folder(path)
     if not (folder / "profile.toml").is_file():
-        raise MoonflowError(f"{path} is not a run's folder: give one that moonflow run made, for example runs/tiny")
+        raise MoonflowError(
+            f"{path} is not a run's folder: make one with `moonflow run --profile tiny`, or give the folder of "
+            "another run"
+        )
     return folder
 
 

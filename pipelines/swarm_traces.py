@@ -74,7 +74,10 @@ def _read(path: Path) -> Trace:
     try:
         return Trace.from_json(path.read_bytes(), str(path))
     except FileNotFoundError:
-        raise MoonflowError(f"{path} does not exist: give a trace's JSON file or a run's folder") from None
+        raise MoonflowError(
+            f"{path} does not exist: give a trace's JSON file, or a run's folder, which `moonflow run "
+            "--profile tiny` makes"
+        ) from None
     except OSError as error:
         raise MoonflowError(f"{path} cannot be read: {error.strerror}; make it readable") from None
 

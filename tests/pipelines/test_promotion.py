@@ -267,7 +267,7 @@ def test_what_the_present_key_has_not_signed_is_not_rolled_back_to(
     ((None, "", ""), "give a run's folder, or --repository"),
     ((Path("runs/absent"), "x.git", ""), "give a run's folder, or --repository"),
     ((None, "x.git", ""), "--repository needs --environment"),
-    ((Path("runs/absent"), "", ""), "is not a run's folder"),
+    ((Path("runs/absent"), "", ""), "is not a run's folder: make one with `moonflow run --profile tiny`"),
 ])  # fmt: skip
 def test_what_is_meant_must_be_clear(arguments: tuple[Path | None, str, str], complaint: str) -> None:
     with pytest.raises(MoonflowError, match=complaint):

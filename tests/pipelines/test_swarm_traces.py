@@ -88,7 +88,11 @@ def test_an_episode_that_took_no_time_is_drawn(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "told"),
-    [("none.json", "does not exist"), ("bad.json", "is no trace of a swarm episode"), (".", "is not a run's folder")],
+    [
+        ("none.json", "does not exist: .* a run's folder, which `moonflow run --profile tiny` makes"),
+        ("bad.json", "is no trace of a swarm episode"),
+        (".", "is not a run's folder: make one with `moonflow run --profile tiny`"),
+    ],
 )
 def test_what_is_no_trace_and_no_run_is_one_line(tmp_path: Path, name: str, told: str) -> None:
     (tmp_path / "bad.json").write_text("{}")

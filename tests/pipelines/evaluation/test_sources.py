@@ -96,6 +96,7 @@ def test_a_member_of_seeds_is_read_from_the_kept_services_of_its_folder(
 def test_a_path_that_can_be_no_checkpoint_is_one_line(given: str, run: Run) -> None:
     code, out, err = run(given)
     assert (code, out, len(err.splitlines())) == (2, "", 1) and "is no checkpoint: give a folder" in err
+    assert "`moonflow run --profile tiny` makes runs/tiny" in err
 
 
 def test_a_damaged_argument_of_a_run_is_one_line(tmp_path: Path) -> None:
