@@ -19,7 +19,7 @@ from components.runtime.steps import IMPORTED
 from components.runtime.tracking.mlflow_runs import web_address
 from model.boundary.errors import MoonflowError
 from pipelines.progress import busy_seconds, task_state
-from pipelines.run_folder import resume_command, run_folder
+from pipelines.run_folder import made_by_a_run, resume_command
 
 LABELS = {
     "init": "init",
@@ -36,8 +36,12 @@ LABELS = {
 
 
 def render_report(run_dir: Path, output: Path) -> None:
-    """Render the report again from ``summary.json`` and ``events.json`` of ``run_dir``."""
-    run_dir = run_folder(run_dir)
+    """Render the report again from ``summary.json`` and ``events.json`` of ``run_dir``.
+
+    Raises:
+        MoonflowError: it is no run's folder, the run is not finished, or ``output`` cannot be written.
+    """
+    run_dir = made_by_a_run(run_dir)
     summary, record = _load(run_dir, "summary.json"), _load(run_dir, "events.json")
     try:
         output.write_text(render(summary, record["events"], record["extra"]))

@@ -37,10 +37,17 @@ def test_the_printed_command_names_the_folder_as_a_shell_reads_it(name: str, tmp
 def test_what_is_printed_holds_the_folders_name_as_it_is(name: str, tmp_path: Path) -> None:
     console = Console(width=400, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(progress.progress_table(tmp_path / name, time.monotonic(), ["parl"]))
-    with pytest.raises(MoonflowError) as caught:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "profile.toml").touch()
+    with pytest.raises(MoonflowError, match=r"summary.json does not exist: finish the run with moonflow run") as caught:
         result.render_report(tmp_path / name, tmp_path / "report.html")
     assert f"moonflow run {name}," in console.export_text()
     assert shlex.quote(str(tmp_path / name)) in str(caught.value) or "--run-dir" in str(caught.value)
+
+
+def test_a_report_of_no_run_is_told_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(MoonflowError, match="is not a run's folder: make one with `moonflow run --profile tiny`"):
+        result.render_report(tmp_path / "tiny", tmp_path / "report.html")
 
 
 @pytest.mark.parametrize("name", ["two\nlines", "tab\t", "esc\x1b[31m", os.fsdecode(b"latin-\xfc")])
