@@ -33,12 +33,17 @@ def preflight(profile: Profile, repository: str, *, begun: bool = False) -> None
         MoonflowError: something is missing; the line says what to do.
     """
     if not begun:
-        _checkpoint(profile)
-        _sources(profile)
+        check_inputs(profile)
     _tasks(profile)
     _sandbox(profile)
     if "promote" in profile.steps:
         _overlay(repository, profile.step("promote").model_dump()["environment"])
+
+
+def check_inputs(profile: Profile) -> None:
+    """Check that the checkpoint and the data that a new run starts from are there. MoonflowError if one is not."""
+    _checkpoint(profile)
+    _sources(profile)
 
 
 def _checkpoint(profile: Profile) -> None:

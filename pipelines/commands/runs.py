@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from model.boundary.errors import MoonflowError
 from pipelines.commands.options import DryRunOption, ProfileOption, RunDirOption, SetOption
+
+if TYPE_CHECKING:
+    from pipelines.profile import Profile
 
 
 def run(
@@ -29,12 +32,26 @@ def run(
     from pipelines.profile import load_profile
 
     resolved = load_profile(profile, set_ or ())
+    folder = run_dir or Path("runs") / resolved.run.name
     if dry_run:
         print(resolved.as_toml(), end="")
+        _warn_of_inputs(resolved, folder)
         return
     from pipelines.run import run_locally
 
-    run_locally(resolved, run_dir or Path("runs") / resolved.run.name, keep=keep, console=Console())
+    run_locally(resolved, folder, keep=keep, console=Console())
+
+
+def _warn_of_inputs(profile: Profile, folder: Path) -> None:
+    """Say on stderr if a run would refuse what it is to start from; one that has begun may need it no more."""
+    from pipelines.preflight import check_inputs
+    from pipelines.run_folder import is_run_folder
+
+    try:
+        if not is_run_folder(folder):
+            check_inputs(profile)
+    except MoonflowError as error:
+        print(f"moonflow: warning: this run cannot start as it is: {error}", file=sys.stderr)
 
 
 def seeds(

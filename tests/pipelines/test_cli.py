@@ -107,6 +107,27 @@ def test_dry_run_prints_the_resolved_profile_and_writes_nothing(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("source", "told"), [("", "import_checkpoint.source is empty"), ("runs/none", "names runs/none, which is neither")]
+)
+def test_a_dry_run_warns_of_a_checkpoint_that_is_not_there(
+    source: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    for name in ("profile.toml", "arguments.json"):
+        (begun / name).touch()
+    given = ("run", "--profile", "post_train", "--set", f"import_checkpoint.source={source}", "--dry-run")
+    for arguments, warned in ((given, True), ((*given, "--run-dir", "begun"), False)):
+        monkeypatch.setattr(sys, "argv", ["moonflow", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        assert not ended.value.code and "[import_checkpoint]" in out
+        assert (err.count("\n"), "moonflow: warning: this run cannot start" in err, told in err) == (warned,) * 3
+
+
 def test_compile_dry_run_writes_nothing(tmp_path: Path) -> None:
     result = moonflow("compile", "--dry-run", cwd=tmp_path)
     assert result.returncode == 0 and "would write" in result.stdout
@@ -133,7 +154,9 @@ def test_ranks_that_no_step_can_have_are_told_before_hours_of_work(tmp_path: Pat
     assert result.returncode == 0 and "would write" in result.stdout
     ranks, programs = result.stderr.splitlines()
     assert "warning" in ranks and refused in ranks and "[task.evaluate]" in ranks
-    assert programs.startswith("moonflow: warning: evaluate runs programs that a model writes, in a pod that has the token")
+    assert programs.startswith(
+        "moonflow: warning: evaluate runs programs that a model writes, in a pod that has the token"
+    )
     assert moonflow("compile", "--profile", "small", "--dry-run", cwd=tmp_path).stderr == ""
 
 
