@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import sys
+from collections.abc import Callable
 
 import typer
 
@@ -29,25 +31,32 @@ app = typer.Typer(
     epilog="Start with: moonflow doctor, then moonflow run.",
 )
 
-app.command()(run)
-app.command()(seeds)
-app.command(name="compile")(compile_)
-app.command()(submit)
-app.command()(report)
-app.command()(promote)
-app.command()(serve)
-app.command()(evaluate)
-app.command()(plan)
+
+def _add(group: typer.Typer, function: Callable[..., None], name: str | None = None) -> None:
+    """Make ``function`` a command whose help has a line per paragraph: Typer keeps line ends, a terminal then wraps."""
+    paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
+    group.command(name, help="\n\n".join(" ".join(each.split()) for each in paragraphs))(function)
+
+
+_add(app, run)
+_add(app, seeds)
+_add(app, compile_, "compile")
+_add(app, submit)
+_add(app, report)
+_add(app, promote)
+_add(app, serve)
+_add(app, evaluate)
+_add(app, plan)
 data_app = typer.Typer(no_args_is_help=True, help="Check data before training on it.")
-data_app.command()(check)
+_add(data_app, check)
 app.add_typer(data_app, name="data")
 swarm_app = typer.Typer(no_args_is_help=True, help="Ask an agent swarm, let it watch videos, or look at its episodes.")
-swarm_app.command()(ask)
-swarm_app.command()(video)
-swarm_app.command()(show)
+_add(swarm_app, ask)
+_add(swarm_app, video)
+_add(swarm_app, show)
 app.add_typer(swarm_app, name="swarm")
-app.command()(doctor)
-app.command()(clean)
+_add(app, doctor)
+_add(app, clean)
 
 
 def main() -> None:

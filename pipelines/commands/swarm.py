@@ -163,14 +163,14 @@ def show(
         typer.Option(
             "--output",
             "-o",
-            help="The page to write, or for a run the folder. Default: next to FILE, or RUN/swarm.",
+            help="The page to write, or for a run the folder. Default: next to TRACE, or RUN/swarm.",
         ),
     ] = None,
 ) -> None:
     """Write the HTML page of a swarm episode and print who worked when.
 
     The steps parl and evaluate of a run keep the traces of a few episodes in MLflow; of a run's folder, all of them
-    are fetched. Nothing is opened.
+    are fetched. No browser is opened.
     """
     from pipelines.swarm_traces import show as render
 

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 import yaml
 
-from pipelines.cli import main
+from pipelines.cli import app, main
 from tests.pipelines.commands import moonflow
 
 
@@ -97,6 +100,17 @@ def test_help_lists_every_command(tmp_path: Path) -> None:
     )
     for command in commands:
         assert command in result.stdout
+
+
+def test_a_paragraph_of_a_commands_help_is_one_line_that_a_terminal_wraps() -> None:
+    def helps(group: Any) -> Iterator[str]:
+        for command in group.commands.values():
+            yield from helps(command) if hasattr(command, "commands") else [command.help]
+
+    found = list(helps(typer.main.get_command(app)))
+    paragraphs = [paragraph for text in found for paragraph in text.split("\n\n")]
+    assert len(paragraphs) > len(found) > 10
+    assert not [paragraph for paragraph in paragraphs if "\n" in paragraph]
 
 
 def test_dry_run_prints_the_resolved_profile_and_writes_nothing(tmp_path: Path) -> None:
