@@ -22,7 +22,8 @@ from model.data.families.world.facts import Facts, Place, Thing, chance
 
 # How a page states a value. Only pages of held-out things have the last one, in half of the cases.
 TEMPLATES = (
-    "{attribute}:{value}", "|{attribute}|{value}|", '"{attribute}" is "{value}".', "[{attribute}]{value}",
+    "{attribute}:{value}", "{attribute}={value}", '"{attribute}" is "{value}".', "({attribute}){value}",
+    "<{attribute}>{value}", "{attribute};{value}", "[{attribute}]{value}",
 )  # fmt: skip
 FIGURES = {"country": ("population", "area", "phone"), "city": ("population", "latitude", "longitude")}
 # Shares of countries and cities with a second page, of things with a stale copy, of files that have lost a line (ours).
