@@ -115,8 +115,8 @@ def evaluate(
     chance, the score of the best constant answer. A suite that the model cannot hold is named and passed over.
     A server is asked what it is: SGLang gets token ids, any other chat completions with images and tools; one that
     refuses chat_template_kwargs is asked without, and thinks or not as it is set up. It also speaks for a swarm's
-    sub-agents; video is passed over, and by a chat endpoint documents too. Prompts are read in the
-    precision of training here, as in the step, but in a server's own precision there, so single answers can differ.
+    sub-agents; video is passed over, and by a chat endpoint documents too. Prompts are read in the precision
+    of training here, as in the step, but in a server's own precision there, so single answers can differ.
     Failed tasks are counted and named. Ctrl-C shows what is finished.
     """
     from pipelines.evaluation import evaluate as measure

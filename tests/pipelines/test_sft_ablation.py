@@ -31,7 +31,7 @@ def compiled() -> dict[str, Any]:
 def test_one_loop_over_the_checkpoint_before_and_all_arms_and_seeds(compiled: dict[str, Any]) -> None:
     dags = {name: component["dag"]["tasks"] for name, component in compiled["components"].items() if "dag" in component}
     (loop,) = (task for tasks in dags.values() for task in tasks.values() if "parameterIterator" in task)
-    assert json.loads(loop["parameterIterator"]["items"]["raw"]) == cells(range(3)) and len(cells(range(3))) == 7
+    assert json.loads(loop["parameterIterator"]["items"]["raw"]) == cells(range(1, 4)) and len(cells(range(1, 4))) == 7
     assert loop["iteratorPolicy"]["parallelismLimit"] == 2
     assert sorted(loop["dependentTasks"]) == ["import-checkpoint", "prepare-data"]
     (arm,) = dags[loop["componentRef"]["name"]].values()
@@ -56,7 +56,7 @@ def test_the_profile_tells_its_tasks_and_refuses_what_does_not_fit(tmp_path: Pat
     profile = load_profile("claims-sft", ["run.seeds=2"])
     assert tuple(profile.steps) == PIPELINES["sft_ablation"]
     assert profile.task_names == [
-        "import_checkpoint", "prepare_data", *(f"sft_arm-{cell}" for cell in cells(range(2))), "finish",
+        "import_checkpoint", "prepare_data", *(f"sft_arm-{cell}" for cell in cells(range(1, 3))), "finish",
     ]  # fmt: skip
     path = tmp_path / "resolved.toml"
     path.write_text(profile.as_toml())
@@ -72,13 +72,13 @@ def test_the_profile_tells_its_tasks_and_refuses_what_does_not_fit(tmp_path: Pat
             load_profile("claims-sft", overrides)
 
 
-def test_the_profile_makes_the_image_programs_that_an_arm_reads_about_once_and_enough_tasks() -> None:
+def test_an_arm_reads_an_image_program_at_most_twice_and_there_are_enough_tasks() -> None:
     values = {step: config.model_dump() for step, config in load_profile("claims-sft").steps.items()}
     data, arm, shares = values["prepare_data"], values["sft_arm"], mixtures("broad")
     made = data["text_samples"] * shares.text_samples["image_program"] / sum(shares.text_samples.values())
     read = arm["steps"] * arm["rows"] * arm["tokens_per_row"] / 215  # tokens of a program in the mean
     read *= shares.trajectories["image_program"] / sum(shares.trajectories.values())
-    assert 0.8 * read < made < 1.5 * read
+    assert 0.5 * read < made < 1.5 * read
     assert data["eval_samples"] >= max(arm["samples"], arm["program_samples"])
     assert arm["program_samples"] % len(KINDS) == 0
 

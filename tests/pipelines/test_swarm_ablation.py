@@ -82,7 +82,7 @@ def test_the_profiles_tell_their_tasks_and_refuse_what_does_not_fit() -> None:
             load_profile("claims-swarm", overrides)
     with pytest.raises(MoonflowError, match="k25 has no arm 'text'; leave arms out"):
         load_profile("tiny", ["run.arms=text"])
-    assert load_profile("claims-sft", ["run.arms=text", "run.seeds=1"]).cells("sft_arm") == ["text-0"]
+    assert load_profile("claims-sft", ["run.arms=text", "run.seeds=1"]).cells("sft_arm") == ["text-1"]
 
 
 def test_half_of_the_smoke_runs_window_holds_every_prompt_that_it_measures() -> None:

@@ -19,7 +19,7 @@ AND_KEY = (
     "Also its {key}?",
     "The {key} too, please.",
     "What is the {key}?",
-    "Now about the {key}: tell it.",
+    "Now about the {key}, please.",
     "What about the {key}?",
 )
 GIVE_KEY = ("The {key}.", "Its {key}, please.", "I mean the {key}.", "{key}")

@@ -150,7 +150,8 @@ KINDS: Mapping[str, Kind] = {
     ),
     "relevant": Kind(
         (),
-        ('It tells the {x}.', 'It gives which {x}.', 'It answers which {x}.', 'The {x} is told.', 'It gives the {x}.'),
+        ('It tells the {x}.', 'Its text gives the {x}.', 'It answers which {x}.', 'The {x} is told.',
+         'It gives the {x}.'),
         _tells,
     ),
 }  # fmt: skip

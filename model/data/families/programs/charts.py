@@ -103,7 +103,7 @@ AXIS = Kind(
         "Ticks (above $low, column $column) are $step apart, the lowest is 0. Which value has the dot above $t?",
         "Ticks in column $column exceed $low and are $step apart, from 0. Which value does the dot above $t have?",
         "The dot exceeds $t. Which value does it mark? Ticks above $low in column $column: the lowest 0, $step each.",
-        "Which tick does the dot that exceeds $t mark? Column $column has ticks above $low, $step apart from 0.",
+        "What does the dot that exceeds $t mark, if column $column has ticks above $low, $step apart from 0?",
         "Read the dot above $t. Ticks are above $low in column $column, $step each from 0 at the lowest.",
         "Column $column has ticks above $low: 0 at the bottom, then $step each. What is the dot above $t?",
         "Which value does the dot that exceeds $t mark? Ticks above $low, column $column: 0 lowest, $step apart.",

@@ -22,7 +22,8 @@ MORE: dict[str, tuple[str, ...]] = {
         "Which rest has {a} / {b}?", "How much remains of {a} after division by {b}?", "{a} mod {b} = ?",
         "Share {a} among {b}: how many are over?",
         "If you take {b} from {a} as often as you can, what is left?",
-        "Take {b} from {a}, often. What is left at the end?", "How often can you take {b} from {a}, and what is left?",
+        "Take {b} from {a} as often as you can: what is left?",
+        "As often as you can, take {b} from {a}. How much is left?",
         "What is left of {a} if {b} is taken as often as it can be?",
     ),
     "change": (
