@@ -10,10 +10,11 @@ from tests.step_services import FolderServices
 TOOLLESS = {"toggle_arm"}  # its families declare no tools, so its model can run nothing
 
 
-def test_the_advice_on_a_second_kernel_names_every_step_that_runs_programs_of_a_model() -> None:
+def test_the_page_on_what_runs_where_names_every_step_that_runs_programs_of_a_model() -> None:
     page = (Path(__file__).resolve().parents[2] / "manifests/README.md").read_text()
+    section = page.partition("## What runs where")[2].partition("\n## ")[0]
     running = {step for step in ALL_STEPS if "sandbox" in config_class(step).model_fields} - TOOLLESS
-    assert {step for step in ALL_STEPS if f"`[task.{step}]`" in page} >= running > {"joint_rl", "parl", "evaluate"}
+    assert {step for step in ALL_STEPS if f"`{step}`" in section} >= running > {"joint_rl", "parl", "evaluate"}
 
 
 class Asked(Exception):

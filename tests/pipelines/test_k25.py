@@ -64,10 +64,11 @@ def test_parameters_sort_by_phase_and_carry_the_profiles_values(
 @pytest.mark.parametrize("step", STEPS)
 def test_component_arguments_are_the_config_fields(step: str) -> None:
     function = component_of(step).python_func  # type: ignore[attr-defined]
+    given = ("run_id", "later", *(["tasks"] if step == "finish" else []))  # by the pipeline
     arguments = {
         name: parameter.annotation
         for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.annotation in (int, float, str, bool) and name not in ("run_id", "later")
+        if parameter.annotation in (int, float, str, bool) and name not in given
     }
     assert arguments == {name: field.annotation for name, field in config_class(step).model_fields.items()}
 
