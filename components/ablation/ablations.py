@@ -24,6 +24,7 @@ from components.ablation.tables import Table
 from components.ablation.toggle import comparison as toggle_comparison
 from components.ablation.toggle import page as toggle_page
 from components.ablation.toggle import table as toggle_table
+from model.boundary.errors import MoonflowError
 
 Found = Mapping[str, Any]
 
@@ -86,5 +87,14 @@ def compare(results: Sequence[Mapping[str, Any]], events: Events, cells: Sequenc
 
 
 def of(found: Found) -> Ablation:
-    """The ablation that a comparison is of."""
+    """The ablation that a comparison is of.
+
+    Raises:
+        MoonflowError: an earlier version compared, whose figures have another form.
+    """
+    if "no_result" not in found:
+        raise MoonflowError(
+            "an earlier version of moonflow compared these arms: start the run again, which keeps its arms and compares "
+            "anew"
+        )
     return ABLATIONS[found["name"]]

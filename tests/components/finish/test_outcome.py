@@ -81,7 +81,7 @@ def test_arms_of_an_ablation_compare_by_their_means() -> None:
     arm = manifest("fusion_arm-early-0", second=9, seconds=2.0, tokens=50, tokens_per_s=25.0, config={"arm": "early"})
     cell = {"score": {"mean": 40.0, "sd": None, "n": 1}, "loss": {"mean": 1.5, "sd": None, "n": 1}, "paper": 45.5}
     found = {"fusion_arm-early-0": arm}
-    compared = {"name": "fusion", "arms": {"early": {"columns": {"text knowledge": cell}}}}
+    compared = {"name": "fusion", "no_result": [], "arms": {"early": {"columns": {"text knowledge": cell}}}}
     summary = {**summarise(found), "ablation": compared}
     metrics = outcome(found, summary, "fusion", "").metrics
     assert metrics["score/early/text knowledge"] == 40.0 and metrics["loss/early/text knowledge"] == 1.5
