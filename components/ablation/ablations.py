@@ -94,7 +94,7 @@ def of(found: Found) -> Ablation:
     """
     if "no_result" not in found:
         raise MoonflowError(
-            "an earlier version of moonflow compared these arms: start the run again, which keeps its arms and compares "
-            "anew"
+            "an earlier version of moonflow compared these arms: start the run again, which keeps its arms and "
+            "compares anew"
         )
     return ABLATIONS[found["name"]]
