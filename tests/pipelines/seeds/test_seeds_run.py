@@ -64,6 +64,7 @@ def until_running(process: subprocess.Popen[str], run_dir: Path, step: str) -> N
         time.sleep(0.05)
 
 
+@pytest.mark.timeout(1800)  # three runs of a whole pipeline; its own waits are longer than the default
 def test_killed_and_failed_runs_go_on_and_all_compare(tmp_path: Path, started: list[subprocess.Popen[str]]) -> None:
     folder = tmp_path / "all"
     first, second = folder / "seeds-1", folder / "seeds-2"
