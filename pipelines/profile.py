@@ -136,8 +136,8 @@ class Profile:
         have none.
         """
         return [
-            f"{step} runs programs that a model writes, in a pod that has the token of moonflow-step: set "
-            f'[task.{step}] launcher = "trainjob" in the profile'
+            f"{step} runs programs that a model writes, in a pod that has the token of moonflow-step: add --set "
+            f"task.{step}.launcher=trainjob, or set it in the profile"
             for step, config in self.steps.items()
             if isinstance(config, EpisodesConfig) and self.tasks[step].launcher != "trainjob"
         ]

@@ -20,7 +20,7 @@ from model.codec.tokenizer import Tokenizer
 from model.data.families.world import DRAWS
 from model.data.families.world.index import View
 from model.data.families.world.tasks import Drawn
-from model.data.samples.sample import Sample
+from model.data.samples.sample import Sample, Split
 from model.evals.score import standard_error
 from model.rl.environment import FAILED, Episode, derive_seed
 from model.rl.failures import attempt
@@ -59,9 +59,9 @@ class Players:
     at_once: int = 1
 
 
-def held_out_task(family: str, size: int, index: int) -> Task:
-    """The ``index``-th held-out task of so many parts; the same in every call."""
-    drawn: Drawn = DRAWS[family](np.random.default_rng([size, index]), "eval", size, View())
+def held_out_task(family: str, size: int, index: int, split: Split = "eval") -> Task:
+    """The ``index``-th held-out task of so many parts, or one of training's; the same in every call."""
+    drawn: Drawn = DRAWS[family](np.random.default_rng([size, index]), split, size, View())
     sample = Sample(
         f"{family}-n{size}-{index}", family, "agentic", "text", drawn.source, tools=drawn.tools, answer=drawn.answer,
         messages=[{"role": "user", "content": drawn.question}], reward=drawn.reward,
@@ -91,7 +91,7 @@ def of_checkpoint(
 
 def measured(
     groups: Iterable[tuple[str, int]], count: int, ways: Callable[[Task], Iterable[str]], engines: Engines,
-    players: Players, told: Callable[[Sequence[Episode]], object] = lambda episodes: None,
+    players: Players, told: Callable[[Sequence[Episode]], object] = lambda episodes: None, split: Split = "eval",
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """The rows of the table, one after another: each group's first ``count`` tasks, in each way.
 
@@ -99,9 +99,10 @@ def measured(
         groups: families and numbers of parts.
         ways: of a task, as one of ``WAYS``; easy tasks are played in those of ``EASY_WAYS`` alone.
         told: gets the episodes of each row.
+        split: "train": tasks whose things, wordings and pages training may show, instead of held-out ones.
     """
     for family, size in groups:
-        tasks = [held_out_task(family, size, index) for index in range(count)]
+        tasks = [held_out_task(family, size, index, split) for index in range(count)]
         for way in ways(tasks[0]):
             if family != EASY or way in EASY_WAYS:
                 episodes = asyncio.run(play(way, tasks, engines, players))

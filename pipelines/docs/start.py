@@ -9,11 +9,12 @@ The pipeline `post_train` needs no pre-training: it takes a checkpoint and runs 
 
     moonflow run --profile base && moonflow run --profile post_train --set import_checkpoint.source=runs/base
     moonflow run --profile post_train --set import_checkpoint.source=runs/tiny/mid_train
-    moonflow submit --profile post-train-cluster.toml --set import_checkpoint.source=s3://bucket/runs/base ...
+    moonflow submit --profile post_train --set import_checkpoint.source=s3://bucket/runs/base \\
+        --set task.joint_rl.launcher=trainjob --set task.parl.launcher=trainjob \\
+        --set task.evaluate.launcher=trainjob ...
 
-On a cluster, the steps that run programs of a model must be TrainJobs, whose pods have no Kubernetes token.
-`post-train-cluster.toml` is a copy of the profile with `launcher = "trainjob"` in `[task.joint_rl]`, `[task.parl]` and
-`[task.evaluate]`, which also say what the pods may use. `moonflow submit` refuses a profile without that.
+On a cluster, the steps that run programs of a model must be TrainJobs, whose pods have no Kubernetes token; `moonflow
+submit` refuses others.
 
 The step `import_checkpoint` looks what its `source` is:"""
 SOURCES = [

@@ -86,7 +86,7 @@ def measure(
         def chosen(task: Task) -> Iterator[str]:
             return ways(options.untrained is not None, task, options.scripted)
 
-        for found in measured(groups, options.tasks, chosen, engines, players):
+        for found in measured(groups, options.tasks, chosen, engines, players, split=options.split):
             table.append(found)
             shown = [f"{found.get(name, float('nan')):.{digits}f}" for name, digits in SHOWN]
             say(f"| `{found['family']}` | {found['parts']:.0f} | {found['way']} | " + " | ".join(shown) + " |")
@@ -110,6 +110,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--families", default="world_wide", help="families of the tasks, with commas between; easy tasks are added")
     add("--sizes", type=_sizes, default=[2, 4, 8, 16, 32], help="numbers of parts, with commas between")
     add("--tasks", type=int, default=4, help="held-out tasks of each number of parts")
+    add("--split", choices=("eval", "train"), default="eval", help="train: tasks of training's things and wordings")
     add("--latency", type=float, default=0.05, help="seconds that every call of a tool takes")
     add("--budget", type=int, default=100, help="critical steps of an episode")
     add("--sub-steps", type=int, default=12, help="completions of a sub-agent")

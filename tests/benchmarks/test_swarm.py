@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from model.data.families.world.facts import facts
 from model.evals.swarm import FIGURES, held_out_task, row
 from tests.benchmarks import swarm
 from tests.corpus import small_tokenizer
@@ -28,6 +29,14 @@ def test_scripted_agents_find_everything_and_the_swarm_takes_fewer_steps(
     parts = [held_out_task("world_wide", 6, index).worked.parts for index in range(2)]
     steps = [sum(len(part.steps) for part in some) + 1 for some in parts]
     assert wide["single"]["critical_steps"] == sum(steps) / 2
+
+
+def test_tasks_are_held_out_or_of_training(capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ("eval", "train"):
+        rows = held_out_task("world_wide", 4, 0, split).sample.answer["rows"]
+        assert {facts().things[title].split for title, *_ in rows} == {split}
+    swarm.main(["--scripted", "--json", "--sizes", "2", "--tasks", "1", "--latency", "0", "--split", "train"])
+    assert json.loads(capsys.readouterr().out)["f1_gain_points"] == 0.0
 
 
 def test_a_gain_is_that_over_the_best_single_agent_and_rows_that_broke_give_no_figure() -> None:

@@ -28,7 +28,6 @@ from model.codec.chat import parse_assistant
 from model.codec.image import ImageConfig
 from model.codec.tokenizer import Tokenizer
 from model.data.families.thinking import FREE, KINDS
-from model.data.families.thinking.wordings import MORE
 from model.data.samples.sample import Sample
 from model.data.samples.tokenize import tokenize_prompt
 from model.evals.scorer import measuring_engine
@@ -52,7 +51,7 @@ def worded(sample: Sample, kind: str) -> str:
         return re.fullmatch(pattern, question, re.DOTALL) is not None
 
     *shown, last = WORDINGS[kind]
-    return HELD_OUT if wrote(last) and not any(map(wrote, (*MORE[kind], *shown))) else KNOWN
+    return HELD_OUT if wrote(last) and not any(map(wrote, shown)) else KNOWN
 
 
 async def answers(samples: Sequence[Sample], engine: RolloutEngine, tokenizer: Tokenizer) -> list[float]:

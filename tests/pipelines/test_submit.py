@@ -133,8 +133,8 @@ def jobs(*steps: str) -> list[str]:
 def test_programs_of_a_model_may_run_in_trainjobs_only(kfp: FakeKFP, submit: Submit) -> None:
     def told(*steps: str) -> str:
         return "".join(
-            f"moonflow: {step} runs programs that a model writes, in a pod that has the token of moonflow-step: set "
-            f'[task.{step}] launcher = "trainjob" in the profile\n'
+            f"moonflow: {step} runs programs that a model writes, in a pod that has the token of moonflow-step: add "
+            f"--set task.{step}.launcher=trainjob, or set it in the profile\n"
             for step in steps
         )
 

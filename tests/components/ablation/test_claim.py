@@ -11,9 +11,10 @@ from components.ablation.spread import over_seeds
 @pytest.mark.parametrize(
     ("seeds", "met", "holds", "told"),
     [
-        (0, None, None, "x: no verdict from 0 seeds, it takes 2 or more"),
-        (1, True, None, "x: no verdict from 1 seed, it takes 2 or more (y)"),
-        (1, False, None, "x: no verdict from 1 seed, it takes 2 or more (y)"),
+        (0, None, None, "x: no verdict from 0 seeds, it takes 3 or more"),
+        (1, True, None, "x: no verdict from 1 seed, it takes 3 or more (y)"),
+        (1, False, None, "x: no verdict from 1 seed, it takes 3 or more (y)"),
+        (2, True, None, "x: no verdict from 2 seeds, it takes 3 or more (y)"),
         (LEAST_SEEDS, True, True, "x: holds (y)"),
         (LEAST_SEEDS, False, False, "x: does not hold (y)"),
         (3, None, None, "x: no verdict (y)"),
@@ -28,9 +29,11 @@ def test_too_few_seeds_give_no_verdict_whatever_they_show(
 
 def test_a_gain_holds_if_its_interval_lies_above_zero() -> None:
     assert above_zero("x", None) == Claim("x")
-    assert above_zero("x", over_seeds({0: 9.0})).holds is None
-    assert above_zero("x", over_seeds({0: 9.0, 1: 9.1})).holds is True
-    assert above_zero("x", over_seeds({0: 1.0, 1: 9.0})).holds is False
+    assert above_zero("x", over_seeds({0: 9.0})).met is None
+    assert above_zero("x", over_seeds({0: 9.0, 1: 9.1})).met is True
+    assert above_zero("x", over_seeds({0: 9.0, 1: 9.1})).holds is None, "two seeds are too few"
+    assert above_zero("x", over_seeds({0: 9.0, 1: 9.1, 2: 9.0})).holds is True
+    assert above_zero("x", over_seeds({0: 1.0, 1: 9.0, 2: 5.0})).holds is False
 
 
 def test_a_claim_about_each_seed_is_refuted_by_one_and_open_while_one_of_its_arms_has_no_result() -> None:

@@ -13,7 +13,7 @@ from components.ablation.tables import Table
 from tests.components.finish.page import Page
 
 FOLDER = Path(page.__file__).parent
-CLAIM = Claim("more is better", 2, True, "+2.0")
+CLAIM = Claim("more is better", 3, True, "+2.0")
 TABLES = [Table("Scores", ["arm", "score"], [["<more>", "3"]]), Table("Nothing", ["arm"], [])]
 CHARTS = [("Reward", "of <all>", Markup("<svg></svg>")), ("Length", "no curve", "")]
 

@@ -10,11 +10,10 @@ import pytest
 from model.data.families import coding, programs, thinking
 from model.data.families.dialogue import kinds as dialogue
 from model.data.families.judging import wishes
-from model.data.families.thinking.wordings import MORE
 from model.data.families.world import wordings as world
 
 WORDINGS = {
-    **{f"thinking/{kind.name}": (*MORE[kind.name], *kind.wordings) for kind in thinking.KINDS},
+    **{f"thinking/{kind.name}": kind.wordings for kind in thinking.KINDS},
     **{f"programs/{kind.name}": kind.wordings for kind in programs.KINDS},
     **{f"coding/{kind.name}": kind.wordings for kind in coding.KINDS},
     **{f"requests/{name}": kind.requests for name, kind in wishes.KINDS.items() if kind.requests},

@@ -21,7 +21,6 @@ import numpy as np
 from model.data.families.family import Family, choose, operand_source, operand_sources
 from model.data.families.thinking import arithmetic, reading
 from model.data.families.thinking.problem import Kind, Problem, Style
-from model.data.families.thinking.wordings import MORE
 from model.data.samples.sample import Sample, Split
 
 KINDS: tuple[Kind, ...] = (*arithmetic.KINDS, *reading.KINDS)
@@ -45,13 +44,12 @@ def _sample(name: str, kinds: Sequence[Kind], asks: bool, rng: np.random.Generat
     kind, style = kinds[index % len(kinds)], STYLES[index // len(kinds) % len(STYLES)]
     problem, source = _draw(rng, kind, split)
     request = [{"role": "system", "content": choose(rng, split, REQUESTS[style])}] if asks else []
-    wording = choose(rng, split, (*MORE[kind.name], *kind.wordings))
     return Sample(
         key=f"{name}-{kind.name}-{style}-{index:08d}", family=name, ability="reasoning", modality="text",
         source=source,
         messages=[
             *request,
-            {"role": "user", "content": wording.format(**problem.fields)},
+            {"role": "user", "content": choose(rng, split, kind.wordings).format(**problem.fields)},
             {"role": "assistant", "reasoning": problem.thinking(style), "content": problem.answer},
         ],
         answer=problem.answer, reward="exact", environment={"style": style},

@@ -32,7 +32,15 @@ def _draw_add(rng: np.random.Generator, split: Split) -> Problem:
     return Problem({"sum": written}, " ".join(map(str, sorted(terms))), ", ".join(short), tuple(long), str(total))
 
 
-ADD = Kind("add", ("What is {sum}?", "Work out {sum}.", "Add: {sum}", "{sum} = ?"), _draw_add)
+ADD = Kind(
+    "add",
+    (
+        "Sum: {sum}", "Find {sum}.", "How much is {sum}?", "Tell me {sum}.", "What does {sum} make?",
+        "Compute {sum}, please.", "The sum {sum} is what?", "What is {sum}?", "Work out {sum}.", "Add: {sum}",
+        "{sum} = ?",
+    ),
+    _draw_add,
+)  # fmt: skip
 
 
 def _draw_multiply(rng: np.random.Generator, split: Split) -> Problem:
@@ -46,8 +54,14 @@ def _draw_multiply(rng: np.random.Generator, split: Split) -> Problem:
 
 
 MULTIPLY = Kind(
-    "multiply", ("What is {a} * {b}?", "Multiply {a} by {b}.", "Work out {a} * {b}.", "{a} times {b}?"), _draw_multiply
-)
+    "multiply",
+    (
+        "Find {a} * {b}.", "How much is {a} times {b}?", "Compute {a} * {b}, please.", "What does {a} * {b} make?",
+        "{a} * {b} = ?", "Take {a} {b} times: how much?", "The product of {a} and {b}?", "What is {a} * {b}?",
+        "Multiply {a} by {b}.", "Work out {a} * {b}.", "{a} times {b}?",
+    ),
+    _draw_multiply,
+)  # fmt: skip
 
 
 def _draw_remainder(rng: np.random.Generator, split: Split) -> Problem:
@@ -67,8 +81,16 @@ def _draw_remainder(rng: np.random.Generator, split: Split) -> Problem:
 
 REMAINDER = Kind(
     "remainder",
-    ("What is the remainder of {a} / {b}?", "Divide {a} by {b}: which rest?", "What is {a} mod {b}?",
-     "What is left if you take {b} from {a} as often as you can?"),
+    (
+        "Find the remainder of {a} / {b}.", "{a} divided by {b} leaves what?", "Work out {a} mod {b}.",
+        "Which rest has {a} / {b}?", "How much remains of {a} after division by {b}?", "{a} mod {b} = ?",
+        "Share {a} among {b}: how many are over?", "If you take {b} from {a} as often as you can, what is left?",
+        "Take {b} from {a} as often as you can: what is left?",
+        "As often as you can, take {b} from {a}. How much is left?",
+        "What is left of {a} if {b} is taken as often as it can be?", "What is the remainder of {a} / {b}?",
+        "Divide {a} by {b}: which rest?", "What is {a} mod {b}?",
+        "What is left if you take {b} from {a} as often as you can?",
+    ),
     _draw_remainder,
 )  # fmt: skip
 
@@ -89,10 +111,22 @@ def _draw_change(rng: np.random.Generator, split: Split) -> Problem:
 
 CHANGE = Kind(
     "change",
-    ("{count} pens cost {price} each. You pay {paid}. How much is left?",
-     "You have {paid} and buy {count} tickets at {price}. What remains?",
-     "One cup costs {price}. Pay {count} of them with {paid}: how much comes back?",
-     "From {paid}, pay {count} times {price}. How much do you keep?"),
+    (
+        "Buy {count} books at {price} with {paid}. How much is left?",
+        "You pay {paid} for {count} cups at {price} each. What comes back?",
+        "{count} rides cost {price} each. What is left of {paid}?",
+        "Of {paid}, spend {count} * {price}. What remains?",
+        "With {paid} you buy {count} bags, each {price}. How much do you keep?",
+        "Each hat is {price}. Take {count} and pay {paid}: what remains?",
+        "{paid} is paid for {count} things of {price} each. What is given back?",
+        "From {paid}, pay for {count} bags at {price}. What is left?",
+        "Pay {count} times {price} from {paid}. What remains?",
+        "{count} times {price} is paid from {paid}. How much do you keep?",
+        "{count} pens cost {price} each. You pay {paid}. How much is left?",
+        "You have {paid} and buy {count} tickets at {price}. What remains?",
+        "One cup costs {price}. Pay {count} of them with {paid}: how much comes back?",
+        "From {paid}, pay {count} times {price}. How much do you keep?",
+    ),
     _draw_change,
 )  # fmt: skip
 
@@ -121,8 +155,15 @@ def _draw_sort(rng: np.random.Generator, split: Split) -> Problem:
 
 SORT = Kind(
     "sort",
-    ("Sort from small to large: {numbers}", "Put in order, the least first: {numbers}", "Order upwards: {numbers}",
-     "Write these from the least to the largest: {numbers}"),
+    (
+        "Sort these, the least first: {numbers}", "Put {numbers} in order, from small to large.",
+        "In order, please: {numbers}", "{numbers}: sort them upwards.", "Write in growing order: {numbers}",
+        "List from small to large: {numbers}", "What is the order of {numbers}, the least first?",
+        "Write {numbers} from the least to the largest.", "From least to largest: {numbers}",
+        "Order these, the largest at the end: {numbers}", "Sort from small to large: {numbers}",
+        "Put in order, the least first: {numbers}", "Order upwards: {numbers}",
+        "Write these from the least to the largest: {numbers}",
+    ),
     _draw_sort,
 )  # fmt: skip
 
@@ -145,8 +186,17 @@ def _draw_even_sum(rng: np.random.Generator, split: Split) -> Problem:
 
 EVEN_SUM = Kind(
     "even_sum",
-    ("Sum the even numbers: {numbers}", "Add up those that are even: {numbers}",
-     "What do the even ones sum to? {numbers}", "Leave out odd numbers and add the rest: {numbers}"),
+    (
+        "Take the even numbers and sum them: {numbers}", "Of {numbers}, add the even ones.",
+        "{numbers}: what is the sum of the even ones?", "Find the sum of all even numbers: {numbers}",
+        "Add the even numbers of {numbers}.", "How much are the even ones together? {numbers}",
+        "Which sum have the even numbers? {numbers}", "Add the numbers that are not odd: {numbers}",
+        "Without the odd ones, what is the sum of the rest? {numbers}",
+        "Leave out what is odd. Sum the rest: {numbers}",
+        "{numbers}: leave the odd numbers out and sum the even ones.", "Sum the even numbers: {numbers}",
+        "Add up those that are even: {numbers}", "What do the even ones sum to? {numbers}",
+        "Leave out odd numbers and add the rest: {numbers}",
+    ),
     _draw_even_sum,
 )  # fmt: skip
 
@@ -165,8 +215,14 @@ def _draw_spread(rng: np.random.Generator, split: Split) -> Problem:
 
 SPREAD = Kind(
     "spread",
-    ("How far is the largest from the least? {numbers}", "Largest minus least: {numbers}", "What range have {numbers}?",
-     "Take the least from the largest of {numbers}."),
+    (
+        "Find the largest minus the least: {numbers}", "{numbers}: how wide is the range?",
+        "How much larger is the largest than the least? {numbers}", "Tell the range of {numbers}.",
+        "What is the difference of largest and least? {numbers}", "Of {numbers}, take largest minus least.",
+        "The range, please: {numbers}", "How far is the largest from the least? {numbers}",
+        "Largest minus least: {numbers}", "What range have {numbers}?",
+        "Take the least from the largest of {numbers}.",
+    ),
     _draw_spread,
 )  # fmt: skip
 

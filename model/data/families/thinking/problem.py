@@ -42,7 +42,8 @@ class Kind:
 
     Attributes:
         name: in the key of its samples.
-        wordings: of the question. Training never shows the last one.
+        wordings: of the question. Training never shows the last one, but all of its words: a small model learns
+            wordings by heart, and answers none that has a word which is new to it (``tests/benchmarks/wordings.py``).
         draw: (rng, split) -> a problem; words and names in it are of the split.
     """
 

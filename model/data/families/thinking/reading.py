@@ -55,8 +55,15 @@ def _draw_count(rng: np.random.Generator, split: Split) -> Problem:
 
 COUNT = Kind(
     "count_letter",
-    ('How often is "{letter}" in "{word}"?', 'Count "{letter}" in "{word}".', 'How many "{letter}" has "{word}"?',
-     'In "{word}", how many times do you see "{letter}"?'),
+    (
+        '"{word}": how many "{letter}"?', 'How many times does "{word}" have "{letter}"?',
+        'Find how often "{letter}" stands in "{word}".', 'Tell how many "{letter}" there are in "{word}".',
+        '"{letter}" is how often in "{word}"?', 'Take "{word}" and count each "{letter}".',
+        'What is the number of "{letter}" in "{word}"?', 'How many "{letter}" do you see in "{word}"?',
+        'In "{word}", count each "{letter}" that you see.', 'Look at "{word}": how many times is there "{letter}"?',
+        'How often is "{letter}" in "{word}"?', 'Count "{letter}" in "{word}".', 'How many "{letter}" has "{word}"?',
+        'In "{word}", how many times do you see "{letter}"?',
+    ),
     _draw_count,
 )  # fmt: skip
 
@@ -72,8 +79,13 @@ def _draw_reverse(rng: np.random.Generator, split: Split) -> Problem:
 
 REVERSE = Kind(
     "reverse",
-    ('Write "{word}" backwards.', 'Reverse "{word}".', '"{word}" from the last letter to the first?',
-     'Spell "{word}" from its end.'),
+    (
+        'Turn "{word}" around.', 'What is "{word}" backwards?', 'Read "{word}" from the end.',
+        'Give "{word}" in reverse.', '"{word}", reversed?', 'Start with the last letter: "{word}".',
+        'Tell "{word}" backwards.', 'Spell "{word}" backwards.', 'Write "{word}" from its last letter to its first.',
+        '"{word}": spell it from the end.', 'Write "{word}" backwards.', 'Reverse "{word}".',
+        '"{word}" from the last letter to the first?', 'Spell "{word}" from its end.',
+    ),
     _draw_reverse,
 )  # fmt: skip
 
@@ -104,8 +116,13 @@ def _draw_order(rng: np.random.Generator, split: Split) -> Problem:
 
 ORDER = Kind(
     "order",
-    ("{facts} Who is the {which}?", "{facts} Tell the {which}.", "Who is the {which}? {facts}",
-     "{facts} Which of them is the {which}?"),
+    (
+        "{facts} So who is the {which}?", "Find the {which}. {facts}", "{facts} Name the {which}.",
+        "{facts} The {which} is who?", "Tell me who is the {which}: {facts}", "{facts} Find out who is the {which}.",
+        "Name the {which}: {facts}", "Which of them is the {which}? {facts}", "{facts} Of them, who is the {which}?",
+        "{facts} Which one is the {which}?", "{facts} Who is the {which}?", "{facts} Tell the {which}.",
+        "Who is the {which}? {facts}", "{facts} Which of them is the {which}?",
+    ),
     _draw_order,
 )  # fmt: skip
 
@@ -122,8 +139,15 @@ def _draw_weekday(rng: np.random.Generator, split: Split) -> Problem:
 
 WEEKDAY = Kind(
     "weekday",
-    ("Today is {day}. Which day is it in {days} days?", "It is {day}. Name the day {days} days later.",
-     "Which day comes {days} days after {day}?", "Count {days} days on from {day}: which day is it?"),
+    (
+        "It is {day}. Which day comes in {days} days?", "{days} days from {day}: which day?",
+        "Start at {day} and go {days} days on. Which day?", "On {day} you wait {days} days. Which day is it then?",
+        "Name the day {days} days after {day}.", "If today is {day}, what is it in {days} days?",
+        "{day} plus {days} days?", "From {day}, count {days} days. Which day is it?",
+        "Count on from {day}: what day is it after {days} days?", "Count {days} days after {day}. Which day comes?",
+        "Today is {day}. Which day is it in {days} days?", "It is {day}. Name the day {days} days later.",
+        "Which day comes {days} days after {day}?", "Count {days} days on from {day}: which day is it?",
+    ),
     _draw_weekday,
 )  # fmt: skip
 
@@ -144,9 +168,17 @@ def _draw_clock(rng: np.random.Generator, split: Split) -> Problem:
 
 CLOCK = Kind(
     "clock",
-    ("It is {time}. What time is it in {later} minutes?", "Add {later} minutes to {time}.",
-     "A film starts at {time} and takes {later} minutes. When does it end?",
-     "Which time is {later} minutes past {time}?"),
+    (
+        "{later} minutes after {time}: what time?", "At {time} you wait {later} minutes. What time is it?",
+        "What time is {time} plus {later} minutes?",
+        "A train leaves at {time} and goes for {later} minutes. When does it stop?",
+        "The clock says {time}. And in {later} minutes?", "Find the time {later} minutes after {time}.",
+        "{time} and {later} minutes later?", "Which time is it {later} minutes after {time}?",
+        "It is {later} minutes past {time}: which time is that?",
+        "{later} minutes go past from {time}. Which time is it?", "It is {time}. What time is it in {later} minutes?",
+        "Add {later} minutes to {time}.", "A film starts at {time} and takes {later} minutes. When does it end?",
+        "Which time is {later} minutes past {time}?",
+    ),
     _draw_clock,
 )  # fmt: skip
 

@@ -118,5 +118,5 @@ def test_an_unfinished_ablation_tells_what_there_is() -> None:
     one = compare([result("early", 0), result("mid", 0)], {}, cells([0]))
     assert sentences(one)[0] == "no result: late-0"
     every = ", ".join(column.name for column in COLUMNS)
-    assert f"early against mid, score of {every}: no verdict from 1 seed, it takes 2 or more" in sentences(one)
+    assert f"early against mid, score of {every}: no verdict from 1 seed, it takes 3 or more" in sentences(one)
     Page(render(found, {}, {"run_id": "x"}))

@@ -96,7 +96,7 @@ def test_vision_that_loses_more_than_three_points_is_worn() -> None:
 def test_one_seed_gives_no_verdict() -> None:
     one = [result("before", 0), result("text", 0), result("narrow", 0)]
     found = claims(compare(one, {}, cells(range(1))))
-    assert {claim.verdict for claim in found} == {"no verdict from 1 seed, it takes 2 or more"}
+    assert {claim.verdict for claim in found} == {"no verdict from 1 seed, it takes 3 or more"}
     assert all(claim.met is not None for claim in found[:-1]) and found[-1].met is None, "one seed has no interval"
     assert "success +25.0: +25.0" in str(found[0]), "its figures are shown"
 
@@ -110,7 +110,7 @@ def test_what_has_not_ended_has_no_verdict_and_is_named() -> None:
     without = [each for each in RESULTS if each["arm"] != "before"]
     found = ablations.compare(without, {}, cells(range(3)))
     assert ablations.of(found).sentences(found)[0] == "no result: before-0"
-    assert {claim.verdict for claim in claims(found)[:-1]} == {"no verdict from 0 seeds, it takes 2 or more"}
+    assert {claim.verdict for claim in claims(found)[:-1]} == {"no verdict from 0 seeds, it takes 3 or more"}
     assert all(claim.figures.endswith("no result: before-0") for claim in claims(found))
     assert {holds for _, holds in verdicts([result("before", 0)])} == {None}
     alone = [result("text", 0), result("narrow", 0)]

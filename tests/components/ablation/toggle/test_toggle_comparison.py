@@ -62,13 +62,13 @@ def test_a_claim_holds_by_its_rule(arm: str, figures: tuple[float, ...], verdict
         else each
         for each in RESULTS
     ]
-    assert [claim.holds for claim in claims(compare(changed, {}, []))] == verdicts
+    assert [claim.met for claim in claims(compare(changed, {}, []))] == verdicts
 
 
 def test_without_an_arm_its_claims_have_no_verdict_and_the_rest_is_shown() -> None:
     some = [each for each in RESULTS if each["arm"] in ("before", "free", "toggle")]
-    assert [claim.holds for claim in claims(compare(some, {}, []))] == [True, None, True]
-    assert all(claim.holds is None for claim in claims(compare(RESULTS[:1], {}, [])))
+    assert [claim.met for claim in claims(compare(some, {}, []))] == [True, None, True]
+    assert all(claim.met is None for claim in claims(compare(RESULTS[:1], {}, [])))
 
 
 def test_a_cell_without_a_result_is_named_in_every_verdict() -> None:
@@ -76,7 +76,7 @@ def test_a_cell_without_a_result_is_named_in_every_verdict() -> None:
     found = compare(some, {}, cells(range(2)))
     assert found["no_result"] == ["before-0", "toggle-1"]
     assert all(claim.figures.endswith("no result: before-0, toggle-1") for claim in claims(found))
-    few = "no verdict from 1 seed, it takes 2 or more"
+    few = "no verdict from 1 seed, it takes 3 or more"
     assert [claim.verdict for claim in claims(found)] == [few] * 3, "Toggle has one seed, budgets in every round two"
 
 
@@ -89,7 +89,9 @@ def test_the_page_shows_tables_verdicts_and_curves() -> None:
     Page(page)
     assert "&lt;b&gt;" in page and page.count("<svg") == 2
     assert "| toggle | 85.5 ± 6.4 | 65.0 ± 7.1 | 61.0 ± 12.7 | 32.5 |" in of.markdown(found)
-    assert any("holds" in line for line in of.sentences(found)) and of.printed(found).rows
+    assert any("no verdict from 2 seeds" in line for line in of.sentences(found)) and of.printed(found).rows
+    third = [{**each, "seed": 2} for each in RESULTS if each["seed"]]
+    assert any(": holds" in line for line in of.sentences(ablations.compare([*RESULTS, *third], {}, [])))
 
 
 def test_the_arms_differ_in_their_budgets_alone() -> None:
