@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 PROFILE ?= tiny
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long test-engines lint audit bench clean
+.PHONY: help run test test-slow test-long test-engines lint audit bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
@@ -14,8 +14,10 @@ run: .venv/.ready ## train, evaluate, promote and serve the tiny model on this m
 test: .venv/.ready ## unit tests and one end-to-end run
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $$(($$(nproc) + 1)) --dist loadfile --no-loadscope-reorder
 
-test-long: .venv/.ready ## what `make test` leaves out: kills and outages of whole runs, ranks, installs of the images
+test-slow: .venv/.ready ## what `make test` leaves out: kills and outages of whole runs, ranks
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "slow and not long" -n auto --dist loadfile --no-loadscope-reorder
+
+test-long: .venv/.ready ## whole runs of the ablations, installs of the images: before a release, and after a change of either
 	$(BIN)/pytest -q -m long
 
 test-engines: .venv/.ready build/engines/vllm/.ready build/engines/sglang/.ready ## stock vLLM and SGLang on an export (tests/engines)
