@@ -54,7 +54,8 @@ def cores_of_task(profile: Profile) -> int:
     cores = len(os.sched_getaffinity(0))
     if CPU_QUOTA.exists() and (limit := CPU_QUOTA.read_text().split())[0] != "max":
         cores = min(cores, -(-int(limit[0]) // int(limit[1])))
-    return max(1, cores // AT_ONCE) if any(step.looped for step in profile.steps.values()) else cores
+    loops = [len(profile.cells(name)) for name, step in profile.steps.items() if step.looped]
+    return max(1, cores // min(AT_ONCE, *loops)) if loops else cores
 
 
 def run_locally(profile: Profile, run_dir: Path, *, keep: bool, console: Console) -> None:

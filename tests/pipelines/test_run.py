@@ -25,6 +25,8 @@ def test_tasks_get_the_cores_that_a_containers_quota_leaves(
     monkeypatch.setattr(run.os, "sched_getaffinity", lambda _: set(range(8)))
     assert run.cores_of_task(load_profile("tiny")) == cores
     assert run.cores_of_task(load_profile("fusion")) == of_an_arm  # two at once
+    one_seed = load_profile("claims-swarm", ["run.seeds=1"])
+    assert run.cores_of_task(one_seed) == cores  # one task after the other
 
 
 def test_a_clock_that_is_set_back_does_not_keep_a_run_from_ending(monkeypatch: pytest.MonkeyPatch) -> None:
