@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Self
 
@@ -77,7 +78,7 @@ class StepConfig(BaseModel):
                 raise MoonflowError(f"{where}: {first['ctx']['error']}") from None
             name = ".".join(str(part) for part in first["loc"])
             told = first["ctx"]["error"] if first["type"] == "value_error" else first["msg"]
-            raise MoonflowError(f"{where}: parameter {name!r}: {told} (got {first.get('input')!r})") from None
+            raise MoonflowError(f"{where}: parameter {name!r}: {told} (got {_shown(first.get('input'))})") from None
 
     @property
     def lineage(self) -> dict[str, Any]:
@@ -354,6 +355,11 @@ class PresetConfig(StepConfig):
         "tiny",
         description="the model's shape, the name of a file in model/network/presets (source: ours; k25 is K2 Table 2)",
     )
+
+
+def _shown(value: object) -> str:
+    """A refused value, without the user and password of a URL, which would stay in the logs."""
+    return re.sub(r"://[^/\s]*@", "://...@", repr(value))
 
 
 def _effect(field: FieldInfo) -> str:
