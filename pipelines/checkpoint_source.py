@@ -1,4 +1,4 @@
-"""What ``moonflow evaluate`` is given: a checkpoint folder, a run's folder, or a checkpoint in a store."""
+"""What ``moonflow evaluate`` is given: a checkpoint folder, a run or one of its steps, or a checkpoint in a store."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from components.evaluate.config import Config
 from components.evaluate.measuring import SUB_AGENTS
+from components.import_checkpoint.sources import newest_checkpoint
 from components.promote.export import EXPORTED_FROM
 from components.runtime.checkpoints import manifest as manifests
 from components.runtime.checkpoints.manifest import MANIFEST, Manifest, prefix_of
@@ -30,6 +31,7 @@ from model.data.batches.folder import DataFolder
 from pipelines.profile import load_profile
 from pipelines.run_folder import made_by_a_run, run_id_of, services_folder
 from pipelines.services import visited
+from pipelines.source_run import run_and_step
 
 WEIGHTS = ".safetensors"
 
@@ -86,11 +88,26 @@ def located(given: str, *, weights: bool = True, swarm: bool = True) -> Iterator
         run_dir = made_by_a_run(path)
         with visited(services_folder(run_dir)) as environment:
             yield _of_run(run_dir, open_store(environment), weights, swarm)
+    elif not is_address(given) and (named := run_and_step(path)) is not None:
+        run_dir, step = named
+        with visited(services_folder(run_dir)) as environment:
+            yield _of_step(run_dir, step, open_store(environment), weights, swarm)
     else:
         raise MoonflowError(
             f"{given[:300]} is no checkpoint: give a folder with {CONFIG}, a run's folder (`moonflow run --profile "
-            f"tiny` makes runs/tiny), or the s3:// or file:// address of a {MANIFEST} or of the prefix that it is in"
+            f"tiny` makes runs/tiny) or one of its steps (runs/tiny/mid_train), or the s3:// or file:// address of a "
+            f"{MANIFEST} or of the prefix that it is in"
         )
+
+
+def _of_step(run_dir: Path, step: str, store: ObjectStore, weights: bool, swarm: bool) -> Source:
+    """The newest complete checkpoint of a run's step, or the one whose number follows the step's name."""
+    found = newest_checkpoint(store, f"{run_id_of(run_dir)}/{step}")
+    if found is None:
+        raise MoonflowError(f"{run_dir} has no complete checkpoint of {step[:100]}: name a step that has been trained")
+    where, manifest = found
+    root = run_id_of(run_dir)
+    return _source(store, where, manifest, root, run_dir / "work" / "cache", weights, swarm, defaults(), ())
 
 
 def _of_run(run_dir: Path, store: ObjectStore, weights: bool, swarm: bool) -> Source:

@@ -76,7 +76,10 @@ def serve(
 def evaluate(
     checkpoint: Annotated[
         str,
-        typer.Argument(help="A checkpoint's folder, a run's folder, or the s3:// or file:// address of a manifest."),
+        typer.Argument(
+            help="A checkpoint's folder, a run's folder, one of its steps as in runs/tiny/mid_train, or the s3:// or "
+            "file:// address of a manifest."
+        ),
     ],
     suite: Annotated[
         list[str] | None,
@@ -110,14 +113,14 @@ def evaluate(
 ) -> None:
     """Score any checkpoint on the held-out tasks of the evaluate step; nothing is written to its store or to MLflow.
 
-    A run's folder stands for its last finished training step. Tasks come from the run's data; without a run, they are
-    the first ones that the generators make. Each suite shows its correct answers, its score with a 95% interval, and
-    chance, the score of the best constant answer. A suite that the model cannot hold is named and passed over.
-    A server is asked what it is: SGLang gets token ids, any other chat completions with images and tools; one that
-    refuses chat_template_kwargs is asked without, and thinks or not as it is set up. It also speaks for a swarm's
-    sub-agents; video is passed over, and by a chat endpoint documents too. Prompts are read in the precision
-    of training here, as in the step, but in a server's own precision there, so single answers can differ.
-    Failed tasks are counted and named. Ctrl-C shows what is finished.
+    A run's folder stands for its last finished training step; a step, for its newest checkpoint. Tasks come from the
+    run's data; without a run, they are the first ones that the generators make. Each suite shows its correct answers,
+    its score with a 95% interval, and chance, the score of the best constant answer. A suite that the model cannot
+    hold is named and passed over. A server is asked what it is: SGLang gets token ids, any other chat completions with
+    images and tools; one that refuses chat_template_kwargs is asked without, and thinks or not as it is set up. It
+    also speaks for a swarm's sub-agents; video is passed over, and by a chat endpoint documents too. Prompts are read
+    in the precision of training here, as in the step, but in a server's own precision there, so single answers can
+    differ. Failed tasks are counted and named. Ctrl-C shows what is finished.
     """
     from pipelines.evaluation import evaluate as measure
 

@@ -63,6 +63,10 @@ def test_a_run_folder_stands_for_its_last_finished_step(
     found = scored(run_dir, *suite("digit_count", "wide_search_single"))
     assert found["checkpoint"].startswith("step joint_rl of run smoke, checkpoint 0")
     assert [row["n"] for row in found["suites"]] == [2, 3]
+    earlier = scored(run_dir / "zero_vision_sft", *suite("digit_count"), "--tasks", 2)
+    assert earlier["checkpoint"].startswith("step zero_vision_sft of run smoke, checkpoint 0")
+    code, out, err = run(run_dir / "mid_train", *suite("digit_count"))
+    assert (code, out) == (2, "") and "has no complete checkpoint of mid_train" in err.splitlines()[-1]
     code, out, err = run(run_dir, *suite("digit_count"), "--tasks", 2)
     assert code == 0 and "note: parl is not finished, so it is left out" in err and "digit_count" in out
 
