@@ -168,7 +168,7 @@ def families(config: Config) -> dict[str, Family]:
     made, world = lengthened(config.long_documents, config.long_videos), mixtures(config.mixture).world
     if world is None:
         return made
-    delegation = Delegation(world.delegated, True, world.delegated_up_to)
+    delegation = Delegation(world.delegated, True, world.delegated_up_to, world.bare)
     chosen = [world_family(name, sizes, delegation=delegation) for name, sizes in world.sizes.items()]
     return made | {family.name: family for family in chosen}
 

@@ -46,11 +46,13 @@ class WorldTasks:
         delegated: share of the reference trajectories that delegate, in all ways.
         delegated_up_to: by family, the largest N of which any does. Where one agent's work is too long to be read, what
             is left would teach to delegate such tasks always.
+        bare: share of the tasks whose orchestrator has the swarm's tools alone (``model.data.families.world``).
     """
 
     sizes: Mapping[str, tuple[int, ...]]
     delegated: float
     delegated_up_to: Mapping[str, int] = field(default_factory=dict)
+    bare: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Mixtures:
 # PARL's prompts, and are not read. Sizes between, whose work fits now and then, are left out.
 SWARM_TASKS = WorldTasks(
     sizes={
-        "world_wide": (2, 3, 4, 8),
+        "world_wide": (2, 3, 4, 8, 16),
         "world_deep": (2, 3, 4, 6, 8),
         "world_document": (2, 4, 8),
         "world_bulk": (2, 4, 8),
@@ -96,6 +98,7 @@ SWARM_TASKS = WorldTasks(
     },
     delegated=0.05,
     delegated_up_to={"world_wide": 4, "world_document": 2, "world_bulk": 2},
+    bare=0.25,
 )
 
 MIXTURES = {

@@ -47,11 +47,15 @@ class Delegation:
             them, and a turn gives away one part, some or all. Otherwise a turn gives away all parts, and an easy task
             is always done by one agent.
         up_to: by family, the largest number of parts with which any is a swarm's; a family without one has no bound.
+        bare: share of the tasks, before all others, whose orchestrator has no tools but the swarm's, and must delegate:
+            it shows how a task is divided, whatever its size, and never whether to. Only of tasks whose question tells
+            the parts.
     """
 
     share: float = 0.5
     mixed: bool = False
     up_to: Mapping[str, int] = field(default_factory=dict)
+    bare: float = 0.0
 
     def chosen(self, name: str, size: int, rng: np.random.Generator) -> bool:
         """Whether a task of the family ``name`` with ``size`` parts is answered by a swarm."""
@@ -71,7 +75,8 @@ def world_sample(
     """A task, answered by one agent or by a swarm."""
     size = int(rng.choice(sizes))
     drawn = DRAWS[name](rng, split, size, view)
-    swarm = delegation.chosen(name, size, rng)
+    bare = split == "train" and delegation.bare > 0 and drawn.plan.told and rng.random() < delegation.bare
+    swarm = bare or delegation.chosen(name, size, rng)
     agent, system_prompt = _named(rng)
     if swarm:
         talk, text, _ = by_swarm(drawn.plan, view, agent, system_prompt, delegation.at_once(drawn.size, rng))
@@ -80,7 +85,7 @@ def world_sample(
     # Half of the single agents of training cannot make a swarm, as the single agent that a swarm is compared with.
     lone = not swarm and split == "train" and rng.random() < 0.5
     prompt = [{"role": "user", "content": drawn.question}]
-    tools = drawn.tools if lone else [*drawn.tools, *SWARM_TOOLS]
+    tools = drawn.tools if lone else [*([] if bare else drawn.tools), *SWARM_TOOLS]
     mode = "swarm" if swarm else "single"
     return _sample(name, index, drawn, drawn.text, view, mode, prompt, talk, text, tools, drawn.answer, drawn.reward)
 

@@ -84,10 +84,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a task is solved: what comes before the parts, the parts, and the answer from their results."""
+    """How a task is solved: what comes before the parts, the parts, and the answer from their results.
+
+    ``told`` says whether the question tells the parts, of which there are several: then nothing comes before them.
+    """
 
     begin: Callable[[Conversation], list[Part]]
     conclude: Callable[[list[str]], str]
+    told: bool = False
 
 
 def alone(plan: Plan, view: View) -> tuple[Conversation, str]:

@@ -165,7 +165,7 @@ def easy(rng: np.random.Generator, split: Split, size: int, view: View) -> Drawn
 
 def _at_once(given: list[Part], conclude: Callable[[list[str]], str]) -> Plan:
     """A plan whose parts are known from the question."""
-    return Plan(lambda talk: given, conclude)
+    return Plan(lambda talk: given, conclude, told=len(given) > 1)
 
 
 def one_value(page: str, thing: Thing, attribute: str, talk: Conversation) -> str:
