@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from model.boundary.errors import MoonflowError
+from model.codec.tools import SWARM_TOOLS
 from model.data.families.family import Family
 from model.data.families.world import DRAWS, FAMILIES, WORLD_PART, Delegation, world_family
 from model.data.families.world.facts import facts
@@ -113,6 +114,19 @@ def test_where_delegation_is_mixed_a_turn_gives_away_one_part_some_or_all_and_ea
     few = Delegation(0.2, mixed=True)
     modes = [sample.environment["mode"] for sample in drawn(world_family("world_easy", delegation=few), "train", 60)]
     assert 3 <= modes.count("swarm") <= 24
+
+
+def test_an_orchestrator_without_other_tools_divides_tasks_of_any_size_whose_question_tells_the_parts() -> None:
+    bare = Delegation(0.0, mixed=True, up_to={"world_wide": 2}, bare=1.0)
+    for name, size in (("world_wide", 2), ("world_wide", 8), ("world_bulk", 2)):
+        for sample in drawn(world_family(name, (size,), delegation=bare), "train", 3):
+            assert sample.tools == [*SWARM_TOOLS] and sum(map(len, turns(sample)[1:])) == size
+            assert sample.environment["mode"] == "swarm"
+    for name, size in (("world_deep", 2), ("world_document", 2), ("world_easy", 1)):
+        for sample in drawn(world_family(name, (size,), delegation=bare), "train", 3):
+            assert sample.environment["mode"] == "single" and "search" in sample.tools
+    held_out = drawn(world_family("world_wide", (2,), delegation=bare), "eval", 3)
+    assert all("search" in sample.tools and sample.environment["mode"] == "single" for sample in held_out)
 
 
 def test_a_fact_costs_two_to_four_calls_and_an_easy_one_at_most_two() -> None:
