@@ -32,7 +32,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     )
 
     # 2. Model: the encoder and projector that learned to caption; ViT and language model both learn on.
-    model = load_parent(context.fetch(inputs["parent"]), data.tokenizer)
+    model = load_parent(context.fetch(inputs["parent"]), data.tokenizer, context.ranks.expert_share)
 
     # 3. Train.
     optimization = Optimization(

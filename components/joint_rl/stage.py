@@ -53,7 +53,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     # 2. Policy. The embedded engine samples from the very weights that are trained, or, while they are trained, from a
     # copy; SGLang replicas get them after each step. Of INT4 experts all have the rounded values, which the trainer's
     # forward uses and an export will hold.
-    model = load_parent(context.fetch(inputs["parent"]), data.tokenizer)
+    model = load_parent(context.fetch(inputs["parent"]), data.tokenizer, context.ranks.expert_share)
     episodes = config.prompts_per_iteration * config.samples_per_prompt
     acting = sampler(
         config, config.endpoints, as_served(model, config.expert_precision), episodes, context, data,

@@ -20,7 +20,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     data = context.data(inputs["data"])
 
     # 2. Model: in the context that it was pre-trained in.
-    model = load_parent(context.fetch(inputs["parent"]), data.tokenizer)
+    model = load_parent(context.fetch(inputs["parent"]), data.tokenizer, context.ranks.expert_share)
 
     # 3. Train, in rows as long as the context, which grows from phase to phase.
     train(model, phases(config, data, original_window(model)), data.path, context, context.ranks)

@@ -34,7 +34,7 @@ from model.swarm.training import SwarmTask, swarm_prompts, train_orchestrator, w
 def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
     # 1. The orchestrator is trained; its sub-agents are a fixed earlier checkpoint. Both act as they would be served.
     data = context.data(inputs["data"])
-    model = load_parent(context.fetch(inputs["policy"]), data.tokenizer)
+    model = load_parent(context.fetch(inputs["policy"]), data.tokenizer, context.ranks.expert_share)
     episodes = config.prompts_per_iteration * config.samples_per_prompt
     rows = config.completions_at_once  # of the embedded engine, whose pool has no more completions in flight than that
     acting = sampler(

@@ -14,6 +14,7 @@ from model.checkpoint.saving import AsyncSaver
 from model.data.batches.folder import DataFolder
 from model.data.order.mixtures import mixtures
 from model.network.multimodal import KimiK25
+from model.parallel.reduction import weights_to_write
 from model.rl.lessons import Lessons, with_successes
 from model.train.fine_tuning import FineTuning, fine_tune
 
@@ -25,7 +26,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
         context.metrics.log({"successes/kept": float(lessons.kept), "successes/used": float(lessons.usable)}, 0)
 
     # 2. Model.
-    model = load_parent(context.fetch(inputs["parent"]), lessons.data.tokenizer)
+    model = load_parent(context.fetch(inputs["parent"]), lessons.data.tokenizer, context.ranks.expert_share)
 
     # 3. Train, as zero_vision_sft does. A policy that never succeeded has nothing to teach, and joint RL can go on.
     if not lessons.usable:
@@ -49,5 +50,6 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
 def pass_on(model: KimiK25, data: DataFolder, context: StepContext) -> None:
     """Publish the model as it came."""
     ranks = context.ranks
-    with AsyncSaver(context.checkpoints, context.work, data.path, ranks.rank, ranks.world) as saver:
-        saver.save(model.config, model.state_dict(), {}, {}, index=0, tokens_seen=0, complete=True)
+    place, weights = (ranks.rank, ranks.world, ranks.expert_share), weights_to_write(model.state_dict(), ranks)
+    with AsyncSaver(context.checkpoints, context.work, data.path, *place) as saver:
+        saver.save(model.config, weights, {}, {}, index=0, tokens_seen=0, complete=True)

@@ -29,7 +29,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     stream = data.mixture(weights, tokens_per_row=config.tokens_per_row, rows=config.rows, seed=config.seed)
 
     # 2. Model: random weights in the preset's shape.
-    model = first_weights(config.preset, data.tokenizer, config.seed)
+    model = first_weights(config.preset, data.tokenizer, config.seed, context.ranks.expert_share)
 
     # 3. Caption: everything learns. 4. Align: the projector only.
     caption = Optimization(

@@ -29,7 +29,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     mixture = with_shares(mixtures(config.mixture).trajectories, shares)
 
     # 2. Model. Without images of the user's, the vision tower and projector get no gradient.
-    model = load_parent(context.fetch(inputs["parent"]), data.tokenizer)
+    model = load_parent(context.fetch(inputs["parent"]), data.tokenizer, context.ranks.expert_share)
 
     # 3. Train.
     tuning = FineTuning(

@@ -16,12 +16,24 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.boundary.errors import MoonflowError
-from model.checkpoint.file_names import CONFIG, GENERATION, INDEX, PROCESSOR, REMOTE, REMOTE_FILES, WEIGHTS
+from model.checkpoint.file_names import (
+    CONFIG,
+    GENERATION,
+    INDEX,
+    PROCESSOR,
+    REMOTE,
+    REMOTE_FILES,
+    WEIGHTS,
+    weights_file,
+)
+from model.checkpoint.shards import write_index
 from model.checkpoint.stored_tensors import opened
-from model.checkpoint.tensor_names import CORRECTION_BIAS, released_tensors
+from model.checkpoint.tensor_names import CORRECTION_BIAS, expert_number, released_tensors, released_views
 from model.codec.image import ImageConfig
 from model.codec.tokenizer import Tokenizer
 from model.network.config import AUTO_MAP, ModelConfig, QuantizationConfig, load_config
+from model.network.construction import build_on_meta
+from model.network.expert_share import ExpertShare
 from model.network.multimodal import KimiK25
 from model.network.quantization import packed_experts
 
@@ -66,6 +78,32 @@ def save_weights(
     config = config.model_copy(update={"quantization_config": quantization, "dtype": DTYPES[dtype]})
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     save_description(config, folder, image_config)
+
+
+def save_part(config: ModelConfig, weights: Mapping[str, Tensor], folder: Path, share: ExpertShare) -> None:
+    """Write what one rank holds of a model, in float32: a file of its own, so that no rank needs the whole.
+
+    The first part also has what is no expert's, and writes the index and the files that ``save_weights`` adds.
+
+    Args:
+        weights: the part of the model's ``state_dict``; of another part than the first, the experts alone.
+        share: which of the experts these are.
+    """
+    if share.parts == 1:
+        save_weights(config, weights, folder)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = share.of(config.text_config.n_routed_experts)
+    tensors = released_tensors(weights, numbers.start)
+    save_file(tensors, folder / weights_file(share.number, share.parts), metadata={"format": "pt"})
+    if share.number > 0:
+        return
+    file_of, total = {}, 0
+    for name, view in released_views(build_on_meta(config).state_dict()):
+        file_of[name] = weights_file((expert_number(name) or 0) // len(numbers), share.parts)
+        total += view.nbytes
+    write_index(folder, file_of, total)
+    save_description(config.model_copy(update={"quantization_config": None, "dtype": "float32"}), folder)
 
 
 def save_description(config: ModelConfig, folder: Path, image_config: ImageConfig | None = None) -> None:

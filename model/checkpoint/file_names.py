@@ -10,6 +10,12 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 """Which file holds which tensor, where the weights are in several files."""
 
+
+def weights_file(number: int, files: int) -> str:
+    """File ``number``, counted from 0, of weights that are in so many files."""
+    return f"model-{number + 1:05d}-of-{files:05d}.safetensors" if files > 1 else WEIGHTS
+
+
 CONFIG, GENERATION, PROCESSOR = "config.json", "generation_config.json", "preprocessor_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from model.boundary.errors import MoonflowError
-from model.checkpoint.export import save_weights
+from model.checkpoint.export import save_part
 from model.checkpoint.file_names import PROCESSOR, TOKENIZER_FILES, is_licence
 from model.checkpoint.load import load_model
 from model.checkpoint.slices import Slice, SliceReader, file_name, is_slices, write_slices
 from model.codec.tokenizer import Tokenizer
 from model.network.config import ModelConfig
+from model.network.expert_share import ALL_EXPERTS, ExpertShare
 from model.network.multimodal import KimiK25
 
 OPTIMIZER, STATE = file_name(), "training_state.json"
@@ -51,18 +52,22 @@ def write_checkpoint(
     text: str,
     rank: int = 0,
     world: int = 1,
+    share: ExpertShare = ALL_EXPERTS,
 ) -> None:
     """Write this rank's files of a checkpoint.
 
     Args:
-        weights: the model's whole ``state_dict``. None on all ranks but the first: they write only slices.
+        weights: the model's ``state_dict``, or this rank's part (``model.checkpoint.export.save_part``). None on a
+            rank whose weights others write: it writes only slices.
         tokenizer_folder: where the files of ``inherited`` are.
         slices: the part of the optimizer's state that this rank holds; None leaves training state out.
         text: of ``state_text``.
+        share: which of the experts ``weights`` has.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if weights is not None:
-        save_weights(config, weights, folder)
+        save_part(config, weights, folder, share)
+    if rank == 0:
         for name in inherited(tokenizer_folder):
             shutil.copyfile(tokenizer_folder / name, folder / name)
         if slices is not None:
@@ -99,8 +104,11 @@ def read_state(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def load_parent(folder: Path, tokenizer: Tokenizer) -> KimiK25:
-    """The model that an earlier stage saved.
+def load_parent(folder: Path, tokenizer: Tokenizer, share: ExpertShare = ALL_EXPERTS) -> KimiK25:
+    """The model that an earlier stage saved, or this rank's part of it.
+
+    Args:
+        share: which of the routed experts it has (``Ranks.expert_share``).
 
     Raises:
         MoonflowError: it was trained with another tokenizer than the data's; and as ``load_model``.
@@ -112,7 +120,7 @@ def load_parent(folder: Path, tokenizer: Tokenizer) -> KimiK25:
             f"the data with {tokenizer.digest[:12]}; "
             "use the data folder the checkpoint came from, or train again from prepare_data"
         )
-    return load_model(folder).train()
+    return load_model(folder, share=share).train()
 
 
 def inherited(folder: Path) -> list[str]:

@@ -1,7 +1,8 @@
 """Checkpoint folders into models (source: the released checkpoint).
 
 A model is built on the meta device, compared with the files' headers, given memory, and filled one tensor at a time:
-loading takes the memory of the model and of one tensor.
+loading takes the memory of the model and of one tensor. Where ranks divide the routed experts, each builds and reads
+its own: an expert's matrices are tensors of the files, and those of the others are left there.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from model.checkpoint.tensor_names import released_views
 from model.codec.image import ImageConfig, as_image_config
 from model.network.config import ModelConfig, VisionConfig, load_config
 from model.network.construction import allocate, build_on_meta
+from model.network.expert_share import ALL_EXPERTS, ExpertShare
 from model.network.multimodal import KimiK25
 
 
@@ -31,42 +33,45 @@ def load_checked_config(folder: Path) -> ModelConfig:
         MoonflowError: naming the file and the key, or the first tensor, that is wrong.
     """
     config = load_config(folder / CONFIG)
-    _check_shapes(build_on_meta(config), StoredTensors(folder))
+    _check_shapes(config, StoredTensors(folder))
     return config
 
 
-def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> KimiK25:
+def load_model(folder: Path, dtype: torch.dtype = torch.float32, share: ExpertShare = ALL_EXPERTS) -> KimiK25:
     """The model that a checkpoint folder describes, with its weights, in evaluation mode.
 
     Args:
         dtype: of the weights in memory, whatever the files have; the routers' correction biases stay float32.
+        share: which of the routed experts it has; the others are not read.
 
     Raises:
-        MoonflowError: as ``load_checked_config``, before there is memory for the model; a damaged file.
+        MoonflowError: as ``load_checked_config``, before there is memory for the model; the experts do not divide
+            evenly; a damaged file.
     """
-    model, stored = build_on_meta(load_config(folder / CONFIG)), StoredTensors(folder)
-    _check_shapes(model, stored)
+    config, stored = load_config(folder / CONFIG), StoredTensors(folder)
+    _check_shapes(config, stored)
+    model = build_on_meta(config, share)
     allocate(model, dtype)
     _fill(model, stored)
     return model.eval()
 
 
 def load_weights(model: KimiK25, folder: Path) -> None:
-    """Fill ``model`` from a checkpoint folder, in the dtype and on the device that the model has.
+    """Fill ``model`` from a checkpoint folder, in the dtype and on the device that the model has, with its experts.
 
     Raises:
         MoonflowError: a tensor, which is named with its file, is missing, unknown or misshapen, and no weight was
             changed; or a file is damaged, and some weights may have been changed.
     """
     stored = StoredTensors(folder)
-    _check_shapes(model, stored)
+    _check_shapes(model.config, stored)
     _fill(model, stored)
 
 
-def _check_shapes(model: KimiK25, stored: StoredTensors) -> None:
+def _check_shapes(config: ModelConfig, stored: StoredTensors) -> None:
     """Raise MoonflowError, naming the tensor, if one is missing, unknown or misshapen."""
     where, unknown = stored.path, dict(stored.shapes)
-    for name, weight in released_views(model.state_dict()):
+    for name, weight in released_views(build_on_meta(config).state_dict()):
         if (found := unknown.pop(name, None)) is None:
             raise MoonflowError(f"{where}: tensor {name} is missing; config.json and weights disagree")
         if found != weight.shape:
@@ -77,7 +82,8 @@ def _check_shapes(model: KimiK25, stored: StoredTensors) -> None:
 
 @torch.no_grad()
 def _fill(model: KimiK25, stored: StoredTensors) -> None:
-    for name, weight in released_views(model.state_dict()):
+    first = next((experts.held.start for experts in model.experts()), 0)
+    for name, weight in released_views(model.state_dict(), first):
         weight.copy_(stored.read(name))
 
 

@@ -27,6 +27,7 @@ from model.checkpoint.folder import state_text, write_checkpoint
 from model.checkpoint.publication import Checkpoints, Publication
 from model.checkpoint.slices import Slice, as_slices
 from model.network.config import ModelConfig
+from model.network.expert_share import ALL_EXPERTS, ExpertShare
 
 _UPLOAD = timedelta(hours=6)  # how long a rank waits for the slowest rank's files
 
@@ -77,13 +78,20 @@ class AsyncSaver:
         work: a local folder to write them to first.
         tokenizer_folder: holds the tokenizer's files, which are part of a checkpoint.
         rank, world: this process's number, and how many processes save together.
+        share: which of the experts this process holds; the first ``share.parts`` ranks write weights.
     """
 
     def __init__(
-        self, checkpoints: Checkpoints, work: Path, tokenizer_folder: Path, rank: int = 0, world: int = 1
+        self,
+        checkpoints: Checkpoints,
+        work: Path,
+        tokenizer_folder: Path,
+        rank: int = 0,
+        world: int = 1,
+        share: ExpertShare = ALL_EXPERTS,
     ) -> None:
         self._checkpoints, self._work, self._tokenizer_folder = checkpoints, work, tokenizer_folder
-        self._rank, self._world, self._first = rank, world, rank == 0
+        self._rank, self._world, self._first, self._share = rank, world, rank == 0, share
         # A group of the saving threads' own: collectives of two threads must not share one.
         self._group = dist.new_group(backend="gloo", timeout=_UPLOAD) if world > 1 else None
         self._weights, self._state = HostCopies(), HostCopies()
@@ -105,7 +113,7 @@ class AsyncSaver:
         """Start to save checkpoint ``index``; returns when everything is copied, or if it is ``complete``, durable.
 
         Args:
-            weights: the model's ``state_dict``, whole; only the first rank's are saved.
+            weights: this rank's part of the model's ``state_dict`` (``model.checkpoint.export.save_part``).
             optimizer: this rank's part of the optimizer's state, by key (``model.checkpoint.slices``).
             state: JSON-able loop state; torch's random state is added.
             files: path in the checkpoint -> content of what else belongs to it; only the first rank's are saved.
@@ -116,15 +124,14 @@ class AsyncSaver:
         self.wait()
         publication = self._checkpoints.prepare(index=index, tokens_seen=tokens_seen, complete=complete)
         text = state_text(state)
-        if self._first:
-            weights = self._weights.copy(weights)
+        kept = self._weights.copy(weights) if self._rank < self._share.parts else None
         slices = self._copied(as_slices(optimizer))
         folder = self._work / f"checkpoint-{index}"
 
         def work() -> None:
             try:
                 _yield_to_training()
-                self._write(folder, config, weights, slices, text, publication, files or {})
+                self._write(folder, config, kept, slices, text, publication, files or {})
             except BaseException as error:
                 self._error = error
             finally:
@@ -168,14 +175,14 @@ class AsyncSaver:
         self,
         folder: Path,
         config: ModelConfig,
-        weights: Mapping[str, Tensor],
+        weights: Mapping[str, Tensor] | None,
         slices: list[Slice],
         text: str,
         publication: Publication,
         files: Mapping[str, bytes],
     ) -> None:
-        first = weights if self._first else None
-        write_checkpoint(folder, config, first, self._tokenizer_folder, slices, text, self._rank, self._world)
+        rank, world, share = self._rank, self._world, self._share
+        write_checkpoint(folder, config, weights, self._tokenizer_folder, slices, text, rank, world, share)
         for path, content in files.items() if self._first else ():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_bytes(content)

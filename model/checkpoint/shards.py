@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,7 +12,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.boundary.errors import MoonflowError
-from model.checkpoint.file_names import INDEX, WEIGHTS
+from model.checkpoint.file_names import INDEX, weights_file
+
+
+def write_index(folder: Path, file_of: Mapping[str, str], total_bytes: int) -> None:
+    """Say which file of the folder holds which tensor."""
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(file_of.items()))}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 class ShardWriter:
@@ -44,16 +51,13 @@ class ShardWriter:
     def finish(self) -> None:
         """Write what is left, and give the files their names. Raises what ``add`` raises."""
         self._write()
-        if len(self._written) == 1:
-            self._written[0][0].rename(self._folder / WEIGHTS)
-            return
         file_of: dict[str, str] = {}
-        for number, (path, names) in enumerate(self._written, 1):
-            file = f"model-{number:05d}-of-{len(self._written):05d}.safetensors"
+        for number, (path, names) in enumerate(self._written):
+            file = weights_file(number, len(self._written))
             path.rename(self._folder / file)
             file_of |= dict.fromkeys(names, file)
-        index = {"metadata": {"total_size": self._total_bytes}, "weight_map": dict(sorted(file_of.items()))}
-        (self._folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        if len(self._written) > 1:
+            write_index(self._folder, file_of, self._total_bytes)
 
     def _write(self) -> None:
         if not self._waiting:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 _GATE_UP, _DOWN = ".mlp.experts.gate_up_proj", ".mlp.experts.down_proj"
+_EXPERT = re.compile(r"\.mlp\.experts\.(\d+)\.")
 
 CORRECTION_BIAS = "e_score_correction_bias"
 """Ends the names of the parameters that are float32 in every checkpoint: their steps are too small for bfloat16."""
@@ -27,28 +28,37 @@ _TRANSFORMERS_NAMES = (
 )
 
 
-def released_views(stacked: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def released_views(stacked: Mapping[str, Tensor], first: int = 0) -> Iterator[tuple[str, Tensor]]:
     """Each tensor of a model's ``state_dict`` under its released name; an expert's matrices are views of the stack.
 
     They come one by one, so that a config that asks for millions of experts does not fill the memory with names.
+
+    Args:
+        first: the number of the first expert in the stacks, where ranks divide them.
     """
     for name, value in stacked.items():
         if name.endswith(_GATE_UP):
             prefix, width = name.removesuffix(".gate_up_proj"), value.shape[1] // 2
-            for expert in range(len(value)):
-                yield f"{prefix}.{expert}.gate_proj.weight", value[expert, :width]
-                yield f"{prefix}.{expert}.up_proj.weight", value[expert, width:]
+            for number, expert in enumerate(value, first):
+                yield f"{prefix}.{number}.gate_proj.weight", expert[:width]
+                yield f"{prefix}.{number}.up_proj.weight", expert[width:]
         elif name.endswith(_DOWN):
             prefix = name.removesuffix(".down_proj")
-            for expert in range(len(value)):
-                yield f"{prefix}.{expert}.down_proj.weight", value[expert]
+            for number, expert in enumerate(value, first):
+                yield f"{prefix}.{number}.down_proj.weight", expert
         else:
             yield name, value
 
 
-def released_tensors(stacked: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def released_tensors(stacked: Mapping[str, Tensor], first: int = 0) -> dict[str, Tensor]:
     """What ``released_views`` gives, as contiguous tensors: to be written to a file."""
-    return {name: view.contiguous() for name, view in released_views(stacked)}
+    return {name: view.contiguous() for name, view in released_views(stacked, first)}
+
+
+def expert_number(released: str) -> int | None:
+    """Which routed expert a tensor of that released name belongs to; None: to none."""
+    found = _EXPERT.search(released)
+    return int(found[1]) if found else None
 
 
 def released_name(stored: str) -> str:

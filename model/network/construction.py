@@ -1,7 +1,8 @@
 """A network before it has weights: built on the meta device, then given memory, which the caller fills.
 
 Weights are either drawn from a seed (``model.network.initial``) or read from a checkpoint (``model.checkpoint.load``);
-neither should pay for the random weights that torch's modules draw when they are constructed.
+neither should pay for the random weights that torch's modules draw when they are constructed. Nor should a rank pay for
+the experts that other ranks hold: they are left out before there is memory for any.
 """
 
 from __future__ import annotations
@@ -13,17 +14,27 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from model.network.config import ModelConfig
+from model.network.expert_share import ALL_EXPERTS, ExpertShare
 from model.network.multimodal import KimiK25
 
 
-def build_on_meta(config: ModelConfig) -> KimiK25:
+def build_on_meta(config: ModelConfig, share: ExpertShare = ALL_EXPERTS) -> KimiK25:
     """The network with its parameters on the meta device: shapes without memory, whatever size ``config`` asks for.
 
     What is computed from the config alone (rotary frequencies, the time table, counters, the routers' biases) is in
     memory, with its values.
+
+    Args:
+        share: which of the routed experts it has.
+
+    Raises:
+        MoonflowError: the experts do not divide evenly.
     """
     with _EmptyOnMeta():
-        return KimiK25(config)
+        model = KimiK25(config)
+    for experts in model.experts():
+        experts.hold(share)
+    return model
 
 
 def allocate(model: nn.Module, dtype: torch.dtype = torch.float32) -> None:

@@ -10,8 +10,9 @@ Trockman and Kolter, arXiv 2305.09828):
 - the heads of later layers look for that copy of the current token, and add the embedding of what they find;
 - the head begins as the embeddings' own directions, so that an added embedding is a vote for its token.
 
-Shapes: V vocabulary, D hidden, C kv latent, H heads, Q query latent, I nope dims, R rope dims, r = R / 2, K = I + R,
-U nope and value dims of a head, X = H * value dims.
+Shapes: V vocabulary, D hidden, E experts that are drawn together, e experts held here, G twice the width of one, C kv
+latent, H heads, Q query latent, I nope dims, R rope dims, r = R / 2, K = I + R, U nope and value dims of a head,
+X = H * value dims.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from model.network.attention import MultiheadLatentAttention
 from model.network.config import ModelConfig
 from model.network.construction import allocate, build_on_meta
+from model.network.expert_share import ALL_EXPERTS, ExpertShare
 from model.network.moe import Experts, Router
 from model.network.multimodal import KimiK25
 from model.network.vision import PositionGrid
@@ -32,15 +34,20 @@ LOOK_BACK = 0.35  # scale of the common direction in the rotary parts of queries
 ROTARY_NOISE = 0.3  # scale of the random rest of these parts
 MATCH = 2.5  # scale of the content parts of queries and keys, in units of random ones
 VALUE = 0.5  # a value, in units of the latent that it is read from
+BLOCK = 16  # numbers that torch draws together: tensors of whole blocks, drawn in turn, get the numbers of one draw
 WRITE, VOTE = 1.5, 1.0  # scale at which layer 0, and the later layers, add a value to the residual stream
 
 
-def new_model(config: ModelConfig, seed: int = 0) -> KimiK25:
+def new_model(config: ModelConfig, seed: int = 0, share: ExpertShare = ALL_EXPERTS) -> KimiK25:
     """A model of this shape in float32 on the CPU, in training mode, with initial weights.
 
-    Its weights depend on ``config`` and ``seed`` alone; torch's global random state is neither read nor changed.
+    Its weights depend on ``config`` and ``seed`` alone; torch's global random state is neither read nor changed. A
+    model that has a ``share`` of the experts has the same ones as the whole model, and never takes memory for others.
+
+    Raises:
+        MoonflowError: the experts do not divide evenly.
     """
-    model = build_on_meta(config)
+    model = build_on_meta(config, share)
     allocate(model)
     initialise(model, seed)
     return model
@@ -66,7 +73,7 @@ def initialise(model: KimiK25, seed: int) -> None:
         elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
             module.reset_parameters()  # ones, and zeros for a bias: nothing is drawn
         elif isinstance(module, Experts):
-            module.gate_up_proj.normal_(0.0, std, generator=generator)
+            _draw_experts(module, std, generator)
             module.down_proj.zero_()
 
     embeddings_VD = model.language_model.model.embed_tokens.weight.normal_(
@@ -77,6 +84,20 @@ def initialise(model: KimiK25, seed: int) -> None:
     common_D = torch.empty(embeddings_VD.shape[1]).normal_(0.0, EMBEDDING_SCALE * std, generator=generator)
     embeddings_VD += common_D
     place_induction_circuit(model, common_D / common_D.norm(), generator)
+
+
+def _draw_experts(experts: Experts, std: float, generator: torch.Generator) -> None:
+    """Draw ``gate_up_proj`` of all experts, and keep that of those held here.
+
+    They are drawn one by one, which gives the numbers of one draw where an expert is whole blocks.
+    """
+    own_eGD = experts.gate_up_proj
+    together = experts.count if own_eGD[0].numel() % BLOCK else 1
+    drawn_EGD = own_eGD.new_empty(together, *own_eGD.shape[1:])
+    for first in range(0, experts.count, together):
+        for number, expert_GD in enumerate(drawn_EGD.normal_(0.0, std, generator=generator), first):
+            if number in experts.held:
+                own_eGD[number - experts.held.start] = expert_GD
 
 
 def place_induction_circuit(model: KimiK25, common_D: Tensor, generator: torch.Generator) -> None:

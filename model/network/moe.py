@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.network.config import TextConfig
+from model.network.expert_share import ExpertShare
 from model.network.forward_context import PLAIN, ForwardContext, SequenceGroup
 from model.network.operations.choice import (
     differentiable_operations,
@@ -161,8 +162,8 @@ def experts_without_gradients(
 class Experts(nn.Module):
     """The routed experts, with stacked weights; ``model.checkpoint.tensor_names`` gives each its released name.
 
-    ``group`` carries tokens to the ranks that hold their experts (``model.parallel.expert_parallel``); None: this
-    process holds all experts.
+    ``held`` numbers the experts that this process holds, of ``count``. ``group`` carries tokens to the ranks that hold
+    their experts (``model.parallel.expert_parallel``); None: this process holds all experts.
     """
 
     group: Callable[..., Tensor] | None = None
@@ -170,8 +171,22 @@ class Experts(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         experts, width, hidden = config.n_routed_experts, config.moe_intermediate_size, config.hidden_size
+        self.count, self.held = experts, range(experts)
         self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * width, hidden))
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))
+
+    def hold(self, share: ExpertShare) -> None:
+        """Keep only that share of the experts, all of which must be here.
+
+        Raises:
+            MoonflowError: the experts do not divide evenly.
+        """
+        self.held = share.of(self.count)
+        for name, weight in list(self.named_parameters()):
+            own = weight.detach()[self.held.start : self.held.stop].clone()
+            setattr(self, name, nn.Parameter(own, requires_grad=weight.requires_grad))
+        if share.parts > 1:
+            self.group = _without_the_others
 
     def forward(self, x_ND: Tensor, weights_NK: Tensor, chosen_NK: Tensor, context: ForwardContext = PLAIN) -> Tensor:
         """Outputs [N, D]: each token's chosen experts, weighted and summed."""
@@ -187,6 +202,10 @@ class Experts(nn.Module):
         if torch.is_grad_enabled():
             return GroupedExperts.apply(x_ND, weights_NK, chosen_NK, gate_up_EGD, down_EDF, context.products)
         return experts_without_gradients(x_ND, weights_NK, chosen_NK, gate_up_EGD, down_EDF, context)
+
+
+def _without_the_others(*_: Any) -> NoReturn:
+    raise RuntimeError("other ranks hold the other experts: open the model's engine first")
 
 
 class MixtureOfExperts(nn.Module):

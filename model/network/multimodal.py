@@ -17,7 +17,7 @@ from model.network.config import ModelConfig
 from model.network.decoder import CausalLM
 from model.network.documents import Documents
 from model.network.forward_context import PLAIN, ForwardContext
-from model.network.moe import Router
+from model.network.moe import Experts, Router
 from model.network.precision import linear
 from model.network.target_logprobs import target_logprobs
 from model.network.vision import MoonViT3d, PatchMergerProjector
@@ -111,6 +111,12 @@ class KimiK25(nn.Module):
         """The routers of all layers with experts, in order."""
         for module in self.modules():
             if isinstance(module, Router):
+                yield module
+
+    def experts(self) -> Iterator[Experts]:
+        """The routed experts of all layers that have some, in order."""
+        for module in self.modules():
+            if isinstance(module, Experts):
                 yield module
 
     def auxiliary_loss(self) -> Tensor:

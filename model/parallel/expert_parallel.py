@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.boundary.errors import MoonflowError
+from model.network.expert_share import ExpertShare
 from model.network.moe import Experts
 from model.parallel.exchange import exchange
 
@@ -71,12 +71,8 @@ class ExpertGroup:
 
     def __init__(self, group: dist.ProcessGroup, experts: int) -> None:
         self.group, self.rank, self.size = group, dist.get_rank(group), dist.get_world_size(group)
-        if experts % self.size:
-            raise MoonflowError(
-                f"{experts} routed experts do not divide among {self.size} ranks: choose an expert_parallel that "
-                "divides n_routed_experts"
-            )
-        self.experts, self.held = experts, experts // self.size
+        self.numbers = ExpertShare(self.rank, self.size).of(experts)
+        self.experts, self.held = experts, len(self.numbers)
 
     def __call__(
         self, experts: Callable[[Tensor, Tensor, Tensor], Tensor], x_ND: Tensor, weights_NK: Tensor, chosen_NK: Tensor
@@ -103,7 +99,7 @@ class ExpertGroup:
 
     def slice(self, whole_E: Tensor) -> Tensor:
         """This rank's experts of a tensor that is stacked by expert."""
-        return whole_E[self.rank * self.held : (self.rank + 1) * self.held]
+        return whole_E[self.numbers.start : self.numbers.stop]
 
     def whole(self, own_e: Tensor) -> Tensor:
         """The inverse of ``slice``, on every rank of the group; all of them call it."""
@@ -112,35 +108,18 @@ class ExpertGroup:
         return torch.cat(parts)
 
 
-def divide_experts(model: nn.Module, group: dist.ProcessGroup) -> None:
-    """Keep only this rank's experts; from now on the group's ranks run every forward and backward together.
-
-    The model must have its weights. A model that is already divided stays as it is.
+def join_experts(model: nn.Module, group: dist.ProcessGroup) -> None:
+    """From now on the group's ranks, each of which was built with its share, run every forward and backward together.
 
     Raises:
-        MoonflowError: the experts do not divide evenly.
+        ValueError: the model was built with other experts than this rank's (``Ranks.expert_share``).
     """
     for module in model.modules():
-        if not isinstance(module, Experts) or module.group is not None:
-            continue
-        sharing = ExpertGroup(group, len(module.down_proj))
-        for matrix in MATRICES:
-            parameter = getattr(module, matrix)
-            local = nn.Parameter(sharing.slice(parameter.detach()).clone(), requires_grad=parameter.requires_grad)
-            setattr(module, matrix, local)
-        module.group = sharing
-
-
-def gather_experts(model: nn.Module) -> None:
-    """The inverse of ``divide_experts``: every rank of the group holds all experts again; all of them call it."""
-    for module in model.modules():
-        if not isinstance(module, Experts) or not isinstance(module.group, ExpertGroup):
-            continue
-        for matrix in MATRICES:
-            parameter = getattr(module, matrix)
-            whole = module.group.whole(parameter.detach())
-            setattr(module, matrix, nn.Parameter(whole, requires_grad=parameter.requires_grad))
-        module.group = None
+        if isinstance(module, Experts):
+            sharing = ExpertGroup(group, module.count)
+            if module.held != sharing.numbers:
+                raise ValueError(f"the model has experts {module.held}, this rank's are {sharing.numbers}")
+            module.group = sharing
 
 
 def expert_group(model: nn.Module) -> ExpertGroup | None:

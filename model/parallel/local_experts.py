@@ -19,7 +19,7 @@ from model.network.moe import Experts
 from model.network.multimodal import KimiK25
 from model.optimizer.muon_clip import MuonClip
 from model.optimizer.optimization import Optimization
-from model.parallel.expert_parallel import MATRICES, ExpertGroup, divide_experts, gather_experts
+from model.parallel.expert_parallel import MATRICES, ExpertGroup, join_experts
 from model.parallel.ranks import Ranks
 from model.parallel.reduction import local_state, state_to_write
 
@@ -33,7 +33,7 @@ class LocalExperts:
     def __init__(self, model: KimiK25, optimization: Optimization, ranks: Ranks) -> None:
         assert ranks.experts is not None
         self.model, self.ranks = model, ranks
-        divide_experts(model, ranks.experts)
+        join_experts(model, ranks.experts)
         self._modules = {path: module for path, module in model.named_modules() if isinstance(module, Experts)}
         self.parameters: dict[str, nn.Parameter] = {}
         for path, module in self._modules.items():
@@ -87,13 +87,16 @@ class LocalExperts:
 
     def weights(self) -> dict[str, Tensor]:
         """All experts by name, float32; every rank of the group calls it."""
-        return {name: self._group(name).whole(value.detach()).float() for name, value in self.parameters.items()}
+        return {name: self._group(name).whole(value) for name, value in self.held().items()}
+
+    def held(self) -> dict[str, Tensor]:
+        """This rank's experts by name, float32."""
+        return {name: value.detach().float() for name, value in self.parameters.items()}
 
     def close(self) -> None:
-        """Give the modules their parameters back, all experts on every rank."""
+        """Give the modules their parameters back."""
         for module in self._modules.values():
             module._parameters |= {matrix: vars(module).pop(matrix) for matrix in MATRICES}
-        gather_experts(self.model)
 
     def _group(self, name: str) -> ExpertGroup:
         group = self._modules[name.rpartition(".")[0]].group

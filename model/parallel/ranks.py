@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Self, TypeVar
 
+from model.network.expert_share import ExpertShare
 from model.parallel.layout import Layout
 
 if TYPE_CHECKING:
@@ -78,6 +79,12 @@ class Ranks:
     def data_rank(self) -> int:
         """Which of these parts this rank reads."""
         return self.rank // self.layout.sequence_parallel
+
+    @property
+    def expert_share(self) -> ExpertShare:
+        """Which of the routed experts this rank holds: what its model is built and loaded with."""
+        parts = self.layout.expert_parallel
+        return ExpertShare(self.rank % parts, parts)
 
     @property
     def first(self) -> bool:

@@ -54,6 +54,13 @@ def gradient_norm(model: KimiK25, ranks: Ranks) -> float:
     return float((of_experts + rest).sqrt())
 
 
+def weights_to_write(weights: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
+    """What this rank writes of the weights that it holds: an expert's are written by the first rank that holds it, all
+    others by the first rank."""
+    held_first = ranks.rank < ranks.layout.expert_parallel
+    return {name: value for name, value in weights.items() if ranks.first or (held_first and is_expert(name))}
+
+
 def state_to_write(state: Mapping[str, Tensor], model: KimiK25, ranks: Ranks) -> dict[str, Tensor | Slice]:
     """The part of its optimizer's state that this rank writes: an expert's state is written by the first rank that
     holds it, all other state by the first rank."""

@@ -40,6 +40,7 @@ from model.parallel.decoupled_encoder import DecoupledEncoder
 from model.parallel.local_experts import LocalExperts
 from model.parallel.loss import BatchSize, Figures, Loss, LossPart, figures_of, forward_context, loss_of_rows
 from model.parallel.ranks import Ranks
+from model.parallel.reduction import weights_to_write
 from model.parallel.rows import micro_batches
 from model.parallel.sharded_optimizer import Fragment, ShardedMuonClip
 
@@ -79,7 +80,8 @@ class _ModelWithLoss(nn.Module):
 class ZeroEngine:
     """A ``model.train.engine.TrainingEngine`` over DeepSpeed, which owns the model until ``close``.
 
-    It needs several ranks, and the model must have its weights when the engine is opened.
+    It needs several ranks, and the model must have its weights when the engine is opened: all of them but, where the
+    layout divides the experts, those of other ranks' experts.
 
     Args:
         ranks: the ``zero_stage`` of their layout is 1, 2 or 3.
@@ -226,16 +228,25 @@ class ZeroEngine:
         if self.experts is not None:
             self.experts.load_named_state(tensors)
 
-    @torch.no_grad()
     def weights(self) -> dict[str, Tensor]:
         """The model's ``state_dict``, whole and float32, on every rank; all ranks call it together."""
+        whole = self._undivided() | ({} if self.experts is None else self.experts.weights())
+        return {name: whole[name] for name in self._order}
+
+    def written_weights(self) -> dict[str, Tensor]:
+        """The part of ``weights`` that this rank writes; all ranks call it together."""
+        held = self._undivided() | ({} if self.experts is None else self.experts.held())
+        return weights_to_write({name: held[name] for name in self._order}, self.ranks)
+
+    @torch.no_grad()
+    def _undivided(self) -> dict[str, Tensor]:
+        """What ``weights`` gives, but for divided experts."""
         parameters, whole = dict(self.model.named_parameters()), {}
-        experts = {} if self.experts is None else self.experts.weights()
         for name in self._order:
             if name in self._biases:
                 whole[name] = self._biases[name].data
-            elif name in experts:
-                whole[name] = experts[name]
+            elif self.experts is not None and name in self.experts.parameters:
+                continue
             elif self.stage < 3 and (self._dtype == torch.float32 or name not in self._trained):
                 whole[name] = parameters[name].data.float()
             else:
@@ -256,11 +267,12 @@ class ZeroEngine:
         return start, parameter.ds_tensor.data[:length]  # type: ignore[attr-defined]
 
     def close(self) -> None:
-        """Give the model back, whole and float32 on every rank; all ranks call it. The engine is of no use after it."""
-        weights = self.weights()
+        """Give the model back in float32, on every rank whole but for the experts of others; all ranks call it.
+
+        The engine is of no use after it.
+        """
+        weights = self._undivided()
         self._engine.destroy()
-        if self.experts is not None:
-            self.experts.close()
         for path, module in list(self.model.named_modules()):
             parameters = dict(module._parameters)
             if isinstance(module, Router):
@@ -269,6 +281,8 @@ class ZeroEngine:
                 key: None if parameter is None else _whole(parameter, weights[f"{path}.{key}"])
                 for key, parameter in parameters.items()
             }
+        if self.experts is not None:
+            self.experts.close()
 
 
 def _whole(parameter: nn.Parameter, value: Tensor) -> nn.Parameter:

@@ -208,7 +208,8 @@ class RLTrainer:
             MoonflowError: too many episodes of the run have failed, or step after step cannot be trained on.
         """
         services, ranks = self.services, self.ranks
-        saving = AsyncSaver(services.checkpoints, services.work, self.tokenizer_folder, ranks.rank, ranks.world)
+        place = ranks.rank, ranks.world, ranks.expert_share
+        saving = AsyncSaver(services.checkpoints, services.work, self.tokenizer_folder, *place)
         with saving as saver:
             state = asyncio.run(self._train(saver))
         # Only after a normal end: closing may be a collective, and the others would not come if one rank had failed.
@@ -352,7 +353,7 @@ class RLTrainer:
         toggle = self.toggle.state() if self.toggle is not None else {}
         saver.save(
             self.model.config,
-            self.engine.weights(),
+            self.engine.written_weights(),
             self.engine.named_state(),
             {"loop": vars(self.state), "data_position": position, "toggle": toggle, "guard": self.guard.state()},
             index=-(-t // every) - 1 if every else 0,

@@ -21,10 +21,10 @@ from model.network.precision import narrow_products
 from model.optimizer.muon_clip import LargestLogits, build_optimizer, qk_clip
 from model.optimizer.optimization import Optimization
 from model.parallel.decoupled_encoder import DecoupledEncoder
-from model.parallel.expert_parallel import divide_experts, gather_experts, whole_state
+from model.parallel.expert_parallel import join_experts, whole_state
 from model.parallel.loss import BatchSize, Figures, Loss, LossPart, figures_of, forward_context, loss_of_rows
 from model.parallel.ranks import Ranks
-from model.parallel.reduction import gradient_norm, local_state, state_to_write, sum_gradients
+from model.parallel.reduction import gradient_norm, local_state, state_to_write, sum_gradients, weights_to_write
 from model.parallel.rows import micro_batches
 from model.parallel.thread_replicas import ThreadReplicas
 
@@ -67,23 +67,27 @@ class TrainingEngine(Protocol):
         """The model's ``state_dict``, whole, on every rank."""
         ...
 
+    def written_weights(self) -> Mapping[str, Tensor]:
+        """The part of the ``state_dict`` that this rank writes into a checkpoint: no rank holds others' experts."""
+        ...
+
     def close(self) -> None:
-        """Make the model whole again on every rank; the engine cannot be used any more."""
+        """Give the model back, whole but for the experts of other ranks; the engine cannot be used any more."""
         ...
 
 
 class PlainEngine:
     """Every rank holds the whole model and optimizer, or its own experts of them; gradients are summed over the ranks.
 
-    Where the layout divides the experts, the model holds this rank's own until ``close``
-    (``model.parallel.expert_parallel``). One process on a CPU divides each micro-batch among the threads that torch has
-    when the engine is made (``model.parallel.thread_replicas``); with one thread, or several ranks, it does not.
+    Where the layout divides the experts, the model was built with this rank's own (``Ranks.expert_share``). One process
+    on a CPU divides each micro-batch among the threads that torch has when the engine is made
+    (``model.parallel.thread_replicas``); with one thread, or several ranks, it does not.
     """
 
     def __init__(self, model: KimiK25, optimization: Optimization, ranks: Ranks | None = None) -> None:
         self.model, self.optimization, self.ranks = model, optimization, ranks or Ranks()
         if self.ranks.experts is not None:
-            divide_experts(model, self.ranks.experts)
+            join_experts(model, self.ranks.experts)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(optimization.learns(name))
         self.optimizer = build_optimizer(model, optimization.learning_rate, weight_decay=optimization.weight_decay)
@@ -145,9 +149,11 @@ class PlainEngine:
     def weights(self) -> Mapping[str, Tensor]:
         return whole_state(self.model)
 
+    def written_weights(self) -> Mapping[str, Tensor]:
+        return weights_to_write(self.model.state_dict(), self.ranks)
+
     def close(self) -> None:
         self.replicas.close()
-        gather_experts(self.model)
 
 
 def open_engine(model: KimiK25, optimization: Optimization, ranks: Ranks) -> TrainingEngine:

@@ -62,7 +62,8 @@ def train(
         MoonflowError: the loss keeps spiking (``model.train.guard``); what is published stays.
     """
     ranks = ranks or Ranks()
-    with AsyncSaver(services.checkpoints, services.work, tokenizer_folder, ranks.rank, ranks.world) as saver:
+    place = ranks.rank, ranks.world, ranks.expert_share
+    with AsyncSaver(services.checkpoints, services.work, tokenizer_folder, *place) as saver:
         return _Run(model, phases, services, saver, ranks).run()
 
 
@@ -191,7 +192,7 @@ class _Run:
         self.loop.saved += 1
         self.saver.save(
             self.model.config,
-            engine.weights(),
+            engine.written_weights(),
             engine.named_state(),
             {"loop": vars(self.loop), "data_position": vars(position), "guard": guard.state()},
             index=self.loop.saved - 1,

@@ -6,17 +6,21 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from model.boundary.errors import MoonflowError
 from model.checkpoint.export import save_model
 from model.checkpoint.file_names import INDEX, WEIGHTS
 from model.checkpoint.load import load_image_config, load_model, load_weights
+from model.checkpoint.stored_tensors import StoredTensors
 from model.checkpoint.tensor_names import released_tensors
 from model.codec.image import ImageConfig
 from model.data.batches.packing import pack
 from model.network.config import load_config, preset
+from model.network.expert_share import ExpertShare
 from model.network.initial import new_model
 from tests.drawn import text_sample
+from tests.equality import part_of, same_tensors
 
 EXPERT = "language_model.model.layers.3.mlp.experts.7.up_proj.weight"
 PROJECTION = "language_model.model.layers.1.self_attn.o_proj.weight"
@@ -182,3 +186,34 @@ def test_a_checkpoint_of_another_shape_leaves_a_model_as_it_was(folder):
     with pytest.raises(MoonflowError, match=f"{PROJECTION} is missing"):
         load_weights(into, folder)
     assert all(torch.equal(value, before[name]) for name, value in into.state_dict().items())
+
+
+@pytest.mark.parametrize("expert_precision", ["full", "int4"])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_rank_loads_its_own_experts_alone(model, tmp_path, monkeypatch, parts, expert_precision):
+    save_model(model, tmp_path / "all", expert_precision)
+    whole, read = load_model(tmp_path / "all"), list[str]()
+    plain = StoredTensors.read
+
+    def noted(stored: StoredTensors, name: str) -> Tensor:
+        read.append(name)
+        return plain(stored, name)
+
+    monkeypatch.setattr(StoredTensors, "read", noted)
+    for number in range(parts):
+        share = ExpertShare(number, parts)
+        expected = part_of(whole.state_dict(), model.config, share)
+        part = load_model(tmp_path / "all", share=share)
+        assert same_tensors(part.state_dict(), expected)
+        assert same_tensors(dict(part.named_buffers()), dict(whole.named_buffers()))
+        again = new_model(model.config, 5, share)
+        load_weights(again, tmp_path / "all")  # as a run does that goes on
+        assert same_tensors(again.state_dict(), expected)
+    assert read.count(EXPERT) == 2 and read.count(PROJECTION) == 2 * parts
+
+
+def test_a_part_is_compared_with_the_whole_checkpoint(folder):
+    """Also the experts that other ranks read: all ranks refuse it, and none waits for another."""
+    rewrite(folder, lambda tensors: tensors.pop(EXPERT))
+    with pytest.raises(MoonflowError, match=f"{EXPERT} is missing"):
+        load_model(folder, share=ExpertShare(0, 2))

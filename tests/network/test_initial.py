@@ -6,11 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.boundary.errors import MoonflowError
 from model.data.batches.packing import pack
-from model.network.config import preset
+from model.network import initial
+from model.network.config import ModelConfig, preset
+from model.network.expert_share import ExpertShare
 from model.network.initial import initialise, new_model
 from model.network.multimodal import KimiK25
+from tests.configs import NARROW, changed
 from tests.drawn import text_sample
+from tests.equality import part_of, same_tensors
 
 PERIOD = 24
 
@@ -94,3 +99,33 @@ def test_a_seed_draws_the_weights_that_it_always_drew(
         ("language_model.model.layers.3.mlp.experts.gate_up_proj", experts),
     ):
         assert weights[name].flatten()[1000:1003].tolist() == pytest.approx(drawn, rel=1e-4), name
+
+
+# An expert of ODD is not whole blocks of torch's draws: 2 * 5 * 3 numbers.
+ODD = changed(NARROW, {"moe_intermediate_size": 5, "hidden_size": 3}, {"text_hidden_size": 3})
+
+
+@pytest.mark.parametrize("config", [NARROW, ODD], ids=["experts one by one", "experts together"])
+@pytest.mark.parametrize("parts", [1, 2, 8])
+def test_a_share_of_the_experts_has_the_weights_of_the_whole_model(config: ModelConfig, parts: int) -> None:
+    whole, seen = new_model(config, seed=3), []
+    tables = dict(whole.named_buffers())
+    for number in range(parts):
+        share = ExpertShare(number, parts)
+        part = new_model(config, 3, share)
+        assert same_tensors(part.state_dict(), part_of(whole.state_dict(), config, share))
+        assert same_tensors(dict(part.named_buffers()), tables)
+        assert all(not tensor.is_meta for tensor in (*part.parameters(), *part.buffers()))
+        seen += next(part.experts()).held
+    assert seen == list(range(config.text_config.n_routed_experts))
+
+
+def test_experts_that_are_drawn_one_by_one_are_those_of_one_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    one_by_one = new_model(NARROW, seed=3).state_dict()
+    monkeypatch.setattr(initial, "BLOCK", 2**60)
+    assert same_tensors(new_model(NARROW, seed=3).state_dict(), one_by_one)
+
+
+def test_experts_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(MoonflowError, match="8 routed experts do not divide among 3 ranks: choose an expert_parallel"):
+        new_model(NARROW, 3, ExpertShare(0, 3))

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from model.boundary.errors import MoonflowError
 from model.network.config import preset
+from model.network.expert_share import ExpertShare
 from model.network.forward_context import ForwardContext
 from model.network.moe import MixtureOfExperts
-from model.parallel.expert_parallel import ExpertGroup, divide_experts, expert_group, gather_experts, whole_state
+from model.parallel.expert_parallel import ExpertGroup, expert_group, join_experts, whole_state
 from tests.drawn import draw, randomise
 from tests.equality import same_tensors
 from tests.gloo import group_of, on_ranks
@@ -57,20 +58,22 @@ def on_rank(rank: int) -> dict[tuple[int, str], dict[str, Tensor]]:
             mixture = make(case)
             holder = nn.ModuleDict({"layer": nn.ModuleDict({"mlp": mixture})})
             whole = {name: value.clone() for name, value in holder.state_dict().items()}
-            divide_experts(holder, group)
+            with pytest.raises(ValueError, match="the model has experts range"):
+                join_experts(holder, group)
+            mixture.experts.hold(ExpertShare(rank % size, size))
+            with pytest.raises(RuntimeError, match="open the model's engine first"):
+                run(mixture, *inputs(rank))
+            mixture.zero_grad()
+            mixture.gate.load_E.zero_()
+            join_experts(holder, group)
             results[size, case] = run(mixture, *inputs(rank))
             shared = expert_group(holder)
             assert shared is not None and mixture.experts.down_proj.shape[0] == 8 // size
             assert same_tensors(whole_state(holder), whole)
             assert torch.equal(mixture.experts.down_proj, shared.slice(whole["layer.mlp.experts.down_proj"]))
-            with torch.no_grad():
-                for parameter in holder.parameters():
-                    parameter += 1
-            gather_experts(holder)
-            assert same_tensors(holder.state_dict(), {name: value + 1 for name, value in whole.items()})
-            assert expert_group(holder) is None
         narrow = make("even")
-        divide_experts(narrow, group)
+        narrow.experts.hold(ExpertShare(rank % size, size))
+        join_experts(narrow, group)
         results[size, "bfloat16"] = run(narrow, *inputs(rank), wide=False)
     with pytest.raises(MoonflowError, match="6 routed experts do not divide among 4 ranks"):
         ExpertGroup(dist.group.WORLD, 6)

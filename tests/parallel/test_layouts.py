@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 import model.optimizer.muon_clip as optimizer
+from model.checkpoint.export import save_part
+from model.checkpoint.load import load_model
 from model.checkpoint.slices import SliceReader, as_slices, write_slices
 from model.checkpoint.tensor_names import released_tensors
 from model.data.batches.packing import pack
@@ -24,7 +26,7 @@ from model.parallel.ranks import Ranks
 from model.train.engine import PlainEngine, open_engine
 from tests.configs import NARROW
 from tests.drawn import rows_together, sample
-from tests.equality import same_tensors
+from tests.equality import part_of, same_tensors
 from tests.gloo import on_ranks
 from tests.training import take_step
 
@@ -79,7 +81,7 @@ def train(ranks: Ranks, steps: int) -> tuple[list[dict[str, float]], Any, int]:
 
     optimizer.orthogonalise = counting
     try:
-        engine, figures = begin(new_model(NARROW, seed=4).train(), ranks), []
+        engine, figures = begin(new_model(NARROW, 4, ranks.expert_share).train(), ranks), []
         for step in range(steps):
             counted.clear()
             batch = rows_of(step, ranks.data_rank, ranks.data_ranks)
@@ -98,11 +100,17 @@ def on_rank(rank: int, names: list[str], folder: Path) -> dict[str, dict[str, An
         (place := folder / name).mkdir(exist_ok=True)
         write_slices(place, as_slices(engine.named_state()), rank, world)
         weights = {key: value.clone() for key, value in engine.weights().items()}
+        mine = engine.written_weights()
+        if rank < layout.expert_parallel:
+            save_part(NARROW, mine, place, ranks.expert_share)
+        else:
+            assert not mine
         ranks.wait()
+        assert same_tensors(load_model(place).state_dict(), weights)
         with SliceReader(place) as reader:
             momenta = {key: value.clone() for key, value in reader.items()}
             engine.close()
-            assert same_tensors(engine.model.state_dict(), weights)
+            assert same_tensors(engine.model.state_dict(), part_of(weights, NARROW, ranks.expert_share))
             engine = begin(engine.model, ranks)
             engine.load_named_state(reader)
         write_slices(place, as_slices(engine.named_state()), rank, world)

@@ -59,7 +59,7 @@ def trainer(tokenizer: Tokenizer, tokenizer_folder: Path, services: FolderServic
             ``publish``.
     """
     torch.manual_seed(0)
-    model = new_model(preset("tiny"), seed=3)
+    model = new_model(preset("tiny"), 3, (ranks or Ranks()).expert_share)
     engine, copies = engine or EmbeddedEngine(model), PublishedCopy()
     toolset = Toolset()
 

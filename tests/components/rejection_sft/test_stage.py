@@ -92,19 +92,22 @@ def tuned(
     return services, load_model(stage.run(config, given, services)).state_dict()
 
 
-def on_rank(rank: int, folder: Path, config: Config, given: dict[str, str], empty: dict[str, str]) -> Any:
-    ranks = Ranks.join(Layout())
+def on_rank(
+    rank: int, folder: Path, config: Config, given: dict[str, str], empty: dict[str, str], layout: Layout
+) -> Any:
+    ranks = Ranks.join(layout)
     services, weights = tuned(folder / "tuned", config, given, ranks)
     passed_on, same = tuned(folder / "passed-on", config, empty, ranks)
     return services.logged, services.saved, weights, passed_on.saved, same
 
 
 @pytest.mark.slow
-def test_two_ranks_learn_and_publish_what_one_does(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", [Layout(), Layout(expert_parallel=2)], ids=["all experts", "divided experts"])
+def test_two_ranks_learn_and_publish_what_one_does(data: Path, tmp_path: Path, layout: Layout) -> None:
     config = CONFIG.model_copy(update={"steps": 3, "rows": 2, "learning_rate": 1e-3, "checkpoint_every": 0})
     given, empty = (inputs(data, policy(data, tmp_path / f"policy-{count}", count)) for count in (8, 0))
     alone, expected = tuned(tmp_path / "alone", config, given, Ranks())
-    first, second = on_ranks(2, on_rank, tmp_path, tmp_path, config, given, empty)
+    first, second = on_ranks(2, on_rank, tmp_path, tmp_path, config, given, empty, layout)
     before = load_model(Path(empty["parent"])).state_dict()
     for logged, _, weights, _, same in (first, second):
         for step, row in alone.logged.items():

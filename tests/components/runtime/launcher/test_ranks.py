@@ -11,9 +11,12 @@ from components.runtime.launcher.placement import Placement
 from components.runtime.step import read_metrics
 from components.runtime.store.open_store import open_store
 from model.boundary.errors import MoonflowError
+from model.checkpoint.file_names import INDEX, weights_file
+from model.checkpoint.load import load_model
 from model.data.order.family_shares import LONG_TEXT, TEXT, VISION
 from model.network.config import preset
 from model.network.initial import new_model
+from tests.equality import distance
 from tests.published import publish_output
 from tests.tiny_folders import write_training_folder
 from tests.training import save_checkpoint
@@ -30,14 +33,19 @@ def trained(placement: dict[str, object], run_id: str, folder: Path, monkeypatch
 
 
 @pytest.mark.slow
-def test_two_ranks_train_as_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step by torchrun and DeepSpeed, media and all: the same losses, one manifest, one log."""
+@pytest.mark.parametrize("expert_parallel", [1, 2])
+def test_two_ranks_train_as_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expert_parallel: int) -> None:
+    """A step by torchrun and DeepSpeed, media and all: the same losses, one manifest, one log.
+
+    Ranks that divide the experts build and save their own; the two phases of the step have an engine each.
+    """
     monkeypatch.setenv("MOONFLOW_STORE", f"file://{tmp_path}/objects")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     (tmp_path / "data").mkdir()
     write_training_folder(tmp_path / "data", TEXT | VISION, 4)
     alone = trained({}, "alone", tmp_path, monkeypatch)
-    shared = trained({"launcher": "ranks", "processes": 2, "zero_stage": 1}, "shared", tmp_path, monkeypatch)
+    layout = {"launcher": "ranks", "processes": 2, "zero_stage": 1, "expert_parallel": expert_parallel}
+    shared = trained(layout, "shared", tmp_path, monkeypatch)
     store = open_store()
     histories = []
     for made in (alone, shared):
@@ -49,7 +57,12 @@ def test_two_ranks_train_as_one_process(tmp_path: Path, monkeypatch: pytest.Monk
             assert two[name] == pytest.approx(one[name], rel=2e-3), name
     assert shared.tokens_seen == alone.tokens_seen
     written = {file.name for file in shared.files} - {file.name for file in alone.files}
-    assert written == {f"optimizer-{rank:05d}-of-00002.safetensors" for rank in range(2)}
+    of_ranks = {f"optimizer-{rank:05d}-of-00002.safetensors" for rank in range(2)}
+    if expert_parallel == 2:
+        of_ranks |= {INDEX, *(weights_file(rank, 2) for rank in range(2))}
+    assert written == of_ranks
+    one, two = (load_model(tmp_path / "fetched" / made.run_id).state_dict() for made in (alone, shared))
+    assert all(distance(value, one[name]) < 0.05 for name, value in two.items() if one[name].any())
     assert launch(
         "vit_pretrain", SHORT, {"data": f"{store.uri('shared')}/prepare_data/0"}, Placement.parse({}, "test")
     ) == shared, "a finished step runs again under another layout"  # fmt: skip
