@@ -230,31 +230,32 @@ class ZeroEngine:
 
     def weights(self) -> dict[str, Tensor]:
         """The model's ``state_dict``, whole and float32, on every rank; all ranks call it together."""
-        whole = self._undivided() | ({} if self.experts is None else self.experts.weights())
+        whole = dict(self._undivided()) | ({} if self.experts is None else self.experts.weights())
         return {name: whole[name] for name in self._order}
 
     def written_weights(self) -> dict[str, Tensor]:
         """The part of ``weights`` that this rank writes; all ranks call it together."""
-        held = self._undivided() | ({} if self.experts is None else self.experts.held())
-        return weights_to_write({name: held[name] for name in self._order}, self.ranks)
+        held = {} if self.experts is None else self.experts.held()
+        for name, value in self._undivided():
+            if self.ranks.first:  # the others need not keep what was put together for it
+                held[name] = value
+        return weights_to_write({name: held[name] for name in self._order if name in held}, self.ranks)
 
-    @torch.no_grad()
-    def _undivided(self) -> dict[str, Tensor]:
-        """What ``weights`` gives, but for divided experts."""
-        parameters, whole = dict(self.model.named_parameters()), {}
+    def _undivided(self) -> Iterator[tuple[str, Tensor]]:
+        """What ``weights`` gives, one by one, but for divided experts; all ranks take all of them."""
+        parameters = dict(self.model.named_parameters())
         for name in self._order:
             if name in self._biases:
-                whole[name] = self._biases[name].data
+                yield name, self._biases[name].data
             elif self.experts is not None and name in self.experts.parameters:
                 continue
             elif self.stage < 3 and (self._dtype == torch.float32 or name not in self._trained):
-                whole[name] = parameters[name].data.float()
+                yield name, parameters[name].data.float()
             else:
                 sum_ = torch.zeros(self._shapes[name], device=self._device)
                 start, part_L = self._held(name, parameters[name])
                 sum_.flatten()[start : start + len(part_L)] = part_L
-                whole[name] = self.ranks.sum_(sum_)
-        return whole
+                yield name, self.ranks.sum_(sum_)
 
     def _held(self, name: str, parameter: Tensor) -> tuple[int, Tensor]:
         """Where this rank's piece of a parameter starts, and the piece: of the master weights if it is trained."""
@@ -271,7 +272,7 @@ class ZeroEngine:
 
         The engine is of no use after it.
         """
-        weights = self._undivided()
+        weights = dict(self._undivided())
         self._engine.destroy()
         for path, module in list(self.model.named_modules()):
             parameters = dict(module._parameters)

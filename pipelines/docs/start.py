@@ -34,9 +34,10 @@ SOURCES = [
     ],
 ]
 RULES = """\
-- **What fits**: checkpoints of Kimi K2.5's architecture, of a size that one process holds, since a rank builds the
-  whole model before it keeps its part. So Kimi K2.5 itself can be neither trained nor evaluated here yet, and its
-  import has never been run. The profile gives a task 1 CPU and 4 GiB; for a larger model, copy it and set
+- **What fits**: checkpoints of Kimi K2.5's architecture. Ranks that divide the experts (`expert_parallel`) build and
+  load their own alone, each beside all other weights; but joint RL and PARL sample from a whole model in every process,
+  and evaluation is one process. So Kimi K2.5 itself can run through no more than the supervised steps, has never done
+  so, and its import has never been run. The profile gives a task 1 CPU and 4 GiB; for a larger model, copy it and set
   `[task.<step>]`.
 - **Access**: `moonflow run` reads `s3://` sources, and `prepare_data.sources`, with the caller's own AWS variables or
   profile; a server other than AWS is named in `AWS_ENDPOINT_URL_S3`. Only the bucket `moonflow` is the run's own. In a
