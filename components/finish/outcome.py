@@ -8,11 +8,11 @@ from typing import Any
 
 from components.ablation import ablations
 from components.runtime.checkpoints.manifest import Manifest
-from components.runtime.steps import CHECKPOINT_STEPS, config_class, step_of
+from components.runtime.steps import TRAINING_STEPS, config_class, step_of
 from components.runtime.tracking.mlflow_runs import COMMIT_TAG, Dataset, Outcome
 
 DATA = "prepare_data"
-LEARNING = (*CHECKPOINT_STEPS, "fusion_arm", "sft_arm", "toggle_arm", "rl_arm", "swarm_start", "swarm_arm")
+LEARNING = (*TRAINING_STEPS, "fusion_arm", "sft_arm", "toggle_arm", "rl_arm", "swarm_start", "swarm_arm")
 
 
 def outcome(found: Mapping[str, Manifest], summary: Mapping[str, Any], profile: str, error: str) -> Outcome:

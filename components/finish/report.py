@@ -27,8 +27,8 @@ Event = Mapping[str, Any]
 
 STAGE_LABELS = {
     **STARTS, "vit_pretrain": "ViT", "joint_pretrain": "joint", "mid_train": "mid-train",
-    "zero_vision_sft": "zero-vision SFT", "joint_rl": "joint RL",
-    "rejection_sft": "rejection SFT", "parl": "PARL",
+    "zero_vision_sft": "zero-vision SFT", "visual_rl": "visual RL", "rejection_sft": "rejection SFT",
+    "joint_rl": "joint RL", "parl": "PARL",
 }  # fmt: skip
 SIGMAS = 2.0  # a difference counts when it exceeds two standard errors of itself (ours)
 _PAGE = Path(__file__).with_name("report.html")
@@ -104,6 +104,7 @@ def render(summary: Mapping[str, Any], events: Mapping[str, Sequence[Event]], ex
         served=_served(extra.get("serve") or {}),
         stages=[_label(stage) for stage in _stages(rows)],
         matrix=_matrix(rows, chance),
+        rl=_what_rl_did(events),
         suites=_suites(rows, chance),
         kinds=_kinds(rows, evaluation.get("kinds") or ()),
         gallery=gallery.folders(extra.get("gallery") or {}, _label),
@@ -175,6 +176,38 @@ def _matrix(rows: Sequence[Row], chance: Mapping[str, float]) -> list[ScoreRow]:
             level = sum(levels) / len(levels) if levels else None
             found.append(ScoreRow(ability, modality, level, _cells(means)))
     return found
+
+
+def _what_rl_did(events: Mapping[str, Sequence[Event]]) -> list[tuple[str, str, str]]:
+    """(a part of RL, what is told of it, its figures), for the parts of which something was logged."""
+    found = [
+        ("RL on images", "mean reward of a round's episodes", _change(events.get("visual_rl") or (), "reward/mean")),
+        ("RFT, fine-tuning on its successes", "right episodes", _lessons(events.get("rejection_sft") or ())),
+        (
+            "Toggle, length budgets in joint RL",
+            "mean tokens that the model wrote in an episode",
+            _change(events.get("joint_rl") or (), "tokens/response"),
+        ),
+    ]
+    return [row for row in found if row[-1]]
+
+
+def _change(rounds: Sequence[Event], name: str) -> str:
+    """A metric in the first and in the last round that have it."""
+    seen = [row for row in rounds if math.isfinite(row.get(name, math.nan))]
+    told = [f"{figure(row[name])} in round {row['step']:.0f}" for row in (*seen[:1], *seen[1:][-1:])]
+    return " → ".join(told)
+
+
+def _lessons(rows: Sequence[Event]) -> str:
+    """How many successes were kept, and how many were short enough to be learned from."""
+    told = next((row for row in rows if "successes/kept" in row), None)
+    if told is None:
+        return ""
+    kept, used = int(told["successes/kept"]), int(told["successes/used"])
+    if not kept:
+        return "no success was kept, so nothing was trained"
+    return f"{kept} kept, {used} used" if used else f"{kept} kept, none of which fits into a row: nothing was trained"
 
 
 def _suites(rows: Sequence[Row], chance: Mapping[str, float]) -> list[ScoreRow]:

@@ -199,6 +199,7 @@ def read_gallery(store: ObjectStore, manifest: Manifest, prefix: str) -> dict[st
 
 
 def thin(rows: Sequence[dict[str, float]], points: int) -> list[dict[str, float]]:
-    """At most about ``points`` rows, evenly spaced, the last one among them."""
-    stride = max(1, -(-len(rows) // points))
-    return list(rows[::-1][::stride][::-1])
+    """At most ``points`` rows, 2 or more, evenly spaced, the first and the last one among them."""
+    if len(rows) <= points:
+        return list(rows)
+    return [rows[number * (len(rows) - 1) // (points - 1)] for number in range(points)]

@@ -52,6 +52,35 @@ def test_a_whole_page_is_self_contained_and_well_formed():
     assert "http" not in text
 
 
+def rl_told(**events: list[dict[str, float]]) -> str:
+    """What the page says between that heading and the next one."""
+    text = " ".join(" ".join(Page(render(SUMMARY, events, EXTRA)).texts).split())
+    return text.partition("What RL did")[2].partition("Every suite")[0]
+
+
+def test_what_rl_did_is_told_in_a_line_each():
+    told = rl_told(
+        visual_rl=[{"step": i, "time": i, "reward/mean": 0.2 + i / 10} for i in (1, 2, 3)],
+        rejection_sft=[{"step": 0, "time": 0, "successes/kept": 40.0, "successes/used": 38.0}, {"step": 1, "time": 1}],
+        joint_rl=[{"step": 1, "time": 1, "tokens/response": 24.0}, {"step": 9, "time": 2, "tokens/response": 18.5}],
+    )
+    assert "0.3 in round 1 → 0.5 in round 3" in told and "40 kept, 38 used" in told
+    assert "24 in round 1 → 18.5 in round 9" in told
+
+
+@pytest.mark.parametrize(("kept", "said"), [
+    (0.0, "no success was kept, so nothing was trained"), (3.0, "3 kept, none of which fits into a row"),
+])  # fmt: skip
+def test_rft_without_a_success_to_learn_from_says_so(kept: float, said: str):
+    told = rl_told(
+        visual_rl=[{"step": 1, "time": 1, "reward/mean": 0.0}],
+        rejection_sft=[{"step": 0, "time": 0, "successes/kept": kept, "successes/used": 0.0}],
+        joint_rl=[{"step": 1, "time": 1, "episodes/failed": 4.0}],  # every episode of the round
+    )
+    assert said in told and "0 in round 1" in told and "→" not in told and "Toggle" not in told
+    assert rl_told() == ""
+
+
 def test_the_losses_of_the_users_data_have_a_row_each():
     evaluate = {**EXTRA["evaluate"], "own_losses": {"init": {"chat<b>": 6.93}, "parl": {"chat<b>": 1.5, "cats": 2.25}}}
     text = " ".join(Page(render(SUMMARY, EVENTS, {**EXTRA, "evaluate": evaluate})).texts)

@@ -162,9 +162,9 @@ def test_an_arm_that_published_nothing_is_named_from_the_tasks_of_the_run(tmp_pa
 
 
 @pytest.mark.parametrize(("rows", "points"), [(0, 5), (3, 5), (5, 5), (11, 5), (1000, 5)])
-def test_thinning_keeps_order_and_the_last_row(rows: int, points: int) -> None:
+def test_thinning_keeps_order_and_the_ends(rows: int, points: int) -> None:
     given = [{"step": float(n)} for n in range(rows)]
     kept = thin(given, points)
     assert len(kept) <= points
-    assert kept[-1:] == given[-1:]
+    assert (kept[:1], kept[-1:]) == (given[:1], given[-1:])
     assert kept == sorted(kept, key=lambda row: row["step"])
