@@ -28,8 +28,9 @@ LABELS = {
     "joint_pretrain": "joint",
     "mid_train": "mid",
     "zero_vision_sft": "sft",
-    "joint_rl": "rl",
+    "visual_rl": "vis",
     "rejection_sft": "rft",
+    "joint_rl": "rl",
     "parl": "parl",
 }
 """Column titles that fit a terminal of 80 columns."""
@@ -135,7 +136,7 @@ def mlflow_page(environment: Mapping[str, str]) -> str:
 def _evals(rows: list[dict[str, Any]]) -> Table:
     """Suites by step; the last step's value with its standard error."""
     steps = list(dict.fromkeys(row["step"] for row in rows))
-    table = Table(title="held-out score by step", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title="held-out score by step", title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     for name in ("suite", *(LABELS.get(step, step) for step in steps)):
         table.add_column(name, justify="left" if name == "suite" else "right", no_wrap=True)
     cells = {(row["suite"], row["step"]): row for row in rows}
