@@ -18,7 +18,7 @@ from components.runtime.checkpoints.manifest import MANIFEST, Manifest, prefix_o
 from components.runtime.checkpoints.step_checkpoints import newest
 from components.runtime.datasets.shards import open_data
 from components.runtime.datasets.user_data import store_of
-from components.runtime.steps import CHECKPOINT_STEPS
+from components.runtime.steps import TRAINING_STEPS
 from components.runtime.store.address import FILE, S3, is_address
 from components.runtime.store.folder_store import FolderStore
 from components.runtime.store.object_store import ObjectStore, disk_errors
@@ -115,14 +115,14 @@ def _of_run(run_dir: Path, store: ObjectStore, weights: bool, swarm: bool) -> So
     config = load_profile(str(run_dir / "profile.toml")).step("evaluate")
     assert isinstance(config, Config)
     root, begun = run_id_of(run_dir), []
-    for step in reversed(CHECKPOINT_STEPS):
+    for step in reversed(TRAINING_STEPS):
         found = newest(store, f"{root}/{step}")
         if found is not None and found.complete:
             break
         begun += [step] if found is not None else []
     else:
         raise MoonflowError(
-            f"{run_dir} has no finished training step ({', '.join(CHECKPOINT_STEPS)}): continue it with moonflow run"
+            f"{run_dir} has no finished training step ({', '.join(TRAINING_STEPS)}): continue it with moonflow run"
         )
     notes = tuple(f"{step} is not finished, so it is left out" for step in begun)
     where = f"{root}/{step}/{found.index}"

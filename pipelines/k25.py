@@ -1,6 +1,7 @@
 """The K2.5 recipe as one DAG, which compiles for a cluster and runs under kfp.local.
 
-prepare_data -> vit_pretrain -> joint_pretrain -> mid_train -> zero_vision_sft -> joint_rl -> parl
+prepare_data -> vit_pretrain -> joint_pretrain -> mid_train
+             -> zero_vision_sft -> visual_rl -> rejection_sft -> joint_rl -> parl
              -> evaluate -> (gate) -> promote -> serve          finish: always, also after a failure
 """
 
@@ -17,7 +18,9 @@ from components.mid_train.component import mid_train
 from components.parl.component import parl
 from components.prepare_data.component import prepare_data
 from components.promote.component import promote
+from components.rejection_sft.component import rejection_sft
 from components.serve.component import serve
+from components.visual_rl.component import visual_rl
 from components.vit_pretrain.component import vit_pretrain
 from components.zero_vision_sft.component import zero_vision_sft
 from pipelines.dag import MakeTask, pipeline
@@ -34,7 +37,9 @@ def k25(profile: Profile) -> BaseComponent:
             joint = task(joint_pretrain, data=data, parent=vit).outputs["checkpoint"]
             mid = task(mid_train, data=data, parent=joint).outputs["checkpoint"]
             sft = task(zero_vision_sft, data=data, parent=mid).outputs["checkpoint"]
-            rl = task(joint_rl, data=data, parent=sft).outputs["checkpoint"]
+            visual = task(visual_rl, data=data, parent=sft).outputs["checkpoint"]
+            tuned = task(rejection_sft, data=data, parent=visual, successes=visual).outputs["checkpoint"]
+            rl = task(joint_rl, data=data, parent=tuned).outputs["checkpoint"]
             swarm = task(parl, data=data, policy=rl, sub_agents=sft).outputs["checkpoint"]
             evals = task(
                 evaluate,
@@ -43,6 +48,8 @@ def k25(profile: Profile) -> BaseComponent:
                 joint_pretrain=joint,
                 mid_train=mid,
                 zero_vision_sft=sft,
+                visual_rl=visual,
+                rejection_sft=tuned,
                 joint_rl=rl,
                 parl=swarm,
             )

@@ -89,7 +89,7 @@ def _tasks(profile: Profile) -> None:
 def own_tasks(profile: Profile) -> list[str]:
     """The user's tasks in a profile, as module:name."""
     texts = {step: getattr(config, "tasks", "") for step, config in profile.steps.items()}
-    trained = [name for step in ("joint_rl", "parl") for name in parse_task_shares(texts.get(step, ""))]
+    trained = [name for step in ("visual_rl", "joint_rl", "parl") for name in parse_task_shares(texts.get(step, ""))]
     return list(dict.fromkeys([*trained, *parse_tasks(texts.get("evaluate", ""))]))
 
 

@@ -22,7 +22,7 @@ from components.runtime.config import EpisodesConfig, StepConfig, known_preset
 from components.runtime.kfp.image import PIPELINE, TRAIN
 from components.runtime.launcher.placement import Placement
 from components.runtime.launcher.work import require_parallel
-from components.runtime.steps import ALL_STEPS, PIPELINES, config_class, disagreement, nothing_kept
+from components.runtime.steps import ALL_STEPS, PIPELINES, config_class, disagreement
 from model.boundary.errors import MoonflowError
 from model.boundary.untrusted_text import well_formed
 
@@ -219,7 +219,7 @@ def _resolve(tables: dict[str, Any], source: str) -> Profile:
             raise MoonflowError(f"{source}: {step}.{given[0]}: the pipeline runs every value; leave it out")
         steps[step] = schema.parse(values, f"{source}: [{step}]")
     _check_arms(source, run, steps)
-    if told := disagreement(steps) or nothing_kept(steps):
+    if told := disagreement(steps):
         raise MoonflowError(f"{source}: {told}")
     return Profile(source, run, tasks, steps)
 

@@ -28,7 +28,7 @@ from pipelines.profile import Profile, load_profile
 from pipelines.source_run import source_of
 
 RUN_ID = "p00_run_id"
-OWN_TASKS = ("joint_rl_tasks", "parl_tasks", "evaluate_tasks")
+OWN_TASKS = ("visual_rl_tasks", "joint_rl_tasks", "parl_tasks", "evaluate_tasks")
 
 
 @dataclass(frozen=True)

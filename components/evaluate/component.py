@@ -38,8 +38,9 @@ def evaluate(
     joint_pretrain: dsl.Input[dsl.Model] | None = None,
     mid_train: dsl.Input[dsl.Model] | None = None,
     zero_vision_sft: dsl.Input[dsl.Model] | None = None,
-    joint_rl: dsl.Input[dsl.Model] | None = None,
+    visual_rl: dsl.Input[dsl.Model] | None = None,
     rejection_sft: dsl.Input[dsl.Model] | None = None,
+    joint_rl: dsl.Input[dsl.Model] | None = None,
     parl: dsl.Input[dsl.Model] | None = None,
 ) -> str:
     """Score the model before and after every stage on held-out tasks, and decide whether to promote it."""
@@ -52,8 +53,9 @@ def evaluate(
         "joint_pretrain": joint_pretrain,
         "mid_train": mid_train,
         "zero_vision_sft": zero_vision_sft,
-        "joint_rl": joint_rl,
+        "visual_rl": visual_rl,
         "rejection_sft": rejection_sft,
+        "joint_rl": joint_rl,
         "parl": parl,
     }
     manifest = enter("evaluate", locals(), inputs=inputs, output=evals, metrics=metrics, card=card)

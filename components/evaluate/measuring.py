@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing
 from components.evaluate.config import Config
 from components.runtime.sampler import SGLangSampler, sglang_sampler
 from components.runtime.step import StepContext
-from components.runtime.steps import CHECKPOINT_STEPS, UNTRAINED
+from components.runtime.steps import TRAINING_STEPS, UNTRAINED
 from model.checkpoint.load import load_checked_config, load_model
 from model.data.batches.folder import DataFolder
 from model.data.samples.sample import Sample
@@ -42,7 +42,7 @@ class Measuring:
     ) -> None:  # fmt: skip
         self._config, self._inputs, self._context, self._data = config, inputs, context, data
         self._evaluation, self._opened = evaluation, opened
-        self._trained = [step for step in CHECKPOINT_STEPS if step in inputs]
+        self._trained = [step for step in TRAINING_STEPS if step in inputs]
         self._loaded: tuple[str, KimiK25] | None = None
         self._frozen: KimiK25 | None = None
         self._acting: SGLangSampler | None = None

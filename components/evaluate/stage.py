@@ -29,7 +29,7 @@ from components.runtime.checkpoints import manifest as manifests
 from components.runtime.checkpoints.manifest import Manifest
 from components.runtime.sampler import SEEN
 from components.runtime.step import StepContext
-from components.runtime.steps import CHECKPOINT_STEPS, IMPORTED, UNTRAINED
+from components.runtime.steps import IMPORTED, TRAINING_STEPS, UNTRAINED
 from model.boundary.errors import MoonflowError
 from model.checkpoint.load import load_checked_config
 from model.data.samples.sample import Sample
@@ -53,8 +53,8 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
 def _evaluated(
     config: Config, inputs: dict[str, str], context: StepContext, own: OwnTasks, opened: ExitStack
 ) -> Manifest:
-    if not (trained := [step for step in CHECKPOINT_STEPS if step in inputs]):
-        raise MoonflowError(f"evaluate has no checkpoint to measure: give it that of {' or '.join(CHECKPOINT_STEPS)}")
+    if not (trained := [step for step in TRAINING_STEPS if step in inputs]):
+        raise MoonflowError(f"evaluate has no checkpoint to measure: give it that of {' or '.join(TRAINING_STEPS)}")
 
     # 1. The same held-out tasks for every checkpoint; then those of the user's own.
     floors = parse_floors(config.floors, own=[task.short_name for task in own])

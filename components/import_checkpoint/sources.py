@@ -17,7 +17,7 @@ from components.runtime.checkpoints import manifest as manifests
 from components.runtime.checkpoints.manifest import MANIFEST, METRICS, Damaged, Manifest
 from components.runtime.checkpoints.step_checkpoints import indices
 from components.runtime.datasets.user_data import store_of
-from components.runtime.steps import CHECKPOINT_STEPS, IMPORTED
+from components.runtime.steps import IMPORTED, TRAINING_STEPS
 from components.runtime.store.address import FILE, Address, is_address, path_fault
 from components.runtime.store.object_store import ObjectStore
 from components.runtime.store.open_store import open_store
@@ -120,7 +120,7 @@ def newest_checkpoint(store: ObjectStore, prefix: str) -> tuple[str, Manifest] |
         return prefix, named
     below = store.folders(f"{prefix}/")
     # Of two that were made within one second, the one of the later step: it is looked at first.
-    steps = [f"{prefix}/{step}" for step in reversed((IMPORTED, *CHECKPOINT_STEPS)) if step in below]
+    steps = [f"{prefix}/{step}" for step in reversed((IMPORTED, *TRAINING_STEPS)) if step in below]
     found = [each for step in (prefix, *steps) if (each := _newest_of_step(store, step)) is not None]
     return max(found, key=lambda each: each[1].created_at, default=None)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from components.runtime.config import HIGHEST_RATE, RLConfig
+from components.outcome_rl.config import OutcomeRLConfig
 from components.runtime.store.address import Address
 from model.boundary.errors import MoonflowError, did_you_mean
 from model.data.samples.sample import MODALITIES
@@ -37,17 +37,7 @@ def _judge(text: str) -> str:
     return text
 
 
-class Config(RLConfig):
-    iterations: int = Field(20, ge=1, description="rounds of rollout and training (source: ours)")
-    prompts_per_iteration: int = Field(16, ge=1, description="prompts per round (source: ours)")
-    samples_per_prompt: int = Field(8, ge=2, description="K, episodes per prompt (source: ours)")
-    learning_rate: float = Field(2e-4, gt=0, le=HIGHEST_RATE, description="learning rate, constant (source: ours)")
-    max_new_tokens: int = Field(
-        48,
-        ge=1,
-        description="longest completion in tokens; families whose held-out suite allows longer ones are left out: "
-        "image programs need 200 (source: ours)",
-    )
+class Config(OutcomeRLConfig):
     modalities: Annotated[str, AfterValidator(_modalities)] = Field(
         "text,image",
         description="modalities of the tasks, from text, image and video, with commas and no blanks between "
@@ -70,26 +60,6 @@ class Config(RLConfig):
         description="rubric of an episode: several, one of its task's alternatives, drawn by the episode's seed, or "
         "one, always the first, which a policy can farm (source: K2.5's alternative rubrics; the draw is ours)",
     )
-    kept_successes: int = Field(
-        0,
-        ge=0,
-        le=100_000,
-        description="successful episodes that are kept in the checkpoint for rejection_sft, at most; a newer one takes "
-        "the place of the oldest; 0 = none (source: ours)",
-    )
-    kept_per_prompt: int = Field(
-        2,
-        ge=1,
-        description="kept episodes of the same prompt, at most; a newer one takes the place of the oldest, and equal "
-        "ones are kept once (source: ours)",
-    )
-    kept_reward: float = Field(
-        1.0, gt=0, le=1, description="reward that an episode must earn to be kept (source: ours)"
-    )
-    checkpoint_every: int = Field(
-        10, ge=0, description="rounds between saved states; 0 = only at the end (source: ours)"
-    )
-    seed: int = Field(4, ge=0, description="seed of prompts and sampling (source: ours)")
 
     @model_validator(mode="after")
     def _something_to_ask(self) -> Self:

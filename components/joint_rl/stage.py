@@ -1,94 +1,23 @@
-"""Joint RL over text and image tasks with verifiable outcomes (source: K2.5 section on joint multimodal RL)."""
+"""Joint RL over text and image tasks with verifiable outcomes (source: K2.5 section on joint multimodal RL).
+
+What is trained, and how, is the shared lines of ``components.outcome_rl.training``. Here a judge may score as well.
+"""
 
 from __future__ import annotations
 
-import logging
-from contextlib import closing
-
 from components.joint_rl.config import Config
-from components.joint_rl.episodes import EpisodePages
 from components.joint_rl.judges import with_judge
+from components.outcome_rl.training import train_on_outcomes
 from components.runtime.checkpoints.manifest import Manifest
-from components.runtime.sampler import SEEN, sampler
 from components.runtime.step import StepContext
-from model.checkpoint.folder import load_parent
-from model.data.samples.sample import Sample
-from model.evals.answer_room import most_turns, need_more
-from model.network.served import as_served
-from model.rl.outcome_training import OutcomeTask, train_policy
-from model.rl.prompts import PromptPool
-from model.rl.successes import Successes
-from model.rl.tasks.mixture import TaskMixture
-from model.rl.tasks.names import parse_task_shares, takes_all
-from model.rl.tasks.own_tasks import OwnTasks
-from model.rl.tasks.task import TaskSample
-from model.rl.toggle import Toggle
-from model.rl.tools.toolset import Toolset
-from model.rl.trainer import RLSettings
-from model.swarm.families import SWARM_FAMILIES  # PARL trains on them
-
-log = logging.getLogger(__name__)
+from model.data.batches.folder import DataFolder
+from model.rl.environment import Scoring
 
 
 def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifest:
-    # 1. Prompts: train shards of every task family, grouped by ability, text and image alike. What cannot be answered
-    # in the room that there is would only earn nothing. Tasks of the user's own take their shares of the prompts.
-    data = context.data(inputs["data"])
-    modalities = [name for name in config.modalities.split(",") if name in SEEN[config.engine]]
-    if passed_over := set(config.modalities.split(",")) - set(modalities):
-        context.warn(f"engine {config.engine!r} does not take {', '.join(passed_over)}: it is not trained on")
-    shares = parse_task_shares(config.tasks)
-    pool: PromptPool | None = None
-    if not takes_all(shares):
-        unanswerable = need_more(data.families(), config.max_new_tokens)
-        if unanswerable and context.ranks.first:
-            log.warning(
-                "no prompts of %s: their answers need more than max_new_tokens = %d", ", ".join(unanswerable),
-                config.max_new_tokens,
-            )  # fmt: skip
-        pool = PromptPool(
-            data.source, data.index, modalities=modalities, seed=config.seed, without=(*SWARM_FAMILIES, *unanswerable)
-        )
-
-    # 2. Policy. The embedded engine samples from the very weights that are trained, or, while they are trained, from a
-    # copy; SGLang replicas get them after each step. Of INT4 experts all have the rounded values, which the trainer's
-    # forward uses and an export will hold.
-    model = load_parent(context.fetch(inputs["parent"]), data.tokenizer, context.ranks.expert_share)
-    episodes = config.prompts_per_iteration * config.samples_per_prompt
-    acting = sampler(
-        config, config.endpoints, as_served(model, config.expert_precision), episodes, context, data,
-        while_trained=config.max_staleness > 0,
-    )  # fmt: skip
-
-    # 3. Environment: tools, episodes, verifiers; a judge of what no program can check, where a task has rubrics.
-    with closing(acting), Toolset(sandbox=config.sandbox) as toolset, OwnTasks(list(shares)) as own:
-        prompts = TaskMixture(
-            own, shares, pool, seed=config.seed, allowed=config.max_failed_episodes, ranks=context.ranks,
-            warn=context.warn,
-        )  # fmt: skip
-
-        score = with_judge(config, inputs, context, data, own.scored)
-        if config.judge and pool is not None and not (pool.with_rubrics or shares):
+    def judging(data: DataFolder, verify: Scoring, rubrics: bool) -> Scoring:
+        if config.judge and not rubrics:
             context.warn(f"judge {config.judge} has nothing to judge: no task that is asked has a rubric")
+        return with_judge(config, inputs, context, data, verify)
 
-        def limits(sample: Sample) -> tuple[int, int]:
-            if isinstance(sample, TaskSample):
-                return sample.max_turns, sample.max_new_tokens
-            return most_turns(sample.family), config.max_new_tokens
-
-        # 4. Train: outcome rewards, Toggle's length budgets in every other phase, and the pre-training loss, so that
-        # what text-only SFT wore down comes back and what no prompt asks for stays.
-        settings = RLSettings(
-            config.iterations, config.prompts_per_iteration, config.samples_per_prompt, config.learning_rate,
-            seed=config.seed, checkpoint_every=config.checkpoint_every, expert_precision=config.expert_precision,
-            micro_batch_tokens=config.micro_batch_tokens, max_failed_episodes=config.max_failed_episodes,
-            max_staleness=config.max_staleness,
-        )  # fmt: skip
-        kept = Successes(config.kept_successes, config.kept_per_prompt, config.kept_reward)
-        task = OutcomeTask(prompts, limits, score, Toggle(), config.ptx_weight, config.ptx_rows)
-        train_policy(
-            model, data, task, acting, toolset, settings, context, tasks=prompts,
-            watch=EpisodePages(context, data.tokenizer, config.iterations),
-            successes=kept if config.kept_successes else None, ranks=context.ranks,
-        )  # fmt: skip
-    return context.checkpoints.newest
+    return train_on_outcomes(config, inputs, context, modalities=config.modalities.split(","), judging=judging)

@@ -27,7 +27,7 @@ def _sources(text: str) -> str:
         if source.name in FAMILIES:
             raise ValueError(f"source {source.name!r} has the name of a built-in family: choose another name")
         if source.name == SUCCESSES:
-            raise ValueError(f"source {source.name!r} has the name of the episodes that joint_rl keeps: choose another")
+            raise ValueError(f"source {source.name!r} has the name of what visual_rl keeps: choose another name")
     return text
 
 

@@ -30,7 +30,7 @@ def rejection_sft(
     micro_batch_tokens: int,
     seed: int,
 ):
-    """Fine-tune on the successful episodes that joint_rl kept, mixed with text-only trajectories.
+    """Fine-tune on the successful episodes that visual_rl kept, mixed with text-only trajectories.
 
     Only the tokens that the policy sampled are learned. If there is no success that fits into a row, the checkpoint is
     passed on as it is, with a warning.

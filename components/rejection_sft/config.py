@@ -8,7 +8,7 @@ from components.runtime.config import HIGHEST_RATE, FineTuningConfig
 
 
 class Config(FineTuningConfig):
-    steps: int = Field(60, ge=1, description="optimizer steps (source: ours)")
+    steps: int = Field(40, ge=1, description="optimizer steps (source: ours)")
     learning_rate: float = Field(3e-4, gt=0, le=HIGHEST_RATE, description="peak learning rate (source: ours)")
     share: float = Field(
         0.5,

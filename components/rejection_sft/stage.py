@@ -30,10 +30,8 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
 
     # 3. Train, as zero_vision_sft does. A policy that never succeeded has nothing to teach, and joint RL can go on.
     if not lessons.usable:
-        context.warn(
-            f"none of {lessons.kept} successes fits into a row of {config.tokens_per_row} tokens: the checkpoint is "
-            "passed on as it is"
-        )
+        unread = f"none of {lessons.kept} successes fits into a row of {config.tokens_per_row} tokens"
+        context.warn(f"{unread if lessons.kept else 'no success was kept'}: the checkpoint is passed on as it is")
         pass_on(model, lessons.data, context)
         return context.checkpoints.newest
     if lessons.problem:

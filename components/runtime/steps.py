@@ -25,6 +25,8 @@ STEPS = (
     "joint_pretrain",
     "mid_train",
     "zero_vision_sft",
+    "visual_rl",
+    "rejection_sft",
     "joint_rl",
     "parl",
     "evaluate",
@@ -33,11 +35,8 @@ STEPS = (
     "finish",
 )
 
-TRAINING_STEPS = STEPS[1:7]
-"""The steps of the whole recipe of which each trains a checkpoint."""
-
-CHECKPOINT_STEPS = (*TRAINING_STEPS[:-1], "rejection_sft", TRAINING_STEPS[-1])
-"""The same and those that only other pipelines have, in an order that holds in each of them."""
+TRAINING_STEPS = STEPS[1 : STEPS.index("evaluate")]
+"""The steps of the recipe of which each trains a checkpoint."""
 
 UNTRAINED = "init"
 """The name that evaluations give to the model before any training: random weights."""
@@ -51,8 +50,7 @@ PIPELINES = {
     "pretrain": (*STEPS[: STEPS.index("zero_vision_sft")], "evaluate", "finish"),
     "post_train": (IMPORTED, STEPS[0], *STEPS[STEPS.index("zero_vision_sft") :]),
     "visual_rl": (
-        IMPORTED, STEPS[0], *STEPS[STEPS.index("zero_vision_sft") : STEPS.index("parl")], "rejection_sft", "evaluate",
-        "finish",
+        IMPORTED, STEPS[0], *STEPS[STEPS.index("zero_vision_sft") : STEPS.index("joint_rl")], "evaluate", "finish",
     ),
     "fusion_ablation": ("prepare_data", "fusion_arm", "finish"),
     "sft_ablation": (IMPORTED, "prepare_data", "sft_arm", "finish"),
@@ -63,7 +61,7 @@ PIPELINES = {
 """The steps of each pipeline. A module of ``pipelines`` with that name has its DAG."""
 
 ALL_STEPS = tuple(
-    dict.fromkeys((IMPORTED, STEPS[0], *CHECKPOINT_STEPS, *(step for steps in PIPELINES.values() for step in steps)))
+    dict.fromkeys((IMPORTED, STEPS[0], *TRAINING_STEPS, *(step for steps in PIPELINES.values() for step in steps)))
 )
 """Every step; those of any one pipeline are in its order."""
 
@@ -98,16 +96,6 @@ def _missing_source(configs: Mapping[str, StepConfig]) -> str:
                 f"zero_vision_sft.sources names {name!r}, and prepare_data.sources has "
                 f"{', '.join(given) or 'none'}: give it there too, as {name}=URI"
             )
-    return ""
-
-
-def nothing_kept(configs: Mapping[str, StepConfig]) -> str:
-    """What is wrong if joint_rl keeps no episodes for a rejection_sft, "" if it keeps some.
-
-    All values must be known, and not the texts alone, which the first step of a run is sent.
-    """
-    if "rejection_sft" in configs and "joint_rl" in configs and not getattr(configs["joint_rl"], "kept_successes", 0):
-        return "joint_rl.kept_successes is 0, and rejection_sft trains on what is kept: give it at least 1"
     return ""
 
 

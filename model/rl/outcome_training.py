@@ -1,4 +1,4 @@
-"""A policy is trained on the outcomes of tasks, for the step ``joint_rl`` and for ablations (source: K2.5, RL)."""
+"""A policy is trained on the outcomes of tasks, for ``visual_rl``, ``joint_rl`` and ablations (source: K2.5, RL)."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Kept:
             entries = [{"shard": str(entry["shard"]), "samples": int(entry["samples"])} for entry in entries]
         except FileNotFoundError:
             raise MoonflowError(
-                f"checkpoint {folder} has no {INDEX}: its step did not keep successes; set joint_rl.kept_successes"
+                f"checkpoint {folder} has no {INDEX}: its step did not keep successes; name one of visual_rl"
             ) from None
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise MoonflowError(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 TEXT = """\
-`joint_rl`, `parl`, `evaluate` and the check of `serve` generate in their own process, or ask SGLang 0.5.23:
+`visual_rl`, `joint_rl`, `parl`, `evaluate` and the check of `serve` generate in their own process, or ask SGLang
+0.5.23:
 
     moonflow run --set joint_rl.engine=sglang --set joint_rl.endpoints=http://127.0.0.1:30000,http://127.0.0.1:30001
 

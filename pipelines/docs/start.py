@@ -10,8 +10,8 @@ The pipeline `post_train` needs no pre-training: it takes a checkpoint and runs 
     moonflow run --profile base && moonflow run --profile post_train --set import_checkpoint.source=runs/base
     moonflow run --profile post_train --set import_checkpoint.source=runs/tiny/mid_train
     moonflow submit --profile post_train --set import_checkpoint.source=s3://bucket/runs/base \\
-        --set task.joint_rl.launcher=trainjob --set task.parl.launcher=trainjob \\
-        --set task.evaluate.launcher=trainjob ...
+        --set task.visual_rl.launcher=trainjob --set task.joint_rl.launcher=trainjob \\
+        --set task.parl.launcher=trainjob --set task.evaluate.launcher=trainjob ...
 
 On a cluster, the steps that run programs of a model must be TrainJobs, whose pods have no Kubernetes token; `moonflow
 submit` refuses others.

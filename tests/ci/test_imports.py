@@ -34,7 +34,7 @@ RUNTIME = (
     ("kfp",),
 )
 DATA = (("samples",), ("families", "order", "user"), ("batches",))
-SHARED = ("runtime", "release", "ablation")
+SHARED = ("runtime", "outcome_rl", "release", "ablation")
 """Folders of components/ that several steps use. Every other one is a step, which imports no other step."""
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from components.outcome_rl import training
 from components.runtime.steps import ALL_STEPS, config_class, stage_of
 from tests.step_services import FolderServices
 
@@ -14,7 +15,11 @@ def test_the_page_on_what_runs_where_names_every_step_that_runs_programs_of_a_mo
     page = (Path(__file__).resolve().parents[2] / "manifests/README.md").read_text()
     section = page.partition("## What runs where")[2].partition("\n## ")[0]
     running = {step for step in ALL_STEPS if "sandbox" in config_class(step).model_fields} - TOOLLESS
-    assert {step for step in ALL_STEPS if f"`{step}`" in section} >= running > {"joint_rl", "parl", "evaluate"}
+    assert (
+        {step for step in ALL_STEPS if f"`{step}`" in section}
+        >= running
+        > {"visual_rl", "joint_rl", "parl", "evaluate"}
+    )
 
 
 class Asked(Exception):
@@ -22,7 +27,7 @@ class Asked(Exception):
 
 
 @pytest.mark.parametrize("sandbox", ["strict", "unsafe"])
-@pytest.mark.parametrize("step", ["joint_rl", "parl"])
+@pytest.mark.parametrize("step", ["visual_rl", "joint_rl", "parl"])
 def test_the_parameter_sandbox_reaches_the_tools(
     step: str, sandbox: str, rl_inputs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -30,6 +35,6 @@ def test_the_parameter_sandbox_reaches_the_tools(
         raise Asked(sandbox)
 
     stage = stage_of(step)
-    monkeypatch.setattr(stage, "Toolset", tools)
+    monkeypatch.setattr(training if step in ("visual_rl", "joint_rl") else stage, "Toolset", tools)
     with pytest.raises(Asked, match=sandbox):
         stage.run(config_class(step)(sandbox=sandbox), rl_inputs, FolderServices(tmp_path))

@@ -84,7 +84,7 @@ def test_long_steps_may_be_retried_after_more_than_an_hour() -> None:
         profile = load_profile(name)
         assert profile.run.retries >= 3
         long = [step for step in STEPS if profile.tasks[step].accelerators and step != "serve"]
-        assert len(long) == 7 and all(profile.tasks[step].deadline_hours >= 24 for step in long)
+        assert len(long) == 9 and all(profile.tasks[step].deadline_hours >= 24 for step in long)
 
 
 def test_the_tasks_own_pod_gets_what_the_profile_says(shipped: tuple[Profile, Spec, Spec]) -> None:
@@ -168,7 +168,7 @@ def test_each_key_reaches_only_the_steps_that_need_it(shipped: tuple[Profile, Sp
             assert Path(volume["mountPath"]) == signing.MOUNTED[signing.PUBLIC_KEY].parent
             seen.setdefault(volume["configMapName"], set()).add(step)
     wanted = dict.fromkeys(("moonflow-store", "moonflow-mlflow"), set(profile.steps))
-    if asking := {"joint_rl", "parl", "evaluate", "serve"} & set(profile.steps):
+    if asking := {"visual_rl", "joint_rl", "parl", "evaluate", "serve"} & set(profile.steps):
         wanted["moonflow-server-keys"] = asking
     if "promote" in profile.steps:
         wanted["moonflow-git"] = {"promote", "serve"}
@@ -198,12 +198,12 @@ def test_no_image_is_latest_or_without_a_tag(shipped: tuple[Profile, Spec, Spec]
 @pytest.mark.parametrize("name", ["small", "k25"])
 def test_profiles_for_a_cluster_use_its_pools_and_queues(name: str) -> None:
     tasks = load_profile(name).tasks
-    for step in ("vit_pretrain", "joint_pretrain", "mid_train", "zero_vision_sft"):
+    for step in ("vit_pretrain", "joint_pretrain", "mid_train", "zero_vision_sft", "rejection_sft"):
         placement = tasks[step]
         assert (placement.launcher, placement.pool, placement.queue) == ("trainjob", "gpu-train", "train")
         assert placement.priority == "moonflow-train"
         assert placement.accelerators and placement.shared_memory
-    for step in ("joint_rl", "parl", "evaluate", "serve"):
+    for step in ("visual_rl", "joint_rl", "parl", "evaluate", "serve"):
         placement = tasks[step]
         launcher = "in-process" if step == "serve" else "trainjob"
         assert (placement.launcher, placement.pool, placement.queue) == (launcher, "gpu-rollout", "rollout")
@@ -233,7 +233,7 @@ def test_the_manifests_have_every_name_that_the_profiles_use() -> None:
 
 def test_the_released_shape_trains_on_several_nodes_over_rdma() -> None:
     tasks = load_profile("k25").tasks
-    for step in ("vit_pretrain", "joint_pretrain", "mid_train", "zero_vision_sft"):
+    for step in ("vit_pretrain", "joint_pretrain", "mid_train", "zero_vision_sft", "rejection_sft"):
         assert tasks[step].nodes > 1 and tasks[step].rdma == 8 and tasks[step].processes == 8
         assert tasks[step].runtime == "moonflow-deepspeed"
 

@@ -28,6 +28,9 @@ from pipelines.source_run import fetch_source, run_and_step
 from tests.pipelines import shipped
 from tests.pipelines.commands import complete, processes, start
 
+STAGES = [IMPORTED, "zero_vision_sft", "visual_rl", "rejection_sft", "joint_rl", "parl"]
+"""The checkpoints that are measured."""
+
 
 @pytest.fixture(scope="module")
 def tasks() -> dict[str, dict[str, Any]]:
@@ -55,8 +58,12 @@ def test_every_step_starts_from_the_checkpoint_and_its_data(tasks: dict[str, dic
     assert artifacts(tasks[base]) == {}
     assert artifacts(tasks["prepare-data"]) == {"tokenizer": base}
     assert artifacts(tasks["zero-vision-sft"]) == {"data": "prepare-data", "parent": base}
+    assert artifacts(tasks["visual-rl"]) == {"data": "prepare-data", "parent": "zero-vision-sft"}
+    lessons = {"data": "prepare-data", "parent": "visual-rl", "successes": "visual-rl"}
+    assert artifacts(tasks["rejection-sft"]) == lessons
+    assert artifacts(tasks["joint-rl"]) == {"data": "prepare-data", "parent": "rejection-sft"}
     assert artifacts(tasks["parl"]) == {"data": "prepare-data", "policy": "joint-rl", "sub_agents": "zero-vision-sft"}
-    evaluated = {step: step.replace("_", "-") for step in (IMPORTED, "zero_vision_sft", "joint_rl", "parl")}
+    evaluated = {step: step.replace("_", "-") for step in STAGES}
     assert artifacts(tasks["evaluate"]) == {"data": "prepare-data", **evaluated}
 
 
@@ -120,7 +127,7 @@ def test_from_a_runs_checkpoint_to_a_promoted_and_served_one(smoke_run: tuple[Pa
     summary = json.loads((run_dir / "summary.json").read_text())
     assert [step["name"] for step in summary["steps"]] == list(PIPELINES["post_train"][:-1])
     stages = list(dict.fromkeys(row["step"] for row in summary["evals"]))
-    assert stages == [IMPORTED, "zero_vision_sft", "joint_rl", "parl"]
+    assert stages == STAGES
     page = (run_dir / "report.html").read_text()
     assert f"{base}/mid_train" in page and re.search(r'<th scope="col">imported</th>', page)
 

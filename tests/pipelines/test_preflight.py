@@ -119,7 +119,11 @@ def test_a_run_that_cannot_be_finished_begins_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", ["joint_rl.tasks=nowhere:Stars=0.1", "parl.tasks=nowhere:Stars=0.1", "evaluate.tasks=nowhere:Stars"]
+    "setting",
+    [
+        *(f"{step}.tasks=nowhere:Stars=0.1" for step in ("visual_rl", "joint_rl", "parl")),
+        "evaluate.tasks=nowhere:Stars",
+    ],
 )
 def test_a_task_that_is_not_there_is_told_before_the_first_step(setting: str, tmp_path: Path) -> None:
     with pytest.raises(MoonflowError, match="there is no module nowhere: install its package"):

@@ -82,7 +82,7 @@ def test_a_floor_or_question_without_tasks_is_told_before_the_first_step() -> No
         load_profile("tiny", ["evaluate.floors=photo=0.1, digit_tally = 0.5"])
     with pytest.raises(MoonflowError, match="serve.family names 'ocr_text'.*'short'"):
         load_profile("tiny", ["serve.family=ocr_text"])
-    broad = [f"{step}.mixture=broad" for step in (*STEPS[:4], "zero_vision_sft")]
+    broad = [f"{step}.mixture=broad" for step in (*STEPS[:5], "rejection_sft")]
     load_profile("tiny", [*broad, "evaluate.floors=digit_tally=0.5", "serve.family=ocr_text"])
     for step in ("prepare_data", "zero_vision_sft"):
         described = meaning(config_class(step).model_fields["mixture"])
@@ -122,6 +122,7 @@ def test_a_whole_run_is_measured_and_post_training_starts_from_it(tmp_path: Path
 
     assert run_and_step(base) == (base, "")
     source = ("--set", f"import_checkpoint.source={base}")
-    broad = [part for step in ("prepare_data", "zero_vision_sft") for part in ("--set", f"{step}.mixture=broad")]
+    reading = ("prepare_data", "zero_vision_sft", "rejection_sft")
+    broad = [part for step in reading for part in ("--set", f"{step}.mixture=broad")]
     printed = complete(tmp_path / "post", *source, *broad, profile="post_train_smoke")
     assert "promoted   version" in printed and str(base) in printed

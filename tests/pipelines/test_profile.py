@@ -85,7 +85,7 @@ def test_a_profile_promotes_to_the_overlay_of_its_size(name: str, environment: s
         ("[joint_rl]\nmodalities = 'text,imgae'", ["'modalities'", "did you mean image"]),
         ("[prepare_data]\nsources = 'cats'", ["'sources'", "name=URI"]),
         ("[prepare_data]\nsources = 'photo=/data/cats'", ["'sources'", "built-in family"]),
-        ("[prepare_data]\nsources = 'successes=/data/cats'", ["'sources'", "that joint_rl keeps"]),
+        ("[prepare_data]\nsources = 'successes=/data/cats'", ["'sources'", "of what visual_rl keeps"]),
         ("[evaluate]\nmargin = 2", ["'margin'"]),
         ("[mid_train]\ncontext_steps = '2,inf'", ["'context_steps'", "growing factors"]),
         ("[mid_train]\ncontext_steps = '2,nan'", ["'context_steps'", "growing factors"]),

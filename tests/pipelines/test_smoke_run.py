@@ -36,7 +36,8 @@ def test_summary_has_its_schema(smoke_run: tuple[Path, str]) -> None:
     for step in summary["steps"]:
         assert set(step) == {"name", "seconds", "tokens_per_s"}
         assert step["seconds"] > 0
-        assert step["tokens_per_s"] > 0 or step["name"] not in (*TRAINING_STEPS, "evaluate")
+        # After so short a pre-training, visual_rl may have no success that rejection_sft could train on.
+        assert step["tokens_per_s"] > 0 or step["name"] not in {*TRAINING_STEPS, "evaluate"} - {"rejection_sft"}
     assert summary["seconds"] >= sum(step["seconds"] for step in summary["steps"]) - 1
     assert {row["step"] for row in summary["evals"]} == {"init", *TRAINING_STEPS}
     for row in summary["evals"]:
@@ -292,5 +293,4 @@ def test_killed_in_pretraining_and_in_rl_it_goes_on_to_the_same_weights(
     complete(run_dir)
     assert begun_at(run_dir, "joint_pretrain", offsets["joint_pretrain"]) >= 7
     assert begun_at(run_dir, "joint_rl", offsets["joint_rl"]) >= 2
-    steps = ("vit_pretrain", "joint_pretrain", "mid_train", "zero_vision_sft", "joint_rl", "parl")
-    assert weights(run_dir, steps) == weights(smoke_run[0], steps)
+    assert weights(run_dir, TRAINING_STEPS) == weights(smoke_run[0], TRAINING_STEPS)

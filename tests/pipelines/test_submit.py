@@ -139,8 +139,8 @@ def test_programs_of_a_model_may_run_in_trainjobs_only(kfp: FakeKFP, submit: Sub
         )
 
     for profile, steps in (
-        ("tiny", ("joint_rl", "parl", "evaluate")),
-        ("visual-rl", ("joint_rl", "evaluate")),
+        ("tiny", ("visual_rl", "joint_rl", "parl", "evaluate")),
+        ("visual-rl", ("visual_rl", "evaluate")),
         ("fusion", ("fusion_arm",)),
         ("claims-sft", ("sft_arm",)),
         ("claims-rl", ("rl_arm",)),
@@ -148,13 +148,13 @@ def test_programs_of_a_model_may_run_in_trainjobs_only(kfp: FakeKFP, submit: Sub
         ("claims-toggle", ("toggle_arm",)),
     ):
         assert submit("--upload-only", profile=profile) == (2, "", told(*steps)), profile
-    assert bad(submit("--upload-only", *jobs("joint_rl", "parl"), profile="tiny")) == told("evaluate")
+    assert bad(submit("--upload-only", *jobs("visual_rl", "joint_rl", "parl"), profile="tiny")) == told("evaluate")
     assert kfp.requests == []
-    good(submit("--upload-only", *jobs("joint_rl", "parl", "evaluate"), profile="tiny"))
+    good(submit("--upload-only", *jobs("visual_rl", "joint_rl", "parl", "evaluate"), profile="tiny"))
 
 
 def test_a_checkpoint_that_a_cluster_cannot_read_is_refused(kfp: FakeKFP, submit: Submit) -> None:
-    on_cluster = jobs("joint_rl", "parl", "evaluate")
+    on_cluster = jobs("visual_rl", "joint_rl", "parl", "evaluate")
     for source in ("", "runs/base", "file:///srv/base"):
         line = bad(submit("--set", f"import_checkpoint.source={source}", *on_cluster, profile="post_train"))
         assert f"import_checkpoint.source is {source!r}" in line and "add --set import_checkpoint.source=s3://" in line
@@ -178,8 +178,8 @@ def test_step_parameters_are_the_runs_and_leave_the_version(kfp: FakeKFP, submit
     assert second["runtime_config"]["parameters"] == {
         "p00_run_id": "earlier",
         "p04_mid_train_steps": 7,
-        "p06_joint_rl_learning_rate": 1e-5,
-        "p08_evaluate_floors": "",
+        "p08_joint_rl_learning_rate": 1e-5,
+        "p10_evaluate_floors": "",
     }
 
 

@@ -14,7 +14,7 @@ from tests.pipelines import shipped
 from tests.pipelines.commands import complete, processes
 from tests.tiny_folders import write_checkpoint
 
-TRAINED = ["zero_vision_sft", "joint_rl", "rejection_sft"]
+TRAINED = ["zero_vision_sft", "visual_rl", "rejection_sft"]
 
 
 def test_successes_come_from_rl_on_images_and_every_checkpoint_is_evaluated() -> None:
@@ -25,15 +25,14 @@ def test_successes_come_from_rl_on_images_and_every_checkpoint_is_evaluated() ->
         for step, task in tasks.items()
         if (artifacts := task["inputs"].get("artifacts", {}))
     }
-    assert made_by["joint_rl"]["parent"] == "zero_vision_sft"
-    assert made_by["rejection_sft"] == {"data": "prepare_data", "parent": "joint_rl", "successes": "joint_rl"}
+    assert made_by["visual_rl"]["parent"] == "zero_vision_sft"
+    assert made_by["rejection_sft"] == {"data": "prepare_data", "parent": "visual_rl", "successes": "visual_rl"}
     assert made_by["evaluate"] == {"data": "prepare_data", **{step: step for step in (IMPORTED, *TRAINED)}}
 
 
-def test_the_profile_asks_about_images_alone_and_refuses_to_keep_nothing() -> None:
-    assert load_profile("visual-rl").steps["joint_rl"].model_dump()["modalities"] == "image"
+def test_the_profile_refuses_to_keep_nothing_and_other_trajectories_than_the_data_has() -> None:
     for override, told in (
-        ("joint_rl.kept_successes=0", "joint_rl.kept_successes is 0, and rejection_sft trains on what is kept"),
+        ("visual_rl.kept_successes=0", "parameter 'kept_successes'.* greater than or equal to 1"),
         ("rejection_sft.mixture=short", "prepare_data.mixture is 'broad' and rejection_sft.mixture is 'short'"),
     ):
         with pytest.raises(MoonflowError, match=told):

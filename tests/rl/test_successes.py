@@ -175,5 +175,5 @@ def test_a_run_that_died_has_kept_the_same_and_a_run_that_keeps_none_has_no_file
     trainer(tokenizer, tokenizer_folder, none, replace(SETTINGS, iterations=1)).train()
     saved = none.checkpoints.latest()
     assert saved is not None and not (saved / "successes").exists()
-    with pytest.raises(MoonflowError, match="set joint_rl.kept_successes"):
+    with pytest.raises(MoonflowError, match="name one of visual_rl"):
         Kept.of(saved)

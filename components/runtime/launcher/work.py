@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from components.runtime.config import StepConfig
-from components.runtime.steps import config_class
+from components.runtime.steps import TRAINING_STEPS, config_class
 from model.boundary.errors import MoonflowError
 from model.parallel.layout import Layout
 
@@ -19,9 +19,7 @@ LAYOUT = "MOONFLOW_LAYOUT"
 WORKER = "components.runtime.launcher.worker"
 GROUP = "components.runtime.launcher.group"
 
-PARALLEL_STEPS = frozenset(
-    {"vit_pretrain", "joint_pretrain", "mid_train", "zero_vision_sft", "joint_rl", "rejection_sft", "parl"}
-)
+PARALLEL_STEPS = frozenset(TRAINING_STEPS)
 """Steps whose stage divides its work among ranks: those that train. A second rank of another step would repeat the same
 work and compete for the same output."""
 

@@ -22,7 +22,8 @@ TASKS = {name: eval_samples(name, 5) for name in NAMES}
 
 
 @pytest.mark.parametrize(("steps", "chosen"), [
-    (["init", "vit_pretrain", "joint_pretrain", "mid_train", "zero_vision_sft", "joint_rl", "parl"],
+    (["init", "vit_pretrain", "joint_pretrain", "mid_train", "zero_vision_sft", "visual_rl", "rejection_sft",
+      "joint_rl", "parl"],
      ["mid_train", "zero_vision_sft", "parl"]),
     (["import_checkpoint", "zero_vision_sft", "joint_rl"], ["import_checkpoint", "zero_vision_sft", "joint_rl"]),
     (["import_checkpoint", "zero_vision_sft"], ["import_checkpoint", "zero_vision_sft"]),

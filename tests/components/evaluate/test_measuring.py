@@ -19,7 +19,7 @@ from tests.step_services import FolderServices
 from tests.tiny_folders import tiny_tokenizer, write_checkpoint
 
 
-@pytest.mark.parametrize("steps", [("rejection_sft",), ("joint_rl", "rejection_sft")])
+@pytest.mark.parametrize("steps", [("rejection_sft",), ("visual_rl", "rejection_sft")])
 def test_fine_tuning_on_successes_is_measured_as_any_other_step(
     steps: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from components.joint_rl import stage
 from components.joint_rl.config import Config
 from components.parl import stage as parl
 from components.parl.config import Config as SwarmConfig
+from components.visual_rl.config import Config as VisualConfig
 from model.boundary.errors import MoonflowError
 from model.codec.tokenizer import Tokenizer
 from tests.rl.tasks.user_tasks import HERE
@@ -119,6 +120,6 @@ def test_a_task_that_is_not_there_ends_the_step_before_it_trains(
 
 @pytest.mark.parametrize("tasks", ["sky:Stars", "Stars=0.2", "a:T=0.6,b:U=0.6"])
 def test_a_wrong_text_is_refused_by_the_schema(tasks: str) -> None:
-    for config, step in ((Config, "step joint_rl"), (SwarmConfig, "step parl")):
+    for config, step in ((Config, "step joint_rl"), (VisualConfig, "step visual_rl"), (SwarmConfig, "step parl")):
         with pytest.raises(MoonflowError, match=f"{step}: parameter 'tasks'"):
             config.parse({"tasks": tasks}, step)

@@ -10,7 +10,7 @@ from model.boundary.errors import MoonflowError
 HERE = {"engine": "sglang", "endpoints": "http://a:1, http://b:2"}
 
 
-@pytest.mark.parametrize("step", ["joint_rl", "parl", "evaluate", "serve"])
+@pytest.mark.parametrize("step", ["visual_rl", "joint_rl", "parl", "evaluate", "serve"])
 def test_every_step_that_generates_takes_replicas(step: str) -> None:
     config = config_class(step).parse(HERE, step)
     assert config.lineage["engine"] == "sglang" and "endpoints" not in config.lineage

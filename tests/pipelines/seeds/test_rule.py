@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from components.runtime.steps import PIPELINES, config_class
+from components.runtime.steps import PIPELINES, TRAINING_STEPS, config_class
 from model.boundary.errors import MoonflowError
 from pipelines.profile import load_profile
 from pipelines.seeds.rule import moved, require_same, run_id, seeds_of
@@ -17,8 +17,7 @@ LATER = {step for step, _ in SEEDED} & set(PIPELINES["post_train"])
 
 
 def test_the_schemas_have_the_seeds_that_we_know_of() -> None:
-    known = {"prepare_data", "vit_pretrain", "joint_pretrain", "mid_train", "zero_vision_sft", "joint_rl", "parl"}
-    assert {step for step, _ in SEEDED} == known | {"evaluate"}
+    assert {step for step, _ in SEEDED} == {"prepare_data", *TRAINING_STEPS, "evaluate"}
 
 
 @pytest.mark.parametrize(("step", "name"), SEEDED)

@@ -45,7 +45,7 @@ def test_the_first_task_of_a_run_tells_what_a_later_one_would_refuse(tmp_path: P
     for folder in ("tasks", "work"):
         (tmp_path / folder).mkdir()
     compile_ir(load_profile("smoke"), tmp_path / "pipeline.yaml")
-    arguments = {"p00_run_id": "r", "p08_evaluate_floors": "digit_string=0.8, 'photo'=0.5", "p08_evaluate_margin": 0.1}
+    arguments = {"p00_run_id": "r", "p10_evaluate_floors": "digit_string=0.8, 'photo'=0.5", "p10_evaluate_margin": 0.1}
     (tmp_path / "arguments.json").write_text(json.dumps(arguments))
     environment = os.environ | {"MOONFLOW_RUN_DIR": str(tmp_path), "MOONFLOW_STORE": f"file://{tmp_path}/store"}
     with run_lock(tmp_path):  # without a holder of the lock the worker ends itself

@@ -142,7 +142,8 @@ def test_secrets_are_references_and_settings_come_from_the_config_map(monkeypatc
 
 
 @pytest.mark.parametrize(("step", "keys"), [
-    ("joint_rl", ["MOONFLOW_ENGINE_KEY", "MOONFLOW_JUDGE_KEY"]), ("parl", ["MOONFLOW_ENGINE_KEY"]), ("mid_train", []),
+    ("joint_rl", ["MOONFLOW_ENGINE_KEY", "MOONFLOW_JUDGE_KEY"]), ("visual_rl", ["MOONFLOW_ENGINE_KEY"]),
+    ("parl", ["MOONFLOW_ENGINE_KEY"]), ("mid_train", []),
 ])  # fmt: skip
 def test_a_job_gets_the_keys_of_the_servers_that_its_step_may_ask(
     step: str, keys: list[str], monkeypatch: pytest.MonkeyPatch
@@ -167,7 +168,7 @@ def test_a_job_carries_the_pipeline_run_that_waits_for_it(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("profile", ["small", "k25"])
-@pytest.mark.parametrize("step", ["joint_rl", "parl", "evaluate"])
+@pytest.mark.parametrize("step", ["visual_rl", "joint_rl", "parl", "evaluate"])
 def test_what_runs_model_written_programs_is_a_job_without_a_token(profile: str, step: str) -> None:
     resolved = load_profile(profile)
     placement = resolved.placement(step)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from components.joint_rl.episodes import FOLDER, ROUNDS, EpisodePages, shown_rounds
+from components.outcome_rl.episodes import FOLDER, ROUNDS, EpisodePages, shown_rounds
 from components.runtime.pages.rollouts import PAGE_BYTES, PICTURE_BYTES
 from model.codec.chat import encode_turns
 from model.codec.tokenizer import Tokenizer
