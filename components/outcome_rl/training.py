@@ -90,7 +90,7 @@ def train_on_outcomes(
             warn=context.warn,
         )  # fmt: skip
         rubrics = pool is None or bool(pool.with_rubrics or shares)
-        score = judging(data, own.scored, rubrics) if judging is not None else own.scored
+        score: Scoring = judging(data, own.scored, rubrics) if judging is not None else own.scored
 
         def limits(sample: Sample) -> tuple[int, int]:
             if isinstance(sample, TaskSample):
