@@ -18,7 +18,8 @@ from model.rollout.embedded import EmbeddedEngine
 from model.rollout.endpoint import AT_ONCE, AtMost, find_endpoint
 from model.rollout.keys import JUDGE_KEY
 
-VERDICT_S = 60.0  # for a few tokens, of which an attempt waits no longer: a server that hangs shall not hold a round
+VERDICT_S = 120.0  # for an answer, for which an attempt waits no longer: a server that hangs shall not hold a round
+SERVER_TOKENS = 2_048  # of a server's answer: its model may think before the verdict (ours)
 
 
 def with_judge(
@@ -44,7 +45,7 @@ def _judge(source: str, context: StepContext, data: DataFolder, most: int) -> Ju
         engine = ChatEngine(
             found.url, found.model, data.tokenizer, data.image_config, timeout_s=VERDICT_S, key=JUDGE_KEY
         )
-        return Judge(AtMost(engine, AT_ONCE), data.tokenizer)
+        return Judge(AtMost(engine, AT_ONCE), data.tokenizer, most=SERVER_TOKENS)
     folder = context.fetch(source)
     model = load_model(folder).eval()
     room = model.config.text_config.max_position_embeddings

@@ -5,6 +5,9 @@ begins with ``|`` and no other line does, so no quoted text can end its quote, f
 are plain text: the tokenizer never makes control tokens of a text. Servers of other models may, so the names of our
 control tokens are broken up too.
 
+A judge writes what decides, then its verdict alone on the last line. Only that line is read: what stands above it may
+quote an answer, and with it any verdict that the answer names.
+
 Training data for judges and reinforcement learning both make their prompts here.
 """
 
@@ -26,7 +29,6 @@ CUT = "(The rest is left out.)"
 
 _LINE_END = re.compile("\r\n|[\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029]")  # as str.splitlines
 _CONTROL = re.compile(r"<(?=\||/?think)", re.IGNORECASE)
-_AROUND = " \t\r\n.,;:!\"'`*()[]"
 
 
 def quoted(text: str) -> str:
@@ -42,7 +44,7 @@ def pair_prompt(question: str, first: str, second: str, rubric: str) -> list[Mes
         f"Question:\n{quoted(question)}",
         f"Answer A:\n{quoted(first)}",
         f"Answer B:\n{quoted(second)}",
-        f"Rubric: {_line(rubric)}\nWhich answer is better, A or B?",
+        f"Rubric: {_line(rubric)}\nWhich answer is better? Quote what decides. The last line is A or B.",
     ]
     return [{"role": "user", "content": "\n".join(parts)}]
 
@@ -52,18 +54,18 @@ def rubric_prompt(question: str, answer: str, rubric: str) -> list[Message]:
     parts = [
         f"Question:\n{quoted(question)}",
         f"Answer:\n{quoted(answer)}",
-        f"Rubric: {_line(rubric)}\nDoes the answer meet the rubric, yes or no?",
+        f"Rubric: {_line(rubric)}\nDoes the answer meet it? Quote what decides. The last line is yes or no.",
     ]
     return [{"role": "user", "content": "\n".join(parts)}]
 
 
 def read_verdict(text: str, verdicts: Sequence[str]) -> str | None:
-    """The verdict that is all of ``text``, apart from case, blanks and punctuation around it; None if there is none.
+    """The verdict that is all of the last line of ``text``, apart from blanks around it; None if there is none.
 
-    A text that names a verdict among other words is none: it may only repeat what it was told to say.
+    A line that names a verdict among other words is none: it may only repeat what it was told to say.
     """
-    said = text.strip(_AROUND).casefold()
-    return next((verdict for verdict in verdicts if verdict.casefold() == said), None)
+    said = _LINE_END.split(text.rstrip())[-1].strip()
+    return said if said in verdicts else None
 
 
 def _line(rubric: str) -> str:

@@ -18,7 +18,7 @@ from model.data.samples.sample import Sample
 from model.rl.environment import FAILED, Episode
 from model.swarm.orchestrator import SECONDS
 
-STRICT = ("exact", "number", "says")  # rewards whose score is accuracy
+STRICT = ("exact", "last_line", "number", "says")  # rewards whose score is accuracy
 CONFIDENCE = 0.95
 
 

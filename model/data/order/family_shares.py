@@ -217,12 +217,13 @@ THINKING_TRAJECTORIES: Mixture = {
 }
 
 # What teaches a judge, and answers open questions in any form, for RL with that judge. A quarter keeps what broad has.
-JUDGED_SAMPLES: Mixture = {"judge_pair": 30, "judge_rubric": 30, "open_answer": 20}
+JUDGED_SAMPLES: Mixture = {"judge_pair": 25, "judge_rubric": 25, "judge_list": 30, "open_answer": 10}
 
 JUDGED_TRAJECTORIES: Mixture = {
     "judge_pair": 6,
-    "judge_rubric": 6,
-    "open_answer": 3,
+    "judge_rubric": 5,
+    "judge_list": 8,
+    "open_answer": 2,
     "image_program": 1,
     "array_tool": 0.7,
     "wide_search": 0.7,

@@ -13,7 +13,7 @@ from model.rl.rewards.charts import values
 from model.rl.rewards.examined import MATH, REASONING_GYM, checked_problem, checked_truth
 from model.rl.rewards.regions import box, points, polygon
 from model.rl.rewards.tables import item_f1, row_f1, table_f1
-from model.rl.rewards.texts import edit, exact, number, says
+from model.rl.rewards.texts import edit, exact, last_line, number, says
 from model.rl.rewards.verdict import SCORE, Reward, Verdict
 
 MAX_CHARACTERS = 65_536  # of a response: a longer one earns nothing, and costs no time (ours)
@@ -21,6 +21,7 @@ TESTS = "tests"  # runs the response as a program: see model.rl.verifier
 
 REWARDS: Mapping[str, Reward] = {
     "exact": exact,
+    "last_line": last_line,
     "number": number,
     "edit": edit,
     "box": box,

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from model.codec.judge_prompt import read_verdict
+
 _INTEGER = re.compile(r"-?\d+")
 MAX_DIGITS = 300  # of an integer in a response: one with more exceeds every float, and is no count (ours)
 
@@ -21,6 +23,11 @@ def normalise(text: str) -> str:
 def exact(response: str, answer: Any) -> float:
     """1 if the normalised strings are equal, else 0."""
     return float(normalise(response) == normalise(str(answer)))
+
+
+def last_line(response: str, answer: Any) -> float:
+    """Verdicts of a judge: 1 if the last line is the answer, in this very form, else 0. What stands above is free."""
+    return float(read_verdict(response, (str(answer),)) is not None)
 
 
 def number(response: str, answer: Any) -> float:

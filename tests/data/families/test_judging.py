@@ -1,4 +1,4 @@
-"""The verdicts are right, by a program that reads nothing but the judge's prompt."""
+"""The verdicts and their grounds are right, by a program that reads nothing but the judge's prompt."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ from collections import Counter
 
 import pytest
 
-from model.codec.judge_prompt import pair_prompt, rubric_prompt
+from model.codec.judge_prompt import pair_prompt, read_verdict, rubric_prompt
 from model.data.families import FAMILIES
 from model.data.families.family import SPLITS
 from model.data.families.judging import satisfied
 from model.data.families.judging.drafts import PLEAS
 from model.data.families.judging.wishes import KINDS
-from model.data.samples.sample import Split
-from model.rl.rewards import says
+from model.data.samples.sample import Sample, Split
+from model.evals.suites import SUITES
+from model.rl.judges.judge import ANSWER_TOKENS
+from model.rl.rewards import says, score
+from tests.corpus import small_tokenizer
 from tests.samples import make_sample
 
 COUNT = 12 * len(KINDS)
+PAIR, RUBRIC, LIST = "judge_pair", "judge_rubric", "judge_list"
 
 
 def sections(prompt: str) -> dict[str, str]:
@@ -82,17 +86,49 @@ def meets(kind: str, rubric: str, question: str, answer: str) -> bool:
     return any(hay[i : i + len(needle)] == needle for i in range(len(hay)))
 
 
+def check_grounds(kind: str, asked: str, found: str, part: dict[str, str], answer: str) -> bool:
+    """The verdict that follows from the grounds alone; they must stand in the prompt as they are copied."""
+    assert asked in part["Rubric"] if kind != "relevant" else asked == told(part["Question"])[1]
+    if kind == "short":
+        first, *others = answer.split(" ")
+        listed = [f"1{first}", *(f"{number} {word}" for number, word in enumerate(others, 2))][: int(asked) + 1]
+        assert found == "".join(listed)
+        return len(listed) <= int(asked)
+    assert found == "none" or found in answer
+    if kind in ("reason", "capitals"):
+        return (found == "none") == (kind == "capitals")
+    if kind == "brackets":
+        return asked == found.strip()[0] + found[-1]
+    return found.strip() == asked
+
+
+def check_judged(sample: Sample) -> tuple[str, dict[str, str]]:
+    """Read what the reference writes: each answer's grounds and verdict are true. Returns the kind and the prompt."""
+    kind, prompt = sample.key.split("-")[1], sample.messages[0]["content"]
+    part, judged = sections(prompt), sample.messages[-1]["content"]
+    lines = judged.split("\n")
+    asked = lines.pop(0).removeprefix("asked:") if lines[0].startswith("asked:") else ""
+    answers = {name.removeprefix("Answer").strip() or "found": text for name, text in part.items() if "Answer" in name}
+    for name, answer in answers.items():
+        ground, verdict = lines.pop(0), lines.pop(0)
+        truth = meets(kind, part["Rubric"], part["Question"], answer)
+        assert ground.startswith(f"{name}:") and (verdict == "yes") == truth, (prompt, judged)
+        assert check_grounds(kind, asked, ground.partition(":")[2], part, answer) == truth, (prompt, judged)
+    assert lines == ([sample.answer] if len(answers) == 2 else []) and read_verdict(judged, [sample.answer])
+    assert sample.reward == "last_line" and score("last_line", judged, sample.answer) == 1.0
+    return kind, part
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_of_a_pair_the_better_answer_alone_meets_the_rubric(split: Split) -> None:
     seen = Counter[tuple[str, str]]()
     for index in range(COUNT):
         sample = FAMILIES["judge_pair"].sample(1, split, index)
-        kind, prompt = sample.key.split("-")[1], sample.messages[0]["content"]
-        part = sections(prompt)
+        kind, part = check_judged(sample)
         found = [meets(kind, part["Rubric"], part["Question"], part[f"Answer {name}"]) for name in "AB"]
-        assert found == [sample.answer == "A", sample.answer == "B"], prompt
+        assert found == [sample.answer == "A", sample.answer == "B"]
         again = pair_prompt(part["Question"], part["Answer A"], part["Answer B"], part["Rubric"])
-        assert sample.messages[:-1] == again and sample.messages[-1]["content"] == sample.answer
+        assert sample.messages[:-1] == again
         seen[kind, sample.answer] += 1
     assert len(seen) == 2 * len(KINDS), "of each kind both verdicts are there"
 
@@ -102,13 +138,57 @@ def test_an_answer_meets_its_rubric_if_the_verdict_says_so(split: Split) -> None
     seen = Counter[tuple[str, str]]()
     for index in range(COUNT):
         sample = FAMILIES["judge_rubric"].sample(1, split, index)
-        kind, prompt = sample.key.split("-")[1], sample.messages[0]["content"]
-        part = sections(prompt)
+        kind, part = check_judged(sample)
         met = meets(kind, part["Rubric"], part["Question"], part["Answer"])
-        assert sample.answer == ("yes" if met else "no"), prompt
+        assert sample.answer == ("yes" if met else "no")
         assert sample.messages[:-1] == rubric_prompt(part["Question"], part["Answer"], part["Rubric"])
         seen[kind, sample.answer] += 1
     assert len(seen) == 2 * len(KINDS)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_rubric_of_several_wishes_gets_a_verdict_on_each_and_one_on_all(split: Split) -> None:
+    seen = Counter[str]()
+    for index in range(COUNT):
+        sample = FAMILIES[LIST].sample(1, split, index)
+        part, lines = sections(sample.messages[0]["content"]), sample.messages[-1]["content"].split("\n")
+        assert sample.messages[:-1] == rubric_prompt(part["Question"], part["Answer"], part["Rubric"])
+        rubrics = [each for each in re.split(r"(?<=[^.]\.) (?=[A-Z\"])", part["Rubric"])]
+        kinds, verdicts = sample.key.split("-")[1:-1], []
+        for kind, rubric in zip(kinds, rubrics, strict=True):
+            asked = lines.pop(0).removeprefix("asked:") if lines[0].startswith("asked:") else ""
+            found, verdict = lines.pop(0).removeprefix("found:"), lines.pop(0)
+            truth = meets(kind, rubric, part["Question"], part["Answer"])
+            assert (verdict == "yes") == truth == check_grounds(kind, asked, found, part, part["Answer"]), sample
+            verdicts.append(verdict)
+        seen.update(verdicts)
+        assert lines == [sample.answer] == ["no" if "no" in verdicts else "yes"] and 2 <= len(kinds) <= 5
+    assert 0.4 < seen["yes"] / seen.total() < 0.6
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_no_constant_and_no_length_tells_the_verdict(split: Split) -> None:
+    """Over all kinds: a wish for a reason makes answers longer, one for few words shorter."""
+    verdicts, longer, lengths = Counter[str](), 0, list[tuple[int, str]]()
+    for index in range(count := 60 * len(KINDS)):
+        pair, rubric = (FAMILIES[name].sample(2, split, index) for name in (PAIR, RUBRIC))
+        part = sections(pair.messages[0]["content"])
+        verdicts.update([pair.answer, rubric.answer])
+        longer += (len(part["Answer A"]) > len(part["Answer B"])) == (pair.answer == "A")
+        lengths.append((len(sections(rubric.messages[0]["content"])["Answer"]), rubric.answer))
+    assert all(0.45 < verdicts[verdict] / count < 0.55 for verdict in ("A", "B", "yes", "no"))
+    assert 0.4 < longer / count < 0.62
+    best = max(sum((length > bound) == (verdict == "yes") for length, verdict in lengths) for bound in range(0, 120, 5))
+    assert max(best, count - best) / count < 0.62
+
+
+@pytest.mark.parametrize("name", [PAIR, RUBRIC, LIST])
+def test_a_verdict_fits_into_the_tokens_that_a_judge_may_write(name: str) -> None:
+    tokenizer = small_tokenizer()
+    longest = max(
+        len(tokenizer.encode(FAMILIES[name].sample(3, "eval", index).messages[-1]["content"])) for index in range(COUNT)
+    )
+    assert longest < ANSWER_TOKENS and (name == LIST or longest < SUITES[name].max_new_tokens)
 
 
 @pytest.mark.parametrize("split", SPLITS)

@@ -17,7 +17,8 @@ from tests.samples import make_sample
 SQUARE = [10, 10, 60, 10, 60, 60, 10, 60]
 TABLE = {"columns": ["name", "capital"], "rows": [["Peru", "Lima"], ["Chad", "N'Djamena"]]}
 ANSWERS = {
-    "exact": "7", "number": 7, "edit": "seven", "box": [0, 0, 10, 10], "points": [[5, 5], [50, 50]], "polygon": SQUARE,
+    "exact": "7", "last_line": "7", "number": 7, "edit": "seven", "box": [0, 0, 10, 10], "points": [[5, 5], [50, 50]],
+    "polygon": SQUARE,
     "values": {"a": 1.5, "b": -2}, "table_f1": {"Peru": "Lima"}, "item_f1": TABLE, "row_f1": TABLE,
     "says": {"says": "7", "not": ["8"]},
 }  # fmt: skip

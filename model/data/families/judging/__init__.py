@@ -2,8 +2,12 @@
 
 ``judge_pair`` asks which of two answers is better by a rubric, ``judge_rubric`` whether an answer meets one. A program
 knows the truth (`wishes`), so a judge's accuracy can be measured; half of all verdicts are right by chance. Their
-prompts are made by the code that reinforcement learning uses (``model.codec.judge_prompt``). Some answers speak to
-their judge, which changes nothing about the truth. A key names the kind of wish: ``judge_pair-reason-00000012``.
+prompts are made by the code that reinforcement learning uses (``model.codec.judge_prompt``); the references write what
+decides, then the verdict (`grounds`). Some answers speak to their judge, which changes nothing about the truth. A key
+names the kind of wish: ``judge_pair-reason-00000012``.
+
+``judge_list`` asks whether an answer meets a rubric of several wishes. It has a verdict on each of them, so that a row
+teaches several times as much; half of the wishes are fulfilled, so most rubrics are not.
 
 ``open_answer`` asks for a fact in any form, with WISHES wishes. The fact is verifiable (reward ``says``); each wish is
 one of the alternative rubrics. Its reference answers fulfil each wish half of the time, so that a policy that learned
@@ -22,9 +26,11 @@ from model.codec.judge_prompt import MEETS, PAIR, pair_prompt, rubric_prompt
 from model.data.families.entities import entity_sources
 from model.data.families.family import Family, choose
 from model.data.families.judging.drafts import Draft, Fact, draw_draft, draw_fact, draw_wish, shaped
+from model.data.families.judging.grounds import pair_judged, rubric_judged
 from model.data.families.judging.wishes import KINDS, UNITS, Wish, compatible
 from model.data.samples.sample import Sample, Split
 
+LISTED = 5  # the most things that a rubric names (ours)
 WISHES = 3  # alternative rubrics of an open question (ours)
 PLEA = 0.15  # share of the answers that speak to their judge (ours)
 DRAFTS = 20  # tries before another question is drawn
@@ -90,7 +96,7 @@ def judge_pair(rng: np.random.Generator, split: Split, index: int) -> Sample:
     verdict = PAIR[int(rng.integers(2))]
     first, second = (better, worse) if verdict == PAIR[0] else (worse, better)
     asked = pair_prompt(question, first.text, second.text, _rubric(rng, split, wish))
-    return _verdict("judge_pair", kind, index, fact, asked, verdict)
+    return _verdict("judge_pair", kind, index, fact, asked, pair_judged(wish, first, second), verdict)
 
 
 def judge_rubric(rng: np.random.Generator, split: Split, index: int) -> Sample:
@@ -103,13 +109,27 @@ def judge_rubric(rng: np.random.Generator, split: Split, index: int) -> Sample:
         if draft is not None:
             break
     asked = rubric_prompt(question, draft.text, _rubric(rng, split, wish))
-    return _verdict("judge_rubric", kind, index, fact, asked, verdict)
+    return _verdict("judge_rubric", kind, index, fact, asked, rubric_judged([wish], draft), verdict)
 
 
-def _verdict(family: str, kind: str, index: int, fact: Fact, asked: list[Any], verdict: str) -> Sample:
+def judge_list(rng: np.random.Generator, split: Split, index: int) -> Sample:
+    """An answer, and a rubric that names several things: each gets a verdict, and then all of them one."""
+    fact = draw_fact(rng, split)
+    kinds = draw_kinds(rng, fact, int(rng.integers(2, LISTED + 1)))
+    wishes = [draw_wish(rng, split, kind, fact) for kind in kinds]
+    draft = draw_draft(rng, split, fact, PLEA)
+    for wish in wishes:
+        draft = shaped(rng, split, draft, wish, bool(rng.integers(2)))
+    verdict = MEETS[0] if all(wish.met(draft.text) for wish in wishes) else MEETS[1]
+    rubric = " ".join(_rubric(rng, split, wish) for wish in wishes)
+    asked = rubric_prompt(_asked(rng, split, fact, wishes), draft.text, rubric)
+    return _verdict("judge_list", "-".join(kinds), index, fact, asked, rubric_judged(wishes, draft), verdict)
+
+
+def _verdict(family: str, kind: str, index: int, fact: Fact, asked: list[Any], judged: str, verdict: str) -> Sample:
     return Sample(
         key=f"{family}-{kind}-{index:08d}", family=family, ability="reasoning", modality="text", source=fact.source,
-        messages=[*asked, {"role": "assistant", "content": verdict}], answer=verdict, reward="exact",
+        messages=[*asked, {"role": "assistant", "content": judged}], answer=verdict, reward="last_line",
     )  # fmt: skip
 
 
@@ -149,5 +169,6 @@ def satisfied(sample: Sample, response: str) -> list[bool]:
 FAMILIES = (
     Family("judge_pair", "reasoning", "text", "task", judge_pair, entity_sources),
     Family("judge_rubric", "reasoning", "text", "task", judge_rubric, entity_sources),
+    Family("judge_list", "reasoning", "text", "task", judge_list, entity_sources),
     Family(OPEN, "knowledge", "text", "task", open_answer, entity_sources),
 )

@@ -8,12 +8,17 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-OPENERS = ("Well", "So", "Sure", "Yes", "Here", "Look", "Now", "Right", "Good", "Fine", "True", "Thanks")
-ENDINGS = ("!", "?", ";", "...", "~", ")", "]", "#")
-BRACKETS = ("[]", "**", "()", "++", "{}")
+OPENERS = (
+    "Well", "So", "Sure", "Yes", "Here", "Look", "Now", "Right", "Good", "Fine", "True", "Okay", "Indeed", "Surely",
+    "Simply", "Listen", "Hello", "Please", "First", "Again", "Then", "Next", "Today", "Once", "Still", "Just", "Oh",
+    "See", "Note", "Maybe", "Clearly", "Also", "Thanks",
+)  # fmt: skip
+ENDINGS = ("!", ";", "^", "@", "&", "%", "$", "~", "#")
+BRACKETS = ("[]", "**", "<>", "++", "//", "{}")
+"""Marks that are tokens of their own behind a value, and alone: a tiny model compares tokens."""
 UNITS = {"population": "people", "area": "km2", "mass": "u", "year": "AD"}
 """Field of a record -> the unit of its values."""
-WORDS = (3, 4, 5)
+WORDS = (2, 3, 4)
 """How many words a short answer may have."""
 
 
@@ -96,6 +101,7 @@ KINDS: Mapping[str, Kind] = {
         ('It begins with "{x}".', 'Its text opens with "{x}".', 'It starts with "{x}".', 'Its first word is "{x}".',
          'It opens with "{x}".'),
         _begins,
+        against=("capitals",),
     ),
     "end": Kind(
         ('End with "{x}".', 'Let it finish with "{x}".', 'Close with "{x}".', 'Put "{x}" at the end.',
@@ -117,14 +123,14 @@ KINDS: Mapping[str, Kind] = {
         ('It names "{x}".', 'It has the name "{x}".', 'There is "{x}" in it.', 'It mentions "{x}".',
          'The name "{x}" is there.'),
         has_words,
-        against=("short",),
+        against=("short", "capitals"),
     ),
     "reason": Kind(
         ("Give the reason.", "Say why.", "Answer with a reason.", "Tell how you know it.", "With the reason."),
         ("It gives the reason.", "It says why.", "There is a reason.", "It tells how this is known.",
          "The reason is there."),
         _reasoned,
-        against=("short",),
+        against=("short", "capitals"),
     ),
     "short": Kind(
         ("Use at most {x} words.", "Use up to {x} words.", "No more than {x} words.", "{x} words at most.",
@@ -140,6 +146,7 @@ KINDS: Mapping[str, Kind] = {
          "Capitals, please."),
         ("It has capitals only.", "It is in capitals.", "All its letters are capitals.", "It is all capitals."),
         _capital,
+        against=("begin", "name", "reason", "unit"),  # their words are wished for as they are written
     ),
     "unit": Kind(
         ('With the unit "{x}".', 'Give it in "{x}".', 'Write the unit "{x}".', 'Add the unit "{x}".',
@@ -147,6 +154,7 @@ KINDS: Mapping[str, Kind] = {
         ('It has the unit "{x}".', 'It gives it in "{x}".', 'It writes the unit "{x}".', 'The unit "{x}" is there.',
          'It gives the unit "{x}".'),
         has_words,
+        against=("capitals",),
     ),
     "relevant": Kind(
         (),
