@@ -60,6 +60,7 @@ def check(episode: Episode, sample: Sample, tokenizer: Tokenizer) -> None:
         "chart",
         "judge_pair",
         "judge_rubric",
+        "judge_list",
         "open_answer",
     ],
 )

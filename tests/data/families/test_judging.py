@@ -88,18 +88,31 @@ def meets(kind: str, rubric: str, question: str, answer: str) -> bool:
 
 def check_grounds(kind: str, asked: str, found: str, part: dict[str, str], answer: str) -> bool:
     """The verdict that follows from the grounds alone; they must stand in the prompt as they are copied."""
-    assert asked in part["Rubric"] if kind != "relevant" else asked == told(part["Question"])[1]
+    field, value = told(part["Question"])
+    if kind == "relevant":
+        assert any(line.startswith(asked) for line in part["Question"].split("\n")) and asked.endswith(
+            f"{field}={value}"
+        )
+        asked = value
+    assert asked in part["Rubric"] or kind == "relevant"
     if kind == "short":
         first, *others = answer.split(" ")
         listed = [f"1{first}", *(f"{number} {word}" for number, word in enumerate(others, 2))][: int(asked) + 1]
         assert found == "".join(listed)
         return len(listed) <= int(asked)
-    assert found == "none" or found in answer
-    if kind in ("reason", "capitals"):
-        return (found == "none") == (kind == "capitals")
+    assert answer.startswith(found)
+    if kind == "begin":
+        assert len(words(found)) == 1
+        return found == asked
+    if kind == "end":
+        return found == answer and found.endswith(asked)
     if kind == "brackets":
-        return asked == found.strip()[0] + found[-1]
-    return found.strip() == asked
+        return found.endswith(asked[1]) and asked[0] in found[:-1]
+    if kind == "reason":
+        return found.endswith(f"because {field}={value}")
+    if kind == "capitals":
+        return found == answer and not re.search("[a-z]", found)
+    return words(found)[-len(words(asked)) :] == words(asked)
 
 
 def check_judged(sample: Sample) -> tuple[str, dict[str, str]]:

@@ -54,7 +54,7 @@ def test_every_family_is_made_by_a_mixture_and_broad_makes_all_but_those_of_one_
 
 def test_a_judges_training_reads_verdicts_most_and_keeps_a_share_of_all_else() -> None:
     shares = mixtures("judged").trajectories
-    verdicts = sum(shares[name] for name in ("judge_pair", "judge_rubric"))
+    verdicts = sum(shares[name] for name in ("judge_pair", "judge_rubric", "judge_list"))
     assert verdicts > sum(shares.values()) / 2 and set(mixtures("broad").trajectories) < set(shares)
 
 

@@ -20,6 +20,14 @@ def test_exact_ignores_case_spacing_and_closing_punctuation() -> None:
 
 
 @pytest.mark.parametrize(
+    ("response", "reward"),
+    [("yes", 1.0), ("found:none\nno\nyes \n", 1.0), ("yes\nno", 0.0), ("Yes", 0.0), ("yes.", 0.0), ("", 0.0)],
+)
+def test_a_verdict_is_all_of_the_last_line(response: str, reward: float) -> None:
+    assert rewards.last_line(response, "yes") == reward
+
+
+@pytest.mark.parametrize(
     ("response", "truth", "reward"),
     [("4", 4, 1.0), ("There are 3.", 4, 0.75), ("9", 4, 0.0), ("1", 0, 0.0), ("none", 4, 0.0), ("3 or 4", 4, 0.0)],
 )

@@ -30,7 +30,7 @@ from model.data.families.judging.grounds import pair_judged, rubric_judged
 from model.data.families.judging.wishes import KINDS, UNITS, Wish, compatible
 from model.data.samples.sample import Sample, Split
 
-LISTED = 5  # the most things that a rubric names (ours)
+LISTED = 4  # the most things that a rubric names (ours)
 WISHES = 3  # alternative rubrics of an open question (ours)
 PLEA = 0.15  # share of the answers that speak to their judge (ours)
 DRAFTS = 20  # tries before another question is drawn

@@ -40,12 +40,14 @@ class Fact:
 
     Attributes:
         question: records, and the question for one value of them.
+        read: the record of what is asked, from its beginning up to the value.
         name, key, value: of what is asked. ``key`` is that of the record, see ``UNITS``.
         wrong: (key, value) of other facts that the question shows; their values do not stand in the right one.
         source: the held-out unit.
     """
 
     question: str
+    read: str
     name: str
     key: str
     value: str
@@ -116,7 +118,10 @@ def draw_fact(rng: np.random.Generator, split: Split) -> Fact:
             if key in entity.attributes and not _overlap(entity.attributes[key], [subject.name, FIELDS[asked], value])
         )
         if wrong and not _overlap(value, [subject.name, FIELDS[asked], FIELDS[other]]):
-            return Fact(_question(rng, split, chosen, asked, other), subject.name, asked, value, wrong, subject.source)
+            read = record_line(subject, [key for key in subject.attributes if key in (asked, other)])
+            read = read[: read.index(f"{FIELDS[asked]}={value}") + len(f"{FIELDS[asked]}={value}")]
+            question = _question(rng, split, chosen, asked, other)
+            return Fact(question, read, subject.name, asked, value, wrong, subject.source)
 
 
 def _overlap(value: str, texts: Sequence[str]) -> bool:
@@ -136,7 +141,7 @@ def _question(rng: np.random.Generator, split: Split, chosen: Sequence[Entity], 
 def draw_wish(rng: np.random.Generator, split: Split, kind: str, fact: Fact) -> Wish:
     """A wish of a kind for an answer to a question."""
     if kind == "relevant":
-        return Wish(kind, f'{fact.field} of "{fact.name}"', fact.value)
+        return Wish(kind, f'{fact.field} of "{fact.name}"', fact.value, fact.read)
     if kind == "reason":
         return Wish(kind, "", fact.record)
     drawn = {
@@ -148,7 +153,7 @@ def draw_wish(rng: np.random.Generator, split: Split, kind: str, fact: Fact) -> 
         "capitals": lambda: "",
         "unit": lambda: UNITS[fact.key],
     }[kind]()
-    return Wish(kind, drawn, drawn)
+    return Wish(kind, drawn, drawn, drawn)
 
 
 def draw_draft(rng: np.random.Generator, split: Split, fact: Fact, plea: float = 0.0) -> Draft:

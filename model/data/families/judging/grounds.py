@@ -1,14 +1,16 @@
 """What decides a verdict, as a judge writes it before the verdict (source: ours; the K2.5 paper has generative reward
 models, and does not say what they write).
 
-    asked:Well                 what is wished for, as the rubric or the records have it; left out where nothing is named
-    found:Sure                 what the answer has instead of it, or ``none``
+    asked:$                    what is wished for, as the rubric or a record has it; left out where nothing is named
+    found:Sure, "Lima";        the answer from its beginning up to what decides
     no                         the verdict
 
 Of two answers there are such lines for each, headed ``A`` and ``B``, and the verdict comes last. Of a rubric that names
-several things there are such lines for each, and last a verdict on all of them. Whatever stands behind
-a colon is copied as it stands, with the space before it if it has one: a word has other tokens behind a space, and what
-a tiny model learns well is to copy tokens and to compare them.
+several things there are such lines for each, and last a verdict on all of them. Where words are counted, each has its
+number before it, up to the first that is too many.
+
+A tiny model finds a place inside of a text badly, and copies a text from its beginning well; so whatever decides is the
+end of a copy. Copies keep the spaces of their original: a word behind a space has other tokens.
 """
 
 from __future__ import annotations
@@ -20,68 +22,74 @@ from model.codec.judge_prompt import MEETS, PAIR
 from model.data.families.judging.drafts import Draft
 from model.data.families.judging.wishes import Wish
 
-NONE = "none"
-_SMALL = re.compile(r" ?\w*[a-z]\w*")
+_FIRST = re.compile(r"\W*\w+")
+_SMALL = re.compile(r".*?\w*[a-z]\w*")
+_NEXT = re.compile(r" \w+")
+
+
+def _up_to(text: str, part: str) -> str:
+    return text[: text.index(part) + len(part)]
 
 
 def _first_word(draft: Draft, _: Wish) -> str:
-    begun = re.match(r"\w+", draft.text)
-    return begun[0] if begun else NONE
+    begun = _FIRST.match(draft.text)
+    return begun[0] if begun else draft.text
 
 
-def _last_mark(draft: Draft, wish: Wish) -> str:
-    return draft.text[-len(wish.checked) :]
+def _all(draft: Draft, _: Wish) -> str:
+    return draft.text
 
 
 def _marked(draft: Draft, _: Wish) -> str:
-    return draft.marked if draft.text.startswith(draft.marked) else f" {draft.marked}"
+    return _up_to(draft.text, draft.marked)
+
+
+def _value(draft: Draft, _: Wish) -> str:
+    return _up_to(draft.text, draft.marked[:-1])
 
 
 def _name(draft: Draft, wish: Wish) -> str:
-    return wish.shown if wish.met(draft.text) else NONE
+    return _up_to(draft.text, wish.shown) if wish.met(draft.text) else _value(draft, wish)
+
+
+def _after_value(draft: Draft, wish: Wish) -> str:
+    """Units follow values: up to the word that does."""
+    read = _marked(draft, wish)
+    following = _NEXT.match(draft.text, len(read))
+    return read + following[0] if following else read
 
 
 def _reason(draft: Draft, wish: Wish) -> str:
-    return f" because {wish.checked}" if wish.met(draft.text) else NONE
+    return _up_to(draft.text, f"because {wish.checked}") if wish.met(draft.text) else draft.text
 
 
 def _words(draft: Draft, wish: Wish) -> str:
-    """The answer's words with their numbers, up to the first that is too many."""
     words = re.findall(r" ?\S+", draft.text)[: int(wish.checked) + 1]
     return "".join(f"{number}{word}" for number, word in enumerate(words, 1))
 
 
 def _small(draft: Draft, _: Wish) -> str:
-    """The first word that has a small letter."""
-    word = _SMALL.search(draft.text)
-    return word[0] if word else NONE
-
-
-def _unit(draft: Draft, wish: Wish) -> str:
-    return f" {wish.shown}" if wish.met(draft.text) else NONE
-
-
-def _value(draft: Draft, _: Wish) -> str:
-    return draft.fact.value
+    """Up to the first word that has a small letter."""
+    read = _SMALL.match(draft.text)
+    return read[0] if read else draft.text
 
 
 FOUND: Mapping[str, Callable[[Draft, Wish], str]] = {
     "begin": _first_word,
-    "end": _last_mark,
+    "end": _all,
     "brackets": _marked,
     "name": _name,
     "reason": _reason,
     "short": _words,
     "capitals": _small,
-    "unit": _unit,
+    "unit": _after_value,
     "relevant": _value,
 }
-"""Kind of wish -> what an answer has that decides it."""
+"""Kind of wish -> what is copied of an answer."""
 
 
 def _asked(wish: Wish) -> list[str]:
-    named = wish.checked if wish.kind == "relevant" else wish.shown
-    return [f"asked:{named}"] if named else []
+    return [f"asked:{wish.sought}"] if wish.sought else []
 
 
 def _verdict(draft: Draft, wish: Wish) -> str:

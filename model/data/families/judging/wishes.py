@@ -30,11 +30,14 @@ class Wish:
         kind: one of KINDS.
         shown: what its texts name, e.g. the word that the answer shall begin with; "" if they name nothing.
         checked: what its program looks for.
+        sought: what an answer is compared with, as it stands in the prompt: of a value, its record up to it; "" if that
+            is nothing.
     """
 
     kind: str
     shown: str
     checked: str
+    sought: str = ""
 
     def met(self, answer: str) -> bool:
         """Whether an answer is as wished."""
