@@ -20,7 +20,7 @@ from model.codec.judge_prompt import MEETS, PAIR, pair_prompt, read_verdict, rub
 from model.codec.tokenizer import Tokenizer
 from model.rollout.protocol import Completion, Request, RolloutEngine
 
-ANSWER_TOKENS = 256  # more than the references of training have (ours)
+ANSWER_TOKENS = 320  # more than the references of training have (ours)
 SHOWN = 80  # characters of an answer without a verdict that are told (ours)
 
 

@@ -90,9 +90,7 @@ def check_grounds(kind: str, asked: str, found: str, part: dict[str, str], answe
     """The verdict that follows from the grounds alone; they must stand in the prompt as they are copied."""
     field, value = told(part["Question"])
     if kind == "relevant":
-        assert any(line.startswith(asked) for line in part["Question"].split("\n")) and asked.endswith(
-            f"{field}={value}"
-        )
+        assert asked == f"{field}={value}"
         asked = value
     assert asked in part["Rubric"] or kind == "relevant"
     if kind == "short":
@@ -115,12 +113,21 @@ def check_grounds(kind: str, asked: str, found: str, part: dict[str, str], answe
     return words(found)[-len(words(asked)) :] == words(asked)
 
 
+def read_asked(kind: str, lines: list[str], part: dict[str, str]) -> str:
+    """Take the lines before an answer's; "" if there are none. A record is the question's, with what is asked."""
+    if kind == "relevant":
+        record = lines.pop(0).removeprefix("record:")
+        assert record in part["Question"].split("\n") and lines[0].removeprefix("asked:") in record
+        assert f'"{record.split(": ")[0]}"' in part["Rubric"]
+    return lines.pop(0).removeprefix("asked:") if lines[0].startswith("asked:") else ""
+
+
 def check_judged(sample: Sample) -> tuple[str, dict[str, str]]:
     """Read what the reference writes: each answer's grounds and verdict are true. Returns the kind and the prompt."""
     kind, prompt = sample.key.split("-")[1], sample.messages[0]["content"]
     part, judged = sections(prompt), sample.messages[-1]["content"]
     lines = judged.split("\n")
-    asked = lines.pop(0).removeprefix("asked:") if lines[0].startswith("asked:") else ""
+    asked = read_asked(kind, lines, part)
     answers = {name.removeprefix("Answer").strip() or "found": text for name, text in part.items() if "Answer" in name}
     for name, answer in answers.items():
         ground, verdict = lines.pop(0), lines.pop(0)
@@ -169,7 +176,7 @@ def test_a_rubric_of_several_wishes_gets_a_verdict_on_each_and_one_on_all(split:
         rubrics = [each for each in re.split(r"(?<=[^.]\.) (?=[A-Z\"])", part["Rubric"])]
         kinds, verdicts = sample.key.split("-")[1:-1], []
         for kind, rubric in zip(kinds, rubrics, strict=True):
-            asked = lines.pop(0).removeprefix("asked:") if lines[0].startswith("asked:") else ""
+            asked = read_asked(kind, lines, part)
             found, verdict = lines.pop(0).removeprefix("found:"), lines.pop(0)
             truth = meets(kind, rubric, part["Question"], part["Answer"])
             assert (verdict == "yes") == truth == check_grounds(kind, asked, found, part, part["Answer"]), sample

@@ -30,6 +30,7 @@ from model.data.families.judging.grounds import pair_judged, rubric_judged
 from model.data.families.judging.wishes import KINDS, UNITS, Wish, compatible
 from model.data.samples.sample import Sample, Split
 
+TELLING = 0.4  # share of such rubrics that ask for the fact, too: to look it up is the hardest to learn (ours)
 LISTED = 4  # the most things that a rubric names (ours)
 WISHES = 3  # alternative rubrics of an open question (ours)
 PLEA = 0.15  # share of the answers that speak to their judge (ours)
@@ -115,7 +116,7 @@ def judge_rubric(rng: np.random.Generator, split: Split, index: int) -> Sample:
 def judge_list(rng: np.random.Generator, split: Split, index: int) -> Sample:
     """An answer, and a rubric that names several things: each gets a verdict, and then all of them one."""
     fact = draw_fact(rng, split)
-    kinds = draw_kinds(rng, fact, int(rng.integers(2, LISTED + 1)))
+    kinds = draw_kinds(rng, fact, int(rng.integers(2, LISTED + 1)), "relevant" if rng.random() < TELLING else "")
     wishes = [draw_wish(rng, split, kind, fact) for kind in kinds]
     draft = draw_draft(rng, split, fact, PLEA)
     for wish in wishes:

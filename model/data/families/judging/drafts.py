@@ -40,14 +40,14 @@ class Fact:
 
     Attributes:
         question: records, and the question for one value of them.
-        read: the record of what is asked, from its beginning up to the value.
+        line: the record of what is asked, whole.
         name, key, value: of what is asked. ``key`` is that of the record, see ``UNITS``.
         wrong: (key, value) of other facts that the question shows; their values do not stand in the right one.
         source: the held-out unit.
     """
 
     question: str
-    read: str
+    line: str
     name: str
     key: str
     value: str
@@ -118,10 +118,9 @@ def draw_fact(rng: np.random.Generator, split: Split) -> Fact:
             if key in entity.attributes and not _overlap(entity.attributes[key], [subject.name, FIELDS[asked], value])
         )
         if wrong and not _overlap(value, [subject.name, FIELDS[asked], FIELDS[other]]):
-            read = record_line(subject, [key for key in subject.attributes if key in (asked, other)])
-            read = read[: read.index(f"{FIELDS[asked]}={value}") + len(f"{FIELDS[asked]}={value}")]
+            line = record_line(subject, [key for key in subject.attributes if key in (asked, other)])
             question = _question(rng, split, chosen, asked, other)
-            return Fact(question, read, subject.name, asked, value, wrong, subject.source)
+            return Fact(question, line, subject.name, asked, value, wrong, subject.source)
 
 
 def _overlap(value: str, texts: Sequence[str]) -> bool:
@@ -141,7 +140,7 @@ def _question(rng: np.random.Generator, split: Split, chosen: Sequence[Entity], 
 def draw_wish(rng: np.random.Generator, split: Split, kind: str, fact: Fact) -> Wish:
     """A wish of a kind for an answer to a question."""
     if kind == "relevant":
-        return Wish(kind, f'{fact.field} of "{fact.name}"', fact.value, fact.read)
+        return Wish(kind, f'{fact.field} of "{fact.name}"', fact.value, fact.record, fact.line)
     if kind == "reason":
         return Wish(kind, "", fact.record)
     drawn = {

@@ -1,7 +1,8 @@
 """What decides a verdict, as a judge writes it before the verdict (source: ours; the K2.5 paper has generative reward
 models, and does not say what they write).
 
-    asked:$                    what is wished for, as the rubric or a record has it; left out where nothing is named
+    record:Peru: capital=Lima  the record that has what is asked for; left out where none has
+    asked:$                    what is asked for, as the rubric or the record has it; left out where nothing is named
     found:Sure, "Lima";        the answer from its beginning up to what decides
     no                         the verdict
 
@@ -89,7 +90,8 @@ FOUND: Mapping[str, Callable[[Draft, Wish], str]] = {
 
 
 def _asked(wish: Wish) -> list[str]:
-    return [f"asked:{wish.sought}"] if wish.sought else []
+    lines = {"record": wish.record, "asked": wish.sought}
+    return [f"{name}:{text}" for name, text in lines.items() if text]
 
 
 def _verdict(draft: Draft, wish: Wish) -> str:
