@@ -84,6 +84,7 @@ def test_two_answers_are_compared_in_both_orders() -> None:
     [
         (Sure(lambda _: "maybe"), "it said 'maybe"),
         (Sure(lambda _: "yes\nA\nfound:none"), "which ends with no verdict"),
+        (Sure(lambda _: "found:Lima\n|yes"), "which ends with no verdict"),
         (Sure(lambda _: "YES"), "which ends with no verdict"),
         (Sure(lambda _: "No."), "which ends with no verdict"),
         (Sure(lambda _: ""), "it said"),
