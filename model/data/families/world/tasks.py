@@ -82,8 +82,10 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> dict[str, An
     return {"columns": list(columns), "rows": [list(row) for row in rows]}
 
 
-def numbered(items: Sequence[str]) -> str:
-    return "\n".join(f"{number}:{item}" for number, item in enumerate(items, start=1))
+def numbered(items: Sequence[str]) -> list[str]:
+    """Items with how many are still to come: ``2:Chile``, then ``1:Peru``. So the last one is known by itself, and an
+    agent that works through a list knows when to stop."""
+    return [f"{left}:{item}" for left, item in zip(range(len(items), 0, -1), items, strict=True)]
 
 
 def queries(thing: Thing, attributes: Sequence[str]) -> tuple[str, str]:
@@ -120,10 +122,10 @@ def draw_things(
     return None
 
 
-def look_up(thing: Thing, attributes: Sequence[str], talk: Conversation) -> str:
-    """The line of a thing: ``Peru|capital:Lima|currency:Sol``."""
+def look_up(item: str, thing: Thing, attributes: Sequence[str], talk: Conversation) -> str:
+    """The line of an item, which is a thing with its number: ``1:Peru|capital:Lima|currency:Sol``."""
     _, values = read(talk, find(talk, thing.title, queries(thing, attributes)), attributes)
-    return "|".join([thing.title, *named(values)])
+    return "|".join([item, *named(values)])
 
 
 def wide(rng: np.random.Generator, split: Split, size: int, view: View) -> Drawn:
@@ -135,10 +137,11 @@ def wide(rng: np.random.Generator, split: Split, size: int, view: View) -> Drawn
         things = draw_things(rng, pool(kind, attributes, split), attributes[0], size, view)
         if things is not None:
             break
-    rows = [(thing.title, *named({each: thing.attributes[each] for each in attributes})) for thing in things]
-    what = "|".join(attributes)
-    question = choose(rng, split, WIDE).format(what=what, items=numbered([thing.title for thing in things]))
-    prompts = [Part(f"{thing.title}|{what}", partial(look_up, thing, attributes)) for thing in things]
+    items, what = numbered([thing.title for thing in things]), "|".join(attributes)
+    asked = list(zip(items, things, strict=True))
+    rows = [(item, *named({each: thing.attributes[each] for each in attributes})) for item, thing in asked]
+    question = choose(rng, split, WIDE).format(what=what, items="\n".join(items))
+    prompts = [Part(f"{item}|{what}", partial(look_up, item, thing, attributes)) for item, thing in asked]
     return Drawn(
         f"{question}\n{NEWEST}", table(["name", *attributes], rows), "item_f1", "\n".join(map("|".join, rows)),
         things[0].source, READERS, _at_once(prompts, "\n".join), size,
@@ -305,7 +308,8 @@ def document(rng: np.random.Generator, split: Split, size: int, view: View) -> D
         ):
             break
     rows = [(str(part + 1), STATISTICS[what](cut[part])) for part in chosen]
-    question = choose(rng, split, DOCUMENT).format(title=title, what=what, items=numbered([row[0] for row in rows]))
+    items = "\n".join(numbered([row[0] for row in rows]))
+    question = choose(rng, split, DOCUMENT).format(title=title, what=what, items=items)
 
     def begin(talk: Conversation) -> list[Part]:
         _, lines = pages_lines(talk, find(talk, title, (title,)))
@@ -344,17 +348,17 @@ def bulk(rng: np.random.Generator, split: Split, size: int, view: View) -> Drawn
     countries = [thing for thing, title in titled if findable(title, (title,), view)]
     chosen = [countries[i] for i in rng.permutation(len(countries))[:size]]
     what = list(PROGRAMS)[int(rng.integers(len(PROGRAMS)))]
-    rows = []
-    for thing in chosen:
+    rows, items = [], numbered([thing.title for thing in chosen])
+    for item, thing in zip(items, chosen, strict=True):
         people = [place.people for place in file_places(places[thing.title])]
         figure = {"sum(n)": sum(people), "max(n)": max(people)}.get(PROGRAMS[what], sum(x > 500_000 for x in people))
-        rows.append((thing.title, str(figure)))
-    question = choose(rng, split, BULK).format(what=what, items=numbered([thing.title for thing in chosen]))
-    told = f"(sum of a file: bytes modulo {CHECKSUM}; lines name|...)"
+        rows.append((item, str(figure)))
+    question = choose(rng, split, BULK).format(what=what, items="\n".join(items))
+    told = f"(sum of a file: bytes modulo {CHECKSUM}; lines 1:name|...)"
     prompts = [
-        Part(f"{thing.title}: {what} in its city file; check the sum (bytes modulo {CHECKSUM})",
-             partial(compute, thing.title, what))
-        for thing in chosen
+        Part(f"{item}: {what} in its city file; check the sum (bytes modulo {CHECKSUM})",
+             partial(compute, item, thing.title, what))
+        for item, thing in zip(items, chosen, strict=True)
     ]  # fmt: skip
     return Drawn(
         f"{question[0].upper()}{question[1:]}\n{told}", table(["name", what], rows), "item_f1",
@@ -362,8 +366,8 @@ def bulk(rng: np.random.Generator, split: Split, size: int, view: View) -> Drawn
     )  # fmt: skip
 
 
-def compute(country: str, what: str, talk: Conversation) -> str:
-    """The line of a country: ``Peru|11870000``, from its file, or from the mirror where the file's sum is wrong."""
+def compute(item: str, country: str, what: str, talk: Conversation) -> str:
+    """The line of an item: ``1:Peru|11870000``, from its file, or from the mirror where the file's sum is wrong."""
     title = file_title(country)
     _, told = read(talk, find(talk, title, (title,)), ("file", "mirror", "sum"))
     for name in (told["file"], told["mirror"]):
@@ -372,5 +376,5 @@ def compute(country: str, what: str, talk: Conversation) -> str:
         shown = talk.call("ipython", code=f"{program}print(sum(t.encode())%{CHECKSUM},{PROGRAMS[what]})")
         found, value = shown.split()
         if found == told["sum"]:
-            return f"{country}|{value}"
+            return f"{item}|{value}"
     raise LostError(f"both files of {country} are broken")

@@ -46,5 +46,5 @@ DEEP = (
     '{of}, what is the "{what}" of the one that has the {most} "{measure}"?',
     '"{what}" of the one with the {most} "{measure}"? {of}.',
 )  # fmt: skip
-NEWEST = "(newest pages; lines title|name:value|...)"
+NEWEST = "(newest pages; lines 1:title|name:value|...)"
 NAMED = "(answer name:value)"
