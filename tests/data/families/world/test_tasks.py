@@ -34,12 +34,12 @@ def drawn(family: Family, split: str, count: int) -> list[Sample]:
 def test_a_wide_search_asks_for_what_is_true() -> None:
     for sample in drawn(BY_NAME["world_wide"], "eval", 60):
         _, *attributes = sample.answer["columns"]
-        for title, *values in sample.answer["rows"]:
+        for left, (item, *values) in zip(range(len(sample.answer["rows"]), 0, -1), sample.answer["rows"], strict=True):
+            number, _, title = item.partition(":")
             thing = facts().things[title]
+            assert number == str(left)  # the last one is 1, so that an agent knows when to stop
             assert thing.split == "eval" and [f"{each}:{thing.attributes[each]}" for each in attributes] == values
-        assert [row[0] for row in sample.answer["rows"]] == re.findall(
-            r"^\d+:(.*)$", sample.messages[0]["content"], re.M
-        )
+        assert [row[0] for row in sample.answer["rows"]] == re.findall(r"^\d+:.*$", sample.messages[0]["content"], re.M)
         assert (
             sample.reward == "item_f1" and rewards.score("row_f1", sample.messages[-1]["content"], sample.answer) == 1.0
         )
@@ -77,7 +77,8 @@ def test_the_parts_of_a_document_and_of_a_bulk_download_are_counted_anew() -> No
             over = str(sum(count > 50_000 for count in people.values()))
             assert value == (over if "number" in what else ordered[0] if "least" in what else ordered[-1])
     for sample in drawn(BY_NAME["world_bulk"], "train", 20):
-        for country, value in sample.answer["rows"]:
+        for item, value in sample.answer["rows"]:
+            country = item.partition(":")[2]
             text = world().library.pages[world().number(f"{country} (city file)")].text
             mirror = next(name for name in re.findall(r"f\d+-\d+m\.csv", text))
             people = [int(line.split(",")[1]) for line in (world().file(mirror) or "").split("\n")[1:]]
