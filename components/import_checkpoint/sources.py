@@ -55,7 +55,7 @@ def find(source: str, revision: str, work: Path) -> Source:
         work: a folder for copies of its files, which are removed when they have been read.
 
     Raises:
-        MoonflowError: there is no checkpoint, or it cannot be reached; the line names the key.
+        MoonflowError: there is no checkpoint, or it cannot be reached; the line names the key or the place.
     """
     if not source:
         raise MoonflowError(
@@ -114,8 +114,8 @@ def newest_checkpoint(store: ObjectStore, prefix: str) -> tuple[str, Manifest] |
     if (named := manifests.find(store, prefix)) is not None:
         if named.kind != "checkpoint":
             raise MoonflowError(
-                f"import_checkpoint.source: {prefix} is what {one_line(named.step)} wrote ({named.kind}), not a "
-                "checkpoint; name a step that trains"
+                f"{prefix} is what {one_line(named.step)} wrote ({named.kind}), not a checkpoint; name a step that "
+                "trains"
             )
         return prefix, named
     below = store.folders(f"{prefix}/")
