@@ -28,7 +28,7 @@ from model.boundary.private_folder import private_folder
 from model.checkpoint.file_names import CONFIG
 from model.checkpoint.folder import serves
 from model.data.batches.folder import DataFolder
-from pipelines.profile import load_profile
+from pipelines.profile import find_step_of_run, step_of_run
 from pipelines.run_folder import made_by_a_run, run_id_of, services_folder
 from pipelines.services import visited
 from pipelines.source_run import run_and_step
@@ -106,13 +106,14 @@ def _of_step(run_dir: Path, step: str, store: ObjectStore, weights: bool, swarm:
     if found is None:
         raise MoonflowError(f"{run_dir} has no complete checkpoint of {step[:100]}: name a step that has been trained")
     where, manifest = found
-    root = run_id_of(run_dir)
-    return _source(store, where, manifest, root, run_dir / "work" / "cache", weights, swarm, defaults(), ())
+    root, config = run_id_of(run_dir), find_step_of_run(run_dir, "evaluate") or defaults()
+    assert isinstance(config, Config)
+    return _source(store, where, manifest, root, run_dir / "work" / "cache", weights, swarm, config, ())
 
 
 def _of_run(run_dir: Path, store: ObjectStore, weights: bool, swarm: bool) -> Source:
     """The newest complete checkpoint of the last step of a run that has one."""
-    config = load_profile(str(run_dir / "profile.toml")).step("evaluate")
+    config = step_of_run(run_dir, "evaluate")
     assert isinstance(config, Config)
     root, begun = run_id_of(run_dir), []
     for step in reversed(TRAINING_STEPS):

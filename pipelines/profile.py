@@ -27,6 +27,8 @@ from model.boundary.errors import MoonflowError
 from model.boundary.untrusted_text import well_formed
 
 PROFILES = Path(__file__).parent / "profiles"
+RESOLVED = "profile.toml"
+"""In a run's folder: the profile that it was begun or last continued with, with all its values."""
 LONGEST_NAME = 48
 """Kubeflow labels pods with the workflow's name, ``moonflow-<name>-<five characters>``, and a label has 63 at most."""
 
@@ -95,10 +97,7 @@ class Profile:
     def step(self, name: str) -> StepConfig:
         """The parameters of a step. MoonflowError if the profile's pipeline has no such step."""
         if name not in self.steps:
-            others = " or ".join(pipeline for pipeline, steps in PIPELINES.items() if name in steps)
-            raise MoonflowError(
-                f"{self.source}: pipeline {self.run.pipeline} has no step {name}; give a run of {others}"
-            )
+            raise _no_step(self.source, self.run.pipeline, name)
         return self.steps[name]
 
     @property
@@ -169,6 +168,45 @@ def load_profile(name: str, overrides: Sequence[str] = ()) -> Profile:
     for override in overrides:
         _apply_override(tables, override)
     return _resolve(tables, str(path))
+
+
+def step_of_run(run_dir: Path, step: str) -> StepConfig:
+    """The parameters of a step of a run, from the profile in its folder, as ``find_step_of_run`` reads it.
+
+    Raises MoonflowError if the run has no such step.
+    """
+    if (found := find_step_of_run(run_dir, step)) is None:
+        path = run_dir / RESOLVED
+        run = _read(path).get("run")
+        raise _no_step(str(path), str(run.get("pipeline") if isinstance(run, dict) else None), step)
+    return found
+
+
+def find_step_of_run(run_dir: Path, step: str) -> StepConfig | None:
+    """``step_of_run``, or None if the run has no such step.
+
+    Only that step's table is checked: a run stays readable when later versions give other steps other parameters.
+    """
+    path = run_dir / RESOLVED
+    table = _read(path).get(step)
+    return config_class(step).parse(table, f"{path}: [{step}]") if isinstance(table, dict) else None
+
+
+def require_same_steps(profile: Profile, run_dir: Path) -> None:
+    """Raise MoonflowError if the run in a folder was begun with other steps, for example by an earlier version."""
+    before = set(_read(run_dir / RESOLVED)) - {"run", "task"}
+    missing = [step for step in profile.steps if step not in before]
+    extra = sorted(before - set(profile.steps))
+    told = [f"{word} {', '.join(steps)}" for word, steps in (("without", missing), ("with", extra)) if steps]
+    if told:
+        raise MoonflowError(
+            f"{run_dir} was begun with a pipeline of other steps ({'; '.join(told)}): give another --run-dir"
+        )
+
+
+def _no_step(source: str, pipeline: str, step: str) -> MoonflowError:
+    others = " or ".join(name for name, steps in PIPELINES.items() if step in steps)
+    return MoonflowError(f"{source}: pipeline {pipeline} has no step {step}; give a run of {others}")
 
 
 def _exists(path: Path) -> bool:

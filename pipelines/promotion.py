@@ -13,7 +13,7 @@ from components.release.history import History, HistoryEntry
 from components.release.overlay import NOTHING, Served
 from components.runtime.store.open_store import open_store
 from model.boundary.errors import MoonflowError
-from pipelines.profile import load_profile
+from pipelines.profile import step_of_run
 from pipelines.run_folder import made_by_a_run, services_folder
 from pipelines.services import REPOSITORY, exported, visited
 
@@ -40,8 +40,7 @@ def target_of(run_dir: Path | None, repository: str, environment: str, alias: st
             raise MoonflowError("--repository needs --environment: the overlay to look at, for example prod")
         return Target(repository, environment, alias or "champion", None)
     run_dir = made_by_a_run(run_dir)
-    profile = load_profile(str(run_dir / "profile.toml"))
-    promoted_to, served = profile.step("promote").model_dump(), profile.step("serve").model_dump()
+    promoted_to, served = (step_of_run(run_dir, step).model_dump() for step in ("promote", "serve"))
     path = str(run_dir / REPOSITORY)
     return Target(path, environment or promoted_to["environment"], alias or served["alias"], run_dir)
 

@@ -20,12 +20,13 @@ from rich.live import Live
 
 from components.runtime.store.open_store import for_sources
 from model.boundary.errors import MoonflowError
+from model.boundary.whole_file import write_whole
 from model.network.config import preset
 from pipelines.compile import compile_ir
 from pipelines.dag import AT_ONCE
 from pipelines.memory import PeakMemory
 from pipelines.preflight import preflight
-from pipelines.profile import Profile
+from pipelines.profile import RESOLVED, Profile, require_same_steps
 from pipelines.progress import progress_table, task_state
 from pipelines.result import print_result
 from pipelines.run_folder import (
@@ -62,13 +63,16 @@ def run_locally(profile: Profile, run_dir: Path, *, keep: bool, console: Console
     """Run the pipeline in ``run_dir``, or continue it there; returns when every process that it started has ended.
 
     A call for the same folder does not repeat finished steps. ``keep`` leaves the services running.
-    Raises MoonflowError with the failed step's line.
+    Raises MoonflowError with the failed step's line, or, before anything is written, if the folder's run has other
+    steps.
     """
     require_local(profile)
     run_dir = run_folder(run_dir)
     if services_folder(run_dir) != run_dir or is_seeds_folder(run_dir):
         raise MoonflowError(f"{run_dir} belongs to moonflow seeds: go on with {resume_command(run_dir)}")
-    preflight(profile, str(run_dir / REPOSITORY), begun=is_run_folder(run_dir))
+    if begun := is_run_folder(run_dir):
+        require_same_steps(profile, run_dir)
+    preflight(profile, str(run_dir / REPOSITORY), begun=begun)
     started, began = time.time(), time.monotonic()
 
     # Nothing is written before the lock is held: a refused second run must not touch the first one's files.
@@ -107,7 +111,8 @@ def lay_out(profile: Profile, run_dir: Path, run_id: str) -> None:
     with writing(run_dir):
         for folder in ("logs", "progress", "tasks", "work"):
             (run_dir / folder).mkdir(parents=True, exist_ok=True)
-        (run_dir / "profile.toml").write_text(profile.as_toml(), encoding="utf-8")
+        # Whole or not at all: a full disk must not leave a run whose steps cannot be read.
+        write_whole(run_dir / RESOLVED, profile.as_toml().encode())
         compile_ir(profile, run_dir / "pipeline.yaml")
         (run_dir / "arguments.json").write_text(json.dumps({"p00_run_id": run_id}))
 

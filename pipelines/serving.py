@@ -11,7 +11,7 @@ from components.release.fetch import bring
 from components.release.gitops import read_promoted
 from components.release.signing import PUBLIC_KEY
 from components.runtime.store.open_store import open_store
-from pipelines.profile import load_profile
+from pipelines.profile import step_of_run
 from pipelines.run_folder import made_by_a_run, services_folder
 from pipelines.services import REPOSITORY, visited
 
@@ -23,7 +23,7 @@ def serve_run(run_dir: Path, port: int, *, dry_run: bool) -> None:
     run's object store is up only meanwhile, unless the run keeps it. ``port`` 0 picks a free one.
     """
     run_dir = made_by_a_run(run_dir)
-    config = load_profile(str(run_dir / "profile.toml")).step("serve").model_dump()
+    config = step_of_run(run_dir, "serve").model_dump()
     promoted = read_promoted(str(run_dir / REPOSITORY), config["environment"])
     port = port or _free_port()
     address = f"http://127.0.0.1:{port}/v1"

@@ -21,7 +21,7 @@ from components.runtime.tracking.mlflow_runs import Outcome, group_pipelines
 from model.boundary.errors import MoonflowError
 from model.boundary.whole_file import write_whole
 from pipelines.preflight import preflight
-from pipelines.profile import Profile, load_profile
+from pipelines.profile import RESOLVED, Profile, load_profile, require_same_steps
 from pipelines.result import mlflow_page, say
 from pipelines.run import lay_out, require_local, run_lock, run_pipeline, start_services, stop_on_signal, writing
 from pipelines.run_folder import SEEDS_PROFILE, is_run_folder, resume_command, run_folder
@@ -58,7 +58,12 @@ class Member:
         unfinished = SeedRun(self.number, "unfinished", rule.seeds_of(self.profile))
         if not is_run_folder(self.folder):
             return unfinished
-        earlier = load_profile(str(self.folder / "profile.toml"))
+        require_same_steps(self.profile, self.folder)
+        try:
+            earlier = load_profile(str(self.folder / RESOLVED))
+        except MoonflowError as error:
+            told = f"{self.folder} was begun with an earlier version of the pipeline ({error})"
+            raise MoonflowError(f"{told}: give another --run-dir") from None
         if not rule.require_same(self.profile, earlier, str(self.folder)):
             return unfinished  # the gate, for example, has other rules now
         return results.saved(self.folder) or unfinished

@@ -8,7 +8,8 @@ import pytest
 from components.runtime.kfp.image import PIPELINE, TRAIN
 from components.runtime.steps import ALL_STEPS, PIPELINES, config_class
 from model.boundary.errors import MoonflowError
-from pipelines.profile import PROFILES, load_profile
+from pipelines.profile import PROFILES, find_step_of_run, load_profile, require_same_steps, step_of_run
+from tests.pipelines.older_run import write_older_run
 from tests.pipelines.shipped import SHIPPED
 
 
@@ -26,6 +27,34 @@ def test_resolved_profile_loads_to_the_same_profile(tmp_path: Path) -> None:
     again = load_profile(str(path))
     assert (again.run, again.tasks, again.steps) == (profile.run, profile.tasks, profile.steps)
     assert again.steps["joint_pretrain"].model_dump()["steps"] == 7
+
+
+def test_a_step_of_a_run_is_read_although_others_have_other_parameters_now(tmp_path: Path) -> None:
+    profile = load_profile("smoke", ["evaluate.samples=3", "serve.model_name=mine"])
+    write_older_run(tmp_path, profile)
+    with pytest.raises(MoonflowError, match="kept_successes"):
+        load_profile(str(tmp_path / "profile.toml"))
+    for step in ("evaluate", "promote", "serve"):
+        assert step_of_run(tmp_path, step) == profile.steps[step]
+    assert find_step_of_run(tmp_path, "visual_rl") is None
+    with pytest.raises(MoonflowError, match=r"profile.toml: pipeline k25 has no step sft_arm; give a run of sft_abl"):
+        step_of_run(tmp_path, "sft_arm")
+    (tmp_path / "profile.toml").write_text("[evaluate]\nsamples = 0\n")
+    with pytest.raises(MoonflowError, match=r"profile.toml: \[evaluate\]: parameter 'samples'"):
+        step_of_run(tmp_path, "evaluate")
+
+
+def test_a_run_goes_on_with_the_steps_that_it_was_begun_with(tmp_path: Path) -> None:
+    profile = load_profile("smoke", ["task.parl.pool=big"])
+    (tmp_path / "profile.toml").write_text(profile.as_toml())
+    require_same_steps(load_profile("smoke", ["joint_rl.iterations=1"]), tmp_path)
+    with pytest.raises(
+        MoonflowError, match=r"other steps \(without fusion_arm; with .*parl.*\): give another --run-dir"
+    ):
+        require_same_steps(load_profile("fusion"), tmp_path)
+    write_older_run(tmp_path, profile)
+    with pytest.raises(MoonflowError, match=r"steps \(without visual_rl, rejection_sft\): give another --run-dir"):
+        require_same_steps(profile, tmp_path)
 
 
 def test_task_table_is_shared_and_overridden_by_step() -> None:

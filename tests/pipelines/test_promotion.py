@@ -22,6 +22,7 @@ from pipelines.services import Services, stop_kept
 from pipelines.services.local import service_processes
 from tests.components.release.promotions import champion_version
 from tests.pipelines.commands import moonflow
+from tests.pipelines.older_run import write_older_run
 from tests.published import publish_output, write_text_checkpoint
 
 
@@ -272,6 +273,12 @@ def test_what_the_present_key_has_not_signed_is_not_rolled_back_to(
 def test_what_is_meant_must_be_clear(arguments: tuple[Path | None, str, str], complaint: str) -> None:
     with pytest.raises(MoonflowError, match=complaint):
         target_of(*arguments, alias="")
+
+
+def test_the_target_of_an_older_run_is_known(tmp_path: Path) -> None:
+    write_older_run(tmp_path, load_profile("smoke", ["serve.alias=best"]))
+    target = target_of(tmp_path, "", "", "")
+    assert (target.environment, target.alias) == ("local", "best")
 
 
 @pytest.mark.slow

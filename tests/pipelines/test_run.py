@@ -7,9 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from model.boundary.errors import MoonflowError
 from pipelines import run
 from pipelines.profile import load_profile
+from tests.pipelines.older_run import write_older_run
 
 
 @pytest.mark.parametrize(
@@ -27,6 +30,17 @@ def test_tasks_get_the_cores_that_a_containers_quota_leaves(
     assert run.cores_of_task(load_profile("fusion")) == of_an_arm  # two at once
     one_seed = load_profile("claims-swarm", ["run.seeds=1"])
     assert run.cores_of_task(one_seed) == cores  # one task after the other
+
+
+def test_a_run_that_was_begun_with_other_steps_is_left_as_it_is(tmp_path: Path) -> None:
+    profile, folder = load_profile("smoke"), tmp_path / "older"
+    write_older_run(folder, profile)
+    before = {path: path.read_bytes() for path in folder.rglob("*")}
+    with pytest.raises(
+        MoonflowError, match=r"older was begun with .*\(without visual_rl, rejection_sft\): give another"
+    ):
+        run.run_locally(profile, folder, keep=False, console=Console())
+    assert {path: path.read_bytes() for path in folder.rglob("*")} == before
 
 
 def test_a_clock_that_is_set_back_does_not_keep_a_run_from_ending(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import tempfile
@@ -28,6 +27,7 @@ from pipelines.services import Services, stop_kept
 from pipelines.services.local import service_processes
 from pipelines.source_run import fetch_source
 from tests.pipelines.evaluation.command import Run, suite, tasks_of
+from tests.pipelines.older_run import write_older_run
 from tests.tiny_folders import write_checkpoint, write_data_folder
 
 
@@ -37,10 +37,7 @@ def test_a_run_folder_stands_for_its_last_finished_step(
     two: Path, tmp_path: Path, run: Run, scored: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_dir = tmp_path / "run"
-    run_dir.mkdir()
-    profile = load_profile("smoke", ["evaluate.samples=3"])
-    (run_dir / "profile.toml").write_text(profile.as_toml())
-    (run_dir / "arguments.json").write_text(json.dumps({"p00_run_id": "smoke"}))
+    write_older_run(run_dir, load_profile("smoke", ["evaluate.samples=3"]))
     code, out, err = run(run_dir)
     assert (code, out) == (2, "") and "has no finished training step" in err.splitlines()[-1]
     (tmp_path / "data").mkdir()
@@ -63,10 +60,13 @@ def test_a_run_folder_stands_for_its_last_finished_step(
     found = scored(run_dir, *suite("digit_count", "wide_search_single"))
     assert found["checkpoint"].startswith("step joint_rl of run smoke, checkpoint 0")
     assert [row["n"] for row in found["suites"]] == [2, 3]
-    earlier = scored(run_dir / "zero_vision_sft", *suite("digit_count"), "--tasks", 2)
+    earlier = scored(run_dir / "zero_vision_sft", *suite("digit_count", "wide_search_single"))
     assert earlier["checkpoint"].startswith("step zero_vision_sft of run smoke, checkpoint 0")
+    assert [row["n"] for row in earlier["suites"]] == [2, 3], "as many as the run's own evaluation"
     code, out, err = run(run_dir / "mid_train", *suite("digit_count"))
     assert (code, out) == (2, "") and "has no complete checkpoint of mid_train" in err.splitlines()[-1]
+    code, out, err = run(run_dir / "prepare_data/0", *suite("digit_count"))
+    assert (code, out) == (2, "") and "is what prepare_data wrote (data), not" in err and "import_checkp" not in err
     code, out, err = run(run_dir, *suite("digit_count"), "--tasks", 2)
     assert code == 0 and "note: parl is not finished, so it is left out" in err and "digit_count" in out
 

@@ -19,6 +19,7 @@ from pipelines.run_folder import made_by_a_run, resume_command, services_folder
 from pipelines.seeds.command import Member, numbers, run_seeds
 from pipelines.seeds.results import SeedRun, save
 from pipelines.seeds.rule import run_id, seeds_of
+from tests.pipelines.older_run import write_older_run
 
 SCORE = {
     "suite": "photo", "ability": "knowledge", "modality": "image", "value": 0.5, "stderr": 0.1, "n": 4, "chance": 0.2,
@@ -103,6 +104,19 @@ def test_other_parameters_are_refused_before_anything_starts_and_nothing_is_lost
     with pytest.raises(MoonflowError, match=r"seeds-1 was begun with mid_train\.steps = 3, not 4"):
         again(tmp_path, 2, 1, "mid_train.steps=4")
     assert again(tmp_path) == found
+
+
+def test_runs_of_an_earlier_version_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    member = Member.of(load_profile("smoke"), tmp_path, 1)
+    write_older_run(member.folder, member.profile)
+    with pytest.raises(
+        MoonflowError, match=r"seeds-1 was begun with .*\(without visual_rl, rejection_sft\): give anoth"
+    ):
+        again(tmp_path)
+    text = member.profile.as_toml().replace("[joint_rl]\n", "[joint_rl]\nkept_successes = 8\n")
+    (member.folder / "profile.toml").write_text(text)
+    with pytest.raises(MoonflowError, match=r"earlier version .*kept_successes.*\): give another --run-dir"):
+        again(tmp_path)
 
 
 def test_a_failed_run_and_one_with_another_gate_are_not_done(tmp_path: Path, finish: Finish) -> None:
