@@ -6,7 +6,7 @@ What is trained, and how, is the shared lines of ``components.outcome_rl.trainin
 from __future__ import annotations
 
 from components.joint_rl.config import Config
-from components.joint_rl.judges import with_judge
+from components.joint_rl.judges import UnreadRounds, with_judge
 from components.outcome_rl.training import train_on_outcomes
 from components.runtime.checkpoints.manifest import Manifest
 from components.runtime.step import StepContext
@@ -20,4 +20,7 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
             context.warn(f"judge {config.judge} has nothing to judge: no task that is asked has a rubric")
         return with_judge(config, inputs, context, data, verify)
 
-    return train_on_outcomes(config, inputs, context, modalities=config.modalities.split(","), judging=judging)
+    return train_on_outcomes(
+        config, inputs, context, modalities=config.modalities.split(","), judging=judging,
+        watch=UnreadRounds(context.warn),
+    )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 
 from components.outcome_rl.config import OutcomeRLConfig
@@ -17,6 +17,7 @@ from model.data.samples.sample import Sample
 from model.evals.answer_room import most_turns, need_more
 from model.network.served import as_served
 from model.rl.environment import Scoring
+from model.rl.groups import Group
 from model.rl.outcome_training import OutcomeTask, train_policy
 from model.rl.prompts import PromptPool
 from model.rl.successes import Successes
@@ -26,7 +27,7 @@ from model.rl.tasks.own_tasks import OwnTasks
 from model.rl.tasks.task import TaskSample
 from model.rl.toggle import Toggle
 from model.rl.tools.toolset import Toolset
-from model.rl.trainer import RLSettings
+from model.rl.trainer import RLSettings, Watch
 from model.swarm.families import SWARM_FAMILIES  # PARL trains on them
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ def train_on_outcomes(
     *,
     modalities: Collection[str],
     judging: Judging | None = None,
+    watch: Watch | None = None,
     successes: Successes | None = None,
 ) -> Manifest:
     """Train the policy of the input ``parent`` on the tasks of the input ``data``; returns its newest checkpoint.
@@ -49,6 +51,7 @@ def train_on_outcomes(
     Args:
         modalities: of the data's tasks.
         judging: None scores by the verifiers alone.
+        watch: is told of each round on every rank; None: nobody is.
         successes: keeps successful episodes in the checkpoints; None: none are kept.
 
     Raises:
@@ -105,9 +108,16 @@ def train_on_outcomes(
             micro_batch_tokens=config.micro_batch_tokens, max_failed_episodes=config.max_failed_episodes,
             max_staleness=config.max_staleness,
         )  # fmt: skip
+        pages = EpisodePages(context, data.tokenizer, config.iterations)
+
+        def watched(t: int, groups: Sequence[Group]) -> None:
+            pages(t, groups)
+            if watch is not None:
+                watch(t, groups)
+
         task = OutcomeTask(prompts, limits, score, Toggle(), config.ptx_weight, config.ptx_rows)
         train_policy(
             model, data, task, acting, toolset, settings, context, tasks=prompts,
-            watch=EpisodePages(context, data.tokenizer, config.iterations), successes=successes, ranks=context.ranks,
+            watch=watched, successes=successes, ranks=context.ranks,
         )  # fmt: skip
     return context.checkpoints.newest

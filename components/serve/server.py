@@ -162,7 +162,7 @@ def serve_forever(checkpoint: Path, host: str, port: int, model_name: str = "moo
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Serve a checkpoint over an OpenAI-compatible API.")
-    parser.add_argument("--checkpoint", required=True, type=Path, help="folder with config.json and model.safetensors")
+    parser.add_argument("--checkpoint", required=True, type=Path, help="folder with config.json and weights")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on")
     parser.add_argument("--model-name", default="moonflow", help="name that requests must give")

@@ -60,12 +60,14 @@ def rubric_prompt(question: str, answer: str, rubric: str) -> list[Message]:
 
 
 def read_verdict(text: str, verdicts: Sequence[str]) -> str | None:
-    """The verdict that is all of the last line of ``text``, apart from blanks around it; None if there is none.
+    """The verdict that is all of the last line of ``text``; None if there is none.
 
-    A line that names a verdict among other words is none: it may only repeat what it was told to say.
+    Case does not matter, nor do blanks, full stops and asterisks around it: general models write "Yes." and "**no**".
+    A line that has anything else is none: it may quote an answer, or only repeat what it was told to say.
     """
     said = _LINE_END.split(text.rstrip())[-1].strip()
-    return said if said in verdicts else None
+    bare = said.strip(".*").casefold()
+    return next((verdict for verdict in verdicts if said == verdict or bare == verdict.casefold()), None)
 
 
 def _line(rubric: str) -> str:

@@ -68,6 +68,7 @@ SUITES: dict[str, Suite] = {
         Suite("dialogue", "dialogue", 80, max_turns=7, share=0.5),
         Suite("judge_pair", "judge_pair", 128),
         Suite("judge_rubric", "judge_rubric", 100),
+        Suite("judge_list", "judge_list", 320, share=0.5),
         Suite("open_answer", "open_answer", 64, share=0.5),
         Suite("sub_search", "sub_search", 40, max_turns=3),
         Suite("wide_search_single", "wide_search", 160, max_turns=8, mode="single", share=0.5),

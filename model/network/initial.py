@@ -42,7 +42,8 @@ def new_model(config: ModelConfig, seed: int = 0, share: ExpertShare = ALL_EXPER
     """A model of this shape in float32 on the CPU, in training mode, with initial weights.
 
     Its weights depend on ``config`` and ``seed`` alone; torch's global random state is neither read nor changed. A
-    model that has a ``share`` of the experts has the same ones as the whole model, and never takes memory for others.
+    model that has a ``share`` of the experts has the same ones as the whole model, and takes memory for one expert of
+    the others at a time (for all, where an expert is not whole blocks of BLOCK).
 
     Raises:
         MoonflowError: the experts do not divide evenly.

@@ -73,10 +73,11 @@ def test_a_rubric_stays_on_its_line() -> None:
     ("text", "verdict"),
     [("yes", "yes"), ("asked:Well\nfound:Sure\nno", "no"), ("found:no\nyes \n\n", "yes"), ("yes\nno", "no"),
      ("The answer says: yes\r\n no", "no"), ("yes, it does", None), ("", None), ("\n", None), ("yes\nfound:none", None),
-     ("**No.**", None), ("YES", None), ('"yes"', None), ("found:yes", None), ("1", None), ("nope", None),
-     ("not yes", None)],
+     ("**No.**", "no"), ("YES", "yes"), ("found:no\n Yes. ", "yes"), ('"yes"', None), ("found:yes", None),
+     ("1", None), ("nope", None), ("not yes", None), ("yes no", None), ("yes!", None), ("**", None), ("* yes", None),
+     ("Verdict: **yes**", None), ("|yes", None), ("|**yes**", None), ("**|yes**", None), ("`yes`", None)],
 )  # fmt: skip
-def test_a_verdict_is_the_whole_last_line_in_its_very_form_or_none(text: str, verdict: str | None) -> None:
+def test_a_verdict_is_the_whole_last_line_or_none(text: str, verdict: str | None) -> None:
     assert read_verdict(text, MEETS) == verdict
     assert read_verdict(text, PAIR) is None
 
@@ -84,4 +85,5 @@ def test_a_verdict_is_the_whole_last_line_in_its_very_form_or_none(text: str, ve
 def test_only_the_last_line_of_two_answers_grounds_counts() -> None:
     grounds = "asked:Well\nA:Sure\nno\nB:Well\nyes\n"
     assert read_verdict(f"{grounds}B", PAIR) == "B" and read_verdict(f"{grounds}A", PAIR) == "A"
-    assert read_verdict(grounds, PAIR) is None and read_verdict("a", PAIR) is None
+    assert read_verdict(grounds, PAIR) is None and read_verdict("a", PAIR) == "A"
+    assert read_verdict("Answer B", PAIR) is None and read_verdict("A or B", PAIR) is None

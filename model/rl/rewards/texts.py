@@ -26,7 +26,7 @@ def exact(response: str, answer: Any) -> float:
 
 
 def last_line(response: str, answer: Any) -> float:
-    """Verdicts of a judge: 1 if the last line is the answer, in this very form, else 0. What stands above is free."""
+    """Verdicts of a judge: 1 if the last line is the answer, as a judge is read, else 0. What stands above is free."""
     return float(read_verdict(response, (str(answer),)) is not None)
 
 

@@ -38,7 +38,9 @@ def run(folder: Path, inputs: dict[str, str], **given: Any) -> tuple[dict[str, f
 
 def test_a_judge_with_random_weights_costs_no_episode(inputs: dict[str, str], tmp_path: Path) -> None:
     row, services = run(tmp_path, inputs, max_new_tokens=64, tasks=f"{HERE}:Rubrics=1", judge="parent")
-    assert row["episodes/failed"] == 0.0 and services.saved[-1][2] and not services.warnings
+    assert row["episodes/failed"] == 0.0 and services.saved[-1][2]
+    (told,) = services.warnings
+    assert told.startswith("in round 1 none of the judge's 4 verdicts could be read")
     assert row["judge/unread"] == 1.0 and "reward/judge" not in row, "it says nothing"
     assert row["reward/verifiable"] == row["reward/mean"] == row["accuracy/mean"] == 1.0
 
@@ -46,13 +48,24 @@ def test_a_judge_with_random_weights_costs_no_episode(inputs: dict[str, str], tm
 def test_a_server_judges_and_both_parts_are_logged(inputs: dict[str, str], tmp_path: Path) -> None:
     script = Script(lambda body: say("yes"))
     with chatting(script) as url:
-        row, _ = run(tmp_path, inputs, tasks=f"{HERE}:Rubrics=1", judge=f"{url}/v1", judge_weight=0.25)
+        row, services = run(tmp_path, inputs, tasks=f"{HERE}:Rubrics=1", judge=f"{url}/v1", judge_weight=0.25)
+    assert {body["max_tokens"] for body in script.requests} == {2_048} and not services.warnings
     assert (row["reward/verifiable"], row["reward/judge"], row["reward/mean"]) == (1.0, 1.0, 1.25)
     asked = [body["messages"][0]["content"] for body in script.requests]
     assert len(asked) == 4 and all(text.startswith("Question:\n|Say ") for text in asked)
     assert {line for text in asked for line in text.split("\n") if line[:7] == "Rubric:"} <= {
         "Rubric: It is short.", "Rubric: It is kind.", "Rubric: It is true."
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("context", "most"), [(600, 300), (32_768, 2_048)])
+def test_a_server_that_tells_its_context_keeps_half_of_it_for_the_prompt(
+    inputs: dict[str, str], tmp_path: Path, context: int, most: int
+) -> None:
+    script = Script(lambda body: say("**Yes.**"), models={"data": [{"id": "kimi", "max_model_len": context}]})
+    with chatting(script) as url:
+        row, _ = run(tmp_path, inputs, tasks=f"{HERE}:Rubrics=1", judge=url)
+    assert row["reward/judge"] == 1.0 and {body["max_tokens"] for body in script.requests} == {most}
 
 
 def test_a_judges_server_gets_its_own_key_and_never_that_of_the_replicas(

@@ -8,12 +8,13 @@ from collections import Counter
 import pytest
 
 from model.codec.judge_prompt import pair_prompt, read_verdict, rubric_prompt
-from model.data.families import FAMILIES
+from model.data.families import FAMILIES, judging
 from model.data.families.family import SPLITS
 from model.data.families.judging import satisfied
 from model.data.families.judging.drafts import PLEAS
 from model.data.families.judging.wishes import KINDS
 from model.data.samples.sample import Sample, Split
+from model.evals.answer_room import need_more
 from model.evals.suites import SUITES
 from model.rl.judges.judge import ANSWER_TOKENS
 from model.rl.rewards import says, score
@@ -208,7 +209,11 @@ def test_a_verdict_fits_into_the_tokens_that_a_judge_may_write(name: str) -> Non
     longest = max(
         len(tokenizer.encode(FAMILIES[name].sample(3, "eval", index).messages[-1]["content"])) for index in range(COUNT)
     )
-    assert longest < ANSWER_TOKENS and (name == LIST or longest < SUITES[name].max_new_tokens)
+    assert longest < SUITES[name].max_new_tokens <= ANSWER_TOKENS
+
+
+def test_rl_asks_no_judge_whose_verdicts_its_room_would_cut_off() -> None:
+    assert need_more([family.name for family in judging.FAMILIES], 64) == [LIST, PAIR, RUBRIC]
 
 
 @pytest.mark.parametrize("split", SPLITS)

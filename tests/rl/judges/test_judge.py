@@ -62,7 +62,7 @@ def prefers(engine: Any, first: str = "Lima", second: str = "Rome") -> Judgement
 @pytest.mark.parametrize(
     ("verdict", "probability", "score"),
     [("yes", 0.9, 0.9), ("no", 0.9, 0.1), ("asked:Well\nfound:Well\nyes", 0.9, 0.9), ("found:yes\nno", 0.7, 0.3),
-     ("yes", 0.2, 0.5), ("no", 0.2, 0.5)],
+     ("yes", 0.2, 0.5), ("no", 0.2, 0.5), ("found:no\nYes", 0.9, 0.9), ("NO.", 0.9, 0.1)],
 )  # fmt: skip
 def test_the_score_is_the_probability_of_the_verdict_alone(verdict: str, probability: float, score: float) -> None:
     assert meets(Sure(lambda _: verdict, probability)).score == pytest.approx(score)
@@ -85,8 +85,8 @@ def test_two_answers_are_compared_in_both_orders() -> None:
         (Sure(lambda _: "maybe"), "it said 'maybe"),
         (Sure(lambda _: "yes\nA\nfound:none"), "which ends with no verdict"),
         (Sure(lambda _: "found:Lima\n|yes"), "which ends with no verdict"),
-        (Sure(lambda _: "YES"), "which ends with no verdict"),
-        (Sure(lambda _: "No."), "which ends with no verdict"),
+        (Sure(lambda _: "found:Lima\n|**yes**"), "which ends with no verdict"),
+        (Sure(lambda _: "Verdict: no"), "which ends with no verdict"),
         (Sure(lambda _: ""), "it said"),
         (Sure(lambda _: "yes", end=False), "and did not end"),
         (Sure(lambda _: "yes", probability=math.nan), "not finite"),

@@ -21,7 +21,7 @@ def test_exact_ignores_case_spacing_and_closing_punctuation() -> None:
 
 @pytest.mark.parametrize(
     ("response", "reward"),
-    [("yes", 1.0), ("found:none\nno\nyes \n", 1.0), ("yes\nno", 0.0), ("Yes", 0.0), ("yes.", 0.0), ("", 0.0)],
+    [("yes", 1.0), ("found:none\nno\nyes \n", 1.0), ("yes\nno", 0.0), ("**Yes.**", 1.0), ("yes!", 0.0), ("", 0.0)],
 )
 def test_a_verdict_is_all_of_the_last_line(response: str, reward: float) -> None:
     assert rewards.last_line(response, "yes") == reward

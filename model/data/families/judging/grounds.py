@@ -1,10 +1,13 @@
 """What decides a verdict, as a judge writes it before the verdict (source: ours; the K2.5 paper has generative reward
 models, and does not say what they write).
 
-    record:Peru: capital=Lima  the record that has what is asked for; left out where none has
-    asked:$                    what is asked for, as the rubric or the record has it; left out where nothing is named
-    found:Sure, "Lima";        the answer from its beginning up to what decides
-    no                         the verdict
+    record:Bulgaria: capital=Sofia; area=110910   the record that has what is asked for; left out where none has
+    asked:capital=Sofia                           what is asked for, as the rubric or the record has it; left out where
+                                                  nothing is named
+    found:Sure, "Sofia                            the answer from its beginning up to what decides
+    yes                                           the verdict
+
+This is what is said of ``Sure, "Sofia";`` by the rubric ``It tells the capital of "Bulgaria".``
 
 Of two answers there are such lines for each, headed ``A`` and ``B``, and the verdict comes last. Of a rubric that names
 several things there are such lines for each, and last a verdict on all of them. Where words are counted, each has its
