@@ -1,6 +1,6 @@
 """What a swarm gains over one agent on held-out tasks of the offline world, by their number of parts N.
 
-    python tests/benchmarks/swarm.py CHECKPOINT [--untrained CHECKPOINT] [--json]
+    python tests/benchmarks/swarm.py CHECKPOINT [--sub-agents CHECKPOINT] [--untrained CHECKPOINT] [--json]
     python tests/benchmarks/swarm.py --scripted [--json]
 
 A checkpoint is a folder, a run's folder or an address, as for ``moonflow evaluate``. ``model/swarm/ways.py`` says how
@@ -105,6 +105,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("checkpoint", nargs="?", help="a checkpoint's folder, a run's folder, or an address")
     add("--untrained", help="another checkpoint, whose swarm and single agents are measured too")
+    add("--sub-agents", help="the checkpoint of the frozen sub-agents; default: that of its run, else the same")
     add("--scripted", action="store_true", help="scripted agents, which make no mistake; no checkpoint")
     add("--json", action="store_true", help="print nothing but the JSON object")
     add("--families", default="world_wide", help="families of the tasks, with commas between; easy tasks are added")
@@ -145,6 +146,9 @@ def of_model(options: argparse.Namespace) -> dict[str, Any]:
     with located(options.checkpoint) as source:
         tokenizer, (leading, context) = Tokenizer.load(source.folder), engine(source.folder)
         helping = leading if source.sub_agents is None else engine(source.sub_agents)[0]
+    if options.sub_agents is not None:
+        with located(options.sub_agents, swarm=False) as frozen:
+            helping = engine(frozen.folder)[0]
     untrained = None
     if options.untrained is not None:
         with located(options.untrained, swarm=False) as other:
