@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 from kfp import compiler
 from kfp.compiler.compiler_utils import KubernetesManifestOptions
+from kfp.dsl.base_component import BaseComponent
 
 from model.boundary.errors import MoonflowError
 from pipelines.fusion_ablation import fusion_ablation
@@ -75,9 +76,21 @@ def check_namespace(namespace: str) -> None:
         raise MoonflowError(f"--namespace {namespace!r}: use lower-case letters, digits and '-', for example moonflow")
 
 
+def _built(profile: Profile) -> BaseComponent:
+    """The pipeline, which says what a parameter means once: where the UI asks for it, and not again at its component.
+
+    A PipelineVersion would otherwise come near to the size that kubectl apply takes.
+    """
+    built = BUILDERS[profile.run.pipeline](profile)
+    for component in built.pipeline_spec.components.values():
+        for parameter in component.input_definitions.parameters.values():
+            parameter.description = ""
+    return built
+
+
 def compile_ir(profile: Profile, path: Path) -> None:
     """Write the pipeline as IR YAML, which the Kubeflow UI, ``kfp pipeline create`` and ``moonflow submit`` accept."""
-    compiler.Compiler().compile(BUILDERS[profile.run.pipeline](profile), str(path))
+    compiler.Compiler().compile(_built(profile), str(path))
 
 
 def compile_kubernetes(profile: Profile, path: Path, namespace: str, version: str) -> None:
@@ -94,7 +107,7 @@ def compile_kubernetes(profile: Profile, path: Path, namespace: str, version: st
         include_pipeline_manifest=True,
     )
     compiler.Compiler().compile(
-        BUILDERS[profile.run.pipeline](profile),
+        _built(profile),
         str(path),
         kubernetes_manifest_format=True,
         kubernetes_manifest_options=options,

@@ -87,7 +87,7 @@ def test_a_judge_without_rubrics_is_warned_of(inputs: dict[str, str], tmp_path: 
 
 def test_a_user_in_the_judges_address_is_refused_and_told_where_its_key_goes() -> None:
     with pytest.raises(MoonflowError, match="set MOONFLOW_JUDGE_KEY to its key") as refused:
-        Config.parse({"judge": "https://me:hidden@judge.example"}, "step joint_rl")
+        Config.parse({"judge": "https://me:hidden@judge.example"}, "step joint_rl")  # pragma: allowlist secret
     assert "hidden" not in str(refused.value) and "judge.example" in str(refused.value)
 
 

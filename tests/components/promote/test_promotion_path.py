@@ -74,7 +74,7 @@ def test_from_checkpoints_to_an_answer_over_http(inputs: dict[str, str], step_en
     store = open_store()
     manifests.fetch(store, evals.uri, tmp_path / "evals")
     history = [json.loads(line) for line in (tmp_path / "evals" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in history] == list(range(7))
+    assert [row["step"] for row in history] == list(range(9))
     assert "eval/digit_string/knowledge/image" in history[0]
 
     decision = json.loads((tmp_path / "evals" / "decision.json").read_text())
