@@ -89,7 +89,7 @@ def test_an_answer_lost_on_the_way_does_not_lose_the_manifest(
     assert store.exists(f"{made.uri}/manifest.json")
 
 
-@pytest.mark.long  # on a loaded machine it failed three times in fourteen runs, for a reason that is not known yet
+@pytest.mark.long  # on a loaded machine it failed in three of fifteen runs, for a reason that is not known yet
 def test_an_outage_in_the_middle_of_a_step_is_waited_out(
     flapping: FlappingStore, store: ObjectStore, define: Callable[[Stage], None], tmp_path: Path
 ) -> None:
