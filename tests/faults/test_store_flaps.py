@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import os
+import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -89,7 +91,19 @@ def test_an_answer_lost_on_the_way_does_not_lose_the_manifest(
     assert store.exists(f"{made.uri}/manifest.json")
 
 
-@pytest.mark.long  # on a loaded machine it failed in three of fifteen runs, for a reason that is not known yet
+def test_a_store_that_is_away_is_waited_for_half_a_minute(
+    flapping: FlappingStore, step_environment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    through, waits = open_store(), list[float]()
+    flapping.away.set()
+    monkeypatch.setattr(random, "random", lambda: 0.5)  # the mean of each wait
+    monkeypatch.setattr(time, "sleep", waits.append)
+    with pytest.raises(MoonflowError, match="cannot be reached"):
+        through.get("flapping/none")
+    assert sum(waits) == pytest.approx(31.5)
+
+
+@pytest.mark.slow
 def test_an_outage_in_the_middle_of_a_step_is_waited_out(
     flapping: FlappingStore, store: ObjectStore, define: Callable[[Stage], None], tmp_path: Path
 ) -> None:

@@ -23,9 +23,10 @@ from model.boundary.errors import MoonflowError
 from model.boundary.whole_file import part_file
 
 # A store that restarts or drops requests must not end a step of hours: the random back-off between these attempts (up
-# to 1, 2, 4, 8, 16, 20, 20 s) waits about half a minute for one that is away. A step's first request is check(), which
-# gives up within ten seconds.
-ATTEMPTS = 8
+# to 1, 2, 4, 8, 16, 32 s) waits about half a minute for one that is away. This is botocore's older way to retry: its
+# newer ones begin with 0.05 s, and all requests of a client share some 35 retries. A step's first request is check(),
+# which gives up within ten seconds.
+ATTEMPTS = 7
 _CONNECT_S = 2
 READ_S = 30  # without a byte; then the request counts as lost and is sent again
 CHECK_ATTEMPTS = 2
@@ -185,7 +186,7 @@ class S3Store(ObjectStore):
         config = BotoConfig(  # type: ignore[call-arg]  # the stubs do not know the last one
             connect_timeout=_CONNECT_S,
             read_timeout=read_s,
-            retries={"mode": "standard", "total_max_attempts": attempts},
+            retries={"mode": "legacy", "total_max_attempts": attempts},
             s3={"addressing_style": "path"},
             max_pool_connections=32,
             ignore_configured_endpoint_urls=self._apart,
