@@ -93,6 +93,7 @@ def world_sample(
 def part_sample(view: View, rng: np.random.Generator, split: Split, index: int) -> Sample:
     """A part of a task, as a sub-agent is asked and does it."""
     name = list(DRAWS)[index % (len(DRAWS) - 1)]
+    # Of a task with 2 to 16 parts (ours), so that a sub-agent meets items with any of these numbers before them.
     drawn = DRAWS[name](rng, split, int(rng.integers(2, 17)), view)
     _, system_prompt = _named(rng)
     parts = drawn.plan.begin(Conversation(view))
