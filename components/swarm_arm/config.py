@@ -87,6 +87,18 @@ class Config(PTXConfig, EpisodesConfig):
         description="numbers of parts N of the held-out tasks, with commas and no blanks between (source: ours)",
     )
     tasks: int = Field(6, ge=1, description="held-out tasks of each family and N (source: ours)")
+    at_once: int = Field(
+        8,
+        ge=1,
+        description="held-out tasks played at once; they wait for each other, so seconds are measured apart (source: "
+        "ours)",
+    )
+    timed_tasks: int = Field(
+        2,
+        ge=1,
+        description="held-out tasks of each family and N that the swarm and the best single agent do again, one at a "
+        "time, to measure their seconds (source: ours)",
+    )
     measured_steps: int = Field(
         100, ge=2, description="largest number of critical steps of a held-out task, in all ways (source: ours)"
     )

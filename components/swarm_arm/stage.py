@@ -40,9 +40,10 @@ from model.swarm.baselines import Mode
 from model.swarm.orchestrator import SwarmLimits
 from model.swarm.reward import SwarmReward
 from model.swarm.training import SwarmTask, swarm_prompts, train_orchestrator, windows
-from model.swarm.ways import AGENTS, EASY, EASY_WAYS, FORCED, SWARM, WAYS, summary
+from model.swarm.ways import AGENTS, EASY, EASY_WAYS, FORCED, SWARM, WAYS, best_single, summary
 
 RESULTS = "results.json"
+MOST_AT_ONCE = 64  # completions of sub-agents in one batch (ours)
 COMPARED = (SWARM, *AGENTS)
 """The ways that every arm is measured in, and that are played again in windows of half the size."""
 
@@ -63,11 +64,12 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     # 3. Measure: the swarm, and what it is compared with; then both again in windows of half the size.
     ways = WAYS if config.arm == TRAINED else (*COMPARED, *([FORCED] if ARMS[config.arm].forced else []))
     limits = replace(limits, critical_steps=config.measured_steps)
-    table = measure(model, frozen, data, limits, ways, config)
-    halved = list[dict[str, Any]]()
+    played = measure(model, frozen, data, limits, ways, config)
+    timed = measure(model, frozen, data, limits, (SWARM, best_single(played)), config, timing=True)
+    table, halved = with_seconds(played, timed), list[dict[str, Any]]()
     if config.arm == TRAINED:
         half = {"max_tokens": limits.max_tokens // 2, "sub_agent_tokens": limits.sub_agent_window // 2}
-        halved = measure(model, frozen, data, replace(limits, **half), COMPARED, config)
+        halved = with_seconds(measure(model, frozen, data, replace(limits, **half), COMPARED, config))
 
     # 4. The figures for the tracker, and for the comparison of the arms.
     result = {
@@ -114,28 +116,44 @@ def practise(
 
 
 def measure(
-    model: KimiK25, frozen: KimiK25, data: DataFolder, limits: SwarmLimits, ways: Iterable[str], config: Config
-) -> list[dict[str, Any]]:
-    """The rows of the held-out tasks. Episodes run one after another, so that none waits for another's batch.
+    model: KimiK25, frozen: KimiK25, data: DataFolder, limits: SwarmLimits, ways: Iterable[str], config: Config, *,
+    timing: bool = False,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The rows of the held-out tasks.
+
+    Args:
+        timing: play ``config.timed_tasks`` one after another, so that none waits for another's batch.
 
     Raises:
         MoonflowError: too many episodes failed.
     """
-    ways = list(ways)
+    ways, tasks = list(ways), config.timed_tasks if timing else config.tasks
+    at_once = 1 if timing else config.at_once
     groups = groups_of(config.measured_families.split(","), map(int, config.sizes.split(",")))
     rows = sum(family != EASY or way in EASY_WAYS for family, _ in groups for way in ways)
-    failures = FailureCount(config.max_failed_episodes, rows * config.tasks)
-    acting = measuring_engine(as_served(model.eval(), "full"), 1)
-    helping = measuring_engine(frozen, max(size for _, size in groups))
+    failures = FailureCount(config.max_failed_episodes, rows * tasks)
+    acting = measuring_engine(as_served(model.eval(), "full"), at_once)
+    helping = measuring_engine(frozen, min(MOST_AT_ONCE, at_once * max(size for _, size in groups)))
     engines = of_checkpoint(acting, helping, helping, data.tokenizer)
     with Toolset(sandbox=config.sandbox, latency=dict.fromkeys(SLOW_TOOLS, config.latency)) as toolset:
-        players = Players(data.tokenizer, data.image_config, toolset, limits)
+        players = Players(data.tokenizer, data.image_config, toolset, limits, at_once)
 
         def told(episodes: Sequence[Episode]) -> None:
             failures.add(episodes)
             warn_of_lost_sub_agents(episodes)
 
-        return list(measured(groups, config.tasks, lambda task: ways, engines, players, told))
+        return list(measured(groups, tasks, lambda task: ways, engines, players, told))
+
+
+def with_seconds(played: Sequence[Mapping[str, Any]], timed: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
+    """The rows, with the seconds of those that were played one after another, and without those of all others."""
+    seconds = {(row["way"], row["family"], row["size"]): row["seconds"] for row in timed if "seconds" in row}
+    rows = list[dict[str, Any]]()
+    for row in played:
+        key = (row["way"], row["family"], row["size"])
+        kept = {name: value for name, value in row.items() if name != "seconds"}
+        rows.append(kept | ({"seconds": seconds[key]} if key in seconds else {}))
+    return rows
 
 
 def final_metrics(result: Mapping[str, Any]) -> dict[str, float]:

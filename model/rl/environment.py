@@ -168,8 +168,7 @@ async def converse(
             reason = completion.finish_reason if room == max_new_tokens else "context"
             break
         turn = parse_assistant([*opened, *sampled], tokenizer)
-        if len({call.id for call in turn.tool_calls}) < len(turn.tool_calls):
-            turn = AssistantTurn(turn.reasoning, turn.content, error="call ids repeat")
+        turn, repeats = _without_repeats(turn)
         answered = not turn.tool_calls and turn.error is None
         if answered and not unasked:
             response, reason = turn.content, "answer"
@@ -177,7 +176,7 @@ async def converse(
         if turns == max_turns:
             break
         try:
-            heard = [unasked.pop(0)] if answered else await respond(turn)
+            heard = [unasked.pop(0)] if answered else [*await respond(turn), *repeats]
             observed = encode_turns(heard, tokenizer, calls, thinking)
         except EpisodeEnd as ended:
             reason = str(ended)
@@ -204,6 +203,19 @@ async def converse(
         weight_versions=versions if counted else [],
         seed=seed,
     )
+
+
+def _without_repeats(turn: AssistantTurn) -> tuple[AssistantTurn, list[Message]]:
+    """The turn without calls whose id an earlier one of it has, since a result names its call, and what is said of
+    them."""
+    calls: dict[str, ToolCall] = {}
+    for call in turn.tool_calls:
+        calls.setdefault(call.id, call)
+    left_out = len(turn.tool_calls) - len(calls)
+    if not left_out:
+        return turn, []
+    told = f"error: call ids repeat, calls left out: {left_out}"
+    return replace(turn, tool_calls=list(calls.values())), [{"role": "system", "content": told}]
 
 
 def _usable(completion: Completion, request: Request, vocabulary: int) -> Completion:

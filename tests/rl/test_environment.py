@@ -131,6 +131,16 @@ def test_bad_calls_are_answered_with_an_error(tokenizer, toolset, scripted, spea
     assert episode.reward == 1.0 and episode.turns == 5
 
 
+def test_of_calls_with_one_id_the_first_runs(tokenizer, toolset, scripted, speak) -> None:
+    both = speak("", [("ipython", {"code": "print(41 + 1)"}), ("ipython", {"code": "print(6 * 7 * 2)"})])
+    second = both.index(tokenizer.token_id("<|tool_call_end|>")) + 1
+    engine = scripted.saying([*both[:-2], *both[1:second], *both[1:second], *both[-2:]], speak("3"))
+    episode = play(tokenizer, toolset, engine, task())
+    text = tokenizer.decode(episode.input_ids)
+    assert "error: call ids repeat, calls left out: 2<" in text
+    assert text.count("## Return of") == 2 == episode.metrics["tool_calls"] and "\n42" in text and "\n84" in text
+
+
 def test_an_episode_without_an_answer_earns_nothing(tokenizer, toolset, scripted, speak) -> None:
     call = speak("", [("ipython", {"code": "1"})])
     out_of_turns = play(tokenizer, toolset, scripted.saying(call, call), task(), max_turns=2)

@@ -235,10 +235,10 @@ JUDGED_TRAJECTORIES: Mixture = {
     "dialogue": 0.5,
 }
 
-# A cold start for PARL. Three quarters of what is read is the work of single agents and sub-agents in the offline
-# world. A twentieth of what is read of each family and N delegates, so that RL finds the syntax there, and decides by
-# itself when and how widely to use it. All of broad's families keep a share, so that nothing is lost; wide_search, of
-# which half delegates, a small one.
+# A cold start for PARL. Nearly four fifths of what is read is work in the offline world: of single agents, of
+# sub-agents, and of orchestrators that have no other tools. Of those that can choose, a twentieth of each family and N
+# delegates, so that RL finds the syntax there, and decides by itself when and how widely to use it. All of broad's
+# families keep a share, so that nothing is lost; wide_search, of which half delegates, a small one.
 WORLD_SAMPLES: Mixture = {
     "world_wide": 14,
     "world_deep": 6,
@@ -251,10 +251,10 @@ WORLD_SAMPLES: Mixture = {
 SWARM_TEXT_SAMPLES: Mixture = WORLD_SAMPLES | {name: share / 4 for name, share in BROAD_TEXT_SAMPLES.items()}
 
 SWARM_TRAJECTORIES: Mixture = {
-    "world_wide": 4,
+    "world_wide": 7,
     "world_deep": 1.5,
     "world_document": 1,
-    "world_bulk": 1,
+    "world_bulk": 1.5,
     "world_easy": 2,
     "world_part": 5.5,
     "image_program": 1.5,

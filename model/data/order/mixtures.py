@@ -98,7 +98,7 @@ SWARM_TASKS = WorldTasks(
     },
     delegated=0.05,
     delegated_up_to={"world_wide": 4, "world_document": 2, "world_bulk": 2},
-    bare=0.25,
+    bare=0.57,
 )
 
 MIXTURES = {

@@ -16,7 +16,7 @@ from tests.step_services import FolderServices
 CONFIG = Config(
     arm="forced", seed=1, families="wide_search", iterations=2, prompts_per_iteration=1, samples_per_prompt=2,
     critical_steps=3, sub_agent_steps=2, max_new_tokens=16, window=256, sub_agent_window=256, ptx_weight=0.0, sizes="2",
-    tasks=1, measured_steps=3, latency=0.0, max_failed_episodes=0.5,
+    tasks=1, timed_tasks=1, measured_steps=3, latency=0.0, max_failed_episodes=0.5,
 )  # fmt: skip
 
 
@@ -57,6 +57,9 @@ def test_an_arm_trains_from_its_start_and_measures_the_ways_it_is_compared_in(
         *(("world_easy", way) for way in (SWARM, *EASY_AGENTS)),
         *(("world_wide", way) for way in (SWARM, *AGENTS, "must_delegate")),
     ]  # fmt: skip
+    timed = {row["way"] for row in rows if "seconds" in row}
+    assert SWARM in timed and len(timed) == 2, "the swarm and the best single agent, one task after another"
+    assert services.result["summary"]["wall_clock_ratio"] > 0
     assert services.result["halved"] == [] and services.result["windows"] == [256, 256]
     assert {"f1/single/world_wide/n2", "swarm/easy_overhead", "episodes/failed", "episodes/lost"} <= set(
         services.logged[2]
