@@ -35,6 +35,8 @@ def swarm_arm(
     measured_families: str,
     sizes: str,
     tasks: int,
+    at_once: int,
+    timed_tasks: int,
     measured_steps: int,
     latency: float,
     sandbox: str,
