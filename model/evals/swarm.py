@@ -127,11 +127,34 @@ async def play(way: str, tasks: Sequence[Task], engines: Engines, players: Playe
     return await all_of(one(number, each) for number, each in enumerate(tasks))
 
 
+def followed(tasks: Sequence[Task], episodes: Sequence[Episode]) -> dict[str, float]:
+    """What became of the parts of tasks whose true answer has a line for each part; {} if there is no such task.
+
+    Returns:
+        Shares of all parts, means over the tasks: ``given`` to a sub-agent in the words of the reference,
+        ``returned`` to the orchestrator as the true line, and ``kept``, which the answer has as the true line.
+    """
+    shares: dict[str, list[float]] = {"given": [], "returned": [], "kept": []}
+    for task, episode in zip(tasks, episodes, strict=True):
+        parts, true = task.worked.parts, [part.line for part in task.worked.parts]
+        if task.worked.answer(true).split("\n") != true:
+            continue
+        trace = getattr(episode, "trace", None)  # an episode that broke has none
+        calls = [step for step in trace.agents[0].steps if step.tool == "assign_task"] if trace else []
+        given, returned = {call.arguments.get("prompt") for call in calls}, {call.result for call in calls}
+        kept = set(episode.response.split("\n"))
+        shares["given"].append(mean(part.prompt in given for part in parts))
+        shares["returned"].append(mean(line in returned for line in true))
+        shares["kept"].append(mean(line in kept for line in true))
+    return {name: round(mean(values), 4) for name, values in shares.items() if values}
+
+
 def row(way: str, family: str, size: int, tasks: Sequence[Task], episodes: Sequence[Episode]) -> dict[str, Any]:
     """One line of the table: means over the tasks; figures are of the episodes that did not break.
 
     ``size`` is the number of parts that was asked for, ``parts`` the mean of those that the tasks have. ``failed`` is
-    the number of the episodes that broke, ``lost`` of those in which a sub-agent broke.
+    the number of the episodes that broke, ``lost`` of those in which a sub-agent broke. ``followed`` says what
+    ``given``, ``returned`` and ``kept`` are.
     """
     rewards = [episode.reward for episode in episodes]
     whole = [episode.metrics for episode in episodes if episode.finish_reason != FAILED]
@@ -141,6 +164,7 @@ def row(way: str, family: str, size: int, tasks: Sequence[Task], episodes: Seque
     found["answered"] = round(mean(episode.finish_reason == "answer" for episode in episodes), 4)
     found["failed"] = sum(bool(episode.failure) for episode in episodes)
     found["lost"] = sum(bool(episode.lost) for episode in episodes)
+    found |= followed(tasks, episodes) if family != EASY else {}
     if whole:
         found |= {name: round(mean(metrics[name] for metrics in whole), 3) for name in FIGURES}
         found["delegated"] = round(mean(metrics["subtasks_assigned"] > 0 for metrics in whole), 4)

@@ -78,8 +78,8 @@ def measure(
     table: list[dict[str, Any]] = []
     groups = groups_of(options.families.split(","), options.sizes)
     say = (lambda line: None) if options.json else (lambda line: print(line, flush=True))
-    say("| family | N | way | F1 | critical steps | seconds | largest context | all tokens | delegated |")
-    say("|---|---|---|---|---|---|---|---|---|")
+    say("| family | N | way | F1 | " + " | ".join(name.replace("_", " ") for name, _ in SHOWN[1:]) + " |")
+    say("|---" * (len(SHOWN) + 3) + "|")
     with Toolset(latency=dict.fromkeys(SLOW_TOOLS, options.latency)) as toolset:
         players = Players(tokenizer, images, toolset, limits, options.at_once)
 
@@ -93,7 +93,10 @@ def measure(
     return table
 
 
-SHOWN = (("f1", 2), ("critical_steps", 1), ("seconds", 2), ("context_tokens", 0), ("total_tokens", 0), ("delegated", 2))
+SHOWN = (
+    ("f1", 2), ("critical_steps", 1), ("seconds", 2), ("context_tokens", 0), ("total_tokens", 0), ("delegated", 2),
+    ("given", 2), ("returned", 2), ("kept", 2),
+)  # fmt: skip
 
 
 def _sizes(text: str) -> list[int]:

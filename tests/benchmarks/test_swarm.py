@@ -6,8 +6,11 @@ import json
 
 import pytest
 
+from model.codec.chat import ToolCall
 from model.data.families.world.facts import facts
-from model.evals.swarm import FIGURES, held_out_task, row
+from model.evals.swarm import FIGURES, followed, held_out_task, row
+from model.swarm.orchestrator import SwarmEpisode
+from model.swarm.trace import Recorder, Recording
 from tests.benchmarks import swarm
 from tests.corpus import small_tokenizer
 from tests.samples import make_episode
@@ -26,6 +29,8 @@ def test_scripted_agents_find_everything_and_the_swarm_takes_fewer_steps(
     assert set(wide) == {"swarm", "must_delegate", "oracle_split", *swarm.SINGLE}
     assert all(row["f1"] == 1.0 and row["parts"] == 6 and row["failed"] == 0 for row in wide.values())
     assert wide["swarm"]["parallelism"] == 6 and wide["swarm"]["delegated"] == 1
+    shares = {way: [row[name] for name in ("given", "returned", "kept")] for way, row in wide.items()}
+    assert shares["swarm"] == [1, 1, 1] and shares["single"] == [0, 0, 1]
     parts = [held_out_task("world_wide", 6, index).worked.parts for index in range(2)]
     steps = [sum(len(part.steps) for part in some) + 1 for some in parts]
     assert wide["single"]["critical_steps"] == sum(steps) / 2
@@ -66,6 +71,25 @@ def test_episodes_that_broke_and_those_that_lost_a_sub_agent_are_counted_apart()
     ]
     found = row("swarm", "world_wide", 2, [held_out_task("world_wide", 2, 0)] * 3, episodes)
     assert (found["failed"], found["lost"], found["delegated"]) == (1, 1, 1.0)
+
+
+def test_a_part_is_lost_where_it_is_not_given_not_found_or_not_kept() -> None:
+    task = held_out_task("world_wide", 4, 0)
+    prompts, lines = [part.prompt for part in task.worked.parts], [part.line for part in task.worked.parts]
+    recorder = Recorder(lambda: 0.0)
+    leading = Recording(recorder.agent("main"))
+    for number, (prompt, result) in enumerate([(prompts[0], lines[0]), (prompts[1], lines[1]), (prompts[2], "wrong")]):
+        call = ToolCall(f"functions.assign_task:{number}", "assign_task", {"agent": "finder", "prompt": prompt})
+        leading.tool_call(0.0, call, result)
+    answer = make_episode(response="\n".join([lines[0], "1:none", lines[3]]))
+    swarms = SwarmEpisode(
+        **vars(answer),
+        trace=recorder.trace(question="", answer="", outcome="answer", reward=0.5, critical_steps=3, budget=9),
+    )
+    alone = make_episode(response="\n".join(lines[:2]))
+    assert followed([task], [swarms]) == {"given": 0.75, "returned": 0.5, "kept": 0.5}
+    assert followed([task], [alone]) == {"given": 0.0, "returned": 0.0, "kept": 0.5}
+    assert followed([held_out_task("world_deep", 2, 0)], [alone]) == {}, "its answer is not a line for each part"
 
 
 def test_nothing_is_measured_without_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
