@@ -6,7 +6,7 @@ Prompts are grouped by ability rather than by modality (K2.5 paper, joint RL).
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,11 +45,16 @@ class Unreadable:
             )
 
 
-class FamilyTasks:
-    """The tasks of one family without its documents (such as captions): ``[n]`` is the n-th in the seeded order."""
+Usable = Callable[[Sample], bool]
+"""Whether a task can be a prompt."""
 
-    def __init__(self, name: str, shards: FamilyShards, unreadable: Unreadable) -> None:
-        self._name, self._shards, self._unreadable = name, shards, unreadable
+
+class FamilyTasks:
+    """The usable tasks of one family without its documents (such as captions): ``[n]`` is the n-th in the seeded
+    order."""
+
+    def __init__(self, name: str, shards: FamilyShards, unreadable: Unreadable, usable: Usable) -> None:
+        self._name, self._shards, self._unreadable, self._usable = name, shards, unreadable, usable
         self._positions: list[int] = []
         self._read = 0
 
@@ -68,7 +73,8 @@ class FamilyTasks:
         number, offset = self._shards.locate(self._read)
         shard = self._shards.shard(number, self._read // self._shards.total)
         try:
-            if shard[offset].reward:
+            sample = shard[offset]
+            if sample.reward and self._usable(sample):
                 self._positions.append(self._read)
         except MoonflowError as error:
             self._unreadable.add(f"{self._name}/{number}", offset, error)
@@ -86,6 +92,7 @@ class PromptPool:
         index: the data's index.json.
         families: names to draw from; None for all families of the data except ``without``.
         modalities: of the tasks; families of other modalities are left out.
+        usable: leaves out tasks of which it says no.
 
     Raises:
         MoonflowError: a family has no train shards, no family has tasks, or too many samples cannot be read.
@@ -100,6 +107,7 @@ class PromptPool:
         seed: int,
         families: Iterable[str] | None = None,
         without: Iterable[str] = (),
+        usable: Usable = lambda sample: True,
     ) -> None:
         wanted, excluded = set(modalities), set(without)
         self._groups: dict[str, list[FamilyTasks]] = {}
@@ -113,7 +121,7 @@ class PromptPool:
                 raise MoonflowError(f"no train shards of family {name!r} in the data's index.json")
         unreadable = Unreadable(sum(entry["samples"] for entries in chosen.values() for entry in entries))
         for number, (name, entries) in enumerate(chosen.items()):
-            tasks = FamilyTasks(name, FamilyShards(source, entries, seed * 1000 + number), unreadable)
+            tasks = FamilyTasks(name, FamilyShards(source, entries, seed * 1000 + number), unreadable, usable)
             if (first := tasks.first()) is not None and first.modality in wanted:
                 self._groups.setdefault(first.ability, []).append(tasks)
                 self.families.setdefault(first.ability, []).append(name)

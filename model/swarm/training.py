@@ -26,7 +26,7 @@ from model.rl.tasks.task import TaskSample
 from model.rl.tools.toolset import Toolset
 from model.rl.trainer import Measure, RLSettings, RLTrainer
 from model.rollout.protocol import RolloutEngine
-from model.swarm.baselines import Mode
+from model.swarm.baselines import Mode, agent_tools
 from model.swarm.orchestrator import SwarmEpisode, SwarmLimits, run_swarm_episode
 from model.swarm.reward import SwarmReward
 from model.train.protocol import StepServices
@@ -74,10 +74,17 @@ class SwarmTask:
 def swarm_prompts(data: DataFolder, families: Sequence[str], seed: int) -> PromptPool:
     """The data's prompts of these families, in turn. They never ask to work in parallel.
 
+    Trajectories whose orchestrator has no tools but the swarm's are no prompts: a sub-agent has the tools of the task,
+    which would be none.
+
     Raises:
         MoonflowError: the data lacks a family.
     """
-    return PromptPool(data.source, data.index, families=families, modalities=["text"], seed=seed)
+
+    def usable(sample: Sample) -> bool:
+        return bool(agent_tools(sample, "single"))
+
+    return PromptPool(data.source, data.index, families=families, modalities=["text"], seed=seed, usable=usable)
 
 
 def train_orchestrator(
