@@ -76,12 +76,12 @@ miss families that it reads."""
 
 
 def disagreement(configs: Mapping[str, StepConfig]) -> str:
-    """What is wrong between the parameters of two steps, "" if nothing is."""
-    for step, later, name in AGREE:
-        if step in configs and later in configs:
-            first, second = getattr(configs[step], name), getattr(configs[later], name)
-            if first != second:
-                return f"{step}.{name} is {first!r} and {later}.{name} is {second!r}: give both the same value"
+    """What is wrong between the parameters of steps, "" if nothing is."""
+    for step, name in dict.fromkeys((step, name) for step, _, name in AGREE if step in configs):
+        value = getattr(configs[step], name)
+        later = [to for of, to, parameter in AGREE if (of, parameter) == (step, name) and to in configs]
+        if others := [f"{to}.{name} is {other!r}" for to in later if (other := getattr(configs[to], name)) != value]:
+            return f"{step}.{name} is {value!r}, but {', '.join(others)}: give them the same value"
     return _missing_source(configs) or _missing_family(configs)
 
 

@@ -31,7 +31,7 @@ def test_the_texts_of_every_shipped_profile_pass(name: str) -> None:
         ("serve.alias=latest", "step serve: parameter 'alias'"),
         ("promote.model_name=a:b", "step promote: parameter 'model_name'"),
         ("vit_pretrain.preset=tinny", "did you mean tiny"),
-        ("promote.environment=dev\nserve.environment=prod", "give both the same value"),
+        ("promote.environment=dev\nserve.environment=prod", "give them the same value"),
     ],
 )
 def test_a_wrong_text_is_one_line(text: str, told: str) -> None:
