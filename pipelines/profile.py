@@ -157,7 +157,7 @@ class Profile:
 def load_profile(name: str, overrides: Sequence[str] = ()) -> Profile:
     """Read a profile by name (``tiny``) or path (``my.toml``) and apply overrides such as ``joint_pretrain.steps=10``.
 
-    Raises MoonflowError, which names the file, the key and the nearest valid key.
+    Raises MoonflowError, which names the file (and --set, if there are overrides), the key and the nearest valid key.
     """
     path = Path(name) if name.endswith(".toml") else PROFILES / f"{name}.toml"
     if not _exists(path):
@@ -167,7 +167,7 @@ def load_profile(name: str, overrides: Sequence[str] = ()) -> Profile:
     tables = _read(path)
     for override in overrides:
         _apply_override(tables, override)
-    return _resolve(tables, str(path))
+    return _resolve(tables, f"{path} with --set" if overrides else str(path))
 
 
 def step_of_run(run_dir: Path, step: str) -> StepConfig:

@@ -98,7 +98,8 @@ def test_a_profile_promotes_to_the_overlay_of_its_size(name: str, environment: s
         ("[task.parl]\nprocesses = 8", ["[task.parl]", "processes = 8", "ranks"]),
         ("[task.finish]\nlauncher = 'trainjob'", ["[task.finish]", "launcher"]),
         ("[task.parl]\nlauncher = 'mpi'", ["[task.parl]", "'launcher'", "'mpi'"]),
-        ("[task.parl]\nmemory = '4GB'", ["[task.parl]", "'memory'", "'4GB'"]),
+        ("[task.parl]\nmemory = '4GB'", ["[task.parl]", "'memory'", "as '4Gi' does", "'4GB'"]),
+        ("[run]\nname = 'A name'\npreset = 'tiny'", ["[run]", "'name'", "'A name'"]),
         ("[task.parl]\nqueue = 'Train Queue'", ["[task.parl]", "'queue'", "'Train Queue'"]),
         ("[task]\nparl = 3", ["task.parl must be a table"]),
         ("[task]\ndeadline_hours = inf", ["'deadline_hours'", "finite"]),
@@ -124,6 +125,7 @@ def test_a_profile_promotes_to_the_overlay_of_its_size(name: str, environment: s
         ("[serve]\nfamily = 'fact_qa'", ["'family'", "one image"]),
         ("[serve]\nfamily = 'digit_strin'", ["'family'", "did you mean digit_string"]),
         ("[serve]\nmodel_name = ''", ["'model_name'"]),
+        ("[prepare_data]\nmixture = 'broad'", ["vit_pretrain.mixture", "rejection_sft.mixture", "same value"]),
         ("[promote]\nenvironment = 'dev'", ["promote.environment", "serve.environment", "same value"]),
         ("[promote]\nexpert_precision = 'int4'", ["evaluate.expert_precision", "promote.expert_precision"]),
     ],
@@ -154,9 +156,14 @@ def test_a_wrong_override_says_how_to_write_it(override: str) -> None:
         load_profile("tiny", [override])
 
 
-def test_an_unknown_override_is_refused() -> None:
-    with pytest.raises(MoonflowError, match="did you mean 'learning_rate'"):
+def test_an_unknown_override_is_refused_and_not_laid_on_the_file_alone() -> None:
+    with pytest.raises(MoonflowError, match=r"tiny.toml with --set: .*did you mean 'learning_rate'"):
         load_profile("tiny", ["joint_pretrain.learning_rat=1e-3"])
+
+
+def test_a_text_may_look_like_a_number() -> None:
+    profile = load_profile("tiny", ["task.cpu=2", "task.parl.cpu=0.5", "run.name=2024"])
+    assert (profile.tasks["evaluate"].cpu, profile.tasks["parl"].cpu, profile.run.name) == ("2", "0.5", "2024")
 
 
 @pytest.mark.parametrize("step", ALL_STEPS)
