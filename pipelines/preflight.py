@@ -13,9 +13,11 @@ from pathlib import Path
 from components.release import overlay
 from components.release.git import clone, has_commits, is_remote
 from components.release.gitops import MANIFESTS
+from components.runtime.checkpoints.manifest import MANIFEST
 from components.runtime.config import EpisodesConfig
 from components.runtime.steps import IMPORTED
 from model.boundary.errors import MoonflowError
+from model.checkpoint.file_names import CONFIG
 from model.rl.tasks.names import parse_task_shares, parse_tasks
 from model.rl.tools.sandbox import Sandbox
 from pipelines.profile import Profile
@@ -52,10 +54,17 @@ def _checkpoint(profile: Profile) -> None:
             "import_checkpoint.source is empty: name the checkpoint to start from, for example --set "
             "import_checkpoint.source=runs/tiny"
         )
-    if (path := local_source(profile)) is not None and run_and_step(path) is None and not os.path.isdir(path):
+    if (path := local_source(profile)) is None or run_and_step(path) is not None:
+        return
+    if not os.path.isdir(path):
         raise MoonflowError(
             f"import_checkpoint.source names {path}, which is neither a folder nor a run's, runs/NAME[/STEP]: name one "
-            "with config.json, a run's folder, or an address"
+            f"with {CONFIG}, a run's folder, or an address"
+        )
+    # A checkpoint in Hugging Face's form; or one of ours, a step or a run in a store that is a folder.
+    if not any(next(path.glob(name), None) for name in (CONFIG, MANIFEST, f"*/{MANIFEST}", f"*/*/{MANIFEST}")):
+        raise MoonflowError(
+            f"import_checkpoint.source names {path}, which holds no checkpoint: name a folder with {CONFIG}, or a run's"
         )
 
 

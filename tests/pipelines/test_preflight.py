@@ -98,7 +98,22 @@ def test_a_checkpoint_to_start_from_that_is_not_there_is_told_before_the_first_s
     run.mkdir(parents=True)
     for name in ("profile.toml", "arguments.json"):
         (run / name).touch()
-    for source in (str(tmp_path), str(run), f"{run}/mid_train", f"{run}/mid_train/3", "s3://bucket/base", "hf://a/b"):
+    with pytest.raises(MoonflowError, match="which holds no checkpoint: name a folder with config.json"):
+        check(str(tmp_path))
+    stored = tmp_path / "store" / "base" / "mid_train" / "0"
+    stored.mkdir(parents=True)
+    (stored / "manifest.json").touch()
+    (tmp_path / "config.json").touch()
+    for source in (
+        str(tmp_path),
+        str(stored),
+        str(stored.parents[1]),
+        str(run),
+        f"{run}/mid_train",
+        f"{run}/mid_train/3",
+        "s3://bucket/base",
+        "hf://a/b",
+    ):
         check(source)
 
 
