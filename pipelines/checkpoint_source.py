@@ -28,7 +28,7 @@ from model.boundary.private_folder import private_folder
 from model.checkpoint.file_names import CONFIG
 from model.checkpoint.folder import serves
 from model.data.batches.folder import DataFolder
-from pipelines.profile import find_step_of_run, step_of_run
+from pipelines.profile import find_step_of_run
 from pipelines.run_folder import made_by_a_run, run_id_of, services_folder
 from pipelines.services import visited
 from pipelines.source_run import run_and_step
@@ -86,8 +86,9 @@ def located(given: str, *, weights: bool = True, swarm: bool = True) -> Iterator
         yield _stored(FolderStore(f"{FILE}{folder}"), f"{FILE}{folder}", weights, swarm)
     elif os.path.isfile(path / "profile.toml") and not is_address(given):
         run_dir = made_by_a_run(path)
+        config = _evaluate_of(run_dir)
         with visited(services_folder(run_dir)) as environment:
-            yield _of_run(run_dir, open_store(environment), weights, swarm)
+            yield _of_run(run_dir, config, open_store(environment), weights, swarm)
     elif not is_address(given) and (named := run_and_step(path)) is not None:
         run_dir, step = named
         with visited(services_folder(run_dir)) as environment:
@@ -111,10 +112,21 @@ def _of_step(run_dir: Path, step: str, store: ObjectStore, weights: bool, swarm:
     return _source(store, where, manifest, root, run_dir / "work" / "cache", weights, swarm, config, ())
 
 
-def _of_run(run_dir: Path, store: ObjectStore, weights: bool, swarm: bool) -> Source:
-    """The newest complete checkpoint of the last step of a run that has one."""
-    config = step_of_run(run_dir, "evaluate")
+def _evaluate_of(run_dir: Path) -> Config:
+    """The parameters of a run's evaluate step. MoonflowError for an ablation, which ends in many checkpoints."""
+    config = find_step_of_run(run_dir, "evaluate")
+    if config is None:
+        begun = ", ".join(sorted(path.stem for path in (run_dir / "tasks").glob("*.json"))) or "none yet"
+        raise MoonflowError(
+            f"{run_dir} is a run of an ablation, which has no last checkpoint: name one of its steps as "
+            f"{run_dir}/STEP; it has begun {begun}"
+        )
     assert isinstance(config, Config)
+    return config
+
+
+def _of_run(run_dir: Path, config: Config, store: ObjectStore, weights: bool, swarm: bool) -> Source:
+    """The newest complete checkpoint of the last step of a run that has one."""
     root, begun = run_id_of(run_dir), []
     for step in reversed(TRAINING_STEPS):
         found = newest(store, f"{root}/{step}")

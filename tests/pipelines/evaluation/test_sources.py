@@ -103,6 +103,14 @@ def test_a_path_that_can_be_no_checkpoint_is_one_line(given: str, run: Run) -> N
     assert "`moonflow run --profile tiny` makes runs/tiny" in err
 
 
+def test_a_run_of_an_ablation_stands_for_none_of_its_checkpoints(tmp_path: Path, run: Run) -> None:
+    lay_out(load_profile("claims-sft-smoke", ["import_checkpoint.source=runs/base"]), tmp_path / "run", "ablation")
+    (tmp_path / "run" / "tasks" / "sft_arm-narrow-0.json").write_text("{}")
+    code, out, err = run(tmp_path / "run")
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert "name one of its steps" in err and err.endswith("; it has begun sft_arm-narrow-0\n")
+
+
 def test_a_damaged_argument_of_a_run_is_one_line(tmp_path: Path) -> None:
     for text in ("", "{}", "[]", '"p00_run_id"'):
         (tmp_path / "arguments.json").write_text(text)
