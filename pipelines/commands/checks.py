@@ -76,7 +76,11 @@ def doctor(
     ] = False,
     namespace: Annotated[str, typer.Option(help="With --cluster: the namespace of pipeline runs.")] = "moonflow",
 ) -> None:
-    """Check that this machine, or a cluster, has what a run needs, and say how to fix what is missing."""
+    """Check that this machine, or a cluster, has what a run needs, and say how to fix what is missing.
+
+    If MOONFLOW_STORE is set to s3://bucket/prefix, that object store is checked too. The status is 1 if something
+    that a run needs is missing.
+    """
     if cluster:
         from pipelines.doctor_cluster import examine_cluster
 
@@ -96,8 +100,13 @@ def clean(
     """Stop the services that `moonflow run --keep` left running. Deletes nothing."""
     from pipelines.services import stop_kept
 
+    told = False
     for folder in (runs, *sorted(path for path in runs.glob("*") if path.is_dir())):
         if dry_run and (folder / "services.json").is_file():
             print(f"would stop the services of {folder}, if they are running and were kept")
+            told = True
         elif not dry_run and stop_kept(folder):
             print(f"stopped the services of {folder}")
+            told = True
+    if not told:
+        print(f"nothing to stop: no services of {runs}, or of a run in it, were left running")

@@ -191,6 +191,12 @@ def test_a_folder_inside_of_a_run_is_refused_and_nothing_is_written(tmp_path: Pa
     assert "inside another run's" in result.stderr and sorted(tmp_path.rglob("*")) == before
 
 
+def test_clean_says_that_nothing_was_left_running(tmp_path: Path) -> None:
+    for named in ((), ("nowhere",), ("nowhere", "--dry-run")):
+        result = moonflow("clean", *named, cwd=tmp_path)
+        assert (result.returncode, result.stderr) == (0, "") and result.stdout.startswith("nothing to stop: ")
+
+
 def test_doctor_passes_or_says_how_to_fix(tmp_path: Path) -> None:
     result = moonflow("doctor", cwd=tmp_path)
     for name in ("python", "memory", "sandbox", "seccomp", "disk", "packages", "weed", "mlflow", "git"):
