@@ -83,7 +83,7 @@ def git(
     except FileNotFoundError:
         raise MoonflowError("git is not installed or not on PATH: install it") from None
     if check and done.returncode:
-        raise failure(done, f"git {arguments[0]}", f"check {REPOSITORY}" if url else "")
+        raise failure(done, f"git {arguments[0]}", f"check {REPOSITORY}, or --repository" if url else "")
     return done
 
 

@@ -90,7 +90,7 @@ def test_only_what_talks_to_the_remote_blames_its_address(tmp_path: Path):
     with pytest.raises(MoonflowError, match="git cherry-pick failed") as caught:
         run_git(tmp_path, "cherry-pick", "absent")
     assert "MOONFLOW_GITOPS_REPO" not in str(caught.value)
-    with pytest.raises(MoonflowError, match="git clone failed: .*; check MOONFLOW_GITOPS_REPO"):
+    with pytest.raises(MoonflowError, match="git clone failed: .*; check MOONFLOW_GITOPS_REPO, or --repository"):
         read_promoted(str(tmp_path / "absent.git"), "local")
 
 
