@@ -59,7 +59,7 @@ def _show_run(run_dir: Path, output: Path | None, console: Console) -> None:
             found = download_files(run_id_of(run_dir), FOLDER, ".json", Path(fetched))
         traces = {f"{step}-{path.stem}": (path, _read(path)) for step, path in found}
         if not traces:
-            raise MoonflowError(f"{run_dir} has no traces: its steps parl and evaluate keep some when they run")
+            raise MoonflowError(f"{run_dir} has no traces: only the steps parl and evaluate keep some, when they run")
         for name, (path, trace) in traces.items():
             _write(folder / f"{name}.html", trace)
             (folder / f"{name}.json").write_bytes(path.read_bytes())
