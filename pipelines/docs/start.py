@@ -9,9 +9,10 @@ The pipeline `post_train` needs no pre-training: it takes a checkpoint and runs 
 
     moonflow run --profile base && moonflow run --profile post_train --set import_checkpoint.source=runs/base
     moonflow run --profile post_train --set import_checkpoint.source=runs/tiny/mid_train
+    moonflow run --profile post_train --set import_checkpoint.source=/weights/kimi   # a folder with config.json
     moonflow submit --profile post_train --set import_checkpoint.source=s3://bucket/runs/base \\
         --set task.visual_rl.launcher=trainjob --set task.joint_rl.launcher=trainjob \\
-        --set task.parl.launcher=trainjob --set task.evaluate.launcher=trainjob ...
+        --set task.parl.launcher=trainjob --set task.evaluate.launcher=trainjob --host URL --namespace NS
 
 On a cluster, the steps that run programs of a model must be TrainJobs, whose pods have no Kubernetes token; `moonflow
 submit` refuses others.
@@ -28,17 +29,17 @@ SOURCES = [
     ],
     ["a folder, or an `s3://` prefix, with `config.json`", "a checkpoint in Hugging Face's form"],
     [
-        "`hf://owner/name`, with `import_checkpoint.revision`",
-        "the same from Hugging Face's Hub, of one commit. `HF_ENDPOINT` names a mirror, `HF_TOKEN` is a user's token, "
-        "which tasks on a cluster do not get",
+        "`hf://owner/name`",
+        "the same from Hugging Face's Hub. `import_checkpoint.revision` names a branch, a tag or a commit; empty, the "
+        "main branch. `HF_ENDPOINT` names a mirror, `HF_TOKEN` is a user's token, which tasks on a cluster do not get",
     ],
 ]
 RULES = """\
 - **What fits**: checkpoints of Kimi K2.5's architecture. Ranks that divide the experts (`expert_parallel`) build and
   load their own alone, each beside all other weights; but joint RL and PARL sample from a whole model in every process,
   and evaluation is one process. So Kimi K2.5 itself can run through no more than the supervised steps, has never done
-  so, and its import has never been run. The profile gives a task 1 CPU and 4 GiB; for a larger model, copy it and set
-  `[task.<step>]`.
+  so, and its import has never been run. On a cluster the profile gives a task 1 CPU and 4 GiB, the import 12 GiB; for a
+  larger model, copy it and set `[task.<step>]`.
 - **Access**: `moonflow run` reads `s3://` sources, and `prepare_data.sources`, with the caller's own AWS variables or
   profile; a server other than AWS is named in `AWS_ENDPOINT_URL_S3`. Only the bucket `moonflow` is the run's own. In a
   folder, a link counts only if it leads to a file of the folder, or of the Hub's cache that the folder belongs to.
