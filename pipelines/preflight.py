@@ -81,8 +81,8 @@ def _sources(profile: Profile) -> None:
             if path is None or os.path.isdir(path) or (path.suffix.lower() == LINES and os.path.isfile(path)):
                 continue
             raise MoonflowError(
-                f"[prepare_data] sources: {source.name} names {source.uri}, which is not a folder: name one with "
-                f"{WHAT}, or a {LINES} file, or s3://..."
+                f"[prepare_data] sources: {source.name} names {source.uri}, and there is no such folder or {LINES} "
+                f"file: name a folder with {WHAT}, a {LINES} file, or s3://..."
             )
 
 

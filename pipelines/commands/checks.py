@@ -54,7 +54,9 @@ def check(
     tokenizer: Annotated[
         Path | None, typer.Option(help="Use the tokenizer of this data or checkpoint folder. Default: the data's own.")
     ] = None,
-    row: Annotated[int, typer.Option(help="Tokens of a row: longer samples are problems. Default: no bound.")] = 0,
+    row: Annotated[
+        int, typer.Option(min=0, help="Tokens of a row: longer samples are problems. Default: no bound.")
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with all problems.")] = False,
 ) -> None:
     """Show samples, tokens by modality and problems of a data set; exit with status 1 if there is a problem."""

@@ -177,7 +177,7 @@ def test_a_folders_address_is_that_folder(prepared: Path, tmp_path: Path) -> Non
     (tmp_path / "a%20b").mkdir()
     (tmp_path / "a%20b" / "x.tar").write_bytes((prepared / "train" / "recall-00000.tar").read_bytes())
     assert examine(f"file://{tmp_path}/a%20b", prepared).tallies["recall"].samples
-    with pytest.raises(MoonflowError, match="is not a folder"):
+    with pytest.raises(MoonflowError, match="there is no folder or file"):
         examine(f"file://{tmp_path}/a b", prepared)
 
 

@@ -62,7 +62,7 @@ def test_a_source_that_is_not_there_is_told_before_the_first_step(tmp_path: Path
     there, missing = tmp_path / "cats", tmp_path / "dogs"
     there.mkdir()
     sources = f"prepare_data.sources=cats={there}, dogs:2={missing}"
-    with pytest.raises(MoonflowError, match=f"dogs names {missing}, which is not a folder"):
+    with pytest.raises(MoonflowError, match=f"dogs names {missing}, and there is no such folder"):
         preflight(load_profile("fusion", [sources]), "")
     preflight(load_profile("fusion", [sources]), "", begun=True)  # prepare_data may have read them
     preflight(load_profile("fusion", [f"prepare_data.sources=cats={there}, far=s3://bucket/far"]), "")
@@ -70,13 +70,13 @@ def test_a_source_that_is_not_there_is_told_before_the_first_step(tmp_path: Path
     for name in ("chat.jsonl", "B.JSONL", "chat.json"):
         (tmp_path / name).write_text("x")
     preflight(load_profile("fusion", [f"prepare_data.sources=a={tmp_path}/chat.jsonl, b={tmp_path}/B.JSONL"]), "")
-    with pytest.raises(MoonflowError, match="chat.json, which is not a folder.* or a .jsonl file"):
+    with pytest.raises(MoonflowError, match="chat.json, and there is no such folder or .jsonl file"):
         preflight(load_profile("fusion", [f"prepare_data.sources=chat={tmp_path}/chat.json"]), "")
 
 
 @pytest.mark.parametrize("uri", ["file:///not/there", "~nobody-of-that-name/cats", "c" * 300])
 def test_a_source_that_can_be_no_folder_is_one_line(uri: str) -> None:
-    with pytest.raises(MoonflowError, match="cats names .*, which is not a folder"):
+    with pytest.raises(MoonflowError, match="cats names .*, and there is no such folder"):
         preflight(load_profile("fusion", [f"prepare_data.sources=cats={uri}"]), "")
 
 

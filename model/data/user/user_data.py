@@ -128,7 +128,9 @@ def local_parts(path: Path) -> list[Part]:
             raise MoonflowError(f"{one_line(str(path))} {told}")
         return conversations(str(path.parent), [ListedFile(path.name)], partial(line_parts, LocalFiles(path.parent)))
     if not os.path.isdir(path):
-        raise MoonflowError(f"{one_line(str(path))} is not a folder: name one with {WHAT}, or s3://...")
+        raise MoonflowError(
+            f"there is no folder or file {one_line(str(path))}: name a folder with {WHAT}, a {LINES} file, or s3://..."
+        )
     entries = list_files(path, {SHARD, LINES, *IMAGES})
     if parts := shard_parts(LocalShards(path), entries, str(path)):
         return parts

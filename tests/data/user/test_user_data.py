@@ -56,7 +56,7 @@ def test_what_a_trainer_could_not_use_is_named(fields: dict[str, object], words:
 
 def test_folders_without_data_are_refused(tmp_path: Path) -> None:
     for name in ("gone", "x" * 5_000, "two\nlines", "nul\0"):
-        with pytest.raises(MoonflowError, match="is not a folder") as error:
+        with pytest.raises(MoonflowError, match="there is no folder or file") as error:
             local_parts(tmp_path / name)
         assert "\n" not in str(error.value)
     with pytest.raises(MoonflowError, match=r"no \.tar shards, no \.jsonl files and no images"):
