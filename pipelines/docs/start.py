@@ -44,7 +44,8 @@ RULES = """\
   profile; a server other than AWS is named in `AWS_ENDPOINT_URL_S3`. Only the bucket `moonflow` is the run's own. In a
   folder, a link counts only if it leads to a file of the folder, or of the Hub's cache that the folder belongs to.
 - **Data**: `prepare_data` takes over the checkpoint's tokenizer and image settings. `prepare_data.tokenizer_ranks` has
-  no effect then, and `run.preset` is left out: the checkpoint has the shape.
+  no effect then, and `run.preset` is left out: the checkpoint has the shape. There is no pre-training, so of
+  [your own data](../model/data/README.md#your-own-data) it trains only on what `zero_vision_sft.sources` gives a share.
 - **Origin**: source, revision, sha256 and the names of the licence files are in the manifest of all that is made from
   the checkpoint, in the promotion's commit, in the model registry, and in the release, which is signed. The licence
   files themselves (`LICENSE`, `NOTICE` and the like) are among the files of the data, of every checkpoint and of the
