@@ -246,6 +246,7 @@ WORLD_SAMPLES: Mixture = {
     "world_bulk": 4,
     "world_easy": 6,
     "world_part": 14,
+    "world_notes": 14,
 }
 
 SWARM_TEXT_SAMPLES: Mixture = WORLD_SAMPLES | {name: share / 4 for name, share in BROAD_TEXT_SAMPLES.items()}
@@ -257,6 +258,7 @@ SWARM_TRAJECTORIES: Mixture = {
     "world_bulk": 1.5,
     "world_easy": 2,
     "world_part": 5.5,
+    "world_notes": 4,
     "image_program": 1.5,
     "array_tool": 0.8,
     "wide_search": 0.3,

@@ -3,8 +3,8 @@
 ``facts`` says what is true, ``pages`` what stands on which page, ``index`` what the tools show of it, ``agents`` how
 scripted agents work, ``tasks`` what is asked. A sample's trajectory is that of one agent, or of an orchestrator whose
 sub-agents each do a part: the question is the same in both. ``world_part`` has the sub-agents' own conversations. In
-all of them the tools really ran. Held out: the things that are asked about, the last wording of every question, and
-the last template of the pages.
+all of these the tools really ran. ``world_notes`` is what sub-agents bring back, to be put in order. Held out: the
+things that are asked about, the last wording of every question, and the last template of the pages.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import numpy as np
 
 from model.boundary.errors import MoonflowError
 from model.codec.tools import SWARM_TOOLS
-from model.data.families.family import Family
+from model.data.families.family import Family, choose
 from model.data.families.wide_search import SUBAGENT_NAMES
 from model.data.families.world import tasks
 from model.data.families.world.agents import Conversation, alone, by_swarm
 from model.data.families.world.facts import KINDS
 from model.data.families.world.index import View, world
 from model.data.families.world.tasks import Drawn
+from model.data.families.world.wordings import NOTES
 from model.data.samples.sample import Sample, Split
 
 Draw = Callable[[np.random.Generator, Split, int, View], Drawn]
@@ -104,6 +105,26 @@ def part_sample(view: View, rng: np.random.Generator, split: Split, index: int) 
     return _sample("world_part", index, drawn, text, view, "part", prompt, talk, text, drawn.tools, text, "exact")
 
 
+def notes_sample(view: View, rng: np.random.Generator, split: Split, index: int) -> Sample:
+    """What sub-agents of a wide search brought back, to be put in order; in half of them with what they were asked.
+
+    An orchestrator that merges must copy each value from the line of its own item, where every line has a value of that
+    name. Whole orchestrations have few such tokens for their length; here they are half of all. Values have changed
+    places, so that they must be copied and cannot be known.
+    """
+    drawn = tasks.wide(rng, split, int(rng.integers(2, 13)), view)  # parts (ours)
+    names, *values = zip(*drawn.answer["rows"], strict=True)
+    rows = list(zip(names, *(map(str, rng.permutation(column)) for column in values), strict=True))
+    lines = ["|".join(row) for row in rows]
+    asked = [part.prompt for part in drawn.plan.begin(Conversation(view))] if rng.random() < 0.5 else []
+    notes = "\n".join(rng.permutation([*asked, *lines]))
+    prompt = [{"role": "user", "content": choose(rng, split, NOTES).format(notes=notes)}]
+    text, answer = "\n".join(lines), tasks.table(drawn.answer["columns"], rows)
+    return _sample(
+        "world_notes", index, drawn, text, view, "notes", prompt, Conversation(view), text, [], answer, drawn.reward
+    )
+
+
 def _named(rng: np.random.Generator) -> tuple[str, str]:
     agent = SUBAGENT_NAMES[int(rng.integers(len(SUBAGENT_NAMES)))]
     return agent, SUBAGENT_PROMPTS[int(rng.integers(len(SUBAGENT_PROMPTS)))]
@@ -143,6 +164,6 @@ def world_family(
 
 
 WORLD_PART = Family("world_part", "agentic", "text", "task", partial(part_sample, View()), sources)
+WORLD_NOTES = Family("world_notes", "agentic", "text", "task", partial(notes_sample, View()), sources)
 
-
-FAMILIES = (*map(world_family, DRAWS), WORLD_PART)
+FAMILIES = (*map(world_family, DRAWS), WORLD_PART, WORLD_NOTES)

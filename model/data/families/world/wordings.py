@@ -48,3 +48,8 @@ DEEP = (
 )  # fmt: skip
 NEWEST = "(newest pages; lines 1:title|name:value|...)"
 NAMED = "(answer name:value)"
+NOTES = (
+    "Notes, in no order:\n{notes}\nPut them in order.", "{notes}\nMake the table of these notes.",
+    "These came back:\n{notes}\nGive them in their order.", "Found so far:\n{notes}\nAnswer with it, in order.",
+    "Put these in order:\n{notes}", "{notes}\nIn order, please.", "In order of their numbers, please:\n{notes}",
+)  # fmt: skip
