@@ -235,8 +235,8 @@ JUDGED_TRAJECTORIES: Mixture = {
     "dialogue": 0.5,
 }
 
-# A cold start for PARL. Nearly four fifths of what is read is work in the offline world: of single agents, of
-# sub-agents, and of orchestrators that have no other tools. Of those that can choose, a twentieth of each family and N
+# A cold start for PARL. Four fifths of what is read is work in the offline world: of single agents, of sub-agents, of
+# orchestrators that have no other tools, and putting their sub-agents' notes in order. Of those that can choose, a twentieth of each family and N
 # delegates, so that RL finds the syntax there, and decides by itself when and how widely to use it. All of broad's
 # families keep a share, so that nothing is lost; wide_search, of which half delegates, a small one.
 WORLD_SAMPLES: Mixture = {

@@ -10,11 +10,11 @@ import pytest
 from model.boundary.errors import MoonflowError
 from model.codec.tools import SWARM_TOOLS
 from model.data.families.family import Family
-from model.data.families.world import DRAWS, FAMILIES, WORLD_PART, Delegation, world_family
+from model.data.families.world import DRAWS, FAMILIES, WORLD_NOTES, WORLD_PART, Delegation, world_family
 from model.data.families.world.facts import facts
 from model.data.families.world.index import View, world
 from model.data.families.world.tasks import roots
-from model.data.families.world.wordings import BULK, DEEP, DOCUMENT, EASY, EASY_PAGE, WIDE
+from model.data.families.world.wordings import BULK, DEEP, DOCUMENT, EASY, EASY_PAGE, NOTES, WIDE
 from model.data.samples.sample import Sample
 from model.rl import rewards
 
@@ -155,6 +155,25 @@ def test_the_last_wording_is_held_out(name: str, options: tuple[str, ...]) -> No
     others = [each for each in options if each not in last]
     assert all(any(heard(sample, each) for each in others) for sample in train)
     assert 0.3 < np.mean([not any(heard(sample, each) for each in others) for sample in held]) < 0.7
+
+
+def test_notes_are_put_in_order_and_their_values_must_be_copied() -> None:
+    with_asked = set()
+    for sample in drawn(WORLD_NOTES, "train", 40):
+        rows, heard = sample.answer["rows"], sample.messages[0]["content"].split("\n")
+        lines = ["|".join(row) for row in rows]
+        assert set(lines) <= set(heard) and sample.messages[-1]["content"].split("\n") == lines
+        assert [int(row[0].partition(":")[0]) for row in rows] == list(range(len(rows), 0, -1))
+        asked = {"|".join([row[0], *sample.answer["columns"][1:]]) for row in rows}
+        with_asked.add(asked <= set(heard))
+        for column, name in enumerate(sample.answer["columns"][1:], start=1):
+            true = {f"{name}:{facts().things[row[0].partition(':')[2]].attributes[name]}" for row in rows}
+            assert {row[column] for row in rows} == true, "values change places, and stay of their kind"
+    assert with_asked == {True, False}
+    held_out = drawn(WORLD_NOTES, "eval", 40)
+    last = NOTES[-1].partition("\n")[0]
+    assert 0.2 < np.mean([sample.messages[0]["content"].startswith(last) for sample in held_out]) < 0.8
+    assert not any(sample.messages[0]["content"].startswith(last) for sample in drawn(WORLD_NOTES, "train", 40))
 
 
 def test_another_view_and_other_sizes_give_other_tasks() -> None:
