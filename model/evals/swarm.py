@@ -1,7 +1,7 @@
 """What a swarm gains over one agent on held-out tasks of the offline world, by their number of parts N (source: ours).
 
 The same tasks are played in several ways, through the same code and under the same budget of critical steps: by the
-swarm, and by each other one of ``model.swarm.ways``. All are greedy.
+swarm, and by each other one of ``model.swarm.ways``. They are greedy, unless the players have a temperature.
 """
 
 from __future__ import annotations
@@ -50,13 +50,15 @@ Engines = Callable[[str, Task], tuple[RolloutEngine, RolloutEngine]]
 
 @dataclass(frozen=True)
 class Players:
-    """What the episodes of a measurement share; ``at_once`` of them run together, and wait for each other's batch."""
+    """What the episodes of a measurement share; ``at_once`` of them run together, and wait for each other's batch.
+    ``temperature`` is that of all agents; 0 is greedy."""
 
     tokenizer: Tokenizer
     images: ImageConfig
     toolset: Toolset
     limits: SwarmLimits
     at_once: int = 1
+    temperature: float = 0.0
 
 
 def held_out_task(family: str, size: int, index: int, split: Split = "eval") -> Task:
@@ -111,7 +113,7 @@ def measured(
 
 
 async def play(way: str, tasks: Sequence[Task], engines: Engines, players: Players) -> list[Episode]:
-    """The episodes of one way to do the tasks, greedy."""
+    """The episodes of one way to do the tasks."""
     gate = asyncio.Semaphore(players.at_once)
     mode: Mode = next((mode for mode in MODES if mode == way.removeprefix("untrained_")), "swarm")
 
@@ -120,7 +122,7 @@ async def play(way: str, tasks: Sequence[Task], engines: Engines, players: Playe
             engine, sub_engine = engines(way, task)
             running = run_swarm_episode(
                 engine, sub_engine, players.tokenizer, task.sample, players.images, players.toolset,
-                limits=players.limits, temperature=0.0, seed=derive_seed(0, number), mode=mode,
+                limits=players.limits, temperature=players.temperature, seed=derive_seed(0, number), mode=mode,
             )  # fmt: skip
             return await attempt(running, task.sample)
 

@@ -81,7 +81,7 @@ def measure(
     say("| family | N | way | F1 | " + " | ".join(name.replace("_", " ") for name, _ in SHOWN[1:]) + " |")
     say("|---" * (len(SHOWN) + 3) + "|")
     with Toolset(latency=dict.fromkeys(SLOW_TOOLS, options.latency)) as toolset:
-        players = Players(tokenizer, images, toolset, limits, options.at_once)
+        players = Players(tokenizer, images, toolset, limits, options.at_once, options.temperature)
 
         def chosen(task: Task) -> Iterator[str]:
             return ways(options.untrained is not None, task, options.scripted)
@@ -115,6 +115,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--sizes", type=_sizes, default=[2, 4, 8, 16, 32], help="numbers of parts, with commas between")
     add("--tasks", type=int, default=4, help="held-out tasks of each number of parts")
     add("--split", choices=("eval", "train"), default="eval", help="train: tasks of training's things and wordings")
+    add("--temperature", type=float, default=0.0, help="of all agents; 0: greedy; 1: as in training")
     add("--latency", type=float, default=0.05, help="seconds that every call of a tool takes")
     add("--budget", type=int, default=100, help="critical steps of an episode")
     add("--sub-steps", type=int, default=12, help="completions of a sub-agent")
