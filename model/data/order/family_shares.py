@@ -236,9 +236,9 @@ JUDGED_TRAJECTORIES: Mixture = {
 }
 
 # A cold start for PARL. Four fifths of what is read is work in the offline world: of single agents, of sub-agents, of
-# orchestrators that have no other tools, and putting their sub-agents' notes in order. Of those that can choose, a twentieth of each family and N
-# delegates, so that RL finds the syntax there, and decides by itself when and how widely to use it. All of broad's
-# families keep a share, so that nothing is lost; wide_search, of which half delegates, a small one.
+# orchestrators that have no other tools, and putting sub-agents' notes in order. Of those that can choose, a twentieth
+# of each family and N delegates, so that RL finds the syntax there, and decides by itself when and how widely to use
+# it. All of broad's families keep a share, so that nothing is lost; wide_search, of which half delegates, a small one.
 WORLD_SAMPLES: Mixture = {
     "world_wide": 14,
     "world_deep": 6,
