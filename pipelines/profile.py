@@ -324,12 +324,23 @@ def _apply_override(tables: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except (tomllib.TOMLDecodeError, RecursionError):
         value = text  # a word without quotes is a string
+    if isinstance(value, int | float) and not isinstance(value, bool) and _takes_text(parts):
+        value = text.strip()  # 2, 1.10 and 12e5678 are texts too
     table = tables
     for part in parts[:-1]:
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
             raise MoonflowError(f"--set {override}: {part} is a value, not a table")
     table[parts[-1]] = value
+
+
+def _takes_text(parts: Sequence[str]) -> bool:
+    """Whether the parameter of an override is a text, which may look like a number: cpu=2, revision=1.10."""
+    step = parts[0].strip()
+    known: dict[str, type[StepConfig]] = {"run": RunSettings, "task": Placement}
+    model = known.get(step) or (config_class(step) if step in ALL_STEPS else None)
+    field = model.model_fields.get(parts[-1].strip()) if model else None
+    return field is not None and field.annotation is str
 
 
 def _toml_value(value: Any) -> str:

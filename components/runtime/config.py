@@ -39,8 +39,7 @@ class StepConfig(BaseModel):
     id is refused.
     """
 
-    # A text may look like a number, in TOML and after --set: cpu=2, name=2024.
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     repeatable: ClassVar[bool] = False
     """Whether it is cheap and harmless to repeat the step. Other parameters or inputs under a used run id are then not
@@ -79,9 +78,11 @@ class StepConfig(BaseModel):
                 raise MoonflowError(f"{where}: {first['ctx']['error']}") from None
             name = ".".join(str(part) for part in first["loc"])
             told = first["ctx"]["error"] if first["type"] == "value_error" else first["msg"]
-            field = cls.model_fields[name]
-            if first["type"] == "string_pattern_mismatch" and not field.is_required() and field.default:
+            field = cls.model_fields.get(str(first["loc"][0]))
+            if first["type"] == "string_pattern_mismatch" and field and not field.is_required() and field.default:
                 told += f", as {field.default!r} does"  # an example says more than a regular expression
+            if first["type"] == "string_type" and isinstance(first.get("input"), int | float):
+                told += ": write it in quotes"
             raise MoonflowError(f"{where}: parameter {name!r}: {told} (got {_shown(first.get('input'))})") from None
 
     @property

@@ -104,7 +104,7 @@ def practise(
     )  # fmt: skip
     mode: Mode = "must_delegate" if arm.forced else "swarm"
     task = SwarmTask(limits, mode, config.ptx_weight, config.ptx_rows, WITHOUT_DELEGATION)
-    prompts = swarm_prompts(data, config.families.split(","), config.seed)
+    prompts = swarm_prompts(data.source, data.index, config.families.split(","), config.seed)
     episodes = config.prompts_per_iteration * config.samples_per_prompt
     acting, helping = EmbeddedSampler(as_served(model, "full"), episodes), EmbeddedSampler(frozen, 2 * episodes)
     asyncio.run(helping.publish(frozen))

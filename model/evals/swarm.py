@@ -142,8 +142,8 @@ def followed(tasks: Sequence[Task], episodes: Sequence[Episode]) -> dict[str, fl
         if task.worked.answer(true).split("\n") != true:
             continue
         trace = getattr(episode, "trace", None)  # an episode that broke has none
-        calls = [step for step in trace.agents[0].steps if step.tool == "assign_task"] if trace else []
-        given, returned = {call.arguments.get("prompt") for call in calls}, {call.result for call in calls}
+        given = {agent.task for agent in trace.agents[1:]} if trace else set()
+        returned = {step.result for step in trace.agents[0].steps if step.tool == "assign_task"} if trace else set()
         kept = set(episode.response.split("\n"))
         shares["given"].append(mean(part.prompt in given for part in parts))
         shares["returned"].append(mean(line in returned for line in true))

@@ -51,10 +51,11 @@ Usable = Callable[[Sample], bool]
 
 class FamilyTasks:
     """The usable tasks of one family without its documents (such as captions): ``[n]`` is the n-th in the seeded
-    order."""
+    order. ``unusable`` tasks were passed over so far."""
 
     def __init__(self, name: str, shards: FamilyShards, unreadable: Unreadable, usable: Usable) -> None:
         self._name, self._shards, self._unreadable, self._usable = name, shards, unreadable, usable
+        self.unusable = 0
         self._positions: list[int] = []
         self._read = 0
 
@@ -76,6 +77,8 @@ class FamilyTasks:
             sample = shard[offset]
             if sample.reward and self._usable(sample):
                 self._positions.append(self._read)
+            elif sample.reward:
+                self.unusable += 1
         except MoonflowError as error:
             self._unreadable.add(f"{self._name}/{number}", offset, error)
         self._read += 1
@@ -122,7 +125,13 @@ class PromptPool:
         unreadable = Unreadable(sum(entry["samples"] for entries in chosen.values() for entry in entries))
         for number, (name, entries) in enumerate(chosen.items()):
             tasks = FamilyTasks(name, FamilyShards(source, entries, seed * 1000 + number), unreadable, usable)
-            if (first := tasks.first()) is not None and first.modality in wanted:
+            first = tasks.first()
+            if first is None and tasks.unusable:
+                raise MoonflowError(
+                    f"none of the first {tasks.unusable} tasks of {name} can be a prompt: make the data with another "
+                    "mixture, or leave the family out"
+                )
+            if first is not None and first.modality in wanted:
                 self._groups.setdefault(first.ability, []).append(tasks)
                 self.families.setdefault(first.ability, []).append(name)
                 self.with_rubrics += [name] if first.rubric else []

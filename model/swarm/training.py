@@ -5,14 +5,15 @@ Source: K2.5 section on Agent Swarm. The sub-agents' answers are observations; o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from model.boundary.errors import MoonflowError
 from model.data.batches.folder import DataFolder
 from model.data.order.shares import Mixture
 from model.data.samples.sample import Sample
+from model.data.samples.shard_source import ShardSource
 from model.network.multimodal import KimiK25
 from model.network.served import as_served
 from model.parallel.ranks import Ranks
@@ -71,8 +72,8 @@ class SwarmTask:
     ptx_mixture: Mixture = field(default_factory=lambda: PRETRAINING)
 
 
-def swarm_prompts(data: DataFolder, families: Sequence[str], seed: int) -> PromptPool:
-    """The data's prompts of these families, in turn. They never ask to work in parallel.
+def swarm_prompts(source: ShardSource, index: Mapping[str, Any], families: Sequence[str], seed: int) -> PromptPool:
+    """The prompts of these families of a data folder, in turn. They never ask to work in parallel.
 
     Trajectories whose orchestrator has no tools but the swarm's are no prompts: a sub-agent has the tools of the task,
     which would be none.
@@ -84,7 +85,7 @@ def swarm_prompts(data: DataFolder, families: Sequence[str], seed: int) -> Promp
     def usable(sample: Sample) -> bool:
         return bool(agent_tools(sample, "single"))
 
-    return PromptPool(data.source, data.index, families=families, modalities=["text"], seed=seed, usable=usable)
+    return PromptPool(source, index, families=families, modalities=["text"], seed=seed, usable=usable)
 
 
 def train_orchestrator(

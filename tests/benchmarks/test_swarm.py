@@ -78,9 +78,12 @@ def test_a_part_is_lost_where_it_is_not_given_not_found_or_not_kept() -> None:
     prompts, lines = [part.prompt for part in task.worked.parts], [part.line for part in task.worked.parts]
     recorder = Recorder(lambda: 0.0)
     leading = Recording(recorder.agent("main"))
-    for number, (prompt, result) in enumerate([(prompts[0], lines[0]), (prompts[1], lines[1]), (prompts[2], "wrong")]):
+    asked = [(prompts[0], lines[0]), (prompts[1], lines[1]), (prompts[2], "wrong"), (prompts[3], "error: no agent x")]
+    for number, (prompt, result) in enumerate(asked):
         call = ToolCall(f"functions.assign_task:{number}", "assign_task", {"agent": "finder", "prompt": prompt})
         leading.tool_call(0.0, call, result)
+        if not result.startswith("error: no agent"):  # such a call has no sub-agent
+            recorder.agent("finder", parent=leading.agent, task=prompt)
     answer = make_episode(response="\n".join([lines[0], "1:none", lines[3]]))
     swarms = SwarmEpisode(
         **vars(answer),

@@ -68,8 +68,8 @@ def test_the_profile_has_its_tokens_and_its_context() -> None:
     ("overrides", "told"),
     [
         (["prepare_data.mixture=brod"], r"\[prepare_data\]: parameter 'mixture'.*'brod'; did you mean broad"),
-        (["mid_train.mixture=short"], "prepare_data.mixture is 'broad' and mid_train.mixture is 'short'"),
-        (["prepare_data.mixture=short"], "prepare_data.mixture is 'short' and vit_pretrain.mixture is 'broad'"),
+        (["mid_train.mixture=short"], "prepare_data.mixture is 'broad', but mid_train.mixture is 'short'"),
+        (["prepare_data.mixture=short"], "prepare_data.mixture is 'short', but vit_pretrain.mixture is 'broad'"),
     ],
 )
 def test_mixtures_that_do_not_fit_together_are_one_line(overrides: list[str], told: str) -> None:

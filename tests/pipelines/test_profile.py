@@ -162,6 +162,8 @@ def test_an_unknown_override_is_refused_and_not_laid_on_the_file_alone() -> None
 
 
 def test_a_text_may_look_like_a_number() -> None:
+    started = load_profile("post_train", ["import_checkpoint.source=hf://a/b", "import_checkpoint.revision=12e5678"])
+    assert started.steps["import_checkpoint"].revision == "12e5678"
     profile = load_profile("tiny", ["task.cpu=2", "task.parl.cpu=0.5", "run.name=2024"])
     assert (profile.tasks["evaluate"].cpu, profile.tasks["parl"].cpu, profile.run.name) == ("2", "0.5", "2024")
 

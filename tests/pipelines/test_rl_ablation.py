@@ -71,7 +71,7 @@ def test_the_profile_tells_its_tasks_and_refuses_what_does_not_fit() -> None:
     inputs = set(component_of("rl_arm").component_spec.inputs or {})
     assert inputs == fields | {"arm", "cell", "run_id", "data", "parent", "successes"}
     for overrides, told in (
-        (["rl_arm.mixture=short"], "prepare_data.mixture is 'broad' and rl_arm.mixture is 'short'"),
+        (["rl_arm.mixture=short"], "prepare_data.mixture is 'broad', but rl_arm.mixture is 'short'"),
         (
             ["rl_arm.mixture=short", "prepare_data.mixture=short"],
             "rl_arm.visual_families names 'scene_box'.*or the mixture",

@@ -65,7 +65,7 @@ def test_the_profile_tells_its_tasks_and_refuses_what_does_not_fit(tmp_path: Pat
     for overrides, told in (
         (["sft_arm.seed=1"], "sft_arm.seed: the pipeline runs every value"),
         (["run.preset=tiny"], "sft_ablation has the shape of its checkpoint"),
-        (["sft_arm.mixture=short"], "prepare_data.mixture is 'broad' and sft_arm.mixture is 'short'"),
+        (["sft_arm.mixture=short"], "prepare_data.mixture is 'broad', but sft_arm.mixture is 'short'"),
         (["prepare_data.mixture=short", "sft_arm.mixture=short"], "sft_arm names 'narrow_program_image'.*no samples"),
     ):  # fmt: skip
         with pytest.raises(MoonflowError, match=told):

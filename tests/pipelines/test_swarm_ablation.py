@@ -65,14 +65,14 @@ def test_the_profiles_tell_their_tasks_and_refuse_what_does_not_fit() -> None:
     profile = load_profile("claims-swarm", ["run.seeds=2"])
     assert tuple(profile.steps) == PIPELINES["swarm_ablation"]
     assert profile.task_names == [
-        "import_checkpoint", "prepare_data", "swarm_start-1", "swarm_start-2", "swarm_arm-trained-1",
-        "swarm_arm-trained-2", "finish",
+        "import_checkpoint", "prepare_data", "swarm_start-4", "swarm_start-5", "swarm_arm-trained-4",
+        "swarm_arm-trained-5", "finish",
     ]  # fmt: skip
     every = load_profile("claims-swarm-ablations").task_names
-    assert {name for name in every if name.endswith("-1")} == {"swarm_start-1", *(f"swarm_arm-{a}-1" for a in ARMS)}
+    assert {name for name in every if name.endswith("-4")} == {"swarm_start-4", *(f"swarm_arm-{a}-4" for a in ARMS)}
     for overrides, told in (
         (["run.arms=trained,force"], "swarm_ablation has no arm 'force', did you mean forced"),
-        (["swarm_start.mixture=broad"], "prepare_data.mixture is 'swarm' and swarm_start.mixture is 'broad'"),
+        (["swarm_start.mixture=broad"], "prepare_data.mixture is 'swarm', but swarm_start.mixture is 'broad'"),
         (["prepare_data.mixture=broad", "swarm_start.mixture=broad"], "families names 'world_.*or the mixture swarm"),
         (["swarm_arm.sizes=2,2"], "write different numbers of parts"),
         (["swarm_arm.measured_families=wide_search"], "'wide_search' is no family of the offline world"),

@@ -25,7 +25,7 @@ def test_one_cold_start_and_one_loop_over_the_arms() -> None:
     compiled = shipped.compiled("claims-toggle")[0]
     dags = {name: component["dag"]["tasks"] for name, component in compiled["components"].items() if "dag" in component}
     (loop,) = (task for tasks in dags.values() for task in tasks.values() if "parameterIterator" in task)
-    assert json.loads(loop["parameterIterator"]["items"]["raw"]) == cells(range(4, 7)) and len(cells(range(3))) == 10
+    assert json.loads(loop["parameterIterator"]["items"]["raw"]) == cells(range(11, 14)) and len(cells(range(3))) == 10
     assert sorted(loop["dependentTasks"]) == ["prepare-data", "zero-vision-sft"]
     fields = {p.field for p in pipeline_parameters(load_profile("claims-toggle")) if p.step == "toggle_arm"}
     assert fields == set(config_class("toggle_arm").model_fields) - {"arm", "seed"}
@@ -36,7 +36,7 @@ def test_the_loop_runs_the_chosen_arms_alone(tmp_path: Path) -> None:
     spec = shipped.documents(tmp_path / "pipeline.yaml")[0]
     dags = [component["dag"]["tasks"] for component in spec["components"].values() if "dag" in component]
     (loop,) = (task for tasks in dags for task in tasks.values() if "parameterIterator" in task)
-    assert json.loads(loop["parameterIterator"]["items"]["raw"]) == ["toggle-4", "toggle-5"]
+    assert json.loads(loop["parameterIterator"]["items"]["raw"]) == ["toggle-11", "toggle-12"]
 
 
 def test_the_profile_tells_its_tasks_and_refuses_what_does_not_fit() -> None:
@@ -46,11 +46,11 @@ def test_the_profile_tells_its_tasks_and_refuses_what_does_not_fit() -> None:
         "import_checkpoint",
         "prepare_data",
         "zero_vision_sft",
-        *(f"toggle_arm-{cell}" for cell in cells(range(4, 6))),
+        *(f"toggle_arm-{cell}" for cell in cells(range(11, 13))),
         "finish",
     ]
     chosen = load_profile("claims-toggle", ["run.seeds=2", "run.arms=toggle"])
-    assert [name for name in chosen.task_names if "arm" in name] == ["toggle_arm-toggle-4", "toggle_arm-toggle-5"]
+    assert [name for name in chosen.task_names if "arm" in name] == ["toggle_arm-toggle-11", "toggle_arm-toggle-12"]
     with pytest.raises(MoonflowError, match="toggle_arm names 'free_arithmetic'.*or the mixture thinking"):
         load_profile(
             "claims-toggle",

@@ -33,7 +33,7 @@ def test_successes_come_from_rl_on_images_and_every_checkpoint_is_evaluated() ->
 def test_the_profile_refuses_to_keep_nothing_and_other_trajectories_than_the_data_has() -> None:
     for override, told in (
         ("visual_rl.kept_successes=0", "parameter 'kept_successes'.* greater than or equal to 1"),
-        ("rejection_sft.mixture=short", "prepare_data.mixture is 'broad' and rejection_sft.mixture is 'short'"),
+        ("rejection_sft.mixture=short", "prepare_data.mixture is 'broad', but rejection_sft.mixture is 'short'"),
     ):
         with pytest.raises(MoonflowError, match=told):
             load_profile("visual-rl", [override])

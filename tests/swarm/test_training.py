@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 from model.codec.tools import SWARM_TOOLS
 from model.data.families.world import Delegation, world_family
@@ -20,7 +19,7 @@ def test_sub_agents_have_tools_for_every_prompt(tmp_path: Path) -> None:
     bare = {sample.key for sample in samples if set(sample.tools) <= set(SWARM_TOOLS)}
     (tmp_path / "wide.tar").write_bytes(write_shard(samples))
     index = {"families": {"world_wide": {"train": [{"shard": "wide.tar", "samples": len(samples)}]}}}
-    prompts = swarm_prompts(SimpleNamespace(source=LocalShards(tmp_path), index=index), ["world_wide"], 0)  # type: ignore[arg-type]
+    prompts = swarm_prompts(LocalShards(tmp_path), index, ["world_wide"], 0)
     drawn = [prompts[n] for n in range(24)]
     assert bare and {sample.key for sample in drawn} == {sample.key for sample in samples} - bare
     assert all(agent_tools(sample, "single") for sample in drawn)

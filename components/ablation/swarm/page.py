@@ -16,6 +16,7 @@ from components.runtime.pages.charts import Points, line_chart
 from model.swarm.ways import SINGLE
 
 _PAGE = Path(__file__).with_name("swarm.html")
+MEANS = "means over seeds"
 DRAWN = ("swarm", "untrained_swarm", "oracle_split", *SINGLE)  # a chart has six colours
 
 
@@ -28,13 +29,15 @@ def render(found: Mapping[str, Any], events: Events, extra: Mapping[str, Any]) -
         extra: any of ``run_id``, ``error`` (why the run ended early) and ``warnings``.
     """
     charts = [
-        *((title, f"the arm {drawn_arm(found)}, means over seeds",
+        *((title, f"the arm {drawn_arm(found)}, {of}",
            line_chart(by_parts(found, measure), x_label="N", y_label=unit))
-          for title, measure, unit in (
-              ("Item-F1", "f1", "item-F1"), ("Time", "seconds", "seconds a task"),
-              ("Critical steps", "critical_steps", "steps a task"), ("Largest context", "context_tokens", "tokens"),
+          for title, measure, unit, of in (
+              ("Item-F1", "f1", "item-F1", MEANS),
+              ("Time", "seconds", "seconds a task", f"{MEANS}: swarms, and the seeds' best single agents"),
+              ("Critical steps", "critical_steps", "steps a task", MEANS),
+              ("Largest context", "context_tokens", "tokens", MEANS),
           )),
-        *((title, "means over seeds", line_chart(curves(events, STEP, ARMS, metric), x_label="round", y_label=unit))
+        *((title, MEANS, line_chart(curves(events, STEP, ARMS, metric), x_label="round", y_label=unit))
           for title, metric, unit in (
               ("Reward without bonuses", "reward/perf", "reward"),
               ("Parallel work", "swarm/parallelism", "assignments at once"),

@@ -87,7 +87,7 @@ class Mixtures:
 
 
 # Rows of 2,048 tokens hold most of one agent's work up to these N, and next to none of the sizes above: those are for
-# PARL's prompts, and are not read. Sizes between, whose work fits now and then, are left out.
+# PARL's prompts, and for orchestrators without other tools. Sizes between, whose work fits now and then, are left out.
 SWARM_TASKS = WorldTasks(
     sizes={
         "world_wide": (2, 3, 4, 8, 16),

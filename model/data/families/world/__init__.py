@@ -109,7 +109,7 @@ def notes_sample(view: View, rng: np.random.Generator, split: Split, index: int)
     """What sub-agents of a wide search brought back, to be put in order; in half of them with what they were asked.
 
     An orchestrator that merges must copy each value from the line of its own item, where every line has a value of that
-    name. Whole orchestrations have few such tokens for their length; here they are half of all. Values have changed
+    name. Whole orchestrations have few such tokens for their length; here the answer is two fifths. Values have changed
     places, so that they must be copied and cannot be known.
     """
     drawn = tasks.wide(rng, split, int(rng.integers(2, 13)), view)  # parts (ours)
