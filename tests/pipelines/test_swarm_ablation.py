@@ -39,7 +39,7 @@ def test_a_seeds_arms_run_in_a_loop_after_its_one_cold_start(compiled: dict[str,
         for task in tasks.values()
         if "parameterIterator" in task
     }
-    seeds, arms = loops['["1", "2", "3"]'], loops[json.dumps(list(ARMS))]
+    seeds, arms = loops['["4", "5", "6"]'], loops[json.dumps(list(ARMS))]
     assert len(loops) == 2 and seeds["iteratorPolicy"]["parallelismLimit"] == 2
     assert sorted(seeds["dependentTasks"]) == ["import-checkpoint", "prepare-data"]
     assert arms["dependentTasks"] == ["swarm-start"]
