@@ -13,7 +13,7 @@ from components.ablation.swarm.claims import claims
 from components.ablation.swarm.comparison import STEP
 from components.ablation.swarm.table import WAYS, sentences, tables
 from components.runtime.pages.charts import Points, line_chart
-from model.swarm.ways import SINGLE
+from model.swarm.ways import AGENTS, SINGLE, SWARM
 
 _PAGE = Path(__file__).with_name("swarm.html")
 MEANS = "means over seeds"
@@ -58,7 +58,10 @@ def drawn_arm(found: Mapping[str, Any]) -> str:
 def by_parts(found: Mapping[str, Any], measure: str) -> dict[str, Points]:
     """Way -> (N, mean over seeds) of a measure for the arm that is drawn."""
     rows = found["arms"][drawn_arm(found)]["table"]
-    return {
+    # Seconds have the swarm and the best single agents alone, which may be those of before PARL.
+    drawn = (SWARM, *AGENTS) if measure == "seconds" else DRAWN
+    points = {
         WAYS[way]: [(r["size"], r[measure]["mean"]) for r in rows if r["way"] == way and r["size"] > 1 and r[measure]]
-        for way in DRAWN
+        for way in drawn
     }
+    return {way: found for way, found in points.items() if found}
