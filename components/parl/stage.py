@@ -48,9 +48,8 @@ def run(config: Config, inputs: dict[str, str], context: StepContext) -> Manifes
     # 2. Prompts: tasks of the train shards that a swarm can divide, tasks of the user's own in their shares, and the
     # limits of an episode.
     shares = parse_task_shares(config.tasks)
-    pool = (
-        None if takes_all(shares) else swarm_prompts(data.source, data.index, config.families.split(","), config.seed)
-    )
+    families = config.families.split(",")
+    pool = None if takes_all(shares) else swarm_prompts(data.source, data.index, families, config.seed)
     sub_agents = [frozen, *([larger] if larger is not None else [])]
     limits = SwarmLimits(
         config.critical_steps, config.sub_agent_steps, config.max_new_tokens,

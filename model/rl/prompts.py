@@ -98,7 +98,8 @@ class PromptPool:
         usable: leaves out tasks of which it says no.
 
     Raises:
-        MoonflowError: a family has no train shards, no family has tasks, or too many samples cannot be read.
+        MoonflowError: a family has no train shards or no usable task, no family has tasks, or too many samples
+            cannot be read.
     """
 
     def __init__(

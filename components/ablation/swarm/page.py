@@ -64,4 +64,4 @@ def by_parts(found: Mapping[str, Any], measure: str) -> dict[str, Points]:
         WAYS[way]: [(r["size"], r[measure]["mean"]) for r in rows if r["way"] == way and r["size"] > 1 and r[measure]]
         for way in drawn
     }
-    return {way: found for way, found in points.items() if found}
+    return {way: line for way, line in points.items() if line}

@@ -10,7 +10,7 @@ import pytest
 from components.ablation import ablations
 from components.ablation.swarm.claims import claims
 from components.ablation.swarm.comparison import compare, figures_of, metrics, rounds_of
-from components.ablation.swarm.page import render
+from components.ablation.swarm.page import by_parts, render
 from components.ablation.swarm.table import markdown, sentences, tables
 from model.swarm.ways import summary
 from tests.components.finish.page import Page
@@ -192,6 +192,10 @@ def test_the_tables_have_each_arm_each_way_and_each_number_of_parts() -> None:
         ["one agent", "2", "0.50 ± 0.00"],
     ]
     assert all(len(each) == len(table.head) for table in tables(found) for each in table.rows)
+    untimed = result()
+    untimed["halved"] = [{name: value for name, value in row.items() if name != "seconds"} for row in untimed["halved"]]
+    _, whole, half = tables(compare([untimed], {}, []))
+    assert "seconds" in whole.head and half.head == [name for name in whole.head if name != "seconds"]
     assert "| one agent, results hidden | 16 | 0.40 ± 0.00 | 48.0 ± 0.0 |" in markdown(found)
     assert "constant: the auxiliary rewards never fall" in "\n".join(sentences(found))
     assert sentences(found)[0] == "no result: trained-2, constant-1"
@@ -223,3 +227,14 @@ def test_metrics_name_figure_arm_way_and_number_of_parts() -> None:
     assert found["f1/trained/swarm/n16"] == pytest.approx(0.65)
     assert found["critical_steps/trained/discard_all/n4"] == pytest.approx(14.0)
     assert all(math.isfinite(value) for value in found.values())
+
+
+def test_the_chart_of_time_has_the_single_agents_that_were_timed_whichever_they_are() -> None:
+    before = result()
+    before["table"] = [
+        {name: value for name, value in each.items() if name != "seconds" or each["way"] == "swarm"}
+        for each in before["table"]
+    ] + [row("untrained_single", size, 0.55) for size in SIZES]
+    found = compare([before], {}, [])
+    assert set(by_parts(found, "seconds")) == {"swarm", "one agent before PARL"}
+    assert set(by_parts(found, "f1")) == {"swarm", "one agent", "one agent, results hidden", "one agent, starts again"}
